@@ -1,0 +1,88 @@
+"""Checks of arguments: each names the argument, what is allowed, what came and the likely fix."""
+
+import math
+from collections.abc import Collection
+from difflib import get_close_matches
+from numbers import Real
+
+from flatkit.errors import InvalidArgumentError
+
+
+def check_positive(name: str, value: float, *, hint: str = "") -> float:
+    """Return `value` if it is a finite number above zero.
+
+    Raises:
+        InvalidArgumentError: otherwise.
+
+    >>> check_positive("rho", 0.1)
+    0.1
+    """
+    if not (_is_finite(value) and value > 0):
+        raise InvalidArgumentError(_message(name, "a finite number > 0", value, hint))
+    return value
+
+
+def check_non_negative(name: str, value: float, *, hint: str = "") -> float:
+    """Return `value` if it is a finite number not below zero.
+
+    Raises:
+        InvalidArgumentError: otherwise.
+
+    >>> check_non_negative("weight_decay", 0.0)
+    0.0
+    """
+    if not (_is_finite(value) and value >= 0):
+        raise InvalidArgumentError(_message(name, "a finite number >= 0", value, hint))
+    return value
+
+
+def check_fraction(name: str, value: float, *, hint: str = "") -> float:
+    """Return `value` if it lies in the closed interval [0, 1].
+
+    Raises:
+        InvalidArgumentError: otherwise.
+
+    >>> check_fraction("alpha", 0.5)
+    0.5
+    """
+    if not (_is_finite(value) and 0 <= value <= 1):
+        raise InvalidArgumentError(_message(name, "a number in [0, 1]", value, hint))
+    return value
+
+
+def check_count(name: str, value: int, *, minimum: int = 1, hint: str = "") -> int:
+    """Return `value` if it is a whole number of at least `minimum`.
+
+    Raises:
+        InvalidArgumentError: otherwise; `True` and `2.0` are not whole numbers here.
+
+    >>> check_count("epochs", 3)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InvalidArgumentError(_message(name, f"a whole number >= {minimum}", value, hint))
+    return value
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> str:
+    """Return `value` if it is one of `allowed`; the error suggests the nearest spelling.
+
+    Raises:
+        InvalidArgumentError: otherwise.
+
+    >>> check_choice("method", "lanczos", ["power", "lanczos"])
+    'lanczos'
+    """
+    if value in allowed:
+        return value
+    nearest = get_close_matches(str(value), allowed, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else ""
+    raise InvalidArgumentError(_message(name, "one of " + ", ".join(sorted(allowed)), value, hint))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _message(name: str, allowed: str, value: object, hint: str) -> str:
+    return f"{name} must be {allowed}, got {value!r}" + (f"; {hint}" if hint else "")

@@ -1,0 +1,49 @@
+"""One tree of errors; each child also inherits the builtin that it refines.
+
+`flatkit` on the command line answers `InvalidArgumentError` with exit code 2 and every other
+`FlatkitError` with exit code 1, in one line.
+"""
+
+
+class FlatkitError(Exception):
+    """Base of every error that flatkit raises on purpose."""
+
+
+class InvalidArgumentError(FlatkitError, ValueError):
+    """An argument is outside what is allowed; the message names it, the range and the fix."""
+
+
+class MissingDependencyError(FlatkitError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class CheckpointError(FlatkitError, ValueError):
+    """A file is not a checkpoint that can be read safely."""
+
+
+class ResultError(FlatkitError, ValueError):
+    """A saved result is malformed, or a value may not be stored as a result."""
+
+
+class OutputError(FlatkitError, OSError):
+    """An output cannot be written."""
+
+
+class NonFiniteError(FlatkitError, ArithmeticError):
+    """A loss, gradient or product is NaN or infinite where a number was needed."""
+
+
+class NonDeterministicError(FlatkitError, RuntimeError):
+    """The objective gives different values at the same point; the message names the cause."""
+
+
+class NotSymmetricError(FlatkitError, ArithmeticError):
+    """An operator that must be symmetric is not."""
+
+
+class NonAdditiveLossError(FlatkitError, ValueError):
+    """The loss of a batch is not the mean of the losses of its samples."""
+
+
+class TrainingDivergedError(NonFiniteError):
+    """The training loss became NaN or infinite; the last good checkpoint is kept."""

@@ -1,0 +1,108 @@
+"""Files that are either whole or absent: write beside the target, then rename."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from flatkit.errors import OutputError
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Write a file so that a reader sees the old one or the whole new one, never a part.
+
+    Args:
+        path: the target; missing folders are made.
+        write: called with a binary stream beside the target; if it raises, nothing is left behind.
+
+    Raises:
+        OutputError: the folder or the file cannot be written.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "new" / "a.txt"
+    >>> write_atomically(target, lambda stream: stream.write(b"whole")).read_text()
+    'whole'
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except OSError as error:
+        _remove(temporary)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:
+        _remove(temporary)
+        raise
+    return path
+
+
+def write_text_atomically(path: str | Path, text: str) -> Path:
+    r"""Write UTF-8 text like `write_atomically`.
+
+    >>> import tempfile
+    >>> write_text_atomically(Path(tempfile.mkdtemp()) / "a.txt", "λ\n").read_text("utf-8")
+    'λ\n'
+    """
+    return write_atomically(path, lambda stream: stream.write(text.encode("utf-8")))
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and its parents if they are missing.
+
+    Raises:
+        OutputError: it cannot be made, or it is not a folder.
+
+    >>> import tempfile
+    >>> make_folder(Path(tempfile.mkdtemp()) / "a" / "b").is_dir()
+    True
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    return path
+
+
+def check_writable(path: str | Path) -> Path:
+    """Return `path` if a file can be written there, so that long work does not end in an error.
+
+    Nothing is made: of missing folders, the nearest one that exists is checked.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    >>> check_writable("/dev/null/report.json")
+    Traceback (most recent call last):
+    flatkit.errors.OutputError: cannot write /dev/null/report.json: /dev/null is not a folder
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write in {folder}")
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove(temporary: str | None) -> None:
+    if temporary is not None:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""The floors of ARCHITECTURE.md, held against the imports of the code."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NO_TORCH = {"version", "errors", "checks", "files", "results", "registry", "render"}
+DRAWING = {"matplotlib", "seaborn", "rich"}
+KNOW_MODULES = {"objective", "models", "checkpoints", "task", "training", "analysis"}
+
+
+def floors() -> dict[str, int]:
+    rows = re.findall(
+        r"^\| (\d+) \| ([^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.M
+    )
+    return {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / "flatkit").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+
+
+def room(path: Path) -> str:
+    """Return the row of the table that a file belongs to."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "flatkit_cli" if parts[0] == "cli" else parts[1]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Return the rooms that a file imports; `from flatkit import Objective` is by the face."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "flatkit_cli":
+            found.add("flatkit_cli")
+        elif parts[0] == "flatkit" and len(parts) > 1 and parts[1] in floors():
+            found.add(parts[1])
+    return found
+
+
+everything = pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def test_the_table_is_read_and_names_what_exists():
+    rows = floors()
+    assert rows["errors"] < rows["checks"] < rows["objective"] < rows["analysis"]
+    rooms = {room(path) for path in sources()} - {"__init__"}
+    assert rooms == set(rows)
+
+
+@everything
+def test_modules_import_only_from_lower_floors(path):
+    own = room(path)
+    if own == "__init__":
+        return
+    rows = floors()
+    upward = {other for other in rooms_imported(path) if other != own and rows[other] >= rows[own]}
+    assert not upward, f"{own} (floor {rows[own]}) imports {upward}"
+
+
+@everything
+def test_only_the_named_rooms_know_modules_and_drawing(path):
+    own, names = room(path), imports(path)
+    tops = {name.split(".")[0] for name in names}
+    if own in NO_TORCH:
+        assert "torch" not in tops
+    if own not in {"render", "flatkit_cli"}:
+        assert not tops & DRAWING
+    if own not in KNOW_MODULES | {"losses", "flatkit_cli"}:
+        assert not {n for n in names if n == "torch.nn" or n.startswith("torch.nn.modules")}
+
+
+@everything
+def test_no_file_is_too_long_or_ill_named(path):
+    assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
+    assert len(path.read_text("utf-8").splitlines()) <= 450, "split it"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import flatkit, flatkit.results, flatkit.registry, flatkit.render",
+        "import flatkit_cli.main; flatkit_cli.main.main(['--help'])",
+        *(
+            f"import flatkit_cli.main; flatkit_cli.main.main(['{command}', '--help'])"
+            for command in ("analyze", "compare", "demo", "info", "plot", "train")
+        ),
+    ],
+)
+def test_help_and_saved_results_do_not_import_torch(statement):
+    code = f"import sys; sys.path[:0] = ['cli']; {statement}; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_unpickles_more_than_weights():
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called == "torch.load":
+                keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert keywords.get("weights_only") == "True", path
+            assert called not in {"pickle.load", "pickle.loads", "eval", "exec"}, path
