@@ -1,0 +1,105 @@
+"""The flat vector θ and its parts: names, shapes, offsets, filters.
+
+A point in parameter space is one vector `theta` of shape `[P]`. Only this module knows which
+entries belong to which parameter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class ParameterSpace:
+    """Named tensors laid end to end in one vector.
+
+    Attributes:
+        names: the parameters, in the order of the vector.
+        shapes: their shapes, in the same order.
+
+    >>> space = ParameterSpace.of({"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
+    >>> space.size
+    8
+    >>> space.unflatten(torch.arange(8.0))["bias"]
+    tensor([6., 7.])
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "ParameterSpace":
+        """Return the space of the given tensors, in their order.
+
+        Raises:
+            InvalidArgumentError: there is none.
+        """
+        if not tensors:
+            raise InvalidArgumentError(
+                "the model has no free parameters; at least one needs requires_grad=True"
+            )
+        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of entries of each parameter."""
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """The number of entries P of the whole vector."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the vector [P] of the given tensors, a copy.
+
+        Raises:
+            InvalidArgumentError: a tensor is missing or has another shape.
+        """
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in tensors or tuple(tensors[name].shape) != shape:
+                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+                raise InvalidArgumentError(f"{name} must have the shape {shape}, got {found}")
+        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return the parameters as views of the vector, differentiable with respect to it.
+
+        Raises:
+            InvalidArgumentError: the vector does not have the shape [P].
+        """
+        if theta.shape != (self.size,):
+            raise InvalidArgumentError(
+                f"theta must have the shape [{self.size}], got {list(theta.shape)}"
+            )
+        parts = theta.split(self.sizes)
+        return {
+            name: part.view(shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+    def filters(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return each parameter as a matrix [F, ...] with one filter in a row, views of the vector.
+
+        A filter is a slice along the first dimension of a weight of two or more dimensions (Li et
+        al., 2018: the weights that make one neuron or channel). Parameters of fewer dimensions
+        (biases, the scale and shift of a normalisation layer) are one row.
+
+        >>> space = ParameterSpace.of({"weight": torch.ones(2, 3, 1), "bias": torch.zeros(2)})
+        >>> {name: list(rows.shape) for name, rows in space.filters(torch.zeros(8)).items()}
+        {'weight': [2, 3], 'bias': [1, 2]}
+        """
+        parts = self.unflatten(theta)
+        return {
+            name: part.reshape(part.shape[0] if part.ndim >= 2 else 1, -1)
+            for name, part in parts.items()
+        }
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a parameter has filters, that is two or more dimensions."""
+        return len(self.shapes[self.names.index(name)]) >= 2
