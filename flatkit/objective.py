@@ -1,0 +1,440 @@
+"""The objective L(θ): the mean loss over named samples as a function of one flat vector."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from flatkit.checks import check_choice, check_count
+from flatkit.errors import (
+    InvalidArgumentError,
+    NonAdditiveLossError,
+    NonDeterministicError,
+    NonFiniteError,
+)
+from flatkit.losses import LOSSES
+from flatkit.parameters import ParameterSpace
+
+BatchNormMode: TypeAlias = Literal["eval", "train"]
+Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+Data: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
+
+_CHUNK_ELEMENTS = 2**20
+"""Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
+
+
+class Chunk(NamedTuple):
+    """A part of the samples that goes through the model at once."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class Evaluation(NamedTuple):
+    """The mean loss and, for a classifier, the fraction of samples classified correctly."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass
+class Tally:
+    """Passes over all the samples so far; the cost of a measurement is a difference of two.
+
+    >>> Tally(losses=3).since(Tally(losses=1))
+    Tally(losses=2, gradients=0, matvecs=0)
+    """
+
+    losses: int = 0
+    gradients: int = 0
+    matvecs: int = 0
+
+    def copy(self) -> "Tally":
+        """Return the present state."""
+        return Tally(self.losses, self.gradients, self.matvecs)
+
+    def since(self, earlier: "Tally") -> "Tally":
+        """Return what was added after `earlier`."""
+        return Tally(
+            self.losses - earlier.losses,
+            self.gradients - earlier.gradients,
+            self.matvecs - earlier.matvecs,
+        )
+
+
+class Objective:
+    """The mean loss of a model over samples, as a function of one flat vector θ of shape [P].
+
+    L(θ) = (1/N) Σₙ ℓ(model_θ(xₙ), yₙ), added up over chunks that are weighted by their size, so
+    that with BatchNorm in `eval` mode any chunking, also a ragged one, gives the same value up to
+    rounding. Weight decay is not part of L, dropout is off.
+
+    The model is copied once: parameters, buffers, modes, gradients and random state of the user's
+    model are never touched. θ holds the parameters with `requires_grad`, tied ones once; the
+    others are constants.
+
+    On construction, one chunk is evaluated twice (`probe=True`), and a value that differs is an
+    error that names the cause. A loss that returns one number is checked to be a mean over
+    samples; one that returns a value per sample needs no check.
+
+    Args:
+        model: maps a batch of inputs to outputs.
+        loss: a name known to `flatkit.losses`, or a function of (outputs, targets) that returns
+            one value per sample, shape [B], or their mean.
+        data: a pair (inputs [N, ...], targets [N, ...]), a map-style dataset of such pairs, or a
+            DataLoader over one (its order does not matter, every sample counts once).
+        samples: how many of the N samples to use, drawn without replacement; all by default.
+        seed: of that draw.
+        batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
+            `chunk_size` is part of the function that is measured, and must be given.
+        chunk_size: samples that go through the model at once; by default about a million numbers.
+        dtype: computes in this dtype; by default that of the parameters (float32 for 16-bit ones).
+        device: computes there; by default where the parameters are.
+        probe: evaluate one chunk twice and compare.
+
+    Raises:
+        InvalidArgumentError: the arguments do not fit together.
+        NonDeterministicError: two evaluations differ.
+        NonAdditiveLossError: the loss is not a mean over samples.
+        NonFiniteError: the weights or the inputs are not finite.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+    >>> objective = Objective(model, "mse", data)
+    >>> objective.loss(torch.tensor([2.0]))  # (2² + 4²) / 2
+    10.0
+    >>> objective.gradient(torch.tensor([2.0]))  # 2·2·(1² + 2²) / 2
+    tensor([10.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | Loss,
+        data: Data,
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        batchnorm: BatchNormMode = "eval",
+        chunk_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        probe: bool = True,
+    ) -> None:
+        check_choice("batchnorm", batchnorm, get_args(BatchNormMode))
+        if batchnorm == "train" and chunk_size is None:
+            raise InvalidArgumentError(
+                "batchnorm='train' needs chunk_size: the loss then depends on the batching"
+            )
+        self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
+        self._model = _private_copy(model, batchnorm, dtype, device)
+        free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self.space = ParameterSpace.of(free)
+        self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
+        self.batchnorm: BatchNormMode = batchnorm
+        self.tally = Tally()
+        self._take_samples(data, samples, seed)
+        self.chunk_size = check_count("chunk_size", chunk_size or self._default_chunk_size())
+        self._check_finite()
+        if probe:
+            self._probe_determinism()
+            self._probe_additivity()
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self.space.size
+
+    @property
+    def num_samples(self) -> int:
+        """N, the samples in use."""
+        return self._inputs.shape[0]
+
+    @property
+    def num_chunks(self) -> int:
+        """How many chunks one pass takes."""
+        return -(-self.num_samples // self.chunk_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of θ and of the computation."""
+        return self.theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of θ and of the computation."""
+        return self.theta.device
+
+    def describe(self) -> dict[str, Any]:
+        """Return which function this is, ready for JSON."""
+        return {
+            "samples": self.num_samples,
+            "samples_available": self._samples_available,
+            "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+            "loss": _name_of(self._loss),
+            "batchnorm": self.batchnorm,
+            "dropout": "off",
+            "weight_decay": "not included",
+            "chunk_size": self.chunk_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "parameters": self.num_parameters,
+        }
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the samples in parts of `chunk_size`, the last one possibly smaller."""
+        for start in range(0, self.num_samples, self.chunk_size):
+            stop = start + self.chunk_size
+            yield Chunk(self._inputs[start:stop], self._targets[start:stop])
+
+    def chunk_loss(self, theta: Tensor, chunk: Chunk) -> Tensor:
+        """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L."""
+        return self._share(self._outputs(theta, chunk), chunk)
+
+    @torch.no_grad()
+    def evaluate(self, theta: Tensor | None = None) -> Evaluation:
+        """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
+        theta = self.theta if theta is None else theta
+        loss, correct = 0.0, 0
+        for chunk in self.chunks():
+            outputs = self._outputs(theta, chunk)
+            loss += float(self._share(outputs, chunk))
+            correct = _add_correct(correct, outputs, chunk.targets)
+        self.tally.losses += 1
+        return Evaluation(loss, None if correct is None else correct / self.num_samples)
+
+    def loss(self, theta: Tensor | None = None) -> float:
+        """Return L(θ); it may be infinite or NaN far away. Cost: one forward pass."""
+        return self.evaluate(theta).loss
+
+    def accuracy(self, theta: Tensor | None = None) -> float:
+        """Return the fraction of samples classified correctly.
+
+        Raises:
+            InvalidArgumentError: the model is not a classifier (outputs [B, C], class targets [B]).
+        """
+        accuracy = self.evaluate(theta).accuracy
+        if accuracy is None:
+            raise InvalidArgumentError(
+                "accuracy needs outputs of shape [B, C] and whole-number targets of shape [B]"
+            )
+        return accuracy
+
+    def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
+        """Return L(θ) and ∇L(θ) of shape [P]. Cost: one gradient."""
+        theta = self.theta if theta is None else theta
+        loss, gradient = 0.0, torch.zeros_like(theta)
+        for chunk in self.chunks():
+            point = theta.detach().requires_grad_()
+            part = self.chunk_loss(point, chunk)
+            gradient += differentiate(part, point)
+            loss += float(part.detach())
+        self.tally.gradients += 1
+        return loss, gradient
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """Return ∇L(θ) of shape [P]. Cost: one gradient."""
+        return self.loss_and_gradient(theta)[1]
+
+    def _outputs(self, theta: Tensor, chunk: Chunk) -> Any:
+        # The flash kernels of attention have no second derivative; the plain one has.
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self._model, self.space.unflatten(theta), (chunk.inputs,))
+
+    def _share(self, outputs: Any, chunk: Chunk) -> Tensor:
+        values = self._loss(outputs, chunk.targets)
+        if values.ndim == 0:
+            return values * (len(chunk.targets) / self.num_samples)
+        if values.shape != (len(chunk.targets),):
+            raise InvalidArgumentError(
+                f"the loss must return one value per sample, shape [{len(chunk.targets)}], "
+                f"or their mean, got the shape {list(values.shape)}"
+            )
+        return values.sum() / self.num_samples
+
+    def _take_samples(self, data: Data, samples: int | None, seed: int) -> None:
+        inputs, targets = _as_tensors(data)
+        available = len(inputs)
+        self._samples_available = available
+        if samples is not None and check_count("samples", samples) > available:
+            raise InvalidArgumentError(
+                f"samples must be at most {available}, the size of the data, got {samples}"
+            )
+        self.indices = torch.arange(available)
+        if samples is not None and samples < available:
+            generator = torch.Generator().manual_seed(seed)
+            self.indices = torch.randperm(available, generator=generator)[:samples].sort().values
+            inputs, targets = inputs[self.indices], targets[self.indices]
+        self._inputs, self._targets = (self._convert(part) for part in (inputs, targets))
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype)
+
+    def _default_chunk_size(self) -> int:
+        elements = max(1, self._inputs[0].numel())
+        return min(self.num_samples, max(1, _CHUNK_ELEMENTS // elements))
+
+    def _check_finite(self) -> None:
+        for name, part in self.space.unflatten(self.theta).items():
+            if not part.isfinite().all():
+                count = int((~part.isfinite()).sum())
+                raise NonFiniteError(
+                    f"the weights are not finite: {name} has {count} NaN or infinite entries; "
+                    "the training diverged, analyze an earlier checkpoint"
+                )
+        if self._inputs.is_floating_point() and not self._inputs.isfinite().all():
+            raise NonFiniteError("the inputs have NaN or infinite entries")
+
+    @torch.no_grad()
+    def _probe_determinism(self) -> None:
+        chunk = next(self.chunks())
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            first = float(self.chunk_loss(self.theta, chunk))
+            second = float(self.chunk_loss(self.theta, chunk))
+            torch.manual_seed(0)
+            replayed = float(self.chunk_loss(self.theta, chunk))
+        tolerance = 16 * torch.finfo(self.dtype).eps * abs(first)
+        if abs(first - second) <= tolerance or first != first:
+            return
+        cause = (
+            "the forward pass draws random numbers although dropout layers are off (functional "
+            "dropout with training=True, or noise added to activations); switch it off"
+            if abs(first - replayed) <= tolerance
+            else "the model or the loss keeps state between calls, or a kernel is not "
+            "deterministic; make the forward pass a function of its input"
+        )
+        raise NonDeterministicError(
+            f"two evaluations at the same point differ: {first!r} and {second!r}; {cause}"
+        )
+
+    @torch.no_grad()
+    def _probe_additivity(self) -> None:
+        chunk = next(self.chunks())
+        size = len(chunk.targets)
+        outputs = self._outputs(self.theta, chunk)
+        whole = self._loss(outputs, chunk.targets)
+        if whole.ndim > 0 or size < 2 or not isinstance(outputs, Tensor):
+            return
+        cut = max(1, size // 3)
+        parts = [
+            float(self._loss(outputs[piece], chunk.targets[piece])) * weight / size
+            for piece, weight in ((slice(cut), cut), (slice(cut, size), size - cut))
+        ]
+        tolerance = 1e3 * torch.finfo(self.dtype).eps * max(map(abs, parts))
+        if whole.isfinite() and not abs(sum(parts) - float(whole)) <= tolerance:
+            raise NonAdditiveLossError(
+                f"the loss is not a mean over samples: {float(whole):.6g} for a batch but "
+                f"{sum(parts):.6g} from its parts (a sum, class weights or an ignored class?); "
+                "give a loss that returns one value per sample, e.g. reduction='none'"
+            )
+
+
+def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of a scalar with respect to a point [P].
+
+    Raises:
+        InvalidArgumentError: the scalar does not depend on the point.
+
+    >>> point = torch.tensor([3.0], requires_grad=True)
+    >>> differentiate((point**2).sum(), point)
+    tensor([6.])
+    """
+    if not scalar.requires_grad:
+        raise InvalidArgumentError(
+            "the loss does not depend on the parameters; is it computed under torch.no_grad, "
+            "or from detached outputs?"
+        )
+    return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
+
+
+def _private_copy(
+    model: nn.Module,
+    batchnorm: BatchNormMode,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> nn.Module:
+    model = getattr(model, "_orig_mod", model)  # a compiled model wraps the plain one
+    private = copy.deepcopy(model)
+    private.to(device=device, dtype=_dtype_of(private) if dtype is None else dtype)
+    private.zero_grad(set_to_none=True)
+    private.eval()
+    if batchnorm == "train":
+        for module in private.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+                module.track_running_stats = False  # batch statistics, nothing remembered
+    return private
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return torch.float64 if dtypes == {torch.float64} else torch.float32
+
+
+def _as_tensors(data: Data) -> tuple[Tensor, Tensor]:
+    if isinstance(data, DataLoader):
+        return _collate(data.dataset, data.collate_fn)
+    if isinstance(data, Dataset):
+        return _collate(data, default_collate)
+    if not _is_pair(data):
+        raise InvalidArgumentError(
+            "data must be a pair of tensors (inputs, targets), a map-style dataset or a "
+            f"DataLoader, got {type(data).__name__}"
+        )
+    inputs, targets = data
+    if len(inputs) == 0 or len(inputs) != len(targets):
+        raise InvalidArgumentError(
+            f"inputs and targets must be of one length > 0, got {len(inputs)} and {len(targets)}"
+        )
+    return inputs.detach(), targets.detach()
+
+
+def _is_pair(data: Any) -> bool:
+    return (
+        isinstance(data, Sequence)
+        and len(data) == 2
+        and all(isinstance(part, Tensor) and part.ndim > 0 for part in data)
+    )
+
+
+def _collate(dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> tuple[Tensor, Tensor]:
+    length = getattr(dataset, "__len__", None)
+    if length is None:
+        raise InvalidArgumentError(
+            "data must be a map-style dataset (with a length), got an iterable one; "
+            "collect its samples into a pair of tensors"
+        )
+    with torch.random.fork_rng(devices=[]):
+        first, again = (collate([dataset[0]])[0] for _ in range(2))
+        batch = collate([dataset[index] for index in range(length())])
+    if isinstance(first, Tensor) and not torch.equal(first, again):
+        raise NonDeterministicError(
+            "the dataset gives a different sample each time it is asked (random augmentation?); "
+            "give the data without augmentation"
+        )
+    return _as_tensors((batch[0], batch[1]))
+
+
+def _add_correct(correct: int | None, outputs: Any, targets: Tensor) -> int | None:
+    if correct is None or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        return None
+    if targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return correct + int((outputs.argmax(dim=1) == targets).sum())
+
+
+def _name_of(loss: Loss) -> str:
+    if isinstance(loss, nn.Module) or not hasattr(loss, "__name__"):
+        return str(loss)
+    return str(getattr(loss, "__name__", loss))
