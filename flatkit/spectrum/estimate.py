@@ -1,0 +1,61 @@
+"""What a spectral method returns: a value, how wrong it may be, whether it converged, the cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from flatkit.operators import SymmetricOperator
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of eigenvalues or of a trace.
+
+    Attributes:
+        value: float64 on the CPU; eigenvalues [K], largest first, or a trace, shape [].
+        error: of the same shape; its meaning is `error_kind`.
+        error_kind: `residual`: ‖Av − μv‖ with ‖v‖ = 1, so that some eigenvalue lies within it
+            (which one is not certified: a Krylov method can miss an eigenvector that is
+            orthogonal to its start); `standard_error`: of a mean over random probes.
+        status: `converged`, `budget` (products ran out; value and error hold all the same), or a
+            named reason.
+        matvecs: products with the operator.
+        seconds: wall-clock time.
+        vectors: eigenvectors [K, P] as orthonormal rows, if any.
+        notes: what else was seen, ready for JSON.
+    """
+
+    value: Tensor
+    error: Tensor
+    error_kind: Literal["residual", "standard_error"]
+    status: str
+    matvecs: int
+    seconds: float
+    vectors: Tensor | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the tolerance was met."""
+        return self.status == "converged"
+
+
+def residual_norms(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
+    """Return ‖Av − μv‖ for each pair (μ, v), computed from products. Cost: K products.
+
+    Args:
+        operator: A.
+        values: μ [K].
+        vectors: v [K, P], unit rows.
+
+    >>> import torch
+    >>> from flatkit.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
+    >>> residual_norms(operator, torch.tensor([3.0]), torch.tensor([[1.0, 0.0]]))
+    tensor([0.], dtype=torch.float64)
+    """
+    products = operator.matmat(vectors)
+    differences = products - values.to(vectors)[:, None] * vectors  # [K, P]
+    return differences.double().norm(dim=1).cpu()

@@ -1,0 +1,180 @@
+"""Power iteration and Lanczos against dense eigenvalues, on the spectra that break others."""
+
+import numpy as np
+import pytest
+import torch
+
+from flatkit import HessianOperator, Objective
+from flatkit.errors import InvalidArgumentError, NonFiniteError
+from flatkit.operators import DenseOperator, SymmetricOperator
+from flatkit.spectrum import lanczos, power_iteration
+from tests.cases import CASES, dense_hessian, random_symmetric
+
+SPECTRA = {
+    "positive": [5.0, 3.0, 1.0, 0.5, 0.1],
+    "tie of both signs": [1.0, 0.5, -1.0, 0.2],
+    "negative end larger": [1.0, 0.5, -1.02, 0.2],
+    "all negative": [-1.0, -2.0, -3.0],
+    "clustered top": [5.0, 4.999, 4.99, 1.0, 0.0, 0.0],
+    "tiny": [4e-8, 2e-8, 1e-8, 0.0, 0.0],
+    "rank one": [3.0] + [0.0] * 20,
+    "zero": [0.0] * 7,
+    "identity": [1.0] * 6,
+}
+METHODS = {"power": power_iteration, "lanczos": lanczos}
+
+every_method = pytest.mark.parametrize("method", METHODS)
+every_spectrum = pytest.mark.parametrize("spectrum", SPECTRA)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@every_method
+@every_spectrum
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_eigenvalue_lies_within_the_residual(method, spectrum, dtype):
+    matrix = random_symmetric(SPECTRA[spectrum]).to(dtype)
+    truth = np.linalg.eigvalsh(matrix.double().numpy())
+    estimate = METHODS[method](DenseOperator(matrix), max_matvecs=5000, generator=generator())
+    rounding = 4 * torch.finfo(dtype).eps * max(abs(truth))
+    assert estimate.converged
+    assert abs(float(estimate.value[0]) - truth[-1]) <= float(estimate.error[0]) + rounding
+    assert float(estimate.error[0]) <= 1.1e-4 * max(abs(truth)) + rounding
+
+
+@every_method
+def test_vectors_belong_to_the_values(method):
+    matrix = random_symmetric([5.0, 3.0, 1.0, -4.0, 0.1])
+    estimate = METHODS[method](DenseOperator(matrix), k=2, generator=generator())
+    assert estimate.vectors is not None
+    residuals = (matrix @ estimate.vectors.T - estimate.vectors.T * estimate.value).norm(dim=0)
+    torch.testing.assert_close(residuals, estimate.error, rtol=1e-3, atol=1e-14)
+    identity = torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(estimate.vectors @ estimate.vectors.T, identity, rtol=0, atol=1e-8)
+
+
+@every_method
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_top_eigenvalues_of_networks_equal_the_dense_ones(method, case):
+    truth = np.linalg.eigvalsh(dense_hessian(case).numpy())[::-1]
+    objective = Objective(case.build(), case.loss, case.data())
+    estimate = METHODS[method](
+        HessianOperator(objective), k=2, tolerance=1e-6, max_matvecs=20_000, generator=generator()
+    )
+    assert estimate.converged
+    scale = max(abs(truth))
+    np.testing.assert_allclose(estimate.value.numpy(), truth[:2], atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_lanczos_finds_either_end(which, k):
+    spectrum = np.linspace(-3, 2, 40) ** 3
+    operator = DenseOperator(random_symmetric(list(spectrum)))
+    found = lanczos(operator, k=k, which=which, tolerance=1e-8, generator=generator()).value
+    key = {"largest": -spectrum, "smallest": spectrum, "magnitude": -abs(spectrum)}[which]
+    np.testing.assert_allclose(found.numpy(), spectrum[np.argsort(key)][:k], rtol=1e-7)
+
+
+def test_a_small_basis_restarts_and_loses_nothing_in_32_bits():
+    spectrum = [100.0, 90.0, 80.0, 70.0, 60.0, *np.linspace(0, 50, 300)]
+    operator = DenseOperator(random_symmetric(spectrum).float())
+    estimate = lanczos(operator, k=5, max_basis=12, generator=generator())
+    assert estimate.converged and estimate.notes["restarts"] > 0
+    np.testing.assert_allclose(estimate.value.numpy(), [100, 90, 80, 70, 60], rtol=1e-4)
+
+
+def test_32_bits_bring_no_ghost_copies():
+    spectrum = [100.0, 90.0, 80.0, 70.0, 60.0, *np.linspace(0, 50, 300)]
+    operator = DenseOperator(random_symmetric(spectrum).float())
+    estimate = lanczos(operator, k=10, max_basis=120, generator=generator())
+    truth = sorted(spectrum, reverse=True)[:10]
+    np.testing.assert_allclose(estimate.value.numpy(), truth, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_true_error_never_exceeds_the_residual(seed):
+    draws = np.random.default_rng(seed)
+    spectrum = draws.standard_normal(60) ** 3
+    operator = DenseOperator(random_symmetric(list(spectrum), seed))
+    for method in METHODS.values():
+        for budget in (10, 40, 400):
+            estimate = method(operator, max_matvecs=budget, generator=generator(seed))
+            nearest = np.abs(spectrum - float(estimate.value[0])).min()
+            assert nearest <= float(estimate.error[0]) + 1e-13
+            assert float(estimate.value[0]) <= spectrum.max() + 1e-12
+
+
+@every_method
+def test_a_budget_that_runs_out_is_said(method):
+    operator = DenseOperator(random_symmetric(list(np.linspace(0, 1, 200))))
+    estimate = METHODS[method](operator, max_matvecs=5, tolerance=1e-10, generator=generator())
+    assert estimate.status == "budget" and float(estimate.error[0]) > 1e-10
+    assert estimate.matvecs <= 6
+
+
+def test_power_iteration_tells_of_the_negative_end_and_of_ties():
+    negative = DenseOperator(random_symmetric([1.0, -5.0, 0.1]))
+    assert power_iteration(negative, generator=generator()).notes["negative_end"] == pytest.approx(
+        -5.0, rel=1e-6
+    )
+    tie = DenseOperator(random_symmetric([1.0, -1.0, 0.1]))
+    assert power_iteration(tie, generator=generator()).notes["tie"]
+
+
+@every_method
+def test_the_same_seed_gives_the_same_answer(method):
+    operator = DenseOperator(random_symmetric([5.0, 3.0, 1.0, -4.0]))
+    one, two = (METHODS[method](operator, generator=generator(7)) for _ in range(2))
+    assert torch.equal(one.value, two.value) and torch.equal(one.error, two.error)
+
+
+@every_method
+def test_lanczos_and_power_leave_the_global_random_state_alone(method):
+    state = torch.random.get_rng_state()
+    METHODS[method](DenseOperator(torch.eye(4)), generator=generator())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@every_method
+@pytest.mark.parametrize(
+    "wrong", [{"k": 5}, {"k": 0}, {"tolerance": 0.0}, {"max_matvecs": 0}], ids=str
+)
+def test_arguments_out_of_range_are_refused(method, wrong):
+    with pytest.raises(InvalidArgumentError):
+        METHODS[method](DenseOperator(torch.eye(4)), generator=generator(), **wrong)
+
+
+class Broken(SymmetricOperator):
+    size, dtype, device = 4, torch.float32, torch.device("cpu")
+
+    def matvec(self, vector):
+        return vector * float("nan")
+
+
+@every_method
+def test_nan_is_an_error_not_an_answer(method):
+    with pytest.raises(NonFiniteError):
+        METHODS[method](Broken(), generator=generator())
+
+
+def test_lanczos_needs_fewer_products_than_power_iteration():
+    operator = DenseOperator(random_symmetric([1.0, 0.95, *np.linspace(0, 0.9, 50)]))
+    slow, fast = (method(operator, generator=generator()).matvecs for method in METHODS.values())
+    assert fast < slow / 3
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_pyhessian_agrees_on_a_network():
+    pyhessian = pytest.importorskip("pyhessian")
+    case = CASES[0]
+    model, data = case.build(), case.data()
+    torch.manual_seed(0)
+    second = pyhessian.hessian(model, torch.nn.CrossEntropyLoss(), data=data, cuda=False)
+    theirs = second.eigenvalues(maxIter=2000, tol=1e-9, top_n=1)[0][0]
+    ours = lanczos(
+        HessianOperator(Objective(model, "cross_entropy", data)), generator=generator()
+    ).value[0]
+    assert float(ours) == pytest.approx(theirs, rel=1e-4)
