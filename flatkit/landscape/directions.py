@@ -1,0 +1,58 @@
+"""Directions in which a landscape is looked at."""
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from flatkit.checks import check_choice
+from flatkit.parameters import ParameterSpace
+
+Normalization: TypeAlias = Literal["filter", "layer", "none"]
+OneDimensional: TypeAlias = Literal["zero", "whole"]
+
+
+def random_direction(
+    space: ParameterSpace,
+    theta: Tensor,
+    *,
+    generator: torch.Generator,
+    normalization: Normalization = "filter",
+    one_dimensional: OneDimensional = "zero",
+) -> Tensor:
+    """Return a random Gaussian direction [P], scaled like the weights (Li et al., 2018).
+
+    With `filter`, each filter of the direction (a slice of a weight along its first dimension)
+    gets the norm of the same filter of θ; with `layer`, each parameter the norm of that parameter.
+    A step of 1 then is as long as the weights themselves, so that networks of different scales
+    can be compared.
+
+    Args:
+        space: the names and shapes of θ.
+        theta: the point [P].
+        generator: draws the direction, the same for every dtype and device.
+        normalization: `filter`, `layer`, or `none`, where the whole direction gets unit length.
+        one_dimensional: what happens to parameters without filters (biases, BatchNorm): `zero`
+            leaves them where they are, as in the paper; `whole` gives each the norm of that
+            parameter. Not used with `none`.
+
+    >>> space = ParameterSpace.of({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    >>> theta = torch.tensor([3.0, 4.0, 0.0, 1.0, 1.0, 1.0])
+    >>> direction = random_direction(space, theta, generator=torch.Generator())
+    >>> [round(float(row.norm()), 5) for row in direction.split(2)]
+    [5.0, 1.0, 0.0]
+    """
+    check_choice("normalization", normalization, get_args(Normalization))
+    check_choice("one_dimensional", one_dimensional, get_args(OneDimensional))
+    direction = torch.randn(space.size, generator=generator, dtype=torch.float32).to(theta)
+    if normalization == "none":
+        return direction / direction.norm()
+    filters = space.filters(theta)
+    for name, rows in space.filters(direction).items():  # rows [F, ...], views of the direction
+        if not space.is_weight(name) and one_dimensional == "zero":
+            rows.zero_()
+        elif normalization == "layer":
+            rows.mul_(filters[name].norm() / rows.norm())
+        else:
+            rows.mul_(filters[name].norm(dim=1, keepdim=True) / rows.norm(dim=1, keepdim=True))
+    return direction

@@ -1,0 +1,195 @@
+"""The search in the ball against closed forms and brute force that share no code with it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+
+from flatkit import Objective
+from flatkit.errors import InvalidArgumentError, NonFiniteError
+from flatkit.flatness import max_gradient_norm, max_loss_increase
+from flatkit.flatness.ball import on_sphere
+from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
+
+
+def ball_maximum(matrix: np.ndarray, linear: np.ndarray, radius: float) -> float:
+    """Return max over ‖δ‖ ≤ ρ of ½δᵀAδ + bᵀδ by the secular equation, in the eigenbasis of A.
+
+    At the maximum (μI − A)δ = b with μ ≥ λmax and μ ≥ 0, so that ‖δ(μ)‖ falls with μ. (No case
+    here has b orthogonal to the top eigenvector, but for b = 0.)
+    """
+    values, vectors = np.linalg.eigh(matrix)
+    b = vectors.T @ linear
+    if np.allclose(b, 0):
+        return 0.5 * max(values[-1], 0.0) * radius**2
+
+    def excess(mu: float) -> float:
+        return float(np.linalg.norm(b / (mu - values)) - radius)
+
+    low = max(values[-1], 0.0)
+    inside = low + 1e-14 * max(1.0, abs(low))
+    if low == 0 and values[-1] < 0 and excess(0.0) <= 0:
+        delta = b / -values  # the maximum of a concave function, within the ball
+    else:
+        high = low + np.linalg.norm(b) / radius + 1.0
+        mu = brentq(excess, inside, high, xtol=1e-15, maxiter=1000)
+        delta = b / (mu - values)
+    return float(0.5 * delta @ (values * delta) + b @ delta)
+
+
+def gradient_norm_maximum(matrix: np.ndarray, gradient: np.ndarray, radius: float) -> float:
+    """Return max over ‖δ‖ ≤ ρ of ‖g + Hδ‖: half its square is a quadratic in δ."""
+    increase = ball_maximum(matrix @ matrix, matrix @ gradient, radius)
+    return math.sqrt(2 * increase + float(gradient @ gradient))
+
+
+def quadratic(seed: int, size: int = 50, *, minimum: bool = False):
+    draws = np.random.default_rng(seed)
+    matrix = random_symmetric(list(draws.standard_normal(size) * 3), seed)
+    linear = torch.from_numpy(draws.standard_normal(size) * (0.0 if minimum else 1.0))
+    return matrix, linear
+
+
+def starts(matrix: torch.Tensor, linear: torch.Tensor, rho: float) -> dict[str, torch.Tensor]:
+    """Return the starts that an analysis gives: eigenvectors both ways, the gradient, random."""
+    values, vectors = torch.linalg.eigh(matrix)
+    extreme = vectors[:, values.abs().argmax()]
+    found = {"plus": extreme, "minus": -extreme, "top": vectors[:, -1], "top-": -vectors[:, -1]}
+    g = torch.Generator().manual_seed(0)
+    found["random"] = torch.randn(len(matrix), generator=g, dtype=torch.float64)
+    if linear.norm() > 0:
+        found["gradient"] = linear
+    return {name: on_sphere(direction, rho) for name, direction in found.items()}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rho", [0.01, 1.0, 10.0])
+def test_the_gradient_norm_of_a_quadratic_reaches_the_secular_maximum(seed, rho):
+    matrix, linear = quadratic(seed)
+    objective = Objective(*quadratic_task(matrix, linear))
+    found = max_gradient_norm(
+        objective, rho=rho, starts=starts(matrix, linear, rho), max_iterations=2000, tolerance=1e-9
+    )
+    exact = gradient_norm_maximum(matrix.numpy(), linear.numpy(), rho)
+    assert found.value <= exact * (1 + 1e-12)
+    assert found.value >= exact * (1 - 1e-5)
+    assert float(found.displacement.norm()) <= rho * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rho", [0.01, 1.0])
+def test_the_loss_of_a_quadratic_reaches_the_secular_maximum(seed, rho):
+    matrix, linear = quadratic(seed)
+    objective = Objective(*quadratic_task(matrix, linear))
+    found = max_loss_increase(
+        objective, rho=rho, starts=starts(matrix, linear, rho), max_iterations=2000, tolerance=1e-10
+    )
+    exact = ball_maximum(matrix.numpy(), linear.numpy(), rho)
+    assert found.value <= exact * (1 + 1e-10)
+    assert found.value >= exact * (1 - 1e-4)
+
+
+def test_at_a_minimum_the_identities_hold():
+    matrix = random_symmetric([4.0, 2.0, 1.0, 0.5])
+    objective = Objective(*quadratic_task(matrix))
+    for rho in (1e-3, 0.1, 10.0):
+        begin = starts(matrix, torch.zeros(4), rho)
+        r0 = max_loss_increase(objective, rho=rho, starts=begin).value
+        r1 = rho * max_gradient_norm(objective, rho=rho, starts=begin).value
+        assert r1 / rho**2 == pytest.approx(4.0, rel=1e-9)
+        assert r0 / rho**2 == pytest.approx(2.0, rel=1e-9)
+        assert r0 <= r1
+
+
+def brute_force(function, theta, rho, *, gradient_norm: bool, seeds: int = 10) -> float:
+    """Return the best of many long projected gradient ascents, written with plain autograd."""
+    best = 0.0
+    generator = torch.Generator().manual_seed(0)
+
+    def value(delta):
+        if not gradient_norm:
+            return function(theta + delta) - function(theta)
+        point = theta + delta
+        (g,) = torch.autograd.grad(function(point), point, create_graph=True)
+        return g.norm()
+
+    for _ in range(seeds):
+        delta = torch.randn(len(theta), generator=generator, dtype=torch.float64)
+        delta = delta / delta.norm() * rho
+        for step in range(100):
+            delta.requires_grad_()
+            found = value(delta)
+            (ascent,) = torch.autograd.grad(found, delta)
+            best = max(best, float(found.detach()))
+            with torch.no_grad():
+                delta = delta + rho * 0.5 * 0.97**step * ascent / ascent.norm()
+                delta = delta * min(1.0, rho / float(delta.norm()))
+    return best
+
+
+@pytest.mark.parametrize("case", CASES[:3], ids=lambda case: case.name)
+@pytest.mark.parametrize("rho", [0.05, 0.5])
+@pytest.mark.parametrize("gradient_norm", [True, False], ids=["gradient norm", "loss"])
+def test_networks_reach_the_best_of_a_brute_force_search(case, rho, gradient_norm):
+    function, theta = reference_function(case)
+    best = brute_force(function, theta, rho, gradient_norm=gradient_norm)
+    objective = Objective(case.build(), case.loss, case.data())
+    hessian = torch.autograd.functional.hessian(function, theta)
+    assert isinstance(hessian, torch.Tensor)
+    begin = starts(hessian, objective.gradient(), rho)
+    search = max_gradient_norm if gradient_norm else max_loss_increase
+    found = search(objective, rho=rho, starts=begin)
+    # Kinks give a piecewise linear network many local maxima; the search promises a lower bound.
+    assert found.value >= (0.98 if "relu" in case.name else 0.999) * best
+
+
+def test_the_value_belongs_to_the_displacement_and_the_trail_never_falls():
+    case = CASES[0]
+    objective = Objective(case.build(), case.loss, case.data())
+    function, theta = reference_function(case)
+    begin = {"gradient": on_sphere(objective.gradient(), 0.3)}
+    found = max_gradient_norm(objective, rho=0.3, starts=begin)
+    point = (theta + found.displacement).requires_grad_()
+    (gradient,) = torch.autograd.grad(function(point), point)
+    assert float(gradient.norm()) == pytest.approx(found.value, rel=1e-12)
+    trail = found.trails["gradient"]
+    assert len(trail) > 2 and trail == sorted(trail) and trail[-1] == found.value
+    assert found.status == "converged" and found.stationarity is not None
+    assert found.stationarity < 0.05
+
+
+def test_an_inner_maximum_is_found_and_has_no_angle():
+    matrix = -random_symmetric([1.0, 2.0, 3.0])  # concave: the maximum of L is inside
+    linear = torch.tensor([0.1, 0.2, -0.1], dtype=torch.float64)
+    objective = Objective(*quadratic_task(matrix, linear))
+    begin = {"gradient": on_sphere(linear, 1.0), "centre": torch.zeros(3, dtype=torch.float64)}
+    found = max_loss_increase(objective, rho=1.0, starts=begin, max_iterations=500, tolerance=1e-12)
+    exact = float(-0.5 * linear @ torch.linalg.solve(matrix, linear))
+    assert found.value == pytest.approx(exact, rel=1e-3)
+    assert found.stationarity is None
+
+
+def test_a_flat_function_ends_at_once():
+    objective = Objective(*quadratic_task(torch.zeros(3, 3, dtype=torch.float64)))
+    begin = {"start": torch.ones(3, dtype=torch.float64) / 10}
+    found = max_gradient_norm(objective, rho=1.0, starts=begin)
+    assert (found.value, found.status) == (0.0, "converged")
+
+
+def test_bad_arguments_are_refused():
+    objective = Objective(*quadratic_task(torch.eye(2).double()))
+    begin = {"start": torch.ones(2).double()}
+    for wrong in (0.0, -0.1, math.nan, math.inf):
+        with pytest.raises(InvalidArgumentError, match="rho"):
+            max_loss_increase(objective, rho=wrong, starts=begin)
+    with pytest.raises(InvalidArgumentError, match="starts"):
+        max_loss_increase(objective, rho=1.0, starts={})
+
+
+def test_an_overflow_within_the_ball_is_an_error():
+    objective = Objective(*quadratic_task(torch.eye(2).double()))
+    begin = {"start": torch.full((2,), 1e200, dtype=torch.float64)}
+    with pytest.raises(NonFiniteError, match="rho"):
+        max_loss_increase(objective, rho=1e200, starts=begin)
