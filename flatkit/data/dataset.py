@@ -1,0 +1,95 @@
+"""What every data set is: tensors split into training and test, and how they were made."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError
+
+
+class Split(NamedTuple):
+    """Samples and their targets, row by row.
+
+    Attributes:
+        inputs: float32, shape [N, ...].
+        targets: class indices, int64, shape [N].
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    @property
+    def samples(self) -> int:
+        """The number of samples N."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A classification data set in memory.
+
+    Attributes:
+        name: in the registry `flatkit.data.DATASETS`.
+        kwargs: which rebuild it with that name.
+        train: for training and, in flatkit, the samples whose loss is analyzed.
+        test: never trained on.
+        classes: number of classes C; targets lie in 0 .. C - 1.
+
+    >>> from flatkit.data import DATASETS
+    >>> blobs = DATASETS.build("gaussians", samples=50, classes=2, features=3)
+    >>> blobs.train.samples, blobs.test.samples, blobs.in_shape
+    (40, 10, (3,))
+    """
+
+    name: str
+    kwargs: Mapping[str, Any]
+    train: Split
+    test: Split
+    classes: int
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def sha256(self) -> str:
+        """Return a digest of all four tensors, with shapes and dtypes, on any machine."""
+        digest = hashlib.sha256()
+        for tensor in (*self.train, *self.test):
+            array = np.ascontiguousarray(tensor.numpy())
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest.update(f"{array.dtype.name}{array.shape}".encode())
+            digest.update(little.tobytes())
+        return digest.hexdigest()
+
+
+def stratified_test_indices(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return sorted indices of `fraction` of every class, rounded, drawn without replacement.
+
+    Args:
+        targets: class indices, shape [N].
+        fraction: of every class, above 0 and below 1.
+        seed: of the draw.
+
+    Raises:
+        InvalidArgumentError: a class would have no training or no test sample.
+
+    >>> stratified_test_indices(np.array([0, 0, 1, 1]), 0.5, seed=0).size
+    2
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(targets):
+        members = np.flatnonzero(targets == label)
+        count = round(fraction * len(members))
+        if not 0 < count < len(members):
+            raise InvalidArgumentError(
+                "test_fraction must leave training and test samples of every class, "
+                f"got {fraction!r} of {len(members)} samples of class {label}"
+            )
+        chosen.append(generator.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))
