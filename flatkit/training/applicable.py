@@ -1,0 +1,70 @@
+"""Which settings apply to which optimizer and schedule, and their defaults there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flatkit.checks import check_choice
+from flatkit.errors import InvalidArgumentError
+
+OPTIMIZERS = ("sgd", "adamw", "sam", "gam")
+BASES: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+    "adamw": {"lr": 1e-3, "weight_decay": 1e-2},
+}
+SAM_SETTINGS: dict[str, Any] = {"rho": 0.05}
+# Published for CIFAR-100 with ResNets (Zhang et al. 2023, appendix).
+GAM_MODES: dict[str, dict[str, Any]] = {
+    "accelerated": {"rho": 0.2, "rho_prime": 0.02, "alpha": 0.6, "beta": 0.5, "gamma": 0.03},
+    "exact": {"rho": 0.2, "alpha": 0.6},
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "cosine": {},
+    "step": {"milestones": (0.5, 0.75), "decay": 0.1},
+    "none": {},
+}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+_OPTIONAL = ("base", "gam_mode", "rho", "rho_prime", "alpha", "beta", "gamma", "lr", "momentum")
+_OPTIONAL += ("weight_decay", "milestones", "decay")
+
+
+def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the optional settings that apply: as given, or the default.
+
+    Args:
+        given: all settings, `None` for those left open; optimizer and schedule are checked.
+
+    Raises:
+        InvalidArgumentError: a setting was given that does not apply.
+
+    >>> applicable_settings({"optimizer": "adamw", "schedule": "none", "lr": 0.01})
+    {'lr': 0.01, 'weight_decay': 0.01}
+    """
+    optimizer, chosen = given["optimizer"], f"optimizer {given['optimizer']}"
+    defaults: dict[str, Any] = {}
+    base = optimizer
+    if optimizer in ("sam", "gam"):
+        base = defaults["base"] = check_choice("base", given.get("base") or "sgd", BASES)
+        chosen += f" over {base}"
+    if optimizer == "sam":
+        defaults |= SAM_SETTINGS
+    if optimizer == "gam":
+        mode = given.get("gam_mode") or "accelerated"
+        defaults["gam_mode"] = check_choice("gam_mode", mode, GAM_MODES)
+        defaults |= GAM_MODES[mode]
+        chosen += f" ({mode})"
+    defaults |= BASES[base] | SCHEDULES[given["schedule"]]
+    _refuse_others(given, defaults, f"{chosen}, schedule {given['schedule']}")
+    return {
+        name: default if given.get(name) is None else given[name]
+        for name, default in defaults.items()
+    }
+
+
+def _refuse_others(given: Mapping[str, Any], allowed: Mapping[str, Any], chosen: str) -> None:
+    for name in _OPTIONAL:
+        if given.get(name) is not None and name not in allowed:
+            raise InvalidArgumentError(
+                f"{name} does not apply to {chosen}; remove it (it is {given[name]!r} here), "
+                "or choose what it belongs to"
+            )

@@ -1,0 +1,197 @@
+"""The settings of a training run: checked at once, complete, and plain data in a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeAlias
+
+from flatkit.checks import (
+    check_choice,
+    check_count,
+    check_fraction,
+    check_non_negative,
+    check_positive,
+)
+from flatkit.data import DATASETS
+from flatkit.errors import InvalidArgumentError
+from flatkit.models import MODELS
+from flatkit.registry import plain
+from flatkit.training.applicable import DEVICES, OPTIMIZERS, SCHEDULES, applicable_settings
+
+Optimizer: TypeAlias = Literal["sgd", "adamw", "sam", "gam"]
+Base: TypeAlias = Literal["sgd", "adamw"]
+GamMode: TypeAlias = Literal["accelerated", "exact"]
+Schedule: TypeAlias = Literal["cosine", "step", "none"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of a run. `None` stands for the default of the chosen optimizer or schedule.
+
+    A setting that does not apply to the chosen optimizer stays `None`; giving one is an error, so
+    that no experiment believes in a setting that was never used.
+
+    Attributes:
+        data: name in `flatkit.data.DATASETS`.
+        data_kwargs: its keyword arguments.
+        model: name in `flatkit.models.MODELS`.
+        model_kwargs: its keyword arguments, beside `in_shape` and `classes`, which the data give.
+        optimizer: `sgd`, `adamw`, `sam` or `gam`.
+        base: the optimizer that `sam` and `gam` wrap: `sgd` (default) or `adamw`.
+        gam_mode: `accelerated` (default; four gradients a step) or `exact`.
+        rho: radius of the ball, of `sam` and `gam`.
+        rho_prime: second radius, of accelerated `gam`.
+        alpha: weight, of `gam`; its meaning differs between the modes.
+        beta: weight, of accelerated `gam`.
+        gamma: weight, of accelerated `gam`.
+        epochs: passes over the training data.
+        batch_size: samples a step; the last batch of an epoch may be smaller.
+        lr: learning rate before the schedule: 0.1 with sgd, 0.001 with adamw.
+        momentum: of sgd, 0.9.
+        weight_decay: 0.0005 with sgd, 0.01 (decoupled) with adamw.
+        schedule: of the learning rate over the epochs: `cosine`, `step` or `none`.
+        milestones: fractions of the epochs after which `step` lowers the rate: 0.5 and 0.75.
+        decay: factor of `step`, 0.1.
+        label_smoothing: of the cross-entropy.
+        seed: of weights and data order.
+        device: `auto` takes cuda, then mps, then cpu.
+        save_every: keep a checkpoint every so many epochs; 0 keeps the last alone.
+
+    Raises:
+        InvalidArgumentError: a setting is out of range or does not apply.
+
+    >>> TrainingConfig(optimizer="sam").rho
+    0.05
+    >>> TrainingConfig(optimizer="sgd", rho=0.1)
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: rho does not apply to optimizer sgd, schedule cosine;
+    remove it (it is 0.1 here)...
+    """
+
+    data: str = "digits"
+    data_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "mlp"
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Optimizer = "sgd"
+    base: Base | None = None
+    gam_mode: GamMode | None = None
+    rho: float | None = None
+    rho_prime: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    epochs: int = 60
+    batch_size: int = 64
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule = "cosine"
+    milestones: Sequence[float] | None = None
+    decay: float | None = None
+    label_smoothing: float = 0.0
+    seed: int = 0
+    device: Device = "auto"
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the choices, fill in the defaults, then check the numbers."""
+        check_choice("data", self.data, DATASETS.names)
+        check_choice("model", self.model, MODELS.names)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("device", self.device, DEVICES)
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in applicable_settings(given).items():
+            object.__setattr__(self, name, value)
+        for name in ("data_kwargs", "model_kwargs", "milestones"):
+            object.__setattr__(self, name, plain(getattr(self, name), name))
+        self._check_numbers()
+
+    @property
+    def base_optimizer(self) -> str:
+        """The torch optimizer that makes the step: `sgd` or `adamw`."""
+        return self.base or self.optimizer
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TrainingConfig":
+        """Read settings back.
+
+        Raises:
+            InvalidArgumentError: an unknown setting, or one out of range.
+
+        >>> config = TrainingConfig(optimizer="gam", epochs=3)
+        >>> TrainingConfig.from_dict(config.to_dict()) == config
+        True
+        """
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise InvalidArgumentError(f"unknown training settings: {', '.join(unknown)}")
+        return cls(**data)
+
+    def resumed_with(self, given: Mapping[str, Any]) -> "TrainingConfig":
+        """Return these settings for a resumed run, with the epochs that `given` asks for.
+
+        Args:
+            given: settings of the resumed run; all but `epochs`, which may grow, must agree.
+
+        Raises:
+            InvalidArgumentError: settings that contradict the run, each with both values.
+
+        >>> TrainingConfig(epochs=3).resumed_with({"epochs": 5}).epochs
+        5
+        >>> TrainingConfig(seed=1).resumed_with({"seed": 2})
+        Traceback (most recent call last):
+        flatkit.errors.InvalidArgumentError: a resumed run keeps its settings (epochs may grow):
+        seed is 1 in the run, 2 was asked for; ...
+        """
+        stored = self.to_dict()
+        asked = {name: plain(value, name) for name, value in given.items()}
+        differing = [
+            f"{name} is {stored.get(name)!r} in the run, {value!r} was asked for"
+            for name, value in asked.items()
+            if value != stored.get(name) and not (name == "epochs" and value > self.epochs)
+        ]
+        if differing:
+            raise InvalidArgumentError(
+                "a resumed run keeps its settings (epochs may grow): "
+                f"{'; '.join(differing)}; leave them out, or start a new run elsewhere"
+            )
+        return TrainingConfig.from_dict({**stored, **asked})
+
+    def _check_numbers(self) -> None:
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
+        check_count("save_every", self.save_every, minimum=0)
+        check_count("seed", self.seed, minimum=0)
+        if self.seed > _MAX_SEED:
+            raise InvalidArgumentError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
+        check_fraction("label_smoothing", self.label_smoothing)
+        for name in ("lr", "decay"):
+            self._check(name, check_positive)
+        for name in ("rho", "rho_prime", "weight_decay", "gamma", "alpha"):
+            self._check(name, check_non_negative)
+        for name in ("momentum", "beta", *(["alpha"] if self.gam_mode == "accelerated" else [])):
+            self._check(name, check_fraction)
+        if self.milestones is not None:
+            _check_milestones(self.milestones)
+
+    def _check(self, name: str, check: Any) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            check(name, value)
+
+
+def _check_milestones(milestones: Sequence[float]) -> None:
+    inside = all(0 < milestone < 1 for milestone in milestones)
+    if not inside or sorted(set(milestones)) != list(milestones):
+        raise InvalidArgumentError(
+            "milestones must be growing fractions of the epochs between 0 and 1, "
+            f"e.g. 0.5,0.75, got {milestones}"
+        )

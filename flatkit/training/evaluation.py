@@ -1,0 +1,55 @@
+"""Loss and accuracy over a whole split, with the model in eval mode."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flatkit.data.dataset import Split
+from flatkit.losses import Loss
+
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over all samples of a split.
+
+    Attributes:
+        loss: mean of the losses of the samples.
+        accuracy: part of the samples whose largest output is their class, in [0, 1].
+    """
+
+    loss: float
+    accuracy: float
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK) -> Evaluation:
+    """Return the mean loss and the accuracy; sums are taken in float64, exactly weighted.
+
+    Args:
+        model: its mode is put back afterwards.
+        loss: values of the samples.
+        split: on the device of the model.
+        chunk: samples a forward pass; it bounds memory.
+
+    >>> eye = nn.Linear(2, 2, bias=False)
+    >>> _ = nn.init.eye_(eye.weight)
+    >>> from flatkit.losses import MeanSquared
+    >>> split = Split(torch.eye(2), torch.tensor([0, 0]))
+    >>> evaluate(eye, MeanSquared(), split)          # losses 0 and 1
+    Evaluation(loss=0.5, accuracy=0.5)
+    """
+    training = model.training
+    total, correct = 0.0, 0
+    try:
+        model.eval()
+        pieces = zip(split.inputs.split(chunk), split.targets.split(chunk), strict=True)
+        for inputs, targets in pieces:
+            outputs = model(inputs)
+            total += loss(outputs, targets).cpu().double().sum().item()  # mps knows no float64
+            correct += int((outputs.argmax(1) == targets).sum())
+    finally:
+        model.train(training)
+    return Evaluation(loss=total / split.samples, accuracy=correct / split.samples)

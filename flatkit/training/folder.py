@@ -1,0 +1,70 @@
+"""The folder of a run: which files it holds, and when a run may write there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flatkit.errors import InvalidArgumentError
+from flatkit.files import check_writable
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run leaves its files.
+
+    >>> RunFolder(Path("runs/gam")).kept(10).as_posix()
+    'runs/gam/epoch-0010.pt'
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint of the last whole epoch."""
+        return self.path / "ckpt.pt"
+
+    @property
+    def history(self) -> Path:
+        """One row an epoch, as JSON."""
+        return self.path / "history.json"
+
+    def kept(self, epoch: int) -> Path:
+        """Return the checkpoint that is kept of an epoch."""
+        return self.path / f"epoch-{epoch:04d}.pt"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse to mix two runs, before anything is done.
+
+        Raises:
+            InvalidArgumentError: there is a run and neither flag was given, both flags were
+                given, or there is nothing to resume.
+            OutputError: the folder cannot be written.
+        """
+        if resume and overwrite:
+            raise InvalidArgumentError("choose one of resume and overwrite, not both")
+        if resume and not self.checkpoint.is_file():
+            raise InvalidArgumentError(
+                f"nothing to resume: there is no {self.checkpoint}; start a run without --resume"
+            )
+        if not (resume or overwrite) and any(self._files()):
+            raise InvalidArgumentError(
+                f"{self.path} already holds a run: continue it with --resume, replace it with "
+                "--overwrite, or choose another --out"
+            )
+        check_writable(self.checkpoint)
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, its last checkpoint last."""
+        self.sweep()
+        for file in self._files():
+            file.unlink()
+
+    def sweep(self) -> None:
+        """Remove what a run that was killed while writing left beside its files."""
+        for pattern in (".ckpt.pt.*", ".history.json.*", ".epoch-[0-9]*.pt.*"):
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+    def _files(self) -> Iterator[Path]:
+        yield from sorted(self.path.glob("epoch-[0-9]*.pt"))
+        yield from (file for file in (self.history, self.checkpoint) if file.exists())

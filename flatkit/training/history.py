@@ -1,0 +1,91 @@
+"""The history of a run: one row an epoch, in a JSON file that needs no torch to read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from flatkit.errors import ResultError
+from flatkit.files import write_text_atomically
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """What one epoch did.
+
+    Attributes:
+        epoch: from 1.
+        lr: learning rate of its steps.
+        train_loss: mean over all training samples after the epoch, model in eval mode, with the
+            label smoothing of the training.
+        train_accuracy: the same model and samples, in [0, 1].
+        test_loss: as `train_loss`, over the test samples.
+        test_accuracy: as `train_accuracy`, over the test samples.
+        gradients: mini-batch gradients since the start of the run; a step of SAM takes two.
+        seconds: wall-clock time of the epoch with its evaluation.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    gradients: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "EpochRow":
+        """Read a row back; keys of later versions are ignored.
+
+        Raises:
+            ResultError: a key is missing or its value is no number.
+
+        >>> row = EpochRow(1, 0.1, 2.0, 0.5, 2.5, 0.25, gradients=23, seconds=0.5)
+        >>> EpochRow.from_dict(row.to_dict()) == row
+        True
+        """
+        names = [item.name for item in fields(cls)]
+        bad = [name for name in names if not isinstance(data.get(name), (int, float))]
+        if bad:
+            raise ResultError(f"malformed row of a history: no number for {', '.join(bad)}")
+        return cls(**{name: data[name] for name in names})
+
+
+def write_history(path: str | Path, rows: Sequence[EpochRow]) -> Path:
+    """Write the rows as one JSON file, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    text = json.dumps({"schema": SCHEMA, "rows": [row.to_dict() for row in rows]}, indent=1)
+    return write_text_atomically(path, text + "\n")
+
+
+def read_history(path: str | Path) -> tuple[EpochRow, ...]:
+    """Read the rows of a `history.json`.
+
+    Raises:
+        ResultError: the file is missing, or not a history.
+
+    >>> import tempfile
+    >>> row = EpochRow(1, 0.1, 2.0, 0.5, 2.5, 0.25, gradients=23, seconds=0.5)
+    >>> read_history(write_history(tempfile.mkdtemp() + "/history.json", [row])) == (row,)
+    True
+    """
+    try:
+        data = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is not a history: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise ResultError(f"{path} is not a history of schema {SCHEMA}")
+    return tuple(EpochRow.from_dict(row) for row in data.get("rows", ()))

@@ -1,0 +1,272 @@
+"""A training run: from settings to a folder with checkpoints and a history, resumable."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flatkit.checkpoints import Checkpoint, load, save
+from flatkit.data import DATASETS
+from flatkit.data.dataset import Dataset, Split
+from flatkit.devices import resolve_device
+from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDivergedError
+from flatkit.losses import CrossEntropy, Loss
+from flatkit.models import MODELS
+from flatkit.training.config import TrainingConfig
+from flatkit.training.evaluation import evaluate
+from flatkit.training.folder import RunFolder
+from flatkit.training.history import EpochRow, write_history
+from flatkit.training.learner import Learner
+from flatkit.training.optimizers import build_optimizer
+from flatkit.training.schedules import learning_rate
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a run left.
+
+    Attributes:
+        checkpoint: the file of the last epoch.
+        history: one row an epoch, those before a resumption included.
+        epochs_run: epochs of this call; 0 if a finished run was resumed.
+    """
+
+    checkpoint: Path
+    history: tuple[EpochRow, ...]
+    epochs_run: int
+
+
+def train(
+    config: TrainingConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: Callable[[EpochRow], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> TrainingOutcome:
+    """Train, writing `ckpt.pt` and `history.json` before the first step and after every epoch.
+
+    A run that was killed and resumed ends with the same weights, optimizer state and history
+    (seconds aside) bit for bit as one that was not, on the CPU; on a GPU as far as its kernels
+    repeat themselves. The caller's random states are untouched.
+
+    Args:
+        config: the settings; on resumption those of the run, of which the epochs may grow (then
+            the schedule stretches over the new number).
+        out: folder of the run.
+        resume: go on after the last whole epoch in `out`.
+        overwrite: replace the run in `out`.
+        on_epoch: called with the row of every epoch, after its checkpoint was written.
+        on_note: called with sentences that a user should read.
+
+    Raises:
+        InvalidArgumentError: settings that cannot be, or `out` holds a run and neither flag is set.
+        CheckpointError: the run in `out` cannot be read or was trained on other data.
+        TrainingDivergedError: a loss became NaN or infinite; `ckpt.pt` stays that of the last
+            good epoch.
+
+    >>> import tempfile
+    >>> config = TrainingConfig(data="gaussians", epochs=2, device="cpu")
+    >>> outcome = train(config, tempfile.mkdtemp())
+    >>> [row.epoch for row in outcome.history], outcome.checkpoint.name
+    ([1, 2], 'ckpt.pt')
+    """
+    folder = RunFolder(Path(out))
+    folder.check(resume=resume, overwrite=overwrite)
+    stored = load(folder.checkpoint) if resume else None
+    if stored is not None:
+        config = _settings(stored).resumed_with(config.to_dict())
+    plan = _plan(config, folder, stored)
+    with _private_random_state(plan.device):
+        learner = _new_learner(plan) if stored is None else _restored_learner(plan, stored)
+        history = [EpochRow.from_dict(row) for row in stored.history] if stored else []
+        if stored is None:
+            folder.clear()
+            _save(plan, learner, history)
+        else:
+            folder.sweep()
+            write_history(folder.history, history)  # a kill may have come before it was written
+            (on_note or _ignore)(_resumption(stored, config))
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            history.append(_run_epoch(plan, learner, epoch))
+            _save(plan, learner, history)
+            (on_epoch or _ignore)(history[-1])
+    epochs_run = config.epochs - (stored.epoch if stored else 0)
+    return TrainingOutcome(folder.checkpoint, tuple(history), epochs_run)
+
+
+def stored_config(out: str | Path) -> TrainingConfig:
+    """Return the settings of the run in a folder.
+
+    Raises:
+        InvalidArgumentError: there is no run.
+        CheckpointError: its checkpoint cannot be read, or says nothing of a training.
+
+    >>> import tempfile
+    >>> config = TrainingConfig(data="gaussians", epochs=1, device="cpu", seed=3)
+    >>> stored_config(train(config, tempfile.mkdtemp()).checkpoint.parent).seed
+    3
+    """
+    folder = RunFolder(Path(out))
+    folder.check(resume=True, overwrite=False)
+    return _settings(load(folder.checkpoint))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What stays the same during a run."""
+
+    config: TrainingConfig
+    folder: RunFolder
+    device: torch.device
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    loss: Loss
+    train: Split
+    test: Split
+
+
+def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) -> _Plan:
+    device = resolve_device(config.device)
+    dataset = stored.build_data() if stored else DATASETS.build(config.data, **config.data_kwargs)
+    if config.batch_size > dataset.train.samples:
+        raise InvalidArgumentError(
+            f"batch_size must be at most the {dataset.train.samples} training samples "
+            f"of {config.data}, got {config.batch_size}"
+        )
+    return _Plan(
+        config=config,
+        folder=folder,
+        device=device,
+        model=stored.model if stored else _model_spec(config, dataset),
+        data=stored.data if stored else _data_spec(dataset),
+        loss=CrossEntropy(label_smoothing=config.label_smoothing),
+        train=Split(*(tensor.to(device) for tensor in dataset.train)),
+        test=Split(*(tensor.to(device) for tensor in dataset.test)),
+    )
+
+
+def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
+    given_by_data = {"in_shape": dataset.in_shape, "classes": dataset.classes}
+    for name in given_by_data.keys() & config.model_kwargs.keys():
+        raise InvalidArgumentError(f"{name} of the model comes from the data; leave it out")
+    kwargs = MODELS.complete(config.model, **given_by_data, **config.model_kwargs)
+    return {"name": config.model, "kwargs": kwargs}
+
+
+def _data_spec(dataset: Dataset) -> dict[str, Any]:
+    return {"name": dataset.name, "kwargs": dataset.kwargs, "sha256": dataset.sha256()}
+
+
+def _new_learner(plan: _Plan) -> Learner:
+    torch.manual_seed(plan.config.seed)
+    return _learner(plan, MODELS.build(plan.model["name"], **plan.model["kwargs"]))
+
+
+def _restored_learner(plan: _Plan, stored: Checkpoint) -> Learner:
+    learner = _learner(plan, stored.build_model())
+    try:
+        device = stored.training_state["device"]
+        learner.load_state(stored.training_state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{stored.path} cannot be resumed: its training state is missing or malformed ({error})"
+        ) from error
+    if device != plan.device.type:
+        raise InvalidArgumentError(
+            f"the run was trained on {device} and cannot go on bit for bit on {plan.device.type}; "
+            "resume it where it began, or start a new run elsewhere"
+        )
+    return learner
+
+
+def _learner(plan: _Plan, model: nn.Module) -> Learner:
+    model.to(plan.device)
+    optimizer = build_optimizer(plan.config, model.parameters())
+    return Learner(model, optimizer, loss=plan.loss, train=plan.train, config=plan.config)
+
+
+def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
+    start = time.perf_counter()
+    try:
+        learner.run_epoch(epoch)
+        train = evaluate(learner.model, plan.loss, plan.train)
+        test = evaluate(learner.model, plan.loss, plan.test)
+        if not (isfinite(train.loss) and isfinite(test.loss)):
+            raise learner.diverged("the loss is not finite after the last step", epoch)
+    except TrainingDivergedError as error:
+        raise TrainingDivergedError(
+            f"{error}; {plan.folder.checkpoint} holds epoch {epoch - 1}"
+        ) from error
+    return EpochRow(
+        epoch=epoch,
+        lr=learning_rate(plan.config, epoch),
+        train_loss=train.loss,
+        train_accuracy=train.accuracy,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        gradients=learner.gradients,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _save(plan: _Plan, learner: Learner, history: Sequence[EpochRow]) -> None:
+    """Write the kept checkpoint, the last one and the history, in this order.
+
+    A run that is killed in between is resumed from the last one and writes the others again.
+    """
+    epoch, every = len(history), plan.config.save_every
+    targets = [plan.folder.checkpoint]
+    if every and epoch and epoch % every == 0:
+        targets.insert(0, plan.folder.kept(epoch))
+    for target in targets:
+        save(
+            target,
+            model=plan.model,
+            data=plan.data,
+            loss=plan.loss.spec(),
+            state_dict=learner.model.state_dict(),
+            epoch=epoch,
+            config=plan.config.to_dict(),
+            history=[row.to_dict() for row in history],
+            training_state=learner.state(),
+        )
+    write_history(plan.folder.history, history)
+
+
+def _settings(stored: Checkpoint) -> TrainingConfig:
+    try:
+        return TrainingConfig.from_dict(stored.config)
+    except (InvalidArgumentError, TypeError) as error:
+        raise CheckpointError(f"{stored.path} cannot be resumed: {error}") from error
+
+
+def _resumption(stored: Checkpoint, config: TrainingConfig) -> str:
+    if stored.epoch == config.epochs:
+        return f"nothing to do: {stored.path} has all its {config.epochs} epochs"
+    text = f"resuming {stored.path} after epoch {stored.epoch} of {config.epochs}"
+    before = stored.config["epochs"]
+    if config.epochs > before and config.schedule != "none":
+        text += (
+            f"; the {config.schedule} schedule stretches from {before} to {config.epochs} epochs, "
+            "so the result is not that of a run that was planned so long"
+        )
+    return text
+
+
+@contextmanager
+def _private_random_state(device: torch.device) -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _ignore(_: object) -> None:
+    """Take no notice."""

@@ -1,0 +1,154 @@
+import json
+
+import pytest
+import torch
+
+from flatkit.errors import InvalidArgumentError
+from flatkit.optim import GAM, SAM
+from flatkit.training import TrainingConfig
+from flatkit.training.optimizers import build_optimizer
+from flatkit.training.schedules import learning_rate
+
+
+def test_defaults_are_those_of_the_chosen_optimizer():
+    assert TrainingConfig().momentum == 0.9
+    adamw = TrainingConfig(optimizer="sam", base="adamw")
+    assert (adamw.lr, adamw.momentum, adamw.weight_decay, adamw.rho) == (1e-3, None, 1e-2, 0.05)
+    exact = TrainingConfig(optimizer="gam", gam_mode="exact")
+    assert (exact.rho_prime, exact.beta, exact.gamma) == (None, None, None)
+
+
+@pytest.mark.parametrize("mode", [{}, {"gam_mode": "accelerated"}, {"gam_mode": "exact"}])
+def test_defaults_of_sam_and_gam_are_those_of_the_optimizers(mode):
+    base = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    optimizer = GAM(base, mode=mode["gam_mode"]) if mode else SAM(base)
+    config = TrainingConfig(optimizer="gam" if mode else "sam", **mode).to_dict()
+    for name in ("rho", "rho_prime", "alpha", "beta", "gamma"):
+        assert config[name] == optimizer.param_groups[0].get(name), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd", "lr": 0.3, "momentum": 0.5, "weight_decay": 0.01},
+        {"optimizer": "adamw", "lr": 0.3, "weight_decay": 0.2},
+        {"optimizer": "sam", "base": "adamw", "rho": 0.3, "lr": 0.2, "weight_decay": 0.1},
+        {"optimizer": "gam", "gam_mode": "exact", "rho": 0.3, "alpha": 0.7, "momentum": 0.5},
+        {"optimizer": "gam", "rho": 0.3, "rho_prime": 0.1, "alpha": 0.7, "beta": 0.4, "gamma": 0.2},
+    ],
+)
+def test_every_setting_reaches_the_optimizer(settings):
+    config = TrainingConfig(**settings)
+    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "sam": SAM, "gam": GAM}
+    assert type(optimizer) is kinds[config.optimizer]
+    if isinstance(optimizer, (SAM, GAM)):
+        assert type(optimizer.base) is kinds[config.base_optimizer]
+    assert getattr(optimizer, "mode", None) == config.gam_mode
+    expected = {key: value for key, value in settings.items() if isinstance(value, float)}
+    assert {key: optimizer.param_groups[0][key] for key in expected} == expected
+
+
+def test_settings_survive_json():
+    config = TrainingConfig(
+        optimizer="gam",
+        schedule="step",
+        milestones=(0.25, 0.5),
+        model_kwargs={"hidden": (8, 8)},
+        data_kwargs={"split_seed": 3},
+    )
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rho": 0.1}, "rho does not apply to optimizer sgd"),
+        ({"base": "sgd"}, "base does not apply to optimizer sgd"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "momentum does not apply to optimizer adamw"),
+        ({"optimizer": "sam", "alpha": 0.5}, "alpha does not apply to optimizer sam over sgd"),
+        ({"optimizer": "sam", "gam_mode": "exact"}, "gam_mode does not apply"),
+        (
+            {"optimizer": "gam", "gam_mode": "exact", "beta": 0.1},
+            r"beta does not apply to optimizer gam over sgd \(exact\)",
+        ),
+        ({"optimizer": "gam", "base": "adamw", "momentum": 0.5}, "momentum does not apply"),
+        ({"decay": 0.1}, "decay does not apply to optimizer sgd, schedule cosine"),
+        ({"schedule": "none", "milestones": (0.5,)}, "milestones does not apply"),
+        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+        ({"optimizer": "sam", "base": "gam"}, "base must be one of adamw, sgd"),
+        ({"optimizer": "gam", "gam_mode": "fast"}, "gam_mode must be one of"),
+        ({"data": "digit"}, "did you mean 'digits'"),
+        ({"model": "resnet"}, "model must be one of cnn, mlp"),
+        ({"schedule": "linear"}, "schedule must be one of"),
+        ({"device": "tpu"}, "device must be one of"),
+        ({"optimizer": "sam", "rho": -0.1}, "rho must be a finite number >= 0"),
+        ({"optimizer": "sam", "rho": float("nan")}, "rho must be a finite number >= 0"),
+        ({"optimizer": "gam", "rho_prime": -0.1}, "rho_prime must be"),
+        ({"optimizer": "gam", "alpha": 1.5}, r"alpha must be a number in \[0, 1\]"),
+        ({"optimizer": "gam", "beta": -0.5}, "beta must be"),
+        ({"optimizer": "gam", "gamma": -0.5}, "gamma must be"),
+        ({"lr": 0.0}, "lr must be a finite number > 0"),
+        ({"lr": float("inf")}, "lr must be a finite number > 0"),
+        ({"momentum": 1.5}, "momentum must be"),
+        ({"weight_decay": -1e-4}, "weight_decay must be"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"save_every": -1}, "save_every must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**64}, "seed must be at most"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be"),
+        ({"schedule": "step", "milestones": (0.5, 0.25)}, "milestones must be growing"),
+        ({"schedule": "step", "milestones": (1.0,)}, "milestones must be growing"),
+        ({"model_kwargs": {"hidden": {1}}}, "model_kwargs, hidden must be numbers"),
+    ],
+)
+def test_settings_that_are_wrong_or_do_not_apply_are_named(settings, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        TrainingConfig(**settings)
+
+
+def test_unknown_stored_settings_are_named():
+    with pytest.raises(InvalidArgumentError, match="unknown training settings: colour, taste"):
+        TrainingConfig.from_dict({"taste": 1, "colour": 2})
+
+
+def test_a_resumed_run_may_only_grow():
+    stored = TrainingConfig(optimizer="sam", epochs=5, model_kwargs={"hidden": (8,)})
+    assert stored.resumed_with({}) == stored
+    assert stored.resumed_with(stored.to_dict()) == stored
+    assert stored.resumed_with({"model_kwargs": {"hidden": (8,)}, "epochs": 9}).epochs == 9
+    with pytest.raises(InvalidArgumentError) as caught:
+        stored.resumed_with({"epochs": 4, "rho": 0.5, "optimizer": "sgd", "lr": 0.1})
+    message = str(caught.value)
+    assert "epochs is 5 in the run, 4 was asked for" in message
+    assert "rho is 0.05 in the run, 0.5 was asked for" in message
+    assert "optimizer is 'sam' in the run, 'sgd' was asked for" in message
+    assert "lr is" not in message
+
+
+def test_the_cosine_schedule_is_that_of_torch():
+    config = TrainingConfig(lr=0.3, epochs=7)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
+    for epoch in range(1, 8):
+        assert learning_rate(config, epoch) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_step_schedule_drops_after_each_milestone():
+    config = TrainingConfig(lr=1.0, epochs=10, schedule="step", milestones=(0.3, 0.7), decay=0.5)
+    rates = [learning_rate(config, epoch) for epoch in range(1, 11)]
+    assert rates == [1.0] * 3 + [0.5] * 4 + [0.25] * 3
+
+
+def test_a_milestone_is_met_although_its_product_is_not_whole_in_binary():
+    assert 0.07 * 100 > 7
+    config = TrainingConfig(lr=1.0, epochs=100, schedule="step", milestones=(0.07,), decay=0.5)
+    assert [learning_rate(config, epoch) for epoch in (7, 8)] == [1.0, 0.5]
+
+
+def test_without_a_schedule_the_rate_stays():
+    config = TrainingConfig(lr=0.2, schedule="none", epochs=3)
+    assert {learning_rate(config, epoch) for epoch in (1, 2, 3)} == {0.2}

@@ -1,0 +1,86 @@
+"""A run that is killed in the middle of an epoch and resumed equals one that was not."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatkit import checkpoints
+from flatkit.training import TrainingConfig, read_history, train
+
+# Trains as a user would and sends itself SIGKILL before the forward pass number `fatal`.
+DRIVER = """
+import json, os, signal, sys
+import torch
+from flatkit.training import TrainingConfig, train
+settings, out, fatal, threads = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+seen = 0
+def count(module, inputs):
+    global seen
+    seen += isinstance(module, torch.nn.Flatten)
+    if seen == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.nn.modules.module.register_module_forward_pre_hook(count)
+train(TrainingConfig(**settings), out)
+"""
+
+CNN: dict[str, Any] = {
+    "data": "digits",
+    "data_kwargs": {"test_fraction": 0.9},
+    "model": "cnn",
+    "model_kwargs": {"width": 2},
+    "batch_size": 32,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd", **CNN},
+    "sam": {"optimizer": "sam", "base": "adamw", **CNN},
+    "gam": {"optimizer": "gam", **CNN},
+}
+STEPS = 6  # ceil(180 / 32)
+PASSES = {"sgd": 1, "sam": 2, "gam": 4}
+
+
+def identical(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second) and first.dtype == second.dtype
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(identical(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(identical, first, second))
+    return first == second
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, case):
+    settings = {**CASES[case], "epochs": 4, "device": "cpu", "seed": 3}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    _train_until_killed(settings, killed, passes=PASSES[case])
+    assert checkpoints.load(killed / "ckpt.pt").epoch == 2
+    resumed = train(TrainingConfig(**settings), killed, resume=True)
+    assert resumed.epochs_run == 2
+
+    train(TrainingConfig(**settings), whole)
+    a, b = checkpoints.load(killed / "ckpt.pt"), checkpoints.load(whole / "ckpt.pt")
+    assert identical(a.state_dict, b.state_dict)
+    assert identical(a.training_state, b.training_state)
+    histories = [
+        [dataclasses.replace(row, seconds=0.0) for row in read_history(folder / "history.json")]
+        for folder in (killed, whole)
+    ]
+    assert histories[0] == histories[1]
+    assert a.config == b.config
+
+
+def _train_until_killed(settings: dict[str, Any], out: Path, *, passes: int) -> None:
+    evaluations = 2  # train and test, in one chunk each
+    fatal = 2 * (STEPS * passes + evaluations) + 3 * passes  # in the third step of epoch 3
+    arguments = json.dumps([settings, str(out), fatal, torch.get_num_threads()])
+    done = subprocess.run([sys.executable, "-c", DRIVER, arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
