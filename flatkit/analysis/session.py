@@ -1,0 +1,152 @@
+"""The objects that the measures of one analysis share: objectives, Hessian, eigenvectors."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flatkit.analysis.settings import AnalysisSettings
+from flatkit.devices import resolve_device
+from flatkit.errors import NonFiniteError
+from flatkit.hessian import HessianOperator
+from flatkit.objective import Objective
+from flatkit.operators import check_symmetric
+from flatkit.results import Cost
+from flatkit.spectrum import Estimate, lanczos, power_iteration
+from flatkit.task import Task
+
+Progress = Callable[[str, int, int], object]
+"""Called with the measure, the steps done and the steps in all."""
+
+_START_TOLERANCE = 1e-2
+"""Residual of the eigenvectors that only start a search."""
+_SAME_DIRECTION = 0.9
+"""Cosine above which two vectors need not both be tried."""
+
+
+class Session:
+    """A task under analysis; everything is computed once, when it is first needed."""
+
+    def __init__(
+        self, task: Task, settings: AnalysisSettings, progress: Progress | None = None
+    ) -> None:
+        self.task, self.settings, self._progress = task, settings, progress
+        self.objective = Objective(
+            task.model,
+            task.loss,
+            task.data,
+            samples=settings.samples,
+            seed=settings.seed,
+            batchnorm=settings.batchnorm,
+            chunk_size=settings.chunk_size,
+            dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
+            device=resolve_device(settings.device),
+        )
+
+    @cached_property
+    def test_objective(self) -> Objective | None:
+        """The objective over the test data, if there are any."""
+        if self.task.test_data is None:
+            return None
+        return Objective(
+            self.task.model,
+            self.task.loss,
+            self.task.test_data,
+            chunk_size=self.settings.chunk_size,
+            dtype=self.objective.dtype,
+            device=self.objective.device,
+        )
+
+    @cached_property
+    def hessian(self) -> HessianOperator:
+        """The Hessian at the checkpoint, found symmetric."""
+        hessian = HessianOperator(self.objective)
+        check_symmetric(hessian, generator=self.generator("symmetry"))
+        return hessian
+
+    @cached_property
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """The loss and gradient [P] at the checkpoint, both finite."""
+        loss, gradient = self.objective.loss_and_gradient()
+        if not math.isfinite(loss) or not gradient.isfinite().all():
+            raise NonFiniteError(
+                f"the loss ({loss}) or its gradient is NaN or infinite at the checkpoint; "
+                "the training diverged, analyze an earlier checkpoint"
+            )
+        return loss, gradient
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient [P] at the checkpoint."""
+        return self.loss_and_gradient[1]
+
+    @cached_property
+    def top(self) -> Estimate:
+        """The largest eigenvalues, as the settings ask."""
+        settings = self.settings
+        method = {"lanczos": lanczos, "power": power_iteration}[settings.method]
+        return method(
+            self.hessian,
+            k=settings.num_eigenvalues,
+            tolerance=settings.tolerance,
+            max_matvecs=settings.max_matvecs,
+            generator=self.generator("eigenvalues"),
+        )
+
+    @cached_property
+    def extreme(self) -> Estimate:
+        """The eigenpair of largest magnitude, coarse: it starts searches and bounds slopes."""
+        return lanczos(
+            self.hessian,
+            which="magnitude",
+            tolerance=_START_TOLERANCE,
+            max_matvecs=self.settings.max_matvecs,
+            generator=self.generator("extreme"),
+        )
+
+    @cached_property
+    def eigenvectors(self) -> list[Tensor]:
+        """The eigenvector of largest magnitude and, if it is another, of the largest eigenvalue."""
+        assert self.extreme.vectors is not None
+        vectors = [self.extreme.vectors[0]]
+        if "top_eigenvalues" in self.settings.measures and self.top.vectors is not None:
+            top = self.top.vectors[0]
+            if abs(float(top @ vectors[0])) < _SAME_DIRECTION:
+                vectors.append(top)
+        return vectors
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return the random stream of one purpose, the same whatever else is measured."""
+        digest = hashlib.sha256(f"{self.settings.seed}:{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def random_vector(self, purpose: str) -> Tensor:
+        """Return a standard normal vector [P]."""
+        vector = torch.randn(self.objective.num_parameters, generator=self.generator(purpose))
+        return vector.to(self.objective.theta)
+
+    def report(self, measure: str, done: int, total: int) -> None:
+        """Tell whoever listens how far a measure is."""
+        if self._progress is not None:
+            self._progress(measure, done, total)
+
+    @contextmanager
+    def meter(self) -> Iterator[Callable[[], Cost]]:
+        """Yield a function that returns the cost since the start of the block."""
+        started, before = time.perf_counter(), self.objective.tally.copy()
+
+        def cost() -> Cost:
+            spent = self.objective.tally.since(before)
+            return Cost(
+                gradients=spent.gradients,
+                matvecs=spent.matvecs,
+                losses=spent.losses,
+                seconds=time.perf_counter() - started,
+            )
+
+        yield cost

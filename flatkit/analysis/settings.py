@@ -1,0 +1,112 @@
+"""What to measure and how; no torch, so that the command line can check its options at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from flatkit.checks import check_choice, check_count, check_non_negative, check_positive
+from flatkit.errors import InvalidArgumentError
+
+Method: TypeAlias = Literal["lanczos", "power"]
+DType: TypeAlias = Literal["float32", "float64"]
+
+MEASURES = {
+    "loss": "mean loss on the training and test data",
+    "accuracy": "fraction of samples classified correctly, on both",
+    "gradient_norm": "norm of the loss gradient on the training data",
+    "top_eigenvalues": "largest eigenvalues of the Hessian",
+    "trace": "trace of the Hessian",
+    "zeroth_order_sharpness": "R0: largest increase of the loss within rho",
+    "first_order_flatness": "R1: rho times the largest gradient norm within rho",
+    "max_gradient_norm": "the largest gradient norm within rho itself",
+    "loss_slice": "loss, accuracy and gradient norm along random directions",
+    "loss_plane": "loss and accuracy on a random plane",
+}
+"""The measures by name, in the order in which they run."""
+
+_ON_REQUEST = ("max_gradient_norm",)
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """Settings of `analyze`.
+
+    Attributes:
+        measures: names from `MEASURES`.
+        rho: radii of the balls, in the units of the parameters.
+        method: `lanczos` or `power`, for the eigenvalues.
+        num_eigenvalues: how many.
+        tolerance: on their residual, relative to the largest magnitude.
+        trace_tolerance: on the standard error of the trace, relative to it.
+        max_matvecs: Hessian-vector products for the eigenvalues, and as many for the trace.
+        samples: training samples in use, drawn at random; all by default.
+        batchnorm: `eval` or `train`; see `flatkit.Objective`.
+        chunk_size: samples that go through the model at once; chosen by default.
+        dtype: of the computation; that of the checkpoint by default.
+        device: `auto` (cuda, then mps, then cpu), or one of these; the CPU by default.
+        seed: of every random draw; each measure has a stream of its own.
+        slice_points: steps of a slice, odd.
+        slice_directions: random directions of the slice.
+        plane_points: steps of the plane along each axis, odd.
+        extent: slices and planes reach from -extent to extent; 1 is the length of the weights.
+
+    Raises:
+        InvalidArgumentError: one of them is out of range.
+
+    >>> AnalysisSettings(rho=(0.1, 0.01)).rho
+    (0.01, 0.1)
+    """
+
+    measures: Sequence[str] = tuple(name for name in MEASURES if name not in _ON_REQUEST)
+    rho: Sequence[float] = (0.01, 0.03, 0.1)
+    method: Method = "lanczos"
+    num_eigenvalues: int = 1
+    tolerance: float = 1e-4
+    trace_tolerance: float = 0.02
+    max_matvecs: int = 1000
+    samples: int | None = None
+    batchnorm: Literal["eval", "train"] = "eval"
+    chunk_size: int | None = None
+    dtype: DType | None = None
+    device: str = "cpu"
+    seed: int = 0
+    slice_points: int = 31
+    slice_directions: int = 5
+    plane_points: int = 21
+    extent: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check everything, and sort the measures and radii."""
+        for measure in self.measures:
+            check_choice("measures", measure, MEASURES)
+        if not self.measures:
+            raise InvalidArgumentError("measures must name at least one measure, got none")
+        self._check_numbers()
+        check_choice("method", self.method, get_args(Method))
+        check_choice("batchnorm", self.batchnorm, ("eval", "train"))
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, get_args(DType))
+        in_order = tuple(name for name in MEASURES if name in self.measures)
+        object.__setattr__(self, "measures", in_order)
+        object.__setattr__(self, "rho", tuple(sorted(set(self.rho))))
+
+    def _check_numbers(self) -> None:
+        if not self.rho:
+            raise InvalidArgumentError("rho must hold at least one radius, got none")
+        for rho in self.rho:
+            check_positive("rho", rho, hint="the radius of a ball in parameter space")
+        for name in ("tolerance", "trace_tolerance", "extent"):
+            check_positive(name, getattr(self, name))
+        for name in ("samples", "chunk_size"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_count("max_matvecs", self.max_matvecs, minimum=16)
+        check_count("num_eigenvalues", self.num_eigenvalues)
+        check_count("slice_directions", self.slice_directions, minimum=2)
+        check_non_negative("seed", self.seed)
+        for name in ("slice_points", "plane_points"):
+            if check_count(name, getattr(self, name), minimum=3) % 2 == 0:
+                raise InvalidArgumentError(
+                    f"{name} must be odd, so that the checkpoint itself is one of the points, "
+                    f"got {getattr(self, name)}"
+                )

@@ -1,0 +1,184 @@
+"""The figure that holds R1/ρ² and 2 R0/ρ² against the top eigenvalue."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from flatkit.errors import ResultError
+from flatkit.render.notation import significant
+from flatkit.render.style import (
+    MUTED,
+    Look,
+    footnote,
+    legend_above,
+    looks,
+    panels,
+    styled,
+    tidy,
+    title,
+)
+from flatkit.results import Comparison, Entry, Report
+
+_FIRST, _ZEROTH, _CEILING = "first_order_flatness", "zeroth_order_sharpness", "upper_estimate"
+_WIDE_RANGE = 20.0
+_NOTE = (
+    "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
+    "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that"
+)
+
+
+def flatness_figure(comparison: Comparison) -> Figure:
+    """Draw R1/ρ² and 2 R0/ρ² against ρ beside λmax ± residual, a panel for each group.
+
+    At a minimum both tend to λmax as ρ → 0; a gradient that is left lifts them above it for small
+    ρ, which the grey ceiling of the quadratic model, |λ|max + ‖∇L‖/ρ, shows. Both are lower bounds,
+    found by a search, and drawn as carets that point up.
+
+    Raises:
+        ResultError: no run has R0 or R1.
+
+    >>> from flatkit.results import Entry, Report, Result
+    >>> flatness = Result(_FIRST, 0.03, error_kind="lower_bound", settings={"rho": 0.1})
+    >>> report = Report([Result("top_eigenvalues", [3.1], [1e-4], "residual"), flatness])
+    >>> axis = flatness_figure(Comparison([Entry("gam", "gam", report)])).axes[0]
+    >>> axis.get_xscale(), axis.get_xlabel()
+    ('log', 'radius ρ')
+    """
+    groups = {
+        group: found
+        for group in comparison.groups
+        if (found := [e for e in comparison.in_group(group) if _has_flatness(e.report)])
+    }
+    if not groups:
+        raise ResultError(
+            "no run holds R0 or R1; measure them with --measures "
+            "zeroth_order_sharpness,first_order_flatness"
+        )
+    style = looks(comparison.groups)
+    with styled():
+        figure, axes = panels(
+            len(groups), width=2.6, height=2.6, per_row=4, margins=(0.9, 1.0), sharey=True
+        )
+        for axis, (group, entries) in zip(axes, groups.items(), strict=True):
+            for entry in entries:
+                _draw_run(axis, entry.report, style[group])
+            _annotate(axis, group, entries)
+        _scale(axes, [entry.report for entries in groups.values() for entry in entries])
+        tidy(axes)
+        _legend(figure, axes)
+        footnote(figure, _NOTE)
+    return figure
+
+
+def has_flatness(comparison: Comparison) -> bool:
+    """Return whether `flatness_figure` has something to draw.
+
+    >>> has_flatness(Comparison([Entry("sgd", "sgd", Report([]))]))
+    False
+    """
+    return any(_has_flatness(entry.report) for entry in comparison.entries)
+
+
+def _has_flatness(report: Report) -> bool:
+    return report.find(_FIRST) is not None or report.find(_ZEROTH) is not None
+
+
+def _draw_run(axis: Axes, report: Report, look: Look) -> None:
+    top = report.find("top_eigenvalues")
+    if top is not None and top.value:
+        value, residual = top.value[0], (top.error or [0.0])[0] or 0.0
+        axis.axhspan(value - residual, value + residual, color="0.25", alpha=0.25, linewidth=0)
+        axis.axhline(value, color="0.25", linewidth=0.9, linestyle="--", zorder=1)
+    for measure, factor, filled in ((_FIRST, 1.0, True), (_ZEROTH, 2.0, False)):
+        points = _over_rho_squared(report, measure, factor)
+        axis.plot(
+            *points,
+            color=look.colour,
+            linestyle="-" if filled else ":",
+            linewidth=1.4,
+            marker="^",
+            markersize=6,
+            markerfacecolor=look.colour if filled else "white",
+            zorder=3 if filled else 2,
+        )
+    ceiling = [
+        (result.settings["rho"], result.settings[_CEILING] / result.settings["rho"] ** 2)
+        for result in report.all(_FIRST)
+        if result.settings.get(_CEILING) is not None
+    ]
+    if ceiling:
+        axis.plot(*zip(*sorted(ceiling), strict=True), color=MUTED, linewidth=0.9, linestyle="-.")
+
+
+def _over_rho_squared(
+    report: Report, measure: str, factor: float
+) -> tuple[list[float], list[float]]:
+    """Return ρ and factor · value / ρ², sorted by ρ."""
+    values = {result.settings["rho"]: result.value for result in report.all(measure)}
+    radii = sorted(values)
+    return radii, [factor * values[rho] / rho**2 for rho in radii]
+
+
+def _annotate(axis: Axes, group: str, entries: Sequence[Entry]) -> None:
+    norms = [
+        found.value
+        for entry in entries
+        if (found := entry.report.find("gradient_norm")) is not None
+    ]
+    lines = [title(group)]
+    if norms:
+        low, high = (significant(norm, 2) for norm in (min(norms), max(norms)))
+        lines.append(f"‖∇L‖ = {low}" if low == high else f"‖∇L‖ = {low} … {high}")
+    axis.set_title("\n".join(lines))
+    axis.set_xlabel("radius ρ")
+
+
+def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
+    """Put ticks at the radii that were measured; let y start at zero unless it spans decades."""
+    radii = sorted({r.settings["rho"] for report in reports for r in report if "rho" in r.settings})
+    heights = [
+        height
+        for report in reports
+        for measure, factor in ((_FIRST, 1.0), (_ZEROTH, 2.0))
+        for height in _over_rho_squared(report, measure, factor)[1]
+    ]
+    wide = min(heights) > 0 and max(heights) > _WIDE_RANGE * min(heights)
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(FixedLocator(_spaced(radii)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda rho, _: f"{rho:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.margins(x=0.12)
+        if wide:
+            axis.set_yscale("log")
+        elif min(heights) >= 0:
+            axis.set_ylim(bottom=0.0)
+        axis.tick_params(labelleft=True)
+    axes[0].set_ylabel("curvature: R1/ρ², 2 R0/ρ², λmax")
+
+
+def _spaced(radii: Sequence[float]) -> list[float]:
+    """Return the radii that leave room for their labels: factors of 2.5 at least."""
+    kept: list[float] = []
+    smallest_factor = max(2.5, (radii[-1] / radii[0]) ** (1 / 6))
+    for rho in radii:
+        if not kept or rho >= smallest_factor * kept[-1]:
+            kept.append(rho)
+    return kept
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    grey = {"color": MUTED, "marker": "^", "markersize": 6}
+    handles: list[Any] = [
+        Line2D([], [], linestyle="-", label="R1/ρ²", **grey),
+        Line2D([], [], linestyle=":", markerfacecolor="white", label="2 R0/ρ²", **grey),
+        Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
+    ]
+    if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):
+        label = "|λ|max + ‖∇L‖/ρ, quadratic model"
+        handles.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle="-.", label=label))
+    legend_above(figure, handles, columns=4 if len(axes) > 2 else 2)

@@ -1,0 +1,106 @@
+"""Numbers as text: as many digits as the error allows, and never more."""
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+
+_FIXED = range(-3, 5)
+"""Powers of ten that are written without an exponent."""
+_MOST_DIGITS = 6
+
+
+def significant(value: float, digits: int = 4, *, rounding: str = ROUND_HALF_EVEN) -> str:
+    """Return a number with so many significant digits.
+
+    >>> significant(0.123456), significant(1234567.0), significant(1.2e-7, 2)
+    ('0.1235', '1.235e6', '1.2e-7')
+    """
+    if value == 0 or not math.isfinite(value):
+        return _special(value)
+    return _text(value, decimals=digits - 1 - _power(value), rounding=rounding)
+
+
+def at_least(value: float) -> str:
+    """Return a lower bound with three digits, rounded down so that it remains one.
+
+    >>> at_least(0.12399), at_least(-0.12301)
+    ('≥ 0.123', '≥ -0.124')
+    """
+    # 12 digits first: 0.5/0.1² is 50 in decimals and 49.99... in binary.
+    return f"≥ {significant(float(f'{value:.12g}'), 3, rounding=ROUND_FLOOR)}"
+
+
+def bound(error: float) -> str:
+    """Return an error bound with one digit, rounded up so that it remains one.
+
+    >>> bound(2.1e-6), bound(0.0)
+    ('3e-6', '0')
+    """
+    return significant(error, 1, rounding=ROUND_CEILING)
+
+
+def to_error(value: float, error: float, *, digits: int = 2) -> str:
+    """Return a value down to the digits that its error shakes, six at most.
+
+    Args:
+        value: the number.
+        error: its error, >= 0.
+        digits: how many of the error's own digits to keep.
+
+    >>> to_error(123.456, 2.34), to_error(12.345678, 3e-9), to_error(8.123, 40.0)
+    ('123.5', '12.3457', '8')
+    """
+    if not math.isfinite(value) or not math.isfinite(error):
+        return significant(value)
+    if error == 0:
+        return significant(value)
+    decimals = digits - 1 - _power(error)
+    if value == 0:
+        return _text(0.0, decimals=decimals)
+    return _text(value, decimals=min(decimals, _MOST_DIGITS - 1 - _power(value)))
+
+
+def with_spread(value: float, spread: float) -> str:
+    """Return value ± spread to the same decimal, the spread with two digits.
+
+    >>> with_spread(123.456, 2.34), with_spread(1.2345e-6, 3.21e-8), with_spread(0.5, 0.0)
+    ('123.5 ± 2.3', '(1.234 ± 0.032)e-6', '0.5000 ± 0')
+    """
+    if not math.isfinite(spread):
+        return f"{significant(value)} ± ?"
+    if spread == 0:
+        return f"{significant(value)} ± 0"
+    if not math.isfinite(value):
+        return f"{_special(value)} ± {significant(spread, 2)}"
+    power = max(_power(value) if value else _power(spread), _power(spread))
+    decimals = 1 - _power(spread)
+    scale = 0 if power in _FIXED else power
+    texts = [
+        _fixed(Decimal(repr(float(number))).scaleb(-scale), decimals + scale, ROUND_HALF_EVEN)
+        for number in (value, spread)
+    ]
+    return " ± ".join(texts) if scale == 0 else f"({' ± '.join(texts)})e{scale}"
+
+
+def _special(value: float) -> str:
+    return "0" if value == 0 else f"{'-' if value < 0 else ''}∞"
+
+
+def _power(value: float) -> int:
+    return Decimal(repr(float(value))).adjusted()
+
+
+def _text(value: float, *, decimals: int, rounding: str = ROUND_HALF_EVEN) -> str:
+    """Return the value rounded at a decimal place, with an exponent where zeros would pile up."""
+    number = Decimal(repr(float(value)))
+    if number == 0 or number.adjusted() in _FIXED:
+        return _fixed(number, decimals, rounding)
+    power = number.adjusted()
+    mantissa = _fixed(number / Decimal(10) ** power, max(0, decimals + power), rounding)
+    return f"{mantissa}e{power}"
+
+
+def _fixed(number: Decimal, decimals: int, rounding: str) -> str:
+    rounded = number.quantize(Decimal(1).scaleb(-decimals), rounding=rounding)
+    if rounded == 0:
+        rounded = abs(rounded)  # no minus zero
+    return f"{rounded:.{max(0, decimals)}f}"

@@ -1,0 +1,180 @@
+"""The look of all figures: colours that colour-blind readers tell apart, one style, no globals."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any, Literal, TypeAlias
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
+
+Line: TypeAlias = Literal["-", "--", "-.", ":"]
+
+MUTED = "0.45"
+"""The grey of what explains rather than shows."""
+
+_NOTE_SIZE = 8
+_TITLE_WIDTH = 32
+_INCHES_PER_CHARACTER = 0.075
+_LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "D", "P", "X", "v")
+_OWN: dict[Any, Any] = {
+    # One font that comes with matplotlib and has λ, ρ, ∇, ‖: the same figure on every machine.
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "mathtext.fontset": "dejavusans",
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.8,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "xtick.minor.width": 0.5,
+    "ytick.minor.width": 0.5,
+    "lines.linewidth": 1.6,
+    "hatch.linewidth": 0.5,
+    "hatch.color": "0.6",
+    "svg.hashsalt": "flatkit",
+    "svg.fonttype": "path",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one run or group is drawn, in every figure the same."""
+
+    colour: tuple[float, float, float]
+    line: Line
+    marker: str
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in flatkit's style inside the block; afterwards matplotlib is as it was.
+
+    >>> before = dict(matplotlib.rcParams)
+    >>> with styled():
+    ...     matplotlib.rcParams["svg.hashsalt"]
+    'flatkit'
+    >>> dict(matplotlib.rcParams) == before
+    True
+    """
+    base: dict[Any, Any] = {**seaborn.plotting_context("paper"), **seaborn.axes_style("ticks")}
+    with matplotlib.rc_context({**base, **_OWN}):
+        yield
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return a look per name, from seaborn's colour-blind palette; after ten, other lines too.
+
+    >>> a, b = looks(["sgd", "gam"]).values()
+    >>> a.colour != b.colour
+    True
+    """
+    palette = seaborn.color_palette("colorblind")
+    order = [0, 1, 2, 4, 3, 5, 9, 8, 6, 7]  # green and vermilion, the nearest pair, not adjacent
+    return {
+        name: Look(
+            colour=palette[order[number % len(order)]],
+            line=_LINES[number // len(order) % len(_LINES)],
+            marker=_MARKERS[number % len(_MARKERS)],
+        )
+        for number, name in enumerate(names)
+    }
+
+
+def panels(
+    count: int,
+    *,
+    width: float,
+    height: float,
+    per_row: int | None = None,
+    margins: tuple[float, float] = (0.0, 0.6),
+    **options: Any,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` panels, without pyplot's global state.
+
+    Args:
+        count: of panels.
+        width: of a panel, in inches.
+        height: of a panel, in inches.
+        per_row: panels side by side; all by default.
+        margins: width and height to add once, for a bar of colours, legend and footnote.
+        **options: of `Figure.subplots`.
+
+    >>> figure, axes = panels(5, width=2, height=2, per_row=3)
+    >>> len(axes), figure.get_size_inches().tolist()
+    (5, [6.0, 4.6])
+    """
+    columns = min(count, per_row or count)
+    rows = -(-count // columns)
+    figure = Figure(
+        figsize=(columns * width + margins[0], rows * height + margins[1]), layout="constrained"
+    )
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, axes[:count]
+
+
+def tidy(axes: Sequence[Axes]) -> None:
+    """Leave only the axes that carry ticks."""
+    for axis in axes:
+        seaborn.despine(ax=axis)
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int = 4) -> None:
+    """Put one legend above all panels, where it covers nothing."""
+    if handles:
+        figure.legend(
+            handles=list(handles),
+            loc="outside upper center",
+            ncols=min(columns, len(handles)),
+            handlelength=2.2,
+            columnspacing=1.6,
+        )
+
+
+def title(name: str) -> str:
+    """Return a name in lines short enough for the title of a panel.
+
+    >>> title("gam")
+    'gam'
+    """
+    return "\n".join(wrap(name, _TITLE_WIDTH)) or name
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Say below all panels what the marks mean."""
+    characters = int(figure.get_figwidth() / _INCHES_PER_CHARACTER)
+    figure.supxlabel("\n".join(wrap(text, characters)), fontsize=_NOTE_SIZE, color=MUTED)
+
+
+def mark_above(axis: Axes, positions: Sequence[float], *, marker: str, colour: Any) -> None:
+    """Mark at the upper edge where there is no finite value to draw."""
+    if not len(positions):
+        return
+    (marks,) = axis.plot(
+        positions,
+        [0.985] * len(positions),
+        linestyle="none",
+        marker=marker,
+        color=colour,
+        markersize=4,
+        transform=blended_transform_factory(axis.transData, axis.transAxes),
+        clip_on=False,
+    )
+    marks.set_in_layout(False)

@@ -1,0 +1,429 @@
+"""Figures: what is drawn is what was measured, where it was measured; files repeat bit for bit."""
+
+import math
+import struct
+from itertools import combinations
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+
+import flatkit.render
+from flatkit.errors import InvalidArgumentError, OutputError, ResultError
+from flatkit.render import (
+    curvature_figure,
+    flatness_figure,
+    history_figure,
+    plane_figure,
+    save_figure,
+    save_figures,
+    slice_figure,
+)
+from flatkit.results import Comparison, Entry, Report, Result
+
+RADII = (0.01, 0.03, 0.1)
+
+
+def slice_result(curvature=3.0, draws=4, seed=0, **changed):
+    t = np.linspace(-1, 1, 21)
+    factors = curvature * (1 + 0.2 * np.random.default_rng(seed).standard_normal((draws, 1)))
+    value = {
+        "coordinate": t.tolist(),
+        "loss": (0.5 + factors * t**2).tolist(),
+        "accuracy": (0.95 - 0.1 * factors * t**2 / curvature).tolist(),
+        "gradient_norm": np.abs(2 * factors * t).tolist(),
+        **changed,
+    }
+    error = {
+        name: [
+            None if None in column or max(column) > 1e100 else float(np.std(column, ddof=1)) / 2
+            for column in zip(*rows, strict=True)
+        ]
+        for name, rows in value.items()
+        if name != "coordinate"
+    }
+    return Result("loss_slice", value, error, "standard_error")
+
+
+def plane_result(loss, x, y):
+    return Result(
+        "loss_plane",
+        {"x": list(x), "y": list(y), "loss": loss},
+        0.0,
+        settings={"normalization": "filter", "direction_norms": [12.3, 12.4]},
+    )
+
+
+def bowl(curvature=3.0):
+    x = np.linspace(-1, 1, 11)
+    return plane_result((0.5 + curvature * (x**2 + x[:, None] ** 2)).tolist(), x, x)
+
+
+def report(top=3.0, accuracy=0.95, landscape=True):
+    results = [
+        Result("accuracy", accuracy, 0.0, settings={"split": "test"}),
+        Result("gradient_norm", 0.02, 0.0, settings={"split": "train"}),
+        Result("top_eigenvalues", [top], [0.05 * top], "residual"),
+        Result("trace", 8 * top, top, "standard_error"),
+    ]
+    for rho in RADII:
+        bound = {"rho": rho, "upper_estimate": rho * (0.02 + rho * top)}
+        results += [
+            Result("zeroth_order_sharpness", 0.4 * top * rho**2, None, "lower_bound",
+                   settings={"rho": rho}),
+            Result("first_order_flatness", 0.9 * top * rho**2, None, "lower_bound",
+                   settings=bound),
+        ]  # fmt: skip
+    return Report(results + ([slice_result(top), bowl(top)] if landscape else []))
+
+
+def alone(**reports):
+    return Comparison([Entry(name, name, found) for name, found in reports.items()])
+
+
+def seeds(**tops):
+    return Comparison(
+        [
+            Entry(f"{group}, seed {seed}", group, report(top, 0.95 + 0.001 * seed, seed == 0))
+            for group, values in tops.items()
+            for seed, top in enumerate(values)
+        ]
+    )
+
+
+def of(result):
+    return alone(gam=Report([result]))
+
+
+THREE_BY_THREE = seeds(sgd=[9.0, 10.0, 11.0], sam=[5.0, 6.0, 7.0], gam=[2.0, 2.5, 4.5])
+HISTORIES = {
+    name: [
+        {
+            "epoch": epoch,
+            "lr": 0.1,
+            "train_loss": 2.0 / epoch,
+            "test_loss": 2.2 / epoch,
+            "train_accuracy": 1 - 0.5 / epoch,
+            "test_accuracy": 1 - 0.6 / epoch,
+        }
+        for epoch in range(1, 6)
+    ]
+    for name in ("sgd", "gam")
+}
+
+
+def lines(axis, **wanted):
+    return [
+        line
+        for line in axis.lines
+        if all(getattr(line, f"get_{k}")() == v for k, v in wanted.items())
+    ]
+
+
+def ydata(line):
+    return np.asarray(line.get_ydata(), dtype=float)
+
+
+def pixels(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def colour_at(figure, axis, x, y):
+    image = pixels(figure)
+    column, row = axis.transData.transform((x, y))
+    return image[image.shape[0] - 1 - round(row), round(column), :3] / 255
+
+
+def test_the_plane_has_its_first_direction_to_the_right_and_its_second_upwards():
+    x, y = np.array([-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]), np.array([-3.0, -1.0, 1.0])
+    loss = np.full((3, 7), 2.0)  # [ny, nx]
+    loss[2, :2] = 0.5  # low at the upper left: y = 1, x = -1 .. -0.5
+    loss[0, 5:] = 8.0  # high at the lower right: y = -3, x = 1.5 .. 2
+    figure = plane_figure(of(plane_result(loss.tolist(), x, y)))
+    axis = figure.axes[0]
+    lowest, highest = (matplotlib.colormaps["viridis"](end)[:3] for end in (0.0, 1.0))
+    assert np.allclose(colour_at(figure, axis, -0.8, 0.95), lowest, atol=0.06)
+    assert np.allclose(colour_at(figure, axis, 1.8, -2.95), highest, atol=0.06)
+    for x_at, y_at in ((-0.8, -2.95), (1.8, 0.95)):
+        colour = colour_at(figure, axis, x_at, y_at)
+        assert not np.allclose(colour, lowest, atol=0.15)
+        assert not np.allclose(colour, highest, atol=0.15)
+    assert axis.get_xlim() == (-1.0, 2.0) and axis.get_ylim() == (-3.0, 1.0)
+    assert "12.3" in axis.get_xlabel() and "12.4" in axis.get_ylabel()
+
+
+def test_equal_losses_have_equal_colours_in_all_panels():
+    flat, steep = (Report([bowl(curvature)]) for curvature in (0.5, 8.0))
+    figure = plane_figure(alone(flat=flat, steep=steep))
+    left, right, bar = figure.axes
+    # 0.5 + 0.5 · 1² in one panel is 0.5 + 8 · 0.25² in the other.
+    one, other = colour_at(figure, left, 0.97, 0.0), colour_at(figure, right, 0.0, 0.243)
+    assert np.allclose(one, other, atol=0.1)
+    assert not np.allclose(one, colour_at(figure, right, 0.97, 0.0), atol=0.3)
+    assert bar.get_ylabel() == "loss"
+    assert bar.get_ylim()[0] == pytest.approx(0.5) and bar.get_ylim()[1] == pytest.approx(16.5)
+
+
+def test_points_beyond_the_float_range_are_hatched_not_replaced():
+    x = np.linspace(-1, 1, 5)
+    loss = (1.0 + x**2 + x[:, None] ** 2).tolist()
+    loss[0][0], loss[4][4] = math.inf, None
+    figure = plane_figure(of(plane_result(loss, x, x)))
+    axis = figure.axes[0]
+    greys = [colour_at(figure, axis, *point) for point in ((-0.9, -0.9), (0.9, 0.9))]
+    assert all(np.ptp(grey) < 0.02 and grey.mean() > 0.5 for grey in greys)
+    assert np.ptp(colour_at(figure, axis, -0.9, 0.9)) > 0.1
+    assert any("infinite" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        [[0.0, 1.0], [1.0, 2.0]],
+        [[-1.0, 1.0], [1.0, 2.0]],
+        [[1.0, 1.0], [1.0, 1.0]],
+        [[0.0, 0.0], [0.0, 0.0]],
+        [[1e-8, 1.0], [1e300, 1.7e308]],
+    ],
+)
+def test_planes_with_zero_negative_constant_and_huge_losses_are_drawn(loss):
+    pixels(plane_figure(of(plane_result(loss, [0.0, 1.0], [0.0, 1.0]))))
+
+
+def test_the_slice_is_the_mean_over_the_directions_with_its_standard_error():
+    result = slice_result()
+    axis = slice_figure(of(result)).axes[0]
+    draws = np.array(result.value["loss"])
+    (mean,) = [line for line in axis.lines if line.get_linewidth() > 1 and len(ydata(line)) == 21]
+    assert np.allclose(ydata(mean), draws.mean(axis=0))
+    singles = [ydata(line) for line in axis.lines if line.get_linewidth() < 0.7]
+    assert np.allclose(sorted(map(list, singles)), sorted(map(list, draws)))
+    band = axis.collections[0].get_paths()[0].vertices
+    error = draws.std(axis=0, ddof=1) / math.sqrt(4)
+    at_the_end = np.asarray(band)[np.isclose(np.asarray(band)[:, 0], 1.0)][:, 1]
+    centre = draws.mean(axis=0)[-1]
+    assert at_the_end.min() == pytest.approx(centre - error[-1])
+    assert at_the_end.max() == pytest.approx(centre + error[-1])
+
+
+def test_where_a_draw_has_no_finite_value_the_mean_has_a_gap_and_the_edge_a_mark():
+    loss = np.array(slice_result().value["loss"]).tolist()
+    loss[1][0], loss[2][-1] = math.inf, None
+    figure = slice_figure(of(slice_result(loss=loss)))
+    axis = figure.axes[0]
+    (mean,) = [line for line in axis.lines if line.get_linewidth() > 1 and len(ydata(line)) == 21]
+    assert np.isnan(ydata(mean)).nonzero()[0].tolist() == [0, 20]
+    marks = {line.get_marker(): np.asarray(line.get_xdata()).tolist() for line in axis.lines}
+    assert marks["^"] == [-1.0] and marks["x"] == [1.0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["gam", "too large to draw", "no number"]
+
+
+def test_slices_have_a_panel_for_each_quantity_that_was_measured():
+    whole = slice_result()
+    less = {key: value for key, value in whole.value.items() if key in ("coordinate", "loss")}
+    labels = [axis.get_ylabel() for axis in slice_figure(of(whole)).axes]
+    assert labels == ["loss", "gradient norm ‖∇L‖", "accuracy (%)"]
+    assert len(slice_figure(of(Result("loss_slice", less))).axes) == 1
+
+
+def test_the_loss_axis_is_logarithmic_if_asked_or_if_the_range_is_wide():
+    wide = slice_result(loss=[[1e-3] * 20 + [1e6]] * 2)
+    with_zero = slice_result(loss=[[0.0] + [1e-3] * 19 + [1e6]] * 2)
+    assert slice_figure(of(slice_result())).axes[0].get_yscale() == "linear"
+    assert slice_figure(of(slice_result()), log_scale=True).axes[0].get_yscale() == "log"
+    assert slice_figure(of(wide)).axes[0].get_yscale() == "log"
+    assert slice_figure(of(wide), log_scale=False).axes[0].get_yscale() == "linear"
+    assert slice_figure(of(with_zero)).axes[0].get_yscale() == "symlog"
+
+
+@pytest.mark.parametrize("huge", [1e200, 1e250, 1e299, 1.7e308])
+@pytest.mark.parametrize("log_scale", [True, False])
+def test_values_at_the_end_of_the_float_range_are_drawn_without_a_warning(huge, log_scale):
+    result = slice_result(loss=[[1e-3] * 20 + [huge]] * 3)
+    result.error["loss"][-1] = huge
+    pixels(slice_figure(of(result), log_scale=log_scale))
+
+
+def test_runs_of_one_group_share_a_colour_and_an_entry_of_the_legend():
+    reports = [Report([slice_result(3.0 + seed)]) for seed in range(2)]
+    entries = [Entry(f"gam, seed {s}", "gam", found) for s, found in enumerate(reports)]
+    figure = slice_figure(Comparison([*entries, Entry("sgd", "sgd", reports[0])]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gam", "sgd"]
+    thick = [line for line in figure.axes[0].lines if line.get_linewidth() > 1]
+    assert len({to_rgba(line.get_color()) for line in thick}) == 2 and len(thick) == 3
+
+
+def test_flatness_over_rho_squared_stands_beside_the_top_eigenvalue():
+    axis = flatness_figure(alone(gam=report(top=3.0))).axes[0]
+    first, zeroth = lines(axis, marker="^")
+    assert np.allclose(first.get_xdata(), RADII) and np.allclose(zeroth.get_xdata(), RADII)
+    assert np.allclose(ydata(first), 0.9 * 3.0) and np.allclose(ydata(zeroth), 2 * 0.4 * 3.0)
+    (top,) = lines(axis, linestyle="--")
+    assert np.allclose(ydata(top), 3.0)
+    band = axis.patches[0].get_window_extent().transformed(axis.transData.inverted())
+    assert (band.y0, band.y1) == pytest.approx((2.85, 3.15))
+    (ceiling,) = lines(axis, linestyle="-.")
+    assert np.allclose(ydata(ceiling), [0.02 / rho + 3.0 for rho in RADII])
+    assert axis.get_xscale() == "log" and "0.020" in axis.get_title()
+
+
+def test_flatness_panels_share_one_axis_so_that_heights_compare():
+    axes = flatness_figure(THREE_BY_THREE).axes
+    assert [axis.get_title().split("\n")[0] for axis in axes] == ["sgd", "sam", "gam"]
+    assert len({axis.get_ylim() for axis in axes}) == 1
+    assert all(axis.get_ylim()[0] == 0.0 for axis in axes)
+
+
+def test_curvature_shows_every_run_and_the_mean_with_the_standard_deviation():
+    axes = {axis.get_title().split("\n")[0]: axis for axis in curvature_figure(THREE_BY_THREE).axes}
+    assert list(axes) == [
+        "top eigenvalue λmax", "trace tr H", "R1/ρ² (ρ = 0.1)", "test accuracy (%)",
+    ]  # fmt: skip
+    axis = axes["top eigenvalue λmax"]
+    drawn = [ydata(line).tolist() for line in axis.lines if line.get_linestyle() == "None"]
+    assert [2.0, 2.5, 4.5] in drawn and [9.0, 10.0, 11.0] in drawn
+    assert [3.0] in drawn and [10.0] in drawn
+    spreads = [
+        np.ptp(np.asarray(path.vertices)[:, 1]) / 2
+        for bars in axis.collections
+        for path in bars.get_paths()
+    ]
+    assert any(np.isclose(spread, np.std([2.0, 2.5, 4.5], ddof=1)) for spread in spreads)
+    assert any(np.isclose(spread, 0.05 * 4.5) for spread in spreads)  # the residual of one run
+    assert axis.get_ylim()[0] == 0.0 and axes["test accuracy (%)"].get_ylim()[0] > 50
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["sgd", "sam", "gam"]
+
+
+def test_the_history_shows_training_and_test_of_every_run():
+    figure = history_figure(HISTORIES)
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "loss", "accuracy (%)", "learning rate",
+    ]  # fmt: skip
+    losses = [ydata(line) for line in figure.axes[0].lines]
+    assert len(losses) == 4
+    assert np.allclose(losses[0], [2, 1, 2 / 3, 0.5, 0.4]) and np.allclose(losses[1][0], 2.2)
+    assert ydata(figure.axes[1].lines[0])[-1] == pytest.approx(90.0)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "sgd", "gam", "train", "test",
+    ]  # fmt: skip
+
+
+def test_histories_may_hold_rows_as_the_trainer_keeps_them():
+    from flatkit.training.history import EpochRow
+
+    row = EpochRow(1, 0.1, 2.0, 0.5, 2.5, 0.25, gradients=23, seconds=0.5)
+    axis = history_figure({"sgd": [row]}).axes[0]
+    assert [ydata(line).tolist() for line in axis.lines] == [[2.0], [2.5]]
+
+
+@pytest.mark.parametrize("draw", [slice_figure, plane_figure, flatness_figure])
+def test_a_figure_without_data_is_an_error_that_names_the_measure(draw):
+    with pytest.raises(ResultError, match="--measures"):
+        draw(of(Result("loss", 0.5, 0.0)))
+    with pytest.raises(InvalidArgumentError, match="histories"):
+        history_figure({"sgd": []})
+
+
+NAMES = {
+    "slice": slice_figure,
+    "plane": plane_figure,
+    "flatness": flatness_figure,
+    "curvature": curvature_figure,
+    "history": lambda _: history_figure(HISTORIES),
+}
+LONG = alone(
+    **{f"resnet-20 with gam and rho {rho / 10}": report(1.0 + rho, 0.9) for rho in range(6)}
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "comparison", [alone(gam=report()), THREE_BY_THREE, LONG], ids=["one", "3 x 3", "long names"]
+)
+def test_no_text_overlaps_another_or_leaves_the_figure(name, comparison):
+    figure = NAMES[name](comparison)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.canvas.draw()
+    texts = [figure._supxlabel] if getattr(figure, "_supxlabel", None) else []
+    texts += [*figure.legends]
+    for axis in figure.axes:
+        texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
+        low, high = axis.get_xlim()
+        ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+        texts += [label for at, label in ticks if low <= at <= high and not label.get_rotation()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    boxes = [box for box in boxes if box.width > 1 and box.height > 1]
+    for box in boxes:
+        assert box.x0 >= -1 and box.y0 >= -1
+        assert box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.bbox.height + 1
+    for one, other in combinations(boxes, 2):
+        width = min(one.x1, other.x1) - max(one.x0, other.x0)
+        height = min(one.y1, other.y1) - max(one.y0, other.y0)
+        assert width <= 2 or height <= 2, (name, one, other)
+
+
+def test_drawing_changes_no_setting_of_matplotlib_and_opens_no_window(tmp_path):
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": "mine", "axes.labelsize": 33.0}):
+        before = dict(matplotlib.rcParams)
+        save_figures(alone(gam=report()), tmp_path)
+        assert dict(matplotlib.rcParams) == before and pyplot.get_fignums() == []
+
+
+def test_files_are_the_same_bytes_every_time_and_png_has_160_dots_an_inch(tmp_path):
+    for folder in ("a", "b"):
+        save_figure(flatness_figure(THREE_BY_THREE), tmp_path / folder, "flatness")
+    for suffix in ("png", "svg"):
+        one, other = ((tmp_path / f / f"flatness.{suffix}").read_bytes() for f in "ab")
+        assert one == other
+    png = (tmp_path / "a" / "flatness.png").read_bytes()
+    width, height = struct.unpack(">II", png[16:24])
+    inches = flatness_figure(THREE_BY_THREE).get_size_inches()
+    assert (width, height) == pytest.approx(inches * 160, abs=1)
+    svg = (tmp_path / "a" / "flatness.svg").read_text("utf-8")
+    assert svg.startswith("<?xml") and "<dc:date>" not in svg
+
+
+def test_every_figure_that_the_results_allow_is_written(tmp_path):
+    def names(comparison, folder):
+        return sorted({path.stem for path in save_figures(comparison, tmp_path / folder)})
+
+    assert names(THREE_BY_THREE, "all") == ["curvature", "flatness", "plane", "slice"]
+    assert names(alone(gam=report()), "one") == ["flatness", "plane", "slice"]
+    assert names(alone(gam=report(landscape=False)), "less") == ["flatness"]
+    assert names(of(Result("loss", 0.5, 0.0)), "none") == []
+    # Both have an accuracy and a plane, and nothing of either can be drawn.
+    bare = Report(
+        [
+            Result("accuracy", 0.9, 0.0, settings={"split": "train"}),
+            plane_result([[math.inf, None]] * 2, [0.0, 1.0], [0.0, 1.0]),
+        ]
+    )
+    assert names(alone(a=bare, b=bare), "bare") == []
+
+
+def test_a_malformed_result_is_an_error_that_names_the_figure(tmp_path):
+    with pytest.raises(ResultError, match="slice"):
+        save_figures(of(Result("loss_slice", {"loss": [[1.0]]})), tmp_path)
+    with pytest.raises(ResultError, match="plane"):
+        save_figures(of(plane_result([[1.0, 2.0], [1.0]], [0.0, 1.0], [0.0, 1.0])), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError):
+        save_figures(THREE_BY_THREE, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_public_names_are_functions_and_not_hidden_by_modules():
+    for name in flatkit.render.__all__:
+        assert callable(getattr(flatkit.render, name)), name
+    with pytest.raises(AttributeError, match="nonsense"):
+        flatkit.render.nonsense  # noqa: B018
