@@ -1,0 +1,111 @@
+"""The command `flatkit`: its subcommands, and how errors leave it.
+
+Subcommands load when they are called, and torch when they run, so that help is quick.
+"""
+
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from flatkit.errors import FlatkitError, InvalidArgumentError
+from flatkit.version import __version__
+
+_COMMANDS = {
+    "analyze": "measure curvature, flatness and landscape of a checkpoint",
+    "compare": "put saved reports side by side",
+    "demo": "train SGD, SAM and GAM on digits, analyze and compare them",
+    "info": "say what a checkpoint file is and holds",
+    "plot": "draw the figures of saved reports again",
+    "train": "train a network with SGD, AdamW, SAM or GAM",
+}
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        return getattr(import_module(f"flatkit_cli.{cmd_name}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Measure how flat a minimum is, from the saved checkpoint.
+
+\b
+flatkit train --data digits --model mlp --optimizer gam --out runs/gam
+flatkit analyze runs/gam/ckpt.pt
+""",
+)
+@click.version_option(__version__, prog_name="flatkit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Take what belongs to all commands; `main` reads --debug itself."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return 0, 2 for wrong usage, 1 for failure, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    # Anywhere on the line, because that is where it is added after an error.
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = cli.main(arguments, prog_name="flatkit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return USAGE
+    except click.ClickException as error:
+        message = _one_line(error.format_message()).rstrip(".")
+        click.echo(f"error: {message}{_hint(error)}", err=True)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output is gone; Python would complain at exit
+        return FAILURE
+    except Exception as error:
+        return _report(error, debug)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, FlatkitError):
+        click.echo(f"error: {_one_line(str(error))}", err=True)
+        return USAGE if isinstance(error, InvalidArgumentError) else FAILURE
+    message = _one_line(str(error)) or "no message"
+    click.echo(
+        f"error: {type(error).__name__}: {message} (unexpected; --debug shows where)", err=True
+    )
+    return FAILURE
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"; see '{context.command_path} --help'" if context is not None else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flatkit import checkpoints
+from flatkit.errors import CheckpointError
+from flatkit.training import TrainingConfig, train
+from flatkit_cli.info import info
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "adamw"
+    config = TrainingConfig(
+        data="gaussians", optimizer="adamw", epochs=1, device="cpu", model_kwargs={"hidden": (3,)}
+    )
+    train(config, out)
+    return out
+
+
+def test_info_says_what_the_file_is_and_how_it_was_trained(run):
+    result = CliRunner().invoke(info, [str(run / "ckpt.pt")])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["file", str(run / "ckpt.pt")]
+    text = result.stdout
+    assert "mlp(in_shape=[8], classes=4, hidden=[3], activation='tanh')" in text
+    assert "optimizer adamw" in text
+    assert "weight_decay 0.01" in text
+    assert checkpoints.load(run / "ckpt.pt").sha256 in text
+    assert ["hidden1.weight", "3x8", "float32", "-"] in [line.split() for line in lines]
+    assert ["parameters", str(8 * 3 + 3 + 3 * 4 + 4)] in [line.split() for line in lines]
+
+
+def test_info_in_json_is_one_object(run):
+    facts = json.loads(CliRunner().invoke(info, [str(run / "ckpt.pt"), "--json"]).stdout)
+    assert facts["parameters"] == 43
+    assert facts["problem"] is None
+    assert facts["optimizer"] == "adamw"
+    assert facts["last_row"]["epoch"] == facts["epoch"] == 1
+    assert facts["tensors"][0] == {
+        "name": "hidden1.weight",
+        "shape": [3, 8],
+        "dtype": "float32",
+        "non_finite": 0,
+    }
+
+
+def test_info_counts_what_is_not_finite(run, tmp_path):
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    content["state_dict"]["output.bias"][1:3] = float("nan")
+    torch.save(content, tmp_path / "nan.pt")
+    text = CliRunner().invoke(info, [str(tmp_path / "nan.pt")]).stdout
+    assert ["output.bias", "4", "float32", "2"] in [line.split() for line in text.splitlines()]
+
+
+def test_info_of_an_unknown_model_says_why_its_parameters_are_unknown(run, tmp_path):
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    content["model"]["name"] = "resnet"
+    torch.save(content, tmp_path / "x.pt")
+    facts = json.loads(CliRunner().invoke(info, [str(tmp_path / "x.pt"), "--json"]).stdout)
+    assert facts["parameters"] is None
+    assert "got 'resnet'" in facts["problem"]
+    assert "unknown" in CliRunner().invoke(info, [str(tmp_path / "x.pt")]).stdout
+
+
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "x.pt")
+    result = CliRunner().invoke(info, [str(tmp_path / "x.pt")])
+    assert isinstance(result.exception, CheckpointError)
+    assert "a plain state dict (weight)" in str(result.exception)
+    assert result.stdout == ""

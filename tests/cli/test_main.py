@@ -1,0 +1,88 @@
+"""The frame of the command line: help, versions, exit codes, no tracebacks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flatkit
+from flatkit_cli.main import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("analyze", "compare", "demo", "info", "plot", "train"):
+        assert command in text
+
+
+@pytest.mark.parametrize("command", ["analyze", "compare", "demo", "info", "plot", "train"])
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "Usage: flatkit" in capsys.readouterr().out
+
+
+def test_help_costs_less_than_half_a_second_of_cpu():
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-m", "flatkit_cli.main", "--help"],
+        cwd=ROOT / "cli",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+    after = os.times()
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 0.5
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert flatkit.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["analyze"], ["analyze", "x.pt", "--no-such-option"], []]
+)
+def test_wrong_usage_is_exit_code_2(arguments, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert (error.startswith("error: ") and error.count("\n") == 1) or not arguments
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path, capsys):
+    for arguments in (["--debug", "analyze", "none.pt"], ["analyze", "none.pt", "--debug"]):
+        assert main(arguments) == 1
+        assert "Traceback" in capsys.readouterr().err
+    assert main(["analyze", "none.pt"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "none.pt" in error
+
+
+def test_an_unexpected_error_is_one_line_too(monkeypatch, capsys):
+    import flatkit_cli.info
+
+    def fail(**options):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(flatkit_cli.info.info, "callback", fail)
+    assert main(["info", "x.pt"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        error == "error: RuntimeError: first line second line (unexpected; --debug shows where)\n"
+    )
+
+
+def test_interruption_is_exit_code_130(monkeypatch, capsys):
+    import flatkit_cli.info
+
+    def interrupt(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flatkit_cli.info.info, "callback", interrupt)
+    assert main(["info", "x.pt"]) == 130
