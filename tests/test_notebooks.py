@@ -16,8 +16,11 @@ def test_the_notebook_runs_and_draws(path, tmp_path):
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
+    drawn = [cell for cell in notebook.cells if "_figure(" in cell.source]
+    assert drawn
+    for cell in drawn:
+        assert any("image/png" in output.get("data", {}) for output in cell.outputs)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
