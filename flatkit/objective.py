@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -136,6 +137,7 @@ class Objective:
             )
         self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
         self._model = _private_copy(model, batchnorm, dtype, device)
+        self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
@@ -195,9 +197,15 @@ class Objective:
             stop = start + self.chunk_size
             yield Chunk(self._inputs[start:stop], self._targets[start:stop])
 
-    def chunk_loss(self, theta: Tensor, chunk: Chunk) -> Tensor:
-        """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L."""
-        return self._share(self._outputs(theta, chunk), chunk)
+    def chunk_loss(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Tensor:
+        """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L.
+
+        Args:
+            theta: the point [P].
+            chunk: one of `chunks`.
+            smooth: twice differentiable; without, attention may use its faster kernels.
+        """
+        return self.share(self.outputs(theta, chunk, smooth=smooth), chunk)
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
@@ -205,8 +213,8 @@ class Objective:
         theta = self.theta if theta is None else theta
         loss, correct = 0.0, 0
         for chunk in self.chunks():
-            outputs = self._outputs(theta, chunk)
-            loss += float(self._share(outputs, chunk))
+            outputs = self.outputs(theta, chunk)
+            loss += float(self.share(outputs, chunk))
             correct = _add_correct(correct, outputs, chunk.targets)
         self.tally.losses += 1
         return Evaluation(loss, None if correct is None else correct / self.num_samples)
@@ -244,12 +252,66 @@ class Objective:
         """Return ∇L(θ) of shape [P]. Cost: one gradient."""
         return self.loss_and_gradient(theta)[1]
 
-    def _outputs(self, theta: Tensor, chunk: Chunk) -> Any:
-        # The flash kernels of attention have no second derivative; the plain one has.
-        with sdpa_kernel(SDPBackend.MATH):
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model, in the mode in which it is measured."""
+        return self._model
+
+    def block(self, patterns: str | Sequence[str]) -> "Objective":
+        """Return the same loss as a function of some of the parameters, the others held fixed.
+
+        Its Hessian is the diagonal block of the Hessian that belongs to them.
+
+        Args:
+            patterns: shell patterns of parameter names, e.g. `layer3.*`.
+
+        Raises:
+            InvalidArgumentError: a pattern matches no free parameter.
+
+        >>> data = (torch.ones(1, 1), torch.zeros(1, 1))
+        >>> Objective(nn.Linear(1, 1), "mse", data).block("b*").space.names
+        ('bias',)
+        """
+        names = self.space.matching([patterns] if isinstance(patterns, str) else patterns)
+        part = copy.copy(self)
+        parts = self.space.unflatten(self.theta)
+        part.space = ParameterSpace.of({name: parts[name] for name in names})
+        part.theta = part.space.flatten({name: parts[name] for name in names})
+        part.tally = Tally()
+        return part
+
+    def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
+        """Return what the model makes of a chunk at θ, (twice, if `smooth`) differentiable in θ."""
+        # The flash kernels of attention have no second derivative; the plain one has. The same
+        # holds for the recurrent kernels of cuDNN.
+        plain = (
+            (sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False))
+            if smooth and self._has_recurrence
+            else (sdpa_kernel(SDPBackend.MATH),)
+            if smooth
+            else ()
+        )
+        with ExitStack() as stack:
+            for context in plain:
+                stack.enter_context(context)
             return functional_call(self._model, self.space.unflatten(theta), (chunk.inputs,))
 
-    def _share(self, outputs: Any, chunk: Chunk) -> Tensor:
+    def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the loss of every sample of a chunk, [B].
+
+        Raises:
+            InvalidArgumentError: the loss returns their mean alone.
+        """
+        values = self._loss(outputs, chunk.targets)
+        if values.shape != (len(chunk.targets),):
+            raise InvalidArgumentError(
+                "the empirical Fisher matrix needs the loss of every sample; give a loss that "
+                "returns one value per sample, e.g. reduction='none'"
+            )
+        return values
+
+    def share(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the part of L that the outputs of a chunk contribute, a scalar."""
         values = self._loss(outputs, chunk.targets)
         if values.ndim == 0:
             return values * (len(chunk.targets) / self.num_samples)
@@ -322,7 +384,7 @@ class Objective:
     def _probe_additivity(self) -> None:
         chunk = next(self.chunks())
         size = len(chunk.targets)
-        outputs = self._outputs(self.theta, chunk)
+        outputs = self.outputs(self.theta, chunk)
         whole = self._loss(outputs, chunk.targets)
         if whole.ndim > 0 or size < 2 or not isinstance(outputs, Tensor):
             return
