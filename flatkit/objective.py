@@ -191,10 +191,11 @@ class Objective:
             "parameters": self.num_parameters,
         }
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield the samples in parts of `chunk_size`, the last one possibly smaller."""
-        for start in range(0, self.num_samples, self.chunk_size):
-            stop = start + self.chunk_size
+    def chunks(self, size: int | None = None) -> Iterator[Chunk]:
+        """Yield the samples in parts of `size` (`chunk_size` by default), the last maybe smaller."""
+        size = self.chunk_size if size is None else size
+        for start in range(0, self.num_samples, size):
+            stop = start + size
             yield Chunk(self._inputs[start:stop], self._targets[start:stop])
 
     def chunk_loss(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Tensor:
@@ -280,20 +281,22 @@ class Objective:
         part.tally = Tally()
         return part
 
+    def in_double(self) -> "Objective":
+        """Return a copy that computes in float64; its chunks are to be converted by the caller."""
+        precise = copy.copy(self)
+        precise._model = copy.deepcopy(self._model).double()
+        precise.theta = self.theta.double()
+        precise.tally = Tally()
+        return precise
+
     def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
         """Return what the model makes of a chunk at θ, (twice, if `smooth`) differentiable in θ."""
-        # The flash kernels of attention have no second derivative; the plain one has. The same
-        # holds for the recurrent kernels of cuDNN.
-        plain = (
-            (sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False))
-            if smooth and self._has_recurrence
-            else (sdpa_kernel(SDPBackend.MATH),)
-            if smooth
-            else ()
-        )
         with ExitStack() as stack:
-            for context in plain:
-                stack.enter_context(context)
+            if smooth:
+                # The flash kernels of attention have no second derivative; the plain one has.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if self._has_recurrence:  # nor have those of cuDNN
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             return functional_call(self._model, self.space.unflatten(theta), (chunk.inputs,))
 
     def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:

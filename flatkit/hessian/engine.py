@@ -201,9 +201,7 @@ class _Difference(Prepared):
 
     def _gradient(self, theta: Tensor) -> Tensor:
         point = theta.requires_grad_()
-        return differentiate(
-            self._objective.chunk_loss(point, self._chunk, smooth=False), point
-        )
+        return differentiate(self._objective.chunk_loss(point, self._chunk, smooth=False), point)
 
 
 def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engine:

@@ -78,9 +78,7 @@ class Affine(Layer):
             result = own if result is None else result.add_(own)
         return result
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return W* ġ + Ẇ* g, and add ġ x* + g ẋ*."""
         below = weight = bias = None
         if gradient is not None:

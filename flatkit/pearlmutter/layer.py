@@ -73,9 +73,7 @@ class Layer(ABC):
         """Return ẏ, the derivative of y along (ẋ, ẇ)."""
 
     @abstractmethod
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return the derivative of ∂L/∂x along the direction last pushed, and add that of ∂L/∂w.
 
         Args:

@@ -64,9 +64,7 @@ class Linear(Layer):
                 result.addmm_(self._pushed, self._weight.T)
         return None if result is None else self._as_outputs(result)
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return ġ W + g Ẇ, and add ġᵀ x + gᵀ ẋ."""
         below = None
         if gradient is not None:

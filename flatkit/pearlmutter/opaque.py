@@ -29,9 +29,7 @@ class Opaque(Layer):
         """Return y."""
         values = [*inputs, *(parameters[name] for name in self.names)]
         self._num_inputs = len(inputs)
-        self._points = [
-            v.detach().requires_grad_() if v.is_floating_point() else v for v in values
-        ]
+        self._points = [v.detach().requires_grad_() if v.is_floating_point() else v for v in values]
         # The flash kernels of attention have no second derivative; the plain one has.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             given = dict(zip(self.names, self._points[self._num_inputs :], strict=True))
@@ -73,9 +71,7 @@ class Opaque(Layer):
         )
         return result
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return J(x)ᵀ ġ + the bend."""
         smooth = self._smooth()
         parts: list[Tensor | None] = [None] * len(smooth)

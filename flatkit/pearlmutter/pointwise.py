@@ -54,9 +54,7 @@ class Activation(Layer):
             return _times(pushed, self._slope)
         return _times(self._pushed, self._slope)
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return φ′(x) ġ + φ″(x) g ẋ."""
         below = None if gradient is None else _times(gradient, self._slope)
         if curved and self._curvature is not None and self._pushed is not None:
@@ -82,9 +80,7 @@ class Addition(Layer):
         """Return ẋ₁ + ẋ₂."""
         return added(*inputs)
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return ġ twice."""
         return gradient, gradient
 
@@ -113,9 +109,7 @@ class LinearMap(Layer):
         (x,) = inputs
         return None if x is None else self._function(x)
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return Aᵀ ġ."""
         return (None if gradient is None else self._transposed(gradient),)
 
@@ -153,9 +147,7 @@ class MaxPooling(Layer):
             return None
         return x.flatten(2).gather(2, self._chosen).view(self._output_shape)
 
-    def pull(
-        self, gradient: Tensor | None, total: Sum, *, curved: bool
-    ) -> Sequence[Tensor | None]:
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return ġ at the chosen entries."""
         return (None if gradient is None else self._scattered(gradient),)
 

@@ -144,9 +144,7 @@ class Tape:
         parts = vectors.split(self._space.sizes, dim=1)
         return {
             name: part.view(len(vectors), *shape)
-            for name, part, shape in zip(
-                self._space.names, parts, self._space.shapes, strict=True
-            )
+            for name, part, shape in zip(self._space.names, parts, self._space.shapes, strict=True)
         }
 
     def _record_loss(self, loss: Callable[[Tensor], Tensor]) -> None:
@@ -341,7 +339,9 @@ class Tape:
         if len(node.users) != 1:
             return None
         (user,) = node.users
-        norm: Any = self._network.modules.get(str(user.target)) if user.op == "call_module" else None
+        norm: Any = (
+            self._network.modules.get(str(user.target)) if user.op == "call_module" else None
+        )
         if type(norm) not in _NORMS or norm.training or norm.running_var is None:
             return None
         self._alias[user] = node
