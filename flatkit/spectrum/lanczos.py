@@ -204,3 +204,28 @@ class _Basis:
         self._orthogonalise(vector, count=self._size)
         self._rows[self._size] = vector / vector.norm()
         self._age = 0
+
+
+def krylov_rule(
+    operator: SymmetricOperator, *, steps: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes and weights of the Gauss rule of a random vector's spectral measure.
+
+    The weights add up to 1. The rule ends early where the vector's Krylov space does.
+
+    Cost: a product a step; memory `steps` vectors.
+
+    >>> from flatkit.operators import DenseOperator
+    >>> nodes, weights = krylov_rule(
+    ...     DenseOperator(torch.eye(3)), steps=3, generator=torch.Generator()
+    ... )
+    >>> nodes.round(4).tolist(), weights.round(4).tolist()
+    ([1.0], [1.0])
+    """
+    basis = _Basis(operator, steps, generator)
+    for _ in range(steps):
+        basis.expand()
+        if basis.coupling == 0:
+            break
+    values, weights = basis.ritz("largest")
+    return values, weights[0] ** 2
