@@ -192,7 +192,7 @@ class Objective:
         }
 
     def chunks(self, size: int | None = None) -> Iterator[Chunk]:
-        """Yield the samples in parts of `size` (`chunk_size` by default), the last maybe smaller."""
+        """Yield the samples in parts of `size` or `chunk_size`, the last possibly smaller."""
         size = self.chunk_size if size is None else size
         for start in range(0, self.num_samples, size):
             stop = start + size
@@ -278,7 +278,6 @@ class Objective:
         parts = self.space.unflatten(self.theta)
         part.space = ParameterSpace.of({name: parts[name] for name in names})
         part.theta = part.space.flatten({name: parts[name] for name in names})
-        part.tally = Tally()
         return part
 
     def in_double(self) -> "Objective":

@@ -1,4 +1,4 @@
-"""Which engine to use: every candidate multiplies once on a few samples, and is held to the truth."""
+"""Which engine to use: candidates multiply once on a few samples, held against float64."""
 
 import time
 from collections.abc import Callable

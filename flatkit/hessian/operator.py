@@ -84,6 +84,11 @@ class HessianOperator(SymmetricOperator):
             "memory_budget": self.memory,
         }
 
+    @property
+    def rounding(self) -> float:
+        """Relative error of a product, as it was measured against float64, or of the dtype."""
+        return max(super().rounding, self.choice.error or 0.0)
+
     def gradient(self) -> Tensor:
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
         size, kept = self._plan

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.integrate import trapezoid
 
 from flatkit.checks import check_count, check_positive
 from flatkit.operators import SymmetricOperator
@@ -106,9 +107,7 @@ def spectral_density(
         bandwidth=sigma,
         mean=float(means.mean()),
         mean_error=float(means.std(ddof=1)) / np.sqrt(num_probes),
-        mass=float(np.trapezoid(curves.mean(0), grid))
-        if hasattr(np, "trapezoid")
-        else float(np.trapz(curves.mean(0), grid)),  # type: ignore[attr-defined]
+        mass=float(trapezoid(curves.mean(0), grid)),
         matvecs=sum(len(rule_nodes) for rule_nodes, _ in rules),
         seconds=time.perf_counter() - started,
     )
