@@ -4,8 +4,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from flatkit.errors import (
 )
 from flatkit.losses import LOSSES
 from flatkit.parameters import ParameterSpace
+from flatkit.passes import Chunk, Evaluation, Tally
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -30,45 +30,6 @@ Data: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
 
 _CHUNK_ELEMENTS = 2**20
 """Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
-
-
-class Chunk(NamedTuple):
-    """A part of the samples that goes through the model at once."""
-
-    inputs: Tensor
-    targets: Tensor
-
-
-class Evaluation(NamedTuple):
-    """The mean loss and, for a classifier, the fraction of samples classified correctly."""
-
-    loss: float
-    accuracy: float | None
-
-
-@dataclass
-class Tally:
-    """Passes over all the samples so far; the cost of a measurement is a difference of two.
-
-    >>> Tally(losses=3).since(Tally(losses=1))
-    Tally(losses=2, gradients=0, matvecs=0)
-    """
-
-    losses: int = 0
-    gradients: int = 0
-    matvecs: int = 0
-
-    def copy(self) -> "Tally":
-        """Return the present state."""
-        return Tally(self.losses, self.gradients, self.matvecs)
-
-    def since(self, earlier: "Tally") -> "Tally":
-        """Return what was added after `earlier`."""
-        return Tally(
-            self.losses - earlier.losses,
-            self.gradients - earlier.gradients,
-            self.matvecs - earlier.matvecs,
-        )
 
 
 class Objective:
