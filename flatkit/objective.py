@@ -22,7 +22,7 @@ from flatkit.errors import (
 )
 from flatkit.losses import LOSSES
 from flatkit.parameters import ParameterSpace
-from flatkit.passes import Chunk, Evaluation, Tally
+from flatkit.passes import Chunk, Evaluation, Tally, differentiate
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -365,24 +365,6 @@ class Objective:
             )
 
 
-def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Return the gradient of a scalar with respect to a point [P].
-
-    Raises:
-        InvalidArgumentError: the scalar does not depend on the point.
-
-    >>> point = torch.tensor([3.0], requires_grad=True)
-    >>> differentiate((point**2).sum(), point)
-    tensor([6.])
-    """
-    if not scalar.requires_grad:
-        raise InvalidArgumentError(
-            "the loss does not depend on the parameters; is it computed under torch.no_grad, "
-            "or from detached outputs?"
-        )
-    return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
-
-
 def _private_copy(
     model: nn.Module,
     batchnorm: BatchNormMode,
@@ -463,3 +445,6 @@ def _name_of(loss: Loss) -> str:
     if isinstance(loss, nn.Module) or not hasattr(loss, "__name__"):
         return str(loss)
     return str(getattr(loss, "__name__", loss))
+
+
+__all__ = ["Chunk", "Evaluation", "Objective", "Tally", "differentiate"]

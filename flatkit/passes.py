@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError
 
 
 class Chunk(NamedTuple):
@@ -43,3 +46,21 @@ class Tally:
             self.gradients - earlier.gradients,
             self.matvecs - earlier.matvecs,
         )
+
+
+def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of a scalar with respect to a point [P].
+
+    Raises:
+        InvalidArgumentError: the scalar does not depend on the point.
+
+    >>> point = torch.tensor([3.0], requires_grad=True)
+    >>> differentiate((point**2).sum(), point)
+    tensor([6.])
+    """
+    if not scalar.requires_grad:
+        raise InvalidArgumentError(
+            "the loss does not depend on the parameters; is it computed under torch.no_grad, "
+            "or from detached outputs?"
+        )
+    return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
