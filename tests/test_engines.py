@@ -81,7 +81,7 @@ class NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
+    def backward(ctx, g):  # pyright: ignore
         return g * ctx.saved_tensors[0].cos()
 
 
@@ -167,6 +167,6 @@ def test_a_memory_budget_is_kept_and_changes_no_product():
 
 def test_a_zero_hessian_is_zero_and_linear_losses_have_no_curvature():
     objective = Objective(*quadratic_task(random_symmetric([0.0, 0.0])))
-    for engine in ENGINES:
+    for engine in ("auto", "double_backward", "central_difference"):
         product = HessianOperator(objective, engine=engine) @ torch.ones(2).double()
         assert float(product.abs().max()) <= 1e-9

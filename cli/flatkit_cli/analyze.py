@@ -32,7 +32,7 @@ flatkit analyze runs/gam/ckpt.pt --rho 0.01 --rho 0.05 --figures figures --json 
 flatkit analyze runs/gam/ckpt.pt --measures loss,top_eigenvalues --method power --json -
 
 \b
-Measures (the default is the first four, trace, sharpness, flatness, slice and plane):{_MEASURE_HELP}
+Measures (the costly ones and what follows from others only when named):{_MEASURE_HELP}
 """,
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))

@@ -99,7 +99,9 @@ def _probe(objective: Objective, theta: Tensor, preference: Preference, toleranc
     vector = _direction(theta)
     truth, against = _truth(objective, theta, chunk, vector)
     rejected: dict[str, str] = {}
-    groups = _CANDIDATES if preference == "auto" else ((preference,),)
+    groups: tuple[tuple[EngineName, ...], ...] = (
+        _CANDIDATES if preference == "auto" else ((preference,),)
+    )
     for number, group in enumerate(groups):
         trials = [_try(name, objective, theta, chunk, vector, rejected) for name in group]
         trials = [trial for trial in trials if trial is not None]

@@ -1,5 +1,6 @@
 """The ways to multiply with a Hessian: one chunk of samples, K vectors, one interface."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Literal, TypeAlias, final
@@ -142,7 +143,9 @@ class _ForwardOverReverse(Prepared):
 
     def products(self, vectors: Tensor) -> Tensor:
         slope = torch.func.grad(lambda point: self._objective.chunk_loss(point, self._chunk))
-        return torch.stack([jvp(slope, (self._theta,), (vector,))[1] for vector in vectors])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.*")  # inside torch.func
+            return torch.stack([jvp(slope, (self._theta,), (vector,))[1] for vector in vectors])
 
 
 @final
@@ -164,7 +167,9 @@ class _ReverseOverForward(Prepared):
             loss = lambda p: self._objective.chunk_loss(p, self._chunk)  # noqa: E731
             return jvp(loss, (point,), (vector,))[1]
 
-        return torch.stack([torch.func.grad(rate)(self._theta, vector) for vector in vectors])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.*")  # inside torch.func
+            return torch.stack([torch.func.grad(rate)(self._theta, vector) for vector in vectors])
 
 
 @final

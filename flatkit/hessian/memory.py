@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class _Ledger(TorchDispatchMode):
@@ -44,6 +44,7 @@ def measure_bytes(function: Callable[[], Any]) -> tuple[int, int, Any]:
 
     Scratch space inside a single kernel is not seen.
 
+    >>> import torch
     >>> measure_bytes(lambda: (torch.zeros(1000) + 1).sum())[:2]
     (8000, 4)
     """
@@ -119,4 +120,4 @@ def footprint(
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [item for item in torch.utils._pytree.tree_leaves(value) if isinstance(item, Tensor)]
+    return [item for item in tree_leaves(value) if isinstance(item, Tensor)]

@@ -112,6 +112,7 @@ class HessianOperator(SymmetricOperator):
         for prepared in self._prepared():
             part = prepared.products(vectors)
             total = part if total is None else total.add_(part)
+            del part, prepared  # or the next chunk is prepared beside this one
         assert total is not None  # an objective has samples
         self.objective.tally.matvecs += len(vectors)
         return _finite(total, "Hessian-vector product")
@@ -136,7 +137,8 @@ class HessianOperator(SymmetricOperator):
             return self._engine.prepare(next(own.chunks(size)))
 
         used = footprint(lambda size: lambda: prepare(size).products(vector), prepare, few)
-        size, kept = used.plan(own.num_samples, self.memory, own.num_samples)
+        sums = 2 * self.theta.nbytes  # the total and what was last added
+        size, kept = used.plan(own.num_samples, max(0, self.memory - sums), own.num_samples)
         if own.batchnorm == "train":
             size, kept = own.chunk_size, 0
         return size, kept if self._retain is not False and self._engine.keeps else 0

@@ -265,7 +265,7 @@ class Tape:
         self, node: fx.Node, tensors: list[fx.Node], named: Mapping[fx.Node, str]
     ) -> Layer:
         key: Any = "getitem" if node.target is operator.getitem else node.target
-        first = node.args[0] if node.args else None
+        first: Any = node.args[0] if node.args else None
         single = len(tensors) == 1 and not named and isinstance(first, fx.Node)
         single = single and self._alias.get(first, first) is tensors[0]
         if single and key in ACTIVATION_FUNCTIONS:
@@ -306,7 +306,8 @@ class Tape:
             def look(source: fx.Node) -> Any:
                 return given[self._alias.get(source, source)]
 
-            arguments, options = (fx.map_arg(part, look) for part in (node.args, node.kwargs))
+            arguments: Any = fx.map_arg(node.args, look)
+            options: Any = fx.map_arg(node.kwargs, look)
             if isinstance(node.target, str):
                 return getattr(arguments[0], node.target)(*arguments[1:], **options)
             return node.target(*arguments, **options)  # type: ignore[operator]

@@ -65,7 +65,7 @@ def trace(
     started = time.perf_counter()
     sketch = _Sketch(operator, generator)
     most = min(max_vectors, max_matvecs // (2 if method == "xtrace" else 4), operator.size)
-    size = most if method == "hutch++" else min(8, most)
+    size = most if method == "hutch++" else min(16, most)
     while True:
         sketch.grow(size)
         value, error = sketch.xtrace()
