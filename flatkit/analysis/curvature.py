@@ -111,10 +111,12 @@ def layers(session: Session) -> list[Result]:
         for done, (layer, names) in enumerate(groups.items()):
             session.report("layers", done, len(groups))
             block = HessianOperator(objective.block(names), memory=own.memory)
-            budget = {"max_matvecs": own.max_matvecs}
+            budget = own.max_matvecs
             generator = session.generator(f"layer {layer}")
-            top = lanczos(block, tolerance=own.tolerance, generator=generator, **budget)
-            whole = trace_of(block, tolerance=own.trace_tolerance, generator=generator, **budget)
+            top = lanczos(block, tolerance=own.tolerance, generator=generator, max_matvecs=budget)
+            whole = trace_of(
+                block, tolerance=own.trace_tolerance, generator=generator, max_matvecs=budget
+            )
             rows["layer"].append(layer)
             rows["parameters"].append(block.size)
             rows["top"].append(float(top.value[0]))

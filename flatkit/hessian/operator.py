@@ -134,9 +134,11 @@ class HessianOperator(SymmetricOperator):
         vector = torch.zeros_like(self.theta)[None]
 
         def prepare(size: int) -> Prepared:
-            return self._engine.prepare(next(own.chunks(size)))
+            prepared = self._engine.prepare(next(own.chunks(size)))
+            prepared.products(vector)  # what that leaves behind is kept too
+            return prepared
 
-        used = footprint(lambda size: lambda: prepare(size).products(vector), prepare, few)
+        used = footprint(lambda size: lambda: prepare(size), prepare, few)
         sums = 2 * self.theta.nbytes  # the total and what was last added
         size, kept = used.plan(own.num_samples, max(0, self.memory - sums), own.num_samples)
         if own.batchnorm == "train":
