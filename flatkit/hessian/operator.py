@@ -131,10 +131,10 @@ class HessianOperator(SymmetricOperator):
         few = max(1, min(8, own.num_samples // 2))
         if own.batchnorm == "train":  # the chunks are part of the function
             few = own.chunk_size
-        vector = torch.zeros_like(self.theta)[None]
+        vector, engine = torch.zeros_like(self.theta)[None], self._engine
 
         def prepare(size: int) -> Prepared:
-            prepared = self._engine.prepare(next(own.chunks(size)))
+            prepared = engine.prepare(next(own.chunks(size)))
             prepared.products(vector)  # what that leaves behind is kept too
             return prepared
 
