@@ -111,7 +111,7 @@ def layers(session: Session) -> list[Result]:
         for done, (layer, names) in enumerate(groups.items()):
             session.report("layers", done, len(groups))
             block = HessianOperator(objective.block(names), memory=own.memory)
-            budget = own.max_matvecs
+            budget = min(own.max_matvecs, 200)  # of each layer
             generator = session.generator(f"layer {layer}")
             top = lanczos(block, tolerance=own.tolerance, generator=generator, max_matvecs=budget)
             whole = trace_of(

@@ -140,7 +140,9 @@ class HessianOperator(SymmetricOperator):
 
         used = footprint(lambda size: lambda: prepare(size), prepare, few)
         sums = 2 * self.theta.nbytes  # the total and what was last added
-        size, kept = used.plan(own.num_samples, max(0, self.memory - sums), own.num_samples)
+        # Half as much again may live while one chunk gives way to the next.
+        allowed = max(0, int(self.memory / 1.5) - sums)
+        size, kept = used.plan(own.num_samples, allowed, own.num_samples)
         if own.batchnorm == "train":
             size, kept = own.chunk_size, 0
         return size, kept if self._retain is not False and self._engine.keeps else 0
