@@ -3,8 +3,8 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from contextlib import ExitStack
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from flatkit.errors import (
 )
 from flatkit.losses import LOSSES
 from flatkit.parameters import ParameterSpace
+from flatkit.passes import Chunk, Evaluation, Tally, differentiate
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -29,45 +30,6 @@ Data: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
 
 _CHUNK_ELEMENTS = 2**20
 """Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
-
-
-class Chunk(NamedTuple):
-    """A part of the samples that goes through the model at once."""
-
-    inputs: Tensor
-    targets: Tensor
-
-
-class Evaluation(NamedTuple):
-    """The mean loss and, for a classifier, the fraction of samples classified correctly."""
-
-    loss: float
-    accuracy: float | None
-
-
-@dataclass
-class Tally:
-    """Passes over all the samples so far; the cost of a measurement is a difference of two.
-
-    >>> Tally(losses=3).since(Tally(losses=1))
-    Tally(losses=2, gradients=0, matvecs=0)
-    """
-
-    losses: int = 0
-    gradients: int = 0
-    matvecs: int = 0
-
-    def copy(self) -> "Tally":
-        """Return the present state."""
-        return Tally(self.losses, self.gradients, self.matvecs)
-
-    def since(self, earlier: "Tally") -> "Tally":
-        """Return what was added after `earlier`."""
-        return Tally(
-            self.losses - earlier.losses,
-            self.gradients - earlier.gradients,
-            self.matvecs - earlier.matvecs,
-        )
 
 
 class Objective:
@@ -136,6 +98,7 @@ class Objective:
             )
         self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
         self._model = _private_copy(model, batchnorm, dtype, device)
+        self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
@@ -189,15 +152,22 @@ class Objective:
             "parameters": self.num_parameters,
         }
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield the samples in parts of `chunk_size`, the last one possibly smaller."""
-        for start in range(0, self.num_samples, self.chunk_size):
-            stop = start + self.chunk_size
+    def chunks(self, size: int | None = None) -> Iterator[Chunk]:
+        """Yield the samples in parts of `size` or `chunk_size`, the last possibly smaller."""
+        size = self.chunk_size if size is None else size
+        for start in range(0, self.num_samples, size):
+            stop = start + size
             yield Chunk(self._inputs[start:stop], self._targets[start:stop])
 
-    def chunk_loss(self, theta: Tensor, chunk: Chunk) -> Tensor:
-        """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L."""
-        return self._share(self._outputs(theta, chunk), chunk)
+    def chunk_loss(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Tensor:
+        """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L.
+
+        Args:
+            theta: the point [P].
+            chunk: one of `chunks`.
+            smooth: twice differentiable; without, attention may use its faster kernels.
+        """
+        return self.share(self.outputs(theta, chunk, smooth=smooth), chunk)
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
@@ -205,8 +175,8 @@ class Objective:
         theta = self.theta if theta is None else theta
         loss, correct = 0.0, 0
         for chunk in self.chunks():
-            outputs = self._outputs(theta, chunk)
-            loss += float(self._share(outputs, chunk))
+            outputs = self.outputs(theta, chunk)
+            loss += float(self.share(outputs, chunk))
             correct = _add_correct(correct, outputs, chunk.targets)
         self.tally.losses += 1
         return Evaluation(loss, None if correct is None else correct / self.num_samples)
@@ -244,12 +214,67 @@ class Objective:
         """Return ∇L(θ) of shape [P]. Cost: one gradient."""
         return self.loss_and_gradient(theta)[1]
 
-    def _outputs(self, theta: Tensor, chunk: Chunk) -> Any:
-        # The flash kernels of attention have no second derivative; the plain one has.
-        with sdpa_kernel(SDPBackend.MATH):
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model, in the mode in which it is measured."""
+        return self._model
+
+    def block(self, patterns: str | Sequence[str]) -> "Objective":
+        """Return the same loss as a function of some of the parameters, the others held fixed.
+
+        Its Hessian is the diagonal block of the Hessian that belongs to them.
+
+        Args:
+            patterns: shell patterns of parameter names, e.g. `layer3.*`.
+
+        Raises:
+            InvalidArgumentError: a pattern matches no free parameter.
+
+        >>> data = (torch.ones(1, 1), torch.zeros(1, 1))
+        >>> Objective(nn.Linear(1, 1), "mse", data).block("b*").space.names
+        ('bias',)
+        """
+        names = self.space.matching([patterns] if isinstance(patterns, str) else patterns)
+        part = copy.copy(self)
+        parts = self.space.unflatten(self.theta)
+        part.space = ParameterSpace.of({name: parts[name] for name in names})
+        part.theta = part.space.flatten({name: parts[name] for name in names})
+        return part
+
+    def in_double(self) -> "Objective":
+        """Return a copy that computes in float64; its chunks are to be converted by the caller."""
+        precise = copy.copy(self)
+        precise._model = copy.deepcopy(self._model).double()
+        precise.theta = self.theta.double()
+        precise.tally = Tally()
+        return precise
+
+    def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
+        """Return what the model makes of a chunk at θ, (twice, if `smooth`) differentiable in θ."""
+        with ExitStack() as stack:
+            if smooth:
+                # The flash kernels of attention have no second derivative; the plain one has.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if self._has_recurrence:  # nor have those of cuDNN
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             return functional_call(self._model, self.space.unflatten(theta), (chunk.inputs,))
 
-    def _share(self, outputs: Any, chunk: Chunk) -> Tensor:
+    def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the loss of every sample of a chunk, [B].
+
+        Raises:
+            InvalidArgumentError: the loss returns their mean alone.
+        """
+        values = self._loss(outputs, chunk.targets)
+        if values.shape != (len(chunk.targets),):
+            raise InvalidArgumentError(
+                "the empirical Fisher matrix needs the loss of every sample; give a loss that "
+                "returns one value per sample, e.g. reduction='none'"
+            )
+        return values
+
+    def share(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the part of L that the outputs of a chunk contribute, a scalar."""
         values = self._loss(outputs, chunk.targets)
         if values.ndim == 0:
             return values * (len(chunk.targets) / self.num_samples)
@@ -322,7 +347,7 @@ class Objective:
     def _probe_additivity(self) -> None:
         chunk = next(self.chunks())
         size = len(chunk.targets)
-        outputs = self._outputs(self.theta, chunk)
+        outputs = self.outputs(self.theta, chunk)
         whole = self._loss(outputs, chunk.targets)
         if whole.ndim > 0 or size < 2 or not isinstance(outputs, Tensor):
             return
@@ -338,24 +363,6 @@ class Objective:
                 f"{sum(parts):.6g} from its parts (a sum, class weights or an ignored class?); "
                 "give a loss that returns one value per sample, e.g. reduction='none'"
             )
-
-
-def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Return the gradient of a scalar with respect to a point [P].
-
-    Raises:
-        InvalidArgumentError: the scalar does not depend on the point.
-
-    >>> point = torch.tensor([3.0], requires_grad=True)
-    >>> differentiate((point**2).sum(), point)
-    tensor([6.])
-    """
-    if not scalar.requires_grad:
-        raise InvalidArgumentError(
-            "the loss does not depend on the parameters; is it computed under torch.no_grad, "
-            "or from detached outputs?"
-        )
-    return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
 
 
 def _private_copy(
@@ -438,3 +445,6 @@ def _name_of(loss: Loss) -> str:
     if isinstance(loss, nn.Module) or not hasattr(loss, "__name__"):
         return str(loss)
     return str(getattr(loss, "__name__", loss))
+
+
+__all__ = ["Chunk", "Evaluation", "Objective", "Tally", "differentiate"]

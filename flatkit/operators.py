@@ -23,6 +23,11 @@ class SymmetricOperator(ABC):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def rounding(self) -> float:
+        """How far products are off, relative to the largest eigenvalue, as far as is known."""
+        return 4 * torch.finfo(self.dtype).eps
+
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P] as a new vector [P]."""

@@ -4,8 +4,9 @@ A point in parameter space is one vector `theta` of shape `[P]`. Only this modul
 entries belong to which parameter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import prod
 
 import torch
@@ -99,6 +100,36 @@ class ParameterSpace:
             name: part.reshape(part.shape[0] if part.ndim >= 2 else 1, -1)
             for name, part in parts.items()
         }
+
+    def matching(self, patterns: Sequence[str]) -> list[str]:
+        """Return the names that a shell pattern matches, in the order of the vector.
+
+        Raises:
+            InvalidArgumentError: a pattern matches none.
+
+        >>> space = ParameterSpace(("a.weight", "a.bias", "b.weight"), ((1,), (1,), (1,)))
+        >>> space.matching(["a.*"])
+        ['a.weight', 'a.bias']
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in self.names):
+                few = ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
+                raise InvalidArgumentError(
+                    f"params {pattern!r} matches no free parameter; there are {few}"
+                )
+        return [n for n in self.names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+
+    def layers(self) -> dict[str, list[str]]:
+        """Return the layers, by the path of the module, with the names of their parameters.
+
+        >>> space = ParameterSpace(("a.weight", "a.bias", "b.weight"), ((1,), (1,), (1,)))
+        >>> space.layers()
+        {'a': ['a.weight', 'a.bias'], 'b': ['b.weight']}
+        """
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(name.rpartition(".")[0] or name, []).append(name)
+        return found
 
     def is_weight(self, name: str) -> bool:
         """Whether a parameter has filters, that is two or more dimensions."""

@@ -32,7 +32,7 @@ flatkit analyze runs/gam/ckpt.pt --rho 0.01 --rho 0.05 --figures figures --json 
 flatkit analyze runs/gam/ckpt.pt --measures loss,top_eigenvalues --method power --json -
 
 \b
-Measures (all but max_gradient_norm by default):{_MEASURE_HELP}
+Measures (the costly ones and what follows from others only when named):{_MEASURE_HELP}
 """,
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -42,7 +42,7 @@ Measures (all but max_gradient_norm by default):{_MEASURE_HELP}
 @click.option("--rho", multiple=True, type=float, help=_RHO_HELP)
 @click.option(
     "--method",
-    type=click.Choice(["lanczos", "power"]),
+    type=click.Choice(["auto", "lanczos", "power", "lobpcg", "pyhessian"]),
     default=_DEFAULTS["method"],
     show_default=True,
     help="How to find eigenvalues.",
@@ -76,6 +76,33 @@ Measures (all but max_gradient_norm by default):{_MEASURE_HELP}
     show_default=True,
     help="Budget of Hessian-vector products.",
 )
+@click.option(
+    "--trace-method",
+    type=click.Choice(["auto", "hutchinson", "hutch++", "xtrace"]),
+    default=_DEFAULTS["trace_method"],
+    show_default=True,
+    help="How to estimate the trace.",
+)
+@click.option(
+    "--params",
+    multiple=True,
+    metavar="PATTERN",
+    help="Curvature of the parameters of such names alone, e.g. 'layer3.*'; repeatable.",
+)
+@click.option(
+    "--by-layer", is_flag=True, help="Also the top eigenvalue and trace of every layer's block."
+)
+@click.option(
+    "--cross-check", is_flag=True, help="Also the eigenvalues by PyHessian, and why they differ."
+)
+@click.option(
+    "--draws",
+    type=int,
+    default=_DEFAULTS["draws"],
+    show_default=True,
+    help="Repeat curvature on so many draws of --samples and report the spread.",
+)
+@click.option("--memory", type=int, help="Bytes that a product may hold. [default: no limit]")
 @click.option("--samples", type=int, help="Use N random training samples. [default: all]")
 @click.option(
     "--batchnorm", type=click.Choice(["eval", "train"]), default="eval", show_default=True
@@ -176,10 +203,14 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def _settings(options: dict[str, Any], device: str) -> AnalysisSettings:
     """Return the checked settings; measures may be separated by commas."""
+    extra = {"layer_curvature": options.pop("by_layer"), "cross_check": options.pop("cross_check")}
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "measures" in given:
         names = [name.strip() for text in given["measures"] for name in text.split(",")]
         given["measures"] = [name for name in names if name]
+    wanted = [name for name, asked in extra.items() if asked]
+    if wanted:
+        given["measures"] = [*given.get("measures", _DEFAULTS["measures"]), *wanted]
     if given.get("samples") is not None and given["samples"] < 1:
         raise InvalidArgumentError(f"samples must be a whole number >= 1, got {given['samples']}")
     return AnalysisSettings(device=device, **given)

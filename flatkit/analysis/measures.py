@@ -2,7 +2,15 @@
 
 from collections.abc import Callable, Mapping
 
-from flatkit.analysis.curvature import top_eigenvalues, trace
+from flatkit.analysis.curvature import (
+    bottom_eigenvalues,
+    cross_check,
+    density,
+    frobenius,
+    layers,
+    top_eigenvalues,
+    trace,
+)
 from flatkit.analysis.evaluation import evaluations, gradient_norm
 from flatkit.analysis.flatness import flatness
 from flatkit.analysis.landscape import plane_of_loss, slice_of_loss
@@ -14,7 +22,12 @@ RUNNERS: Mapping[str, Callable[[Session], list[Result]]] = {
     "accuracy": evaluations,
     "gradient_norm": gradient_norm,
     "top_eigenvalues": top_eigenvalues,
+    "bottom_eigenvalues": bottom_eigenvalues,
     "trace": trace,
+    "frobenius_norm": frobenius,
+    "spectral_density": density,
+    "layer_curvature": layers,
+    "cross_check": cross_check,
     "zeroth_order_sharpness": flatness,
     "first_order_flatness": flatness,
     "max_gradient_norm": flatness,

@@ -16,8 +16,9 @@ from flatkit.errors import NonFiniteError
 from flatkit.hessian import HessianOperator
 from flatkit.objective import Objective
 from flatkit.operators import check_symmetric
+from flatkit.pyhessian import pyhessian_eigenvalues
 from flatkit.results import Cost
-from flatkit.spectrum import Estimate, lanczos, power_iteration
+from flatkit.spectrum import Estimate, lanczos, lobpcg, power_iteration
 from flatkit.task import Task
 
 Progress = Callable[[str, int, int], object]
@@ -65,9 +66,24 @@ class Session:
     @cached_property
     def hessian(self) -> HessianOperator:
         """The Hessian at the checkpoint, found symmetric."""
-        hessian = HessianOperator(self.objective)
+        hessian = HessianOperator(self.objective, memory=self.settings.memory)
         check_symmetric(hessian, generator=self.generator("symmetry"))
         return hessian
+
+    @cached_property
+    def curved(self) -> Objective:
+        """The objective whose curvature is measured: of all parameters, or of some."""
+        params = self.settings.params
+        return self.objective.block(params) if params else self.objective
+
+    @cached_property
+    def curvature(self) -> HessianOperator:
+        """The Hessian, or its block, that the curvature measures are about."""
+        if not self.settings.params:
+            return self.hessian
+        block = HessianOperator(self.curved, memory=self.settings.memory)
+        check_symmetric(block, generator=self.generator("symmetry"))
+        return block
 
     @cached_property
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -88,15 +104,43 @@ class Session:
     @cached_property
     def top(self) -> Estimate:
         """The largest eigenvalues, as the settings ask."""
+        return self.eigenvalues(self.curvature)
+
+    def eigenvalues(self, hessian: HessianOperator, *, method: str | None = None) -> Estimate:
+        """Return the largest eigenvalues of a Hessian, as the settings ask."""
         settings = self.settings
-        method = {"lanczos": lanczos, "power": power_iteration}[settings.method]
-        return method(
-            self.hessian,
+        method = method or settings.method
+        if method == "pyhessian":
+            return pyhessian_eigenvalues(
+                hessian.objective, k=settings.num_eigenvalues, seed=settings.seed
+            )
+        methods = {"power": power_iteration, "lobpcg": lobpcg}
+        return methods.get(method, lanczos)(
+            hessian,
             k=settings.num_eigenvalues,
             tolerance=settings.tolerance,
             max_matvecs=settings.max_matvecs,
             generator=self.generator("eigenvalues"),
         )
+
+    def draw(self, number: int) -> HessianOperator:
+        """Return the curvature over another draw of the samples."""
+        settings = self.settings
+        other = Objective(
+            self.task.model,
+            self.task.loss,
+            self.task.data,
+            samples=settings.samples,
+            seed=settings.seed + number,
+            batchnorm=settings.batchnorm,
+            chunk_size=settings.chunk_size,
+            dtype=self.objective.dtype,
+            device=self.objective.device,
+        )
+        other.tally = self.objective.tally
+        part = other.block(settings.params) if settings.params else other
+        part.tally = self.objective.tally
+        return HessianOperator(part, memory=settings.memory)
 
     @cached_property
     def extreme(self) -> Estimate:
@@ -114,7 +158,8 @@ class Session:
         """The eigenvector of largest magnitude and, if it is another, of the largest eigenvalue."""
         assert self.extreme.vectors is not None
         vectors = [self.extreme.vectors[0]]
-        if "top_eigenvalues" in self.settings.measures and self.top.vectors is not None:
+        whole = not self.settings.params  # the vectors of a block are shorter
+        if whole and "top_eigenvalues" in self.settings.measures and self.top.vectors is not None:
             top = self.top.vectors[0]
             if abs(float(top @ vectors[0])) < _SAME_DIRECTION:
                 vectors.append(top)

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias, get_args
 from flatkit.checks import check_choice, check_count, check_non_negative, check_positive
 from flatkit.errors import InvalidArgumentError
 
-Method: TypeAlias = Literal["lanczos", "power"]
+Method: TypeAlias = Literal["auto", "lanczos", "power", "lobpcg", "pyhessian"]
+TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 DType: TypeAlias = Literal["float32", "float64"]
 
 MEASURES = {
@@ -15,7 +16,12 @@ MEASURES = {
     "accuracy": "fraction of samples classified correctly, on both",
     "gradient_norm": "norm of the loss gradient on the training data",
     "top_eigenvalues": "largest eigenvalues of the Hessian",
+    "bottom_eigenvalues": "most negative eigenvalues of the Hessian",
     "trace": "trace of the Hessian",
+    "frobenius_norm": "root of the sum of the squared eigenvalues",
+    "spectral_density": "density of the eigenvalues, smoothed",
+    "layer_curvature": "top eigenvalue and trace of the Hessian block of each layer",
+    "cross_check": "top eigenvalues by flatkit and by PyHessian, compared",
     "zeroth_order_sharpness": "R0: largest increase of the loss within rho",
     "first_order_flatness": "R1: rho times the largest gradient norm within rho",
     "max_gradient_norm": "the largest gradient norm within rho itself",
@@ -24,7 +30,14 @@ MEASURES = {
 }
 """The measures by name, in the order in which they run."""
 
-_ON_REQUEST = ("max_gradient_norm",)
+_ON_REQUEST = (
+    "bottom_eigenvalues",
+    "frobenius_norm",
+    "spectral_density",
+    "layer_curvature",
+    "cross_check",
+    "max_gradient_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,14 @@ class AnalysisSettings:
     Attributes:
         measures: names from `MEASURES`.
         rho: radii of the balls, in the units of the parameters.
-        method: `lanczos` or `power`, for the eigenvalues.
+        method: for the eigenvalues: `auto` (Lanczos), `lanczos`, `power`, `lobpcg` (clusters) or
+            `pyhessian` (a second opinion, without an error).
+        trace_method: `auto`, `hutchinson`, `hutch++` or `xtrace`.
+        params: shell patterns of parameter names; the curvature measures are then of the diagonal
+            block of the Hessian that belongs to them. All parameters by default.
+        draws: with `samples`, repeat eigenvalues and trace on so many draws of samples and
+            report their spread; 1 is no repetition.
+        memory: bytes that a Hessian-vector product may hold at once; no limit by default.
         num_eigenvalues: how many.
         tolerance: on their residual, relative to the largest magnitude.
         trace_tolerance: on the standard error of the trace, relative to it.
@@ -59,7 +79,11 @@ class AnalysisSettings:
 
     measures: Sequence[str] = tuple(name for name in MEASURES if name not in _ON_REQUEST)
     rho: Sequence[float] = (0.01, 0.03, 0.1)
-    method: Method = "lanczos"
+    method: Method = "auto"
+    trace_method: TraceMethod = "auto"
+    params: Sequence[str] = ()
+    draws: int = 1
+    memory: int | None = None
     num_eigenvalues: int = 1
     tolerance: float = 1e-4
     trace_tolerance: float = 0.02
@@ -83,6 +107,9 @@ class AnalysisSettings:
             raise InvalidArgumentError("measures must name at least one measure, got none")
         self._check_numbers()
         check_choice("method", self.method, get_args(Method))
+        check_choice("trace_method", self.trace_method, get_args(TraceMethod))
+        if self.draws > 1 and self.samples is None:
+            raise InvalidArgumentError("draws > 1 needs samples, the size of a draw")
         check_choice("batchnorm", self.batchnorm, ("eval", "train"))
         if self.dtype is not None:
             check_choice("dtype", self.dtype, get_args(DType))
@@ -102,6 +129,9 @@ class AnalysisSettings:
                 check_count(name, getattr(self, name))
         check_count("max_matvecs", self.max_matvecs, minimum=16)
         check_count("num_eigenvalues", self.num_eigenvalues)
+        check_count("draws", self.draws)
+        if self.memory is not None:
+            check_count("memory", self.memory)
         check_count("slice_directions", self.slice_directions, minimum=2)
         check_non_negative("seed", self.seed)
         for name in ("slice_points", "plane_points"):

@@ -3,7 +3,12 @@
 from flatkit.registry import Registry
 
 MODELS = Registry(
-    "model", {"mlp": "flatkit.models.mlp:build_mlp", "cnn": "flatkit.models.cnn:build_cnn"}
+    "model",
+    {
+        "mlp": "flatkit.models.mlp:build_mlp",
+        "cnn": "flatkit.models.cnn:build_cnn",
+        "resnet20": "flatkit.models.resnet:build_resnet20",
+    },
 )
 
 __all__ = ["MODELS"]

@@ -14,7 +14,8 @@ from flatkit.operators import SymmetricOperator, random_vector
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.power import check_wanted
 
-End: TypeAlias = Literal["largest", "smallest", "magnitude"]
+End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
+Stop: TypeAlias = Literal["residual", "value"]
 
 
 def lanczos(
@@ -25,6 +26,8 @@ def lanczos(
     tolerance: float = 1e-4,
     max_matvecs: int = 1000,
     max_basis: int | None = None,
+    stop: Stop = "residual",
+    initial: Tensor | None = None,
     generator: torch.Generator,
 ) -> Estimate:
     """Return k eigenvalues at one end of the spectrum by thick-restart Lanczos.
@@ -43,10 +46,17 @@ def lanczos(
     Args:
         operator: A, symmetric.
         k: how many eigenvalues.
-        which: `largest` (most positive), `smallest` (most negative) or `magnitude`.
+        which: `largest` (most positive), `smallest` (most negative), `magnitude`, or `both`: the
+            ends in turn, the largest first.
         tolerance: on the residual, relative to the largest magnitude among the Ritz values.
         max_matvecs: products in all but the last k; when spent, the status is `budget`.
         max_basis: M, at least k + 2; by default 2k + 18.
+        stop: on the `residual`, or on the estimated error of the `value`: r²/gap (Kato, 1949;
+            Temple, 1928), quadratically smaller, with the gap taken from the Ritz values. That
+            estimate is not certain, as an eigenvalue that was not seen may lie in the gap; the
+            returned error is the residual either way, the estimate stands in the notes.
+        initial: vectors [J, P] that are nearly wanted, such as those of a nearby operator; the
+            basis starts from their sum.
         generator: draws the start.
 
     Returns:
@@ -62,16 +72,18 @@ def lanczos(
     """
     check_wanted(operator, k)
     check_choice("which", which, get_args(End))
+    check_choice("stop", stop, get_args(Stop))
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs)
     capacity = min(operator.size, _capacity(k, max_basis))
     started = time.perf_counter()
-    basis = _Basis(operator, capacity, generator)
+    basis = _Basis(operator, capacity, generator, initial)
     while True:
         basis.expand()
         values, weights = basis.ritz(which)
         scale = float(np.abs(values).max())
-        residuals = basis.coupling * np.abs(weights[-1, :k])
+        every = basis.coupling * np.abs(weights[-1])
+        residuals = every[:k] if stop == "residual" else value_errors(values, every)[:k]
         enough = len(values) >= k and not basis.fresh
         converged = enough and bool((residuals <= tolerance * scale).all())
         if converged or basis.matvecs >= max_matvecs:
@@ -81,16 +93,43 @@ def lanczos(
     vectors = basis.vectors(weights[:, :k])
     found = torch.from_numpy(values[:k].copy())
     errors = residual_norms(operator, found, vectors)
+    estimated = value_errors(values, np.concatenate([errors.numpy(), every[len(errors) :]]))
+    checked = errors if stop == "residual" else torch.from_numpy(estimated[:k].copy())
     return Estimate(
         value=found,
-        error=errors,
+        error=errors + operator.rounding * scale,
         error_kind="residual",
-        status=_status(converged, errors, tolerance * scale),
+        status=_status(converged, checked, tolerance * scale),
         matvecs=basis.matvecs + len(found),
         seconds=time.perf_counter() - started,
         vectors=vectors,
-        notes={"basis": capacity, "restarts": basis.restarts},
+        notes={
+            "basis": capacity,
+            "restarts": basis.restarts,
+            "stop": stop,
+            "value_error_estimate": estimated[:k].tolist(),
+            "rounding": operator.rounding * scale,
+            "warm_start": initial is not None,
+        },
     )
+
+
+def value_errors(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Return min(r, r²/gap) for each Ritz value, its gap to the other intervals μ ± r.
+
+    Args:
+        values: μ [M], in any order.
+        residuals: r [M].
+
+    >>> value_errors(np.array([3.0, 1.0]), np.array([0.1, 0.0])).round(4).tolist()
+    [0.005, 0.0]
+    """
+    distances = np.abs(values[:, None] - values[None, :]) - residuals[None, :]
+    np.fill_diagonal(distances, np.inf)
+    gaps = distances.min(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sharper = np.where(gaps > 0, residuals**2 / gaps, np.inf)
+    return np.minimum(residuals, sharper)
 
 
 def _capacity(k: int, max_basis: int | None) -> int:
@@ -112,14 +151,30 @@ def _status(converged: bool, errors: Tensor, allowed: float) -> str:
     return "converged" if bool((errors <= 2 * allowed).all()) else "rounding"
 
 
+def _from_both_ends(count: int) -> list[int]:
+    """Return places of an ascending sequence: the last, the first, the last but one, ..."""
+    return [number // 2 if number % 2 else count - 1 - number // 2 for number in range(count)]
+
+
+_FRESH = 0.05
+"""Part of a random vector in a warm start."""
+
+
 class _Basis:
     """An orthonormal Krylov basis V and the projection T = V A Vᵀ onto it."""
 
     def __init__(
-        self, operator: SymmetricOperator, capacity: int, generator: torch.Generator
+        self,
+        operator: SymmetricOperator,
+        capacity: int,
+        generator: torch.Generator,
+        initial: Tensor | None = None,
     ) -> None:
         self._operator, self._generator = operator, generator
         start = random_vector(operator, generator=generator)
+        if initial is not None:  # a little of everything, lest what is new be invisible
+            known = initial.to(start).sum(0)
+            start = known / known.norm() + _FRESH * start / start.norm()
         self._rows = torch.empty(
             capacity + 1, operator.size, dtype=start.dtype, device=start.device
         )
@@ -161,7 +216,10 @@ class _Basis:
         """Return Ritz values [M] and weights [M, M] in columns, the wanted ones first."""
         values, weights = np.linalg.eigh(self._projection[: self._size, : self._size])
         keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
-        order = np.argsort(keys[which], kind="stable")
+        if which == "both":
+            order = np.array(_from_both_ends(len(values)))
+        else:
+            order = np.argsort(keys[which], kind="stable")
         return values[order], weights[:, order]
 
     def vectors(self, weights: np.ndarray) -> Tensor:
@@ -204,3 +262,28 @@ class _Basis:
         self._orthogonalise(vector, count=self._size)
         self._rows[self._size] = vector / vector.norm()
         self._age = 0
+
+
+def krylov_rule(
+    operator: SymmetricOperator, *, steps: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes and weights of the Gauss rule of a random vector's spectral measure.
+
+    The weights add up to 1. The rule ends early where the vector's Krylov space does.
+
+    Cost: a product a step; memory `steps` vectors.
+
+    >>> from flatkit.operators import DenseOperator
+    >>> nodes, weights = krylov_rule(
+    ...     DenseOperator(torch.eye(3)), steps=3, generator=torch.Generator()
+    ... )
+    >>> nodes.round(4).tolist(), weights.round(4).tolist()
+    ([1.0], [1.0])
+    """
+    basis = _Basis(operator, steps, generator)
+    for _ in range(steps):
+        basis.expand()
+        if basis.coupling == 0:
+            break
+    values, weights = basis.ritz("largest")
+    return values, weights[0] ** 2

@@ -52,7 +52,7 @@ def hutchinson_trace(
     started = time.perf_counter()
     draws: list[float] = []
     while True:
-        probe = _random_signs(operator, generator)
+        probe = random_signs(operator, generator)
         draws.append(float(probe.double() @ operator.matvec(probe).double()))
         samples = torch.tensor(draws, dtype=torch.float64)
         mean = float(samples.mean())
@@ -71,6 +71,7 @@ def hutchinson_trace(
     )
 
 
-def _random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
+def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
+    """Return a vector [P] of random signs."""
     bits = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8)
     return (2 * bits - 1).to(operator.device, operator.dtype)

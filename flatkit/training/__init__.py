@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from flatkit.training.config import TrainingConfig
     from flatkit.training.history import EpochRow, read_history
     from flatkit.training.run import TrainingOutcome, stored_config, train
+    from flatkit.training.tracking import CurvatureTracker, TrackedCurvature
 
 _HOMES = {
+    "CurvatureTracker": "tracking",
+    "TrackedCurvature": "tracking",
     "EpochRow": "history",
     "TrainingConfig": "config",
     "TrainingOutcome": "run",
@@ -21,7 +24,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "CurvatureTracker",
     "EpochRow",
+    "TrackedCurvature",
     "TrainingConfig",
     "TrainingOutcome",
     "read_history",

@@ -1,6 +1,6 @@
 """The inner loop: a model, its optimizer, and epochs of steps that stop at the first NaN."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,6 +45,7 @@ class Learner:
         self.model = model
         self.optimizer = optimizer
         self.gradients = 0
+        self.on_step: Callable[[nn.Module, int], object] | None = None
         self._loss = loss
         self._train = train
         self._config = config
@@ -69,6 +70,8 @@ class Learner:
         self.model.train()
         for step, batch in enumerate(batches):
             losses[step] = self._step(batch, epoch=epoch, number=step + 1)
+            if self.on_step is not None:
+                self.on_step(self.model, (epoch - 1) * len(batches) + step + 1)
             if step % _CHECK_EVERY == 0:
                 self._check_losses(losses[: step + 1], epoch)
         self._check_losses(losses, epoch)

@@ -50,6 +50,7 @@ def train(
     overwrite: bool = False,
     on_epoch: Callable[[EpochRow], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    on_step: Callable[[nn.Module, int], object] | None = None,
 ) -> TrainingOutcome:
     """Train, writing `ckpt.pt` and `history.json` before the first step and after every epoch.
 
@@ -65,6 +66,8 @@ def train(
         overwrite: replace the run in `out`.
         on_epoch: called with the row of every epoch, after its checkpoint was written.
         on_note: called with sentences that a user should read.
+        on_step: called after every step with the model and the number of steps so far, such as
+            `CurvatureTracker(...).step`; it must leave the model and the random state alone.
 
     Raises:
         InvalidArgumentError: settings that cannot be, or `out` holds a run and neither flag is set.
@@ -86,6 +89,7 @@ def train(
     plan = _plan(config, folder, stored)
     with _private_random_state(plan.device):
         learner = _new_learner(plan) if stored is None else _restored_learner(plan, stored)
+        learner.on_step = on_step
         history = [EpochRow.from_dict(row) for row in stored.history] if stored else []
         if stored is None:
             folder.clear()

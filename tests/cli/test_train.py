@@ -144,7 +144,7 @@ def test_help_names_every_default_without_torch():
     )
     text = " ".join(done.stdout.split())
     assert "[default: 0.05 with sam, 0.2 with gam]" in text
-    assert "[cnn|mlp]" in text or "[mlp|cnn]" in text
+    assert "[mlp|cnn|resnet20]" in text or "[mlp|cnn|resnet20]" in text
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,224 @@
+"""Which engine to use: candidates multiply once on a few samples, held against float64."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import FlatkitError, InvalidArgumentError
+from flatkit.hessian.engine import (
+    Engine,
+    EngineName,
+    Prepared,
+    build_engine,
+)
+from flatkit.objective import Chunk, Objective
+
+Preference: TypeAlias = Literal["auto"] | EngineName
+
+_CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
+    ("layers", "double_backward"),
+    ("forward_over_reverse", "reverse_over_forward"),
+    ("central_difference",),
+)
+"""Tried together, one group after the other: the later ones cost more or are less exact."""
+_SAMPLES = 32
+_ROUNDS = 3
+_SUSPICIOUS = 0.05
+_DOUBLE_MAX = 20_000_000
+"""Parameters up to which a copy in float64 is no burden."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that was chosen, and why.
+
+    Attributes:
+        engine: its name.
+        error: ‖computed - true‖/‖true‖ of one product with a random vector, on a few samples;
+            None if there was nothing to compare with.
+        against: what was taken for the truth.
+        cost: a product in gradients, on these samples, with what can be kept kept.
+        rejected: engine -> why it was not used.
+    """
+
+    engine: EngineName
+    error: float | None
+    against: str
+    cost: float
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the choice ready for JSON."""
+        return {
+            "engine": self.engine,
+            "engine_error": self.error,
+            "engine_error_against": self.against,
+            "engine_cost_in_gradients": round(self.cost, 2),
+            "engines_rejected": self.rejected,
+        }
+
+
+_CHOICES: "WeakKeyDictionary[Objective, dict[tuple, Choice]]" = WeakKeyDictionary()
+
+
+def choose(
+    objective: Objective, theta: Tensor, *, preference: Preference = "auto", tolerance: float = 1e-4
+) -> Choice:
+    """Return the cheapest engine whose product is within the tolerance of the truth.
+
+    The truth is a product in float64 by double backward, on the same samples; where that has no
+    second derivative, another engine; where there is none, nothing, and the choice says so. An
+    objective is probed once, whatever the point.
+
+    Raises:
+        FlatkitError: no engine works here; the message names what each of them said.
+    """
+    known = _CHOICES.setdefault(objective, {})
+    key = (preference, tolerance)
+    if key not in known:
+        known[key] = _probe(objective, theta, preference, tolerance)
+    return known[key]
+
+
+@dataclass
+class _Trial:
+    name: EngineName
+    product: Tensor
+    prepared: Prepared
+    engine: Engine
+    error: float | None = None
+    seconds: float = 0.0
+
+
+def _probe(objective: Objective, theta: Tensor, preference: Preference, tolerance: float) -> Choice:
+    chunk = _few(objective)
+    vector = _direction(theta)
+    truth, against = _truth(objective, theta, chunk, vector)
+    rejected: dict[str, str] = {}
+    groups: tuple[tuple[EngineName, ...], ...] = (
+        _CANDIDATES if preference == "auto" else ((preference,),)
+    )
+    for number, group in enumerate(groups):
+        trials = [_try(name, objective, theta, chunk, vector, rejected) for name in group]
+        trials = [trial for trial in trials if trial is not None]
+        for trial in trials:
+            trial.error = _difference(trial.product, truth)
+        last = number == len(groups) - 1
+        good = [t for t in trials if t.error is None or t.error <= tolerance]
+        for trial in trials:
+            if trial not in good and not last:
+                rejected[trial.name] = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
+        good = good or (trials if last else [])
+        if good:
+            return _cheapest(good, objective, theta, chunk, vector, against, rejected)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
+    raise FlatkitError(f"no engine can multiply with this Hessian: {reasons}")
+
+
+def _try(
+    name: EngineName,
+    objective: Objective,
+    theta: Tensor,
+    chunk: Chunk,
+    vector: Tensor,
+    rejected: dict[str, str],
+) -> _Trial | None:
+    try:
+        engine = build_engine(name, objective, theta)
+        prepared = engine.prepare(chunk)
+        product = prepared.products(vector[None])[0]
+    except InvalidArgumentError:
+        raise
+    except Exception as error:  # whatever a model's operations say when they have no derivative
+        rejected[name] = " ".join(str(error).split())[:200] or type(error).__name__
+        return None
+    if product.isfinite().all() or name == "double_backward":
+        return _Trial(name, product, prepared, engine)
+    rejected[name] = "the product is not finite"
+    return None
+
+
+def _cheapest(
+    trials: list[_Trial],
+    objective: Objective,
+    theta: Tensor,
+    chunk: Chunk,
+    vector: Tensor,
+    against: str,
+    rejected: dict[str, str],
+) -> Choice:
+    def gradient() -> None:
+        point = theta.detach().requires_grad_()
+        torch.autograd.grad(objective.chunk_loss(point, chunk, smooth=False), point)
+
+    contenders: dict[str, Callable[[], object]] = {"": gradient}
+    for trial in trials:
+        contenders[trial.name] = lambda trial=trial: trial.prepared.products(vector[None])
+    seconds = dict.fromkeys(contenders, float("inf"))
+    for _ in range(_ROUNDS):  # in turn, so that noise hurts all alike
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            _wait(theta)
+            seconds[name] = min(seconds[name], time.perf_counter() - started)
+    best = min(trials, key=lambda trial: seconds[trial.name])
+    for trial in trials:
+        if trial is not best:
+            cost = seconds[trial.name] / seconds[""]
+            rejected[trial.name] = f"costs {cost:.1f} gradients here"
+    cost = seconds[best.name] / max(seconds[""], 1e-9)
+    return Choice(best.name, best.error, against, cost, rejected)
+
+
+def _few(objective: Objective) -> Chunk:
+    size = objective.chunk_size if objective.batchnorm == "train" else _SAMPLES
+    return next(objective.chunks(min(size, objective.num_samples)))
+
+
+def _direction(theta: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(len(theta), generator=generator).to(theta)
+    return vector / vector.norm()
+
+
+def _truth(
+    objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor
+) -> tuple[Tensor | None, str]:
+    if len(theta) > _DOUBLE_MAX or theta.device.type == "mps":
+        return None, "nothing: too large for a copy in float64"
+    try:
+        precise = objective.in_double()
+        part = Chunk(*(t.double() if t.is_floating_point() else t for t in chunk))
+        products = [
+            build_engine(name, precise, theta.double())
+            .prepare(part)
+            .products(vector.double()[None])
+            for name in ("double_backward", "central_difference")
+        ]
+        exact, rough = products[0][0], products[1][0]
+        # Some operations answer twice differentiated with a zero instead of an error.
+        if float((exact - rough).norm()) > _SUSPICIOUS * float(rough.norm()) > 0:
+            return rough, "central differences in float64, as autograd contradicts them"
+        return exact, "double backward in float64"
+    except Exception as error:
+        return None, f"nothing: no second derivative in float64 ({type(error).__name__})"
+
+
+def _difference(product: Tensor, truth: Tensor | None) -> float | None:
+    if truth is None:
+        return None
+    size = float(truth.norm())
+    distance = float((product.double() - truth).norm())
+    if not (size < float("inf") and distance < float("inf")):
+        return None
+    return distance / size if size > 0 else (0.0 if distance == 0 else None)
+
+
+def _wait(theta: Tensor) -> None:
+    if theta.device.type == "cuda":
+        torch.cuda.synchronize(theta.device)

@@ -1,0 +1,169 @@
+"""The Hessian of an objective at a point, through Hessian-vector products."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import NonFiniteError
+from flatkit.hessian.choice import Choice, Preference, choose
+from flatkit.hessian.engine import Engine, Prepared, build_engine
+from flatkit.hessian.memory import footprint
+from flatkit.objective import Objective
+from flatkit.operators import SymmetricOperator
+
+
+@final
+class HessianOperator(SymmetricOperator):
+    """H(θ) = ∇²L(θ) of an objective, over all the samples, chunk by chunk.
+
+    How it multiplies is an engine's affair: `auto` probes them on a few samples at the first
+    product and takes the cheapest that is within the tolerance of a product in float64. The
+    choice, its measured cost and error stand in `settings`.
+
+    What the products of a chunk share (its layers, or the graph of its gradient) is kept while it
+    fits: without a budget if all the samples are one chunk, else as far as `memory` allows. A
+    product then costs about 2 gradients or less, instead of 3.
+
+    Args:
+        objective: the function.
+        theta: the point [P]; the objective's own by default.
+        engine: `auto`, or a name of `flatkit.hessian.ENGINES`.
+        tolerance: relative error of a product that `auto` accepts.
+        retain_graph: keep what products share; by default if there is only one chunk.
+        memory: bytes that a product may hold at once, beside the model, the data and the vectors
+            of the caller; chunk size and what is kept then follow from it.
+
+    Raises:
+        NonFiniteError: by `gradient` or a product, if the loss or it is NaN or infinite.
+
+    >>> from torch import nn
+    >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> HessianOperator(objective) @ torch.tensor([1.0])  # 2·(1² + 2²) / 2
+    tensor([5.])
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor | None = None,
+        *,
+        engine: Preference = "auto",
+        tolerance: float = 1e-4,
+        retain_graph: bool | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self.objective = objective
+        self.theta = (objective.theta if theta is None else theta).detach()
+        self.size = objective.num_parameters
+        self.dtype, self.device = self.theta.dtype, self.theta.device
+        self.memory = memory
+        self._preference: Preference = engine
+        self._tolerance = tolerance
+        self._retain = retain_graph
+        self._kept: dict[int, Prepared] = {}
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The engine and why; probed when it is first needed."""
+        return choose(
+            self.objective, self.theta, preference=self._preference, tolerance=self._tolerance
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the products are computed, ready for JSON."""
+        size, kept = self._plan
+        return {
+            **self.choice.settings(),
+            "product_chunk_size": size,
+            "chunks_kept": kept,
+            "memory_budget": self.memory,
+        }
+
+    @property
+    def rounding(self) -> float:
+        """Relative error of a product, as it was measured against float64, or of the dtype."""
+        return max(super().rounding, self.choice.error or 0.0)
+
+    def gradient(self) -> Tensor:
+        """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
+        size, kept = self._plan
+        if kept * size < self.objective.num_samples:
+            return _finite(self.objective.gradient(self.theta), "gradient")
+        self.objective.tally.gradients += not self._kept
+        total = torch.zeros_like(self.theta)
+        for prepared in self._prepared():
+            if prepared.gradient is None:  # the engine has no use for it
+                return _finite(self.objective.gradient(self.theta), "gradient")
+            total += prepared.gradient
+        return _finite(total, "gradient")
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return H v for v of shape [P]."""
+        return self.matmat(vector[None])[0]
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Return the products with the rows of a block [K, P], as rows [K, P]."""
+        total: Tensor | None = None
+        for prepared in self._prepared():
+            part = prepared.products(vectors)
+            total = part if total is None else total.add_(part)
+            del part, prepared  # or the next chunk is prepared beside this one
+        assert total is not None  # an objective has samples
+        self.objective.tally.matvecs += len(vectors)
+        return _finite(total, "Hessian-vector product")
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return build_engine(self.choice.engine, self.objective, self.theta)
+
+    @cached_property
+    def _plan(self) -> tuple[int, int]:
+        """The chunk size and how many chunks are kept."""
+        own = self.objective
+        if self.memory is None:
+            retain = own.num_chunks == 1 if self._retain is None else self._retain
+            return own.chunk_size, own.num_chunks if retain and self._engine.keeps else 0
+        few = max(1, min(8, own.num_samples // 2))
+        if own.batchnorm == "train":  # the chunks are part of the function
+            few = own.chunk_size
+        vector, engine = torch.zeros_like(self.theta)[None], self._engine
+
+        def prepare(size: int) -> Prepared:
+            prepared = engine.prepare(next(own.chunks(size)))
+            prepared.products(vector)  # what that leaves behind is kept too
+            return prepared
+
+        used = footprint(lambda size: lambda: prepare(size), prepare, few)
+        sums = 2 * self.theta.nbytes  # the total and what was last added
+        # Half as much again may live while one chunk gives way to the next.
+        allowed = max(0, int(self.memory / 1.5) - sums)
+        size, kept = used.plan(own.num_samples, allowed, own.num_samples)
+        if own.batchnorm == "train":
+            size, kept = own.chunk_size, 0
+        return size, kept if self._retain is not False and self._engine.keeps else 0
+
+    def _prepared(self) -> Iterator[Prepared]:
+        size, keep = self._plan
+        for number, chunk in enumerate(self.objective.chunks(size)):
+            if number in self._kept:
+                yield self._kept[number]
+                continue
+            prepared = self._engine.prepare(chunk)
+            if number < keep:
+                self._kept[number] = prepared
+            yield prepared
+            del prepared
+
+
+def _finite(vector: Tensor, what: str) -> Tensor:
+    if not vector.isfinite().all():
+        raise NonFiniteError(
+            f"the {what} has NaN or infinite entries; the loss overflows here (try "
+            "dtype=float64) or is not twice differentiable at this point"
+        )
+    return vector

@@ -1,0 +1,91 @@
+"""What a layer must be able to do, and the parameters that it shares with others."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+"""By name: values, or directions with K in front of the shape."""
+
+
+@final
+class Sum:
+    """Sums of derivatives by parameter name, inside one vector; tied parameters add up.
+
+    Args:
+        slots: views [K, *shape] of the vector, uninitialised.
+    """
+
+    def __init__(self, slots: Parameters) -> None:
+        self._slots, self._begun = slots, set[str]()
+
+    def wants(self, name: str) -> bool:
+        """Whether a parameter is free."""
+        return name in self._slots
+
+    def add(self, name: str | None, value: Tensor) -> None:
+        """Add a derivative [K, *shape]; nothing for a parameter that is not free."""
+        if name is None or name not in self._slots:
+            return
+        slot = self._slots[name]
+        value = value.reshape(slot.shape)
+        if name in self._begun:
+            slot += value
+        else:
+            slot.copy_(value)
+            self._begun.add(name)
+
+    def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add the matrix product left @ right, of the shape of the parameter; K must be 1."""
+        slot = self._slots[name].view(left.shape[0], right.shape[1])
+        slot.addmm_(left, right, beta=1.0 if name in self._begun else 0.0)
+        self._begun.add(name)
+
+    def close(self) -> None:
+        """Set to zero what nothing was added to."""
+        for name in self._slots.keys() - self._begun:
+            self._slots[name].zero_()
+
+
+class Layer(ABC):
+    """y = f(x₁, ..., w₁, ...) at a point, with its first two derivatives.
+
+    `record` and `record_backward` are called once; then `push` and `pull` alternate. Directions
+    are written ẋ, their results ẏ. K directions lie beside each other in the batch: ẋ is
+    [B·K, ...], sample by sample. `None` is a direction of zeros.
+    """
+
+    takes_blocks = False
+    """Whether K > 1 is allowed."""
+
+    @abstractmethod
+    def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
+        """Return y, and keep what the derivatives need."""
+
+    @abstractmethod
+    def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
+        """Return ∂L/∂x of each input from ∂L/∂y, add ∂L/∂w, and keep what R needs of them."""
+
+    @abstractmethod
+    def push(self, inputs: Sequence[Tensor | None], directions: Parameters) -> Tensor | None:
+        """Return ẏ, the derivative of y along (ẋ, ẇ)."""
+
+    @abstractmethod
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
+        """Return the derivative of ∂L/∂x along the direction last pushed, and add that of ∂L/∂w.
+
+        Args:
+            gradient: the derivative of ∂L/∂y.
+            total: takes the derivatives of ∂L/∂w.
+            curved: with what the layer itself bends; without, this is the plain backward pass of
+                `gradient`, as the Gauss-Newton matrix has it.
+        """
+
+
+def added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the sum, where None is zero."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second

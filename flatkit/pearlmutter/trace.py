@@ -1,0 +1,184 @@
+"""A model as a graph of layers, where `torch.fx` can follow it."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from flatkit.errors import FlatkitError
+
+
+class UntraceableError(FlatkitError):
+    """The model is no fixed graph of layers; the message says what stands in the way."""
+
+
+@final
+class Network:
+    """The graph of a model in eval mode, and the canonical names of its parameters.
+
+    Attributes:
+        graph: nodes in the order of execution.
+        modules: by path.
+        constants: frozen parameters and buffers by name.
+        names: id of a parameter -> its name; tied parameters have one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._module = copy.deepcopy(model)
+        for module in self._module.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False  # type: ignore[assignment]
+        self.graph = fx.Tracer().trace(self._module)
+        self.modules = dict(self._module.named_modules())
+        self.names = {id(p): name for name, p in self._module.named_parameters()}
+        every = [*self._module.named_parameters(), *self._module.named_buffers()]
+        self.constants = {name: tensor.detach() for name, tensor in every}
+
+    def tensor(self, target: str) -> tuple[str, Tensor]:
+        """Return the canonical name and the value of a parameter or buffer by path."""
+        path, _, leaf = target.rpartition(".")
+        value = getattr(self.modules[path], leaf)
+        return self.names.get(id(value), target), value
+
+    def parameter_names(self, module: nn.Module) -> dict[str, str]:
+        """Return the module's own names of its parameters -> canonical names."""
+        own = module.named_parameters(remove_duplicate=False)
+        return {name: self.names[id(p)] for name, p in own}
+
+
+def trace(model: nn.Module) -> Network:
+    """Return the graph of a model.
+
+    Raises:
+        UntraceableError: control flow that depends on values, hooks, or something else that a
+            graph cannot hold.
+
+    >>> network = trace(nn.Sequential(nn.Linear(2, 3), nn.Tanh()))
+    >>> [node.op for node in network.graph.nodes]
+    ['placeholder', 'call_module', 'call_module', 'output']
+    """
+    _refuse_hooks(model)
+    try:
+        network = Network(model)
+    except Exception as error:  # fx runs the user's forward with proxies: anything may be raised
+        raise UntraceableError(
+            f"torch.fx cannot follow the model: {type(error).__name__}: {error}"
+        ) from error
+    _refuse_unknown(network)
+    return network
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        if any(hooks) or module._backward_pre_hooks:
+            raise UntraceableError(f"{name or 'the model'} has hooks")
+
+
+def _refuse_unknown(network: Network) -> None:
+    inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
+    if len([node for node in inputs if node.users]) != 1:
+        raise UntraceableError("the model takes more than one input")
+    for node in network.graph.nodes:
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op in ("call_function", "call_method") and name.endswith("_"):
+            raise UntraceableError(f"{name} changes a tensor in place")
+
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Tanh,
+    nn.Tanhshrink,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+)
+"""Modules that act on every entry by itself."""
+
+ACTIVATION_FUNCTIONS: Mapping[Any, Callable[..., Tensor]] = {
+    **{
+        function: function
+        for function in (
+            torch.relu,
+            torch.tanh,
+            torch.sigmoid,
+            F.relu,
+            F.relu6,
+            F.leaky_relu,
+            F.elu,
+            F.gelu,
+            F.silu,
+            F.mish,
+            F.softplus,
+            F.tanh,
+            F.sigmoid,
+            F.hardtanh,
+            F.hardswish,
+        )
+    },
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+"""Functions and methods that act on every entry by itself; in-place flags are dropped."""
+
+LINEAR_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.ZeroPad2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+)
+"""Modules that are linear in their input and have no parameters."""
+
+LINEAR_FUNCTIONS = frozenset(
+    {
+        torch.flatten,
+        torch.reshape,
+        torch.mean,
+        torch.sum,
+        torch.permute,
+        torch.transpose,
+        torch.squeeze,
+        torch.unsqueeze,
+        F.avg_pool2d,
+        F.adaptive_avg_pool2d,
+        F.pad,
+        "flatten",
+        "view",
+        "reshape",
+        "mean",
+        "sum",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "getitem",
+    }
+)
+"""Functions and methods that are linear in their first argument."""
+
+SPLITTING = frozenset({torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"})
+"""Functions and methods that return several linear parts of one tensor."""

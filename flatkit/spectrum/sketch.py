@@ -1,0 +1,198 @@
+"""The trace by sketches of the range: XTrace, then Hutch++; far fewer products where it decays."""
+
+import math
+import time
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from flatkit.checks import check_choice, check_count, check_positive
+from flatkit.errors import NonFiniteError
+from flatkit.operators import ProjectedOperator, SymmetricOperator
+from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.trace import hutchinson_trace, random_signs
+
+TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
+
+
+def trace(
+    operator: SymmetricOperator,
+    *,
+    method: TraceMethod = "auto",
+    tolerance: float = 0.02,
+    max_matvecs: int = 400,
+    max_vectors: int = 64,
+    generator: torch.Generator,
+) -> Estimate:
+    """Return tr A to a requested standard error.
+
+    `xtrace` (Epperly, Tropp and Webber, 2024) projects out what a sketch of n random vectors saw
+    of the range, each vector once left out, so that the n estimates are exchangeable and their
+    spread is the standard error; n doubles until it meets the tolerance. `hutch++` (Meyer et al.,
+    2021) takes the trace on a sketch exactly and that of the rest by Hutchinson's estimator; its
+    standard error is of the rest alone, as the sketch has none. `auto` sketches with XTrace while
+    `max_vectors` allow, and goes on as Hutch++ with the sketch that it has; if P is small, the
+    sketch becomes the whole space and the trace exact.
+
+    Cost: 2 products a vector of the sketch; memory 3 vectors each.
+
+    Args:
+        operator: A, symmetric.
+        method: `auto`, `hutchinson`, `hutch++` or `xtrace`.
+        tolerance: on the standard error, relative to the trace.
+        max_matvecs: products at most; when spent, the status is `budget`.
+        max_vectors: of the sketch.
+        generator: draws the probes.
+
+    Raises:
+        InvalidArgumentError: an argument out of range.
+        NonFiniteError: a product is not finite.
+
+    >>> from flatkit.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])))
+    >>> round(float(trace(operator, generator=torch.Generator()).value), 4)
+    4.0
+    """
+    check_choice("method", method, get_args(TraceMethod))
+    check_positive("tolerance", tolerance)
+    check_count("max_matvecs", max_matvecs, minimum=16)
+    check_count("max_vectors", max_vectors, minimum=4)
+    if method == "hutchinson":
+        return hutchinson_trace(
+            operator, tolerance=tolerance, max_matvecs=max_matvecs, generator=generator
+        )
+    started = time.perf_counter()
+    sketch = _Sketch(operator, generator)
+    most = min(max_vectors, max_matvecs // (2 if method == "xtrace" else 4), operator.size)
+    size = most if method == "hutch++" else min(16, most)
+    while True:
+        sketch.grow(size)
+        value, error = sketch.xtrace()
+        converged = error <= tolerance * abs(value)
+        if converged or size >= most or sketch.complete:
+            break
+        size = min(2 * size, most)
+    products = sketch.matvecs
+    used = "xtrace"
+    left = max_matvecs - products
+    if (not converged or method == "hutch++") and method != "xtrace" and left >= 2:
+        value, error, spent = _rest(operator, sketch, tolerance, left, generator)
+        products, used = products + spent, "hutch++"
+        converged = error <= tolerance * abs(value)
+    return Estimate(
+        value=torch.tensor(value, dtype=torch.float64),
+        error=torch.tensor(error, dtype=torch.float64),
+        error_kind="standard_error",
+        status="converged" if converged else "budget",
+        matvecs=products,
+        seconds=time.perf_counter() - started,
+        notes={"estimator": used, "sketch": sketch.size},
+    )
+
+
+def _rest(
+    operator: SymmetricOperator,
+    sketch: "_Sketch",
+    tolerance: float,
+    budget: int,
+    generator: torch.Generator,
+) -> tuple[float, float, int]:
+    """Return the trace on the sketch plus that of the rest, its standard error, the products."""
+    if sketch.complete:
+        return sketch.projected_trace(), 0.0, 0
+    rest = ProjectedOperator(operator, sketch.basis)
+    draws: list[float] = []
+    while True:
+        probe = random_signs(operator, generator)
+        draws.append(float(probe.double() @ rest.matvec(probe).double()))
+        samples = torch.tensor(draws, dtype=torch.float64)
+        value = sketch.projected_trace() + float(samples.mean())
+        error = float(samples.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
+        if (len(draws) >= 8 and error <= tolerance * abs(value)) or len(draws) >= budget:
+            return value, error, len(draws)
+
+
+_SHARED = 1.5
+"""By which the spread of XTrace's estimates is enlarged, from its measured coverage."""
+
+
+class _Sketch:
+    """Random vectors Ω, A Ω, an orthonormal basis Q of the latter, and A Q; rows are vectors."""
+
+    def __init__(self, operator: SymmetricOperator, generator: torch.Generator) -> None:
+        self._operator, self._generator = operator, generator
+        empty = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
+        self._probes = self._images = self.basis = self._products = empty
+        self.matvecs = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._probes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the basis holds the range: further random images add nothing to it."""
+        return len(self.basis) < self.size or len(self.basis) >= self._operator.size
+
+    def grow(self, size: int) -> None:
+        """Draw vectors until there are so many."""
+        new = [random_signs(self._operator, self._generator) for _ in range(size - self.size)]
+        if not new:
+            return
+        probes = torch.stack(new)
+        images = self._multiply(probes)
+        self._probes = torch.cat([self._probes, probes])
+        self._images = torch.cat([self._images, images])
+        known = len(self.basis)
+        for image in images:
+            self._extend(image)
+        if len(self.basis) > known:
+            fresh = self._multiply(self.basis[known:])
+            self._products = torch.cat([self._products, fresh])
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        products = self._operator.matmat(vectors)
+        if not products.isfinite().all():
+            raise NonFiniteError("a product with the operator has NaN or infinite entries")
+        self.matvecs += len(vectors)
+        return products
+
+    def _extend(self, image: Tensor) -> None:
+        length = float(image.norm())
+        rest = image
+        for _ in range(2):
+            rest = rest - (self.basis @ rest) @ self.basis
+        size = float(rest.norm())
+        if size > 30 * torch.finfo(image.dtype).eps * length:
+            self.basis = torch.cat([self.basis, (rest / size)[None]])
+
+    def projected_trace(self) -> float:
+        """Return tr Qᵀ A Q."""
+        return float((self.basis.double() * self._products.double()).sum())
+
+    def xtrace(self) -> tuple[float, float]:
+        """Return the mean of the leave-one-out estimates and its standard error.
+
+        If the basis holds the whole range of A, the trace is that of the projection.
+        """
+        if self.complete:
+            return self.projected_trace(), 0.0
+        q, z = self.basis.double(), self._products.double()  # [n, P]
+        omega, y = self._probes.double(), self._images.double()
+        triangle = q @ y.T  # R, [n, n]
+        projected = q @ z.T  # Qᵀ A Q
+        outside = torch.linalg.inv(triangle).T  # column i ⊥ the images of all but the i-th
+        outside = outside / outside.norm(dim=0)
+        inside = q @ omega.T  # Qᵀ Ω
+        total = torch.trace(projected)
+        estimates = []
+        for i in range(len(q)):
+            s = outside[:, i]
+            kept = inside[:, i] - s * (s @ inside[:, i])
+            part = omega[i] - kept @ q
+            image = y[i] - kept @ z
+            estimates.append(total - s @ projected @ s + part @ image)
+        values = torch.stack(estimates)
+        # The estimates share their sketch, so their spread alone is too optimistic.
+        return float(values.mean()), _SHARED * float(values.std()) / math.sqrt(len(values))

@@ -1,0 +1,77 @@
+"""PyHessian as a second opinion, the analysis of layers and blocks, and tracking."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import flatkit
+from flatkit.training import CurvatureTracker
+from tests.cases import CASES, Case, classes, dense_hessian, seeded
+
+SMALL = {"rho": [0.05], "slice_points": 3, "plane_points": 3}
+
+
+def task(case: Case = CASES[0]) -> flatkit.Task:
+    return flatkit.Task(case.build(), case.loss, case.data())
+
+
+def test_the_cross_check_agrees_or_explains():
+    result = flatkit.analyze(task(), measures=["cross_check"], num_eigenvalues=2).result(
+        "cross_check"
+    )
+    truth = np.linalg.eigvalsh(dense_hessian(CASES[0]).numpy())[::-1][:2]
+    np.testing.assert_allclose(result.value["flatkit"], truth, rtol=1e-5)
+    gap = np.abs(np.array(result.value["pyhessian"]) - truth) / truth
+    assert (gap < 0.1).all() and result.settings["explanation"]
+
+
+def test_layers_and_params_are_blocks_of_the_hessian():
+    report = flatkit.analyze(
+        task(), measures=["layer_curvature", "top_eigenvalues", "trace"], params=["0.*"]
+    )
+    block = dense_hessian(CASES[0])[:25, :25]
+    top = float(torch.linalg.eigvalsh(block)[-1])
+    assert report.result("top_eigenvalues").value[0] == pytest.approx(top, rel=1e-5)
+    layers = report.result("layer_curvature").value
+    assert layers["layer"] == ["0"] and layers["top"][0] == pytest.approx(top, rel=1e-5)
+    found = report.result("trace")
+    assert abs(found.value - float(block.trace())) <= 5 * found.error + 1e-9
+
+
+def test_draws_report_the_sampling_error():
+    result = flatkit.analyze(task(), measures=["top_eigenvalues"], samples=10, draws=4).result(
+        "top_eigenvalues"
+    )
+    assert len(set(result.settings["draw_values"])) == 4
+    assert result.settings["sampling_error"] == pytest.approx(
+        np.std(result.settings["draw_values"], ddof=1)
+    )
+
+
+def test_the_density_integrates_to_one_and_its_mean_is_that_of_the_trace():
+    result = flatkit.analyze(task(), measures=["spectral_density"]).result("spectral_density")
+    assert result.settings["mass"] == pytest.approx(1, abs=5e-3)
+    truth = float(dense_hessian(CASES[0]).trace())
+    assert abs(result.settings["trace"] - truth) <= 5 * result.settings["trace_error"]
+
+
+def test_tracking_starts_warm_and_saves_products():
+    case = Case(
+        "wide",
+        seeded(lambda: nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 3))),
+        classes(60, 8),
+    )
+    totals = []
+    for warm in (True, False):
+        model, (x, y) = case.build(), case.data()
+        tracker = CurvatureTracker("cross_entropy", (x, y), every=5, tolerance=1e-3, warm=warm)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        for step in range(41):
+            tracker.step(model, step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        assert len(tracker.history) == 9
+        totals.append(sum(found.matvecs for found in tracker.history[1:]))
+    assert totals[0] < totals[1]
