@@ -76,6 +76,21 @@ Measures (all but max_gradient_norm by default):{_MEASURE_HELP}
     show_default=True,
     help="Budget of Hessian-vector products.",
 )
+@click.option(
+    "--geometry",
+    type=click.Choice(["l2", "adaptive", "filter", "linf"]),
+    default=_DEFAULTS["geometry"],
+    show_default=True,
+    help="Shape of the balls; adaptive and filter are relative to the weights.",
+)
+@click.option(
+    "--budget",
+    type=int,
+    default=_DEFAULTS["budget"],
+    show_default=True,
+    help="Gradients for each search in a ball.",
+)
+@click.option("--m-sharpness", type=int, metavar="M", help="Measure it, with M samples a batch.")
 @click.option("--samples", type=int, help="Use N random training samples. [default: all]")
 @click.option(
     "--batchnorm", type=click.Choice(["eval", "train"]), default="eval", show_default=True

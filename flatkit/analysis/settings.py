@@ -8,6 +8,7 @@ from flatkit.checks import check_choice, check_count, check_non_negative, check_
 from flatkit.errors import InvalidArgumentError
 
 Method: TypeAlias = Literal["lanczos", "power"]
+GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
 DType: TypeAlias = Literal["float32", "float64"]
 
 MEASURES = {
@@ -19,12 +20,15 @@ MEASURES = {
     "zeroth_order_sharpness": "R0: largest increase of the loss within rho",
     "first_order_flatness": "R1: rho times the largest gradient norm within rho",
     "max_gradient_norm": "the largest gradient norm within rho itself",
+    "quadratic_model_maximum": "R1 of the quadratic model, a second estimate beside the search",
+    "average_sharpness": "mean increase of the loss under Gaussian noise of length rho",
+    "m_sharpness": "mean over batches of m samples of the largest loss increase of each",
     "loss_slice": "loss, accuracy and gradient norm along random directions",
     "loss_plane": "loss and accuracy on a random plane",
 }
 """The measures by name, in the order in which they run."""
 
-_ON_REQUEST = ("max_gradient_norm",)
+_ON_REQUEST = ("max_gradient_norm", "m_sharpness")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class AnalysisSettings:
     Attributes:
         measures: names from `MEASURES`.
         rho: radii of the balls, in the units of the parameters.
+        geometry: of the balls: `l2`, `adaptive` (relative to each weight), `filter` (relative to each
+            filter) or `linf`.
+        budget: gradients for each search in a ball, about; a Hessian-vector product counts as 2.
+        m_sharpness: samples a batch of m-sharpness, which is measured if this is given.
         method: `lanczos` or `power`, for the eigenvalues.
         num_eigenvalues: how many.
         tolerance: on their residual, relative to the largest magnitude.
@@ -59,6 +67,9 @@ class AnalysisSettings:
 
     measures: Sequence[str] = tuple(name for name in MEASURES if name not in _ON_REQUEST)
     rho: Sequence[float] = (0.01, 0.03, 0.1)
+    geometry: GeometryName = "l2"
+    budget: int = 600
+    m_sharpness: int | None = None
     method: Method = "lanczos"
     num_eigenvalues: int = 1
     tolerance: float = 1e-4
@@ -83,10 +94,17 @@ class AnalysisSettings:
             raise InvalidArgumentError("measures must name at least one measure, got none")
         self._check_numbers()
         check_choice("method", self.method, get_args(Method))
+        check_choice("geometry", self.geometry, get_args(GeometryName))
+        if "m_sharpness" in self.measures and self.m_sharpness is None:
+            raise InvalidArgumentError("m_sharpness needs the number of samples a batch, e.g. 32")
         check_choice("batchnorm", self.batchnorm, ("eval", "train"))
         if self.dtype is not None:
             check_choice("dtype", self.dtype, get_args(DType))
-        in_order = tuple(name for name in MEASURES if name in self.measures)
+        in_order = tuple(
+            name
+            for name in MEASURES
+            if name in self.measures or (name == "m_sharpness" and self.m_sharpness is not None)
+        )
         object.__setattr__(self, "measures", in_order)
         object.__setattr__(self, "rho", tuple(sorted(set(self.rho))))
 
@@ -97,10 +115,11 @@ class AnalysisSettings:
             check_positive("rho", rho, hint="the radius of a ball in parameter space")
         for name in ("tolerance", "trace_tolerance", "extent"):
             check_positive(name, getattr(self, name))
-        for name in ("samples", "chunk_size"):
+        for name in ("samples", "chunk_size", "m_sharpness"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_count("max_matvecs", self.max_matvecs, minimum=16)
+        check_count("budget", self.budget)
         check_count("num_eigenvalues", self.num_eigenvalues)
         check_count("slice_directions", self.slice_directions, minimum=2)
         check_non_negative("seed", self.seed)

@@ -26,7 +26,7 @@ def report() -> Report:
     case = CASES[0]
     x, y = case.data()
     task = task_of(case, test_data=(x[:7] + 0.5, y[:7]), name="tanh")
-    return flatkit.analyze(task, measures=list(MEASURES), rho=[0.3, 0.1], seed=3, **SMALL)
+    return flatkit.analyze(task, measures=list(MEASURES), rho=[0.3, 0.1], seed=3, m_sharpness=5, **SMALL)
 
 
 def value(report: Report, measure: str, **settings):
@@ -214,5 +214,5 @@ def test_progress_is_told():
     assert ("loss_plane", 25, 25) in seen and seen[-1] == ("analysis", 2, 2)
 
 
-def test_defaults_leave_out_nothing_but_the_derived_measure():
-    assert set(MEASURES) - set(AnalysisSettings().measures) == {"max_gradient_norm"}
+def test_defaults_leave_out_only_what_is_derived_or_needs_a_number():
+    assert set(MEASURES) - set(AnalysisSettings().measures) == {"max_gradient_norm", "m_sharpness"}

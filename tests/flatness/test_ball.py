@@ -169,7 +169,7 @@ def test_an_inner_maximum_is_found_and_has_no_angle():
     linear = torch.tensor([0.1, 0.2, -0.1], dtype=torch.float64)
     objective = Objective(*quadratic_task(matrix, linear))
     begin = {"gradient": on_sphere(linear, 1.0), "centre": torch.zeros(3, dtype=torch.float64)}
-    found = max_loss_increase(objective, rho=1.0, starts=begin, max_iterations=500, tolerance=1e-12)
+    found = max_loss_increase(objective, rho=1.0, starts=begin, budget=3000, tolerance=1e-12)
     exact = float(-0.5 * linear @ torch.linalg.solve(matrix, linear))
     assert found.value == pytest.approx(exact, rel=1e-3)
     assert found.stationarity is None
