@@ -98,9 +98,7 @@ class Ascents:
                 return
             points = torch.stack([torch.lerp(c.u, targets[c], fraction) for c in pending])
             landing = self.land(points)
-            better = [
-                row for row, climb in enumerate(pending) if landing.values[row] > climb.value
-            ]
+            better = [row for row, climb in enumerate(pending) if landing.values[row] > climb.value]
             if better:
                 ascents = self.ascents_of(landing)
                 for row in better:

@@ -142,7 +142,9 @@ class QuadraticModel:
         residual = self.operator.matvec(moved.to(self.gradient)).double() - found.multiplier * u
         gap = _gap(residual, rho, max(0.0, slope**2 - found.multiplier))
         # From ½‖·‖² ≤ ½ value² + gap.
-        return ModelMaximum(value, float(np.hypot(value, (2 * gap) ** 0.5)) - value, u.to(self.gradient))
+        return ModelMaximum(
+            value, float(np.hypot(value, (2 * gap) ** 0.5)) - value, u.to(self.gradient)
+        )
 
 
 def dense_gradient_norm_maximum(matrix: Tensor, gradient: Tensor, rho: float) -> float:

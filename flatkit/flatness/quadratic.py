@@ -91,7 +91,9 @@ def _in_eigenbasis(values: np.ndarray, linear: np.ndarray, rho: float) -> tuple[
     if shortfall(least) >= 0:  # already shorter than ρ: inside, or so near that rounding decides
         parts = linear / (distances + least)
         return (parts if low > values[-1] else _fill_up(parts, values, rho)), low
-    shift = float(brentq(shortfall, least, most * (1 + 1e-12), xtol=1e-300, rtol=1e-15, maxiter=2000))
+    shift = float(
+        brentq(shortfall, least, most * (1 + 1e-12), xtol=1e-300, rtol=1e-15, maxiter=2000)
+    )
     parts = linear / (distances + shift)
     return parts * (rho / float(np.linalg.norm(parts))), low + shift
 

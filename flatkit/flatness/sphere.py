@@ -79,9 +79,7 @@ def _move(
     return True
 
 
-def _direction(
-    slope: Tensor, pairs: deque[_Pair], stiffness: float, longest: float
-) -> Tensor:
+def _direction(slope: Tensor, pairs: deque[_Pair], stiffness: float, longest: float) -> Tensor:
     """Return the two-loop product of the inverse curvature with the slope, not too long.
 
     Without pairs the curvature of the sphere itself, ⟨u, ∇φ⟩/ρ², scales the slope: then the step is
