@@ -38,8 +38,8 @@ class AnalysisSettings:
     Attributes:
         measures: names from `MEASURES`.
         rho: radii of the balls, in the units of the parameters.
-        geometry: of the balls: `l2`, `adaptive` (relative to each weight), `filter` (relative to each
-            filter) or `linf`.
+        geometry: of the balls: `l2`, `adaptive` (relative to each weight), `filter` (relative
+            to each filter) or `linf`.
         budget: gradients for each search in a ball, about; a Hessian-vector product counts as 2.
         m_sharpness: samples a batch of m-sharpness, which is measured if this is given.
         method: `lanczos` or `power`, for the eigenvalues.

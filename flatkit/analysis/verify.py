@@ -1,4 +1,4 @@
-"""Does the theory of flatness hold at this checkpoint? A ladder of radii, and a verdict in words."""
+"""Does the theory of flatness hold at a checkpoint? A ladder of radii and a verdict."""
 
 import math
 from collections.abc import Sequence

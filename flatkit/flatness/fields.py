@@ -1,4 +1,4 @@
-"""Functions on a ball, evaluated at many points at once: the loss increase and the gradient norm."""
+"""Functions on a ball, at many points at once: the loss increase and the gradient norm."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

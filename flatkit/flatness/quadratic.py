@@ -27,7 +27,7 @@ class QuadraticMaximum(NamedTuple):
 
 
 def quadratic_maximum(matrix: np.ndarray, linear: np.ndarray, rho: float) -> QuadraticMaximum:
-    """Return the exact maximum of ½ yᵀA y + cᵀy over the ball ‖y‖ ≤ ρ, A symmetric, also indefinite.
+    """Return the exact maximum of ½ yᵀA y + cᵀy over ‖y‖ ≤ ρ, A symmetric, also indefinite.
 
     y maximises if and only if (μ − A) y = c for a μ ≥ max(0, λmax) with μ (ρ − ‖y‖) = 0 (Moré and
     Sorensen, 1983). In the eigenbasis ‖y(μ)‖ falls with μ, so that 1/‖y(μ)‖ = 1/ρ has one root,
@@ -91,9 +91,9 @@ def _in_eigenbasis(values: np.ndarray, linear: np.ndarray, rho: float) -> tuple[
     if shortfall(least) >= 0:  # already shorter than ρ: inside, or so near that rounding decides
         parts = linear / (distances + least)
         return (parts if low > values[-1] else _fill_up(parts, values, rho)), low
-    shift = float(
-        brentq(shortfall, least, most * (1 + 1e-12), xtol=1e-300, rtol=1e-15, maxiter=2000)
-    )
+    high = most * (1 + 1e-12)
+    shift = brentq(shortfall, least, high, xtol=1e-300, maxiter=2000)
+    assert isinstance(shift, float)
     parts = linear / (distances + shift)
     return parts * (rho / float(np.linalg.norm(parts))), low + shift
 

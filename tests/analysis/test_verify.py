@@ -58,10 +58,11 @@ def test_the_command_prints_claims_and_refuses_a_bad_radius(tmp_path, capsys):
 def test_adaptive_measures_do_not_change_when_layers_are_rescaled(geometry):
     case = CASES[1]
     other = case.build()
+    assert isinstance(other, torch.nn.Sequential)
     with torch.no_grad():  # Dinh et al. (2017): the same function of a ReLU network
-        other[0].weight *= 3.0
-        other[0].bias *= 3.0
-        other[2].weight /= 3.0
+        for layer, factor in ((0, 3.0), (2, 1 / 3.0)):
+            other.get_parameter(f"{layer}.weight").mul_(factor)
+        other.get_parameter("0.bias").mul_(3.0)
     measures = ["first_order_flatness", "zeroth_order_sharpness", "average_sharpness"]
     tasks = [flatkit.Task(model, case.loss, case.data()) for model in (case.build(), other)]
     found = {
