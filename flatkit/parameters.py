@@ -134,3 +134,22 @@ class ParameterSpace:
     def is_weight(self, name: str) -> bool:
         """Whether a parameter has filters, that is two or more dimensions."""
         return len(self.shapes[self.names.index(name)]) >= 2
+
+    def filter_norms(self, theta: Tensor) -> Tensor:
+        """Return for each entry the size [P] of what it belongs to, for filter-wise scaling.
+
+        An entry of a weight gets the norm of its filter, an entry of a parameter without filters
+        (a bias, the scale of a normalisation layer) its own magnitude, as in Kwon et al. (2021).
+
+        >>> space = ParameterSpace.of({"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
+        >>> space.filter_norms(torch.tensor([3.0, 4.0, 0.0, 2.0, -1.0, 0.5]))
+        tensor([5.0000, 5.0000, 2.0000, 2.0000, 1.0000, 0.5000])
+        """
+        return torch.cat(
+            [
+                rows.norm(dim=1, keepdim=True).expand_as(rows).reshape(-1)
+                if self.is_weight(name)
+                else rows.abs().reshape(-1)
+                for name, rows in self.filters(theta).items()
+            ]
+        )

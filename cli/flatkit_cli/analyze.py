@@ -103,6 +103,21 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
     help="Repeat curvature on so many draws of --samples and report the spread.",
 )
 @click.option("--memory", type=int, help="Bytes that a product may hold. [default: no limit]")
+@click.option(
+    "--geometry",
+    type=click.Choice(["l2", "adaptive", "filter", "linf"]),
+    default=_DEFAULTS["geometry"],
+    show_default=True,
+    help="Shape of the balls; adaptive and filter are relative to the weights.",
+)
+@click.option(
+    "--budget",
+    type=int,
+    default=_DEFAULTS["budget"],
+    show_default=True,
+    help="Gradients for each search in a ball.",
+)
+@click.option("--m-sharpness", type=int, metavar="M", help="Measure it, with M samples a batch.")
 @click.option("--samples", type=int, help="Use N random training samples. [default: all]")
 @click.option(
     "--batchnorm", type=click.Choice(["eval", "train"]), default="eval", show_default=True

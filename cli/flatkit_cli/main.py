@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": "train SGD, SAM and GAM on digits, analyze and compare them",
     "info": "say what a checkpoint file is and holds",
     "plot": "draw the figures of saved reports again",
+    "verify": "say whether the theory of flatness holds at a checkpoint",
     "train": "train a network with SGD, AdamW, SAM or GAM",
 }
 

@@ -1,93 +1,170 @@
-"""R0, R1 and the largest gradient norm for every radius."""
+"""R0, R1 and their relatives for every radius, each beside what the quadratic model says."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatkit.analysis.session import Session
-from flatkit.flatness import BallMaximum, max_gradient_norm, max_loss_increase
-from flatkit.flatness.ball import on_sphere
+from flatkit.flatness import (
+    BallMaximum,
+    Geometry,
+    QuadraticModel,
+    average_loss_increase,
+    geometry_of,
+    m_sharpness,
+    max_gradient_norm,
+    max_loss_increase,
+)
+from flatkit.flatness.model import ModelMaximum, Quantity, ScaledOperator
+from flatkit.flatness.starts import search_starts
 from flatkit.results import Cost, Result
+from flatkit.spectrum import Estimate, lanczos
+
+_SEARCHED = {"zeroth_order_sharpness", "first_order_flatness", "max_gradient_norm"}
+_START_VECTORS = 3
+_START_TOLERANCE = 1e-2
+
+
+@dataclass
+class _Ball:
+    """What the searches of all radii share, in the coordinates of the geometry."""
+
+    session: Session
+    geometry: Geometry
+    model: QuadraticModel
+    top: Estimate
+
+    @property
+    def slope(self) -> float:
+        """|λ|max with its error."""
+        return float(self.top.value.abs()[0] + self.top.error[0])
+
+    def maximum(self, which: Quantity, rho: float) -> ModelMaximum:
+        return self.model.maximum(which, rho=rho, slope=self.slope)
+
+    def starts(self, which: Quantity, rho: float, more: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self.top.vectors is not None
+        found = search_starts(
+            self.model,
+            rho=rho,
+            geometry=self.geometry,
+            which=which,
+            slope=self.slope,
+            vectors=self.top.vectors,
+            generator=self.session.generator("start"),
+        )
+        return more | found
 
 
 def flatness(session: Session) -> list[Result]:
-    """Return R0, R1 and the largest gradient norm for every ρ, those that were asked for.
+    """Return R0, R1 and their relatives for every ρ, those that were asked for.
 
     Each radius starts also from the best point of the radius before, so that neither measure can
     fall as the ball grows; R1 starts also from the point that R0 found, which keeps R0 ≤ R1.
     """
-    wanted = session.settings.measures
+    wanted = set(session.settings.measures)
+    geometry = geometry_of(
+        session.settings.geometry, session.objective.space, session.objective.theta
+    )
+    results: list[Result] = []
+    if wanted & (_SEARCHED | {"quadratic_model_maximum"}):
+        results += _searched(session, _prepare(session, geometry), wanted)
+    for rho in session.settings.rho:
+        if "average_sharpness" in wanted:
+            results.append(_average(session, geometry, rho))
+        if "m_sharpness" in wanted:
+            results.append(_of_batches(session, geometry, rho))
+    return [result for result in results if result.measure in wanted]
+
+
+def _prepare(session: Session, geometry: Geometry) -> _Ball:
+    operator = ScaledOperator(session.hessian, geometry)
+    top = lanczos(
+        operator,
+        k=min(_START_VECTORS, operator.size),
+        which="magnitude",
+        tolerance=_START_TOLERANCE,
+        max_matvecs=session.settings.max_matvecs,
+        generator=session.generator("extreme"),
+    )
+    assert top.vectors is not None
+    gradient = geometry.displacement(session.gradient)
+    model = QuadraticModel(operator, gradient, vectors=top.vectors)
+    return _Ball(session, geometry, model, top)
+
+
+def _searched(session: Session, ball: _Ball, wanted: set[str]) -> list[Result]:
     results: list[Result] = []
     losses: BallMaximum | None = None
     norms: BallMaximum | None = None
+    budget = session.settings.budget
     for done, rho in enumerate(session.settings.rho):
         session.report("flatness", done, len(session.settings.rho))
         if "zeroth_order_sharpness" in wanted:
             with session.meter() as cost:
-                starts = _starts(session, rho, "smaller radius", losses)
-                losses = max_loss_increase(session.objective, rho=rho, starts=starts)
-                results.append(_zeroth_order(session, rho, losses, cost()))
-        if {"first_order_flatness", "max_gradient_norm"} & set(wanted):
+                starts = ball.starts("loss", rho, _known("smaller radius", losses))
+                losses = max_loss_increase(
+                    session.objective,
+                    rho=rho,
+                    starts=starts,
+                    geometry=ball.geometry,
+                    budget=budget,
+                )
+                results.append(_zeroth_order(ball, rho, losses, cost()))
+        if {"first_order_flatness", "max_gradient_norm"} & wanted:
             with session.meter() as cost:
-                starts = _starts(session, rho, "smaller radius", norms)
-                starts |= _starts_of_gradient_norm(session, rho, losses)
-                norms = max_gradient_norm(session.objective, rho=rho, starts=starts)
-                results += _first_order(session, rho, norms, losses, cost())
-    return [result for result in results if result.measure in wanted]
+                more = _known("smaller radius", norms) | _known("loss maximiser", losses)
+                norms = max_gradient_norm(
+                    session.objective,
+                    rho=rho,
+                    starts=ball.starts("gradient_norm", rho, more),
+                    geometry=ball.geometry,
+                    budget=budget,
+                )
+                results += _first_order(ball, rho, norms, losses, cost())
+        if "quadratic_model_maximum" in wanted and ball.geometry.is_round:
+            results.append(_of_model(ball, rho))
+    return results
 
 
-def _starts(
-    session: Session, rho: float, name: str, previous: BallMaximum | None
-) -> dict[str, Tensor]:
-    """Return where a search in the ball starts: displacements [P] by name."""
-    starts = {"random": on_sphere(session.random_vector("start"), rho)}
-    for number, eigenvector in enumerate(session.eigenvectors, start=1):
-        starts[f"eigenvector {number}"] = on_sphere(eigenvector, rho)
-        starts[f"eigenvector {number}, reversed"] = on_sphere(-eigenvector, rho)
-    if session.gradient.norm() > 0:
-        starts["gradient"] = on_sphere(session.gradient, rho)
-    if previous is not None:
-        starts[name] = previous.displacement
-    return starts
+def _known(name: str, found: BallMaximum | None) -> dict[str, Tensor]:
+    return {} if found is None else {name: found.coordinates}
 
 
-def _starts_of_gradient_norm(
-    session: Session, rho: float, losses: BallMaximum | None
-) -> dict[str, Tensor]:
-    """Return the starts that only the gradient norm has: GAM's step and the loss maximiser."""
-    starts = {}
-    ascent = session.hessian.matvec(session.gradient)
-    if ascent.norm() > 0:
-        starts["gradient-norm ascent"] = on_sphere(ascent, rho)
-    if losses is not None:
-        starts["loss maximiser"] = losses.displacement
-    return starts
-
-
-def _search_settings(session: Session, rho: float, found: BallMaximum) -> dict[str, Any]:
+def _search_settings(ball: _Ball, rho: float, found: BallMaximum) -> dict[str, Any]:
     return {
         "rho": rho,
+        "geometry": ball.geometry.name,
+        "frozen_parameters": ball.geometry.frozen,
+        "budget": ball.session.settings.budget,
+        "gradients_spent": found.gradients,
         "best_start": found.start,
         "starts": sorted(found.trails),
+        "trails": {name: list(trail) for name, trail in found.trails.items()},
         "stationarity": found.stationarity,
+        "linear_gap": found.linear_gap,
         "evaluations": found.evaluations,
-        "seed": session.settings.seed,
+        "seed": ball.session.settings.seed,
     }
 
 
-def _zeroth_order(session: Session, rho: float, found: BallMaximum, cost: Cost) -> Result:
+def _zeroth_order(ball: _Ball, rho: float, found: BallMaximum, cost: Cost) -> Result:
+    session = ball.session
     rounding = 4 * torch.finfo(session.objective.dtype).eps * abs(session.loss_and_gradient[0])
     one_step = found.trails["gradient"][0] if "gradient" in found.trails else None
+    model = ball.maximum("loss", rho) if ball.geometry.is_round else None
     return Result(
         "zeroth_order_sharpness",
         found.value,
         error_kind="lower_bound",
         status="rounding" if rounding > 0.01 * abs(found.value) else found.status,
         settings={
-            **_search_settings(session, rho, found),
+            **_search_settings(ball, rho, found),
             "one_step": one_step,
             "value_over_rho_squared": found.value / rho**2,
+            "quadratic_model": None if model is None else model.value,
             "rounding": rounding,
         },
         cost=cost,
@@ -95,44 +172,113 @@ def _zeroth_order(session: Session, rho: float, found: BallMaximum, cost: Cost) 
 
 
 def _first_order(
-    session: Session, rho: float, found: BallMaximum, losses: BallMaximum | None, cost: Cost
+    ball: _Ball, rho: float, found: BallMaximum, losses: BallMaximum | None, cost: Cost
 ) -> list[Result]:
-    """Return R1 and the largest gradient norm, beside what the quadratic model allows."""
-    slope = float(session.extreme.value.abs()[0] + session.extreme.error[0])
-    gradient = float(session.gradient.double().norm())
+    """Return R1 and the largest gradient norm, beside an estimate of how large it may be."""
     one_step = found.trails.get("gradient-norm ascent", [None])[0]
-    missed = losses is not None and losses.value > rho * found.value
+    missed = losses is not None and losses.value > rho * found.value * (1 + 1e-6)
     status = "search_missed_maximum" if missed else found.status
     settings = {
-        **_search_settings(session, rho, found),
+        **_search_settings(ball, rho, found),
         "one_step": None if one_step is None else rho * one_step,
         "value_over_rho_squared": found.value / rho,
-        "ratio_to_top_eigenvalue": _ratio_to_top(session, found.value / rho),
-        "upper_estimate": rho * (gradient + rho * slope),
-        "upper_estimate_is": "rho (|g| + rho |lambda|max), the bound of the quadratic model here",
+        "ratio_to_top_eigenvalue": _ratio_to_top(ball, found.value / rho),
+        "upper_estimate": _upper_estimate(ball, rho, found),
+        "upper_estimate_is": "an estimate, no bound: rho (|g| + rho K), K the largest slope of the "
+        "gradient that was seen, at the checkpoint or on the way to the best point",
     }
-    flatness = Result(
-        "first_order_flatness",
-        rho * found.value,
-        error_kind="lower_bound",
-        status=status,
-        settings=settings,
-        cost=cost,
+    flat, norm = (
+        Result(measure, value, error_kind="lower_bound", status=status, settings=kept, cost=cost)
+        for measure, value, kept in (
+            ("first_order_flatness", rho * found.value, settings),
+            ("max_gradient_norm", found.value, _search_settings(ball, rho, found)),
+        )
     )
-    norm = Result(
-        "max_gradient_norm",
-        found.value,
-        error_kind="lower_bound",
-        status=status,
-        settings=_search_settings(session, rho, found),
-        cost=cost,
-    )
-    return [flatness, norm]
+    return [flat, norm]
 
 
-def _ratio_to_top(session: Session, value: float) -> float | None:
-    """Return the value over λmax, if that was measured and is positive."""
-    if "top_eigenvalues" not in session.settings.measures:
+def _upper_estimate(ball: _Ball, rho: float, found: BallMaximum) -> float | None:
+    """Return ρ(‖g‖ + ρK), at least the value found, where the ball is round."""
+    if not ball.geometry.is_round:
+        return None
+    norm = float(ball.geometry.dual_norm(ball.model.gradient))
+    slope = max(ball.slope, (found.value - norm) / rho)
+    return rho * (norm + rho * slope)
+
+
+def _ratio_to_top(ball: _Ball, value: float) -> float | None:
+    """Return the value over λmax, if that was measured, is positive and belongs to the geometry."""
+    session = ball.session
+    if "top_eigenvalues" not in session.settings.measures or ball.geometry.name != "l2":
         return None
     largest = float(session.top.value[0])
     return value / largest if largest > 0 else None
+
+
+def _of_model(ball: _Ball, rho: float) -> Result:
+    with ball.session.meter() as cost:
+        found = ball.maximum("gradient_norm", rho)
+        return Result(
+            "quadratic_model_maximum",
+            rho * found.value,
+            rho * found.shortfall,
+            error_kind="residual",
+            settings={
+                "rho": rho,
+                "geometry": ball.geometry.name,
+                "is": "rho max |g + H u| over the ball; the maximum of this model lies at most the "
+                "error above the value",
+                "basis": len(ball.model.basis),
+            },
+            cost=cost(),
+        )
+
+
+def _average(session: Session, geometry: Geometry, rho: float) -> Result:
+    with session.meter() as cost:
+        found = average_loss_increase(
+            session.objective, rho=rho, geometry=geometry, generator=session.generator("average")
+        )
+        return Result(
+            "average_sharpness",
+            found.value,
+            found.error,
+            error_kind="standard_error",
+            settings={
+                "rho": rho,
+                "geometry": geometry.name,
+                "sigma": found.sigma,
+                "pairs": found.samples,
+                "seed": session.settings.seed,
+            },
+            cost=cost(),
+        )
+
+
+def _of_batches(session: Session, geometry: Geometry, rho: float) -> Result:
+    m = session.settings.m_sharpness
+    assert m is not None
+    with session.meter() as cost:
+        found = m_sharpness(
+            session.objective,
+            rho=rho,
+            m=m,
+            geometry=geometry,
+            generator=session.generator("batches"),
+        )
+        return Result(
+            "m_sharpness",
+            found.value,
+            found.error,
+            error_kind="standard_error",
+            settings={
+                "rho": rho,
+                "m": m,
+                "geometry": geometry.name,
+                "batches": found.batches,
+                "one_step": found.one_step,
+                "is": "mean over batches of lower bounds; the error is over the batches",
+                "seed": session.settings.seed,
+            },
+            cost=cost(),
+        )

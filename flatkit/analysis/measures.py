@@ -31,6 +31,9 @@ RUNNERS: Mapping[str, Callable[[Session], list[Result]]] = {
     "zeroth_order_sharpness": flatness,
     "first_order_flatness": flatness,
     "max_gradient_norm": flatness,
+    "quadratic_model_maximum": flatness,
+    "average_sharpness": flatness,
+    "m_sharpness": flatness,
     "loss_slice": slice_of_loss,
     "loss_plane": plane_of_loss,
 }

@@ -9,6 +9,7 @@ from flatkit.errors import InvalidArgumentError
 
 Method: TypeAlias = Literal["auto", "lanczos", "power", "lobpcg", "pyhessian"]
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
+GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
 DType: TypeAlias = Literal["float32", "float64"]
 
 MEASURES = {
@@ -25,6 +26,9 @@ MEASURES = {
     "zeroth_order_sharpness": "R0: largest increase of the loss within rho",
     "first_order_flatness": "R1: rho times the largest gradient norm within rho",
     "max_gradient_norm": "the largest gradient norm within rho itself",
+    "quadratic_model_maximum": "R1 of the quadratic model, a second estimate beside the search",
+    "average_sharpness": "mean increase of the loss under Gaussian noise of length rho",
+    "m_sharpness": "mean over batches of m samples of the largest loss increase of each",
     "loss_slice": "loss, accuracy and gradient norm along random directions",
     "loss_plane": "loss and accuracy on a random plane",
 }
@@ -37,6 +41,7 @@ _ON_REQUEST = (
     "layer_curvature",
     "cross_check",
     "max_gradient_norm",
+    "m_sharpness",
 )
 
 
@@ -55,6 +60,10 @@ class AnalysisSettings:
         draws: with `samples`, repeat eigenvalues and trace on so many draws of samples and
             report their spread; 1 is no repetition.
         memory: bytes that a Hessian-vector product may hold at once; no limit by default.
+        geometry: of the balls: `l2`, `adaptive` (relative to each weight), `filter` (relative
+            to each filter) or `linf`.
+        budget: gradients for each search in a ball, about; a Hessian-vector product counts as 2.
+        m_sharpness: samples a batch of m-sharpness, which is measured if this is given.
         num_eigenvalues: how many.
         tolerance: on their residual, relative to the largest magnitude.
         trace_tolerance: on the standard error of the trace, relative to it.
@@ -84,6 +93,9 @@ class AnalysisSettings:
     params: Sequence[str] = ()
     draws: int = 1
     memory: int | None = None
+    geometry: GeometryName = "l2"
+    budget: int = 600
+    m_sharpness: int | None = None
     num_eigenvalues: int = 1
     tolerance: float = 1e-4
     trace_tolerance: float = 0.02
@@ -110,10 +122,17 @@ class AnalysisSettings:
         check_choice("trace_method", self.trace_method, get_args(TraceMethod))
         if self.draws > 1 and self.samples is None:
             raise InvalidArgumentError("draws > 1 needs samples, the size of a draw")
+        check_choice("geometry", self.geometry, get_args(GeometryName))
+        if "m_sharpness" in self.measures and self.m_sharpness is None:
+            raise InvalidArgumentError("m_sharpness needs the number of samples a batch, e.g. 32")
         check_choice("batchnorm", self.batchnorm, ("eval", "train"))
         if self.dtype is not None:
             check_choice("dtype", self.dtype, get_args(DType))
-        in_order = tuple(name for name in MEASURES if name in self.measures)
+        in_order = tuple(
+            name
+            for name in MEASURES
+            if name in self.measures or (name == "m_sharpness" and self.m_sharpness is not None)
+        )
         object.__setattr__(self, "measures", in_order)
         object.__setattr__(self, "rho", tuple(sorted(set(self.rho))))
 
@@ -124,10 +143,11 @@ class AnalysisSettings:
             check_positive("rho", rho, hint="the radius of a ball in parameter space")
         for name in ("tolerance", "trace_tolerance", "extent"):
             check_positive(name, getattr(self, name))
-        for name in ("samples", "chunk_size"):
+        for name in ("samples", "chunk_size", "m_sharpness"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_count("max_matvecs", self.max_matvecs, minimum=16)
+        check_count("budget", self.budget)
         check_count("num_eigenvalues", self.num_eigenvalues)
         check_count("draws", self.draws)
         if self.memory is not None:

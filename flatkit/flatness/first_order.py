@@ -2,25 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum, maximize_over_ball
-from flatkit.hessian import HessianOperator
+from flatkit.flatness.fields import GradientNorm
+from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.flatness.starts import default_starts
 from flatkit.objective import Objective
-
-
-class _GradientNorm:
-    """‖∇L(θ+δ)‖ at one δ, and its gradient H(θ+δ)·g/‖g‖ from the same graph where it is kept."""
-
-    def __init__(self, objective: Objective, point: Tensor) -> None:
-        self._hessian = HessianOperator(objective, point)
-        self._gradient = self._hessian.gradient()
-        self.value = float(self._gradient.double().norm())
-
-    def ascent(self) -> Tensor:
-        if self.value == 0:
-            return self._gradient
-        return self._hessian.matvec(self._gradient / self.value)
 
 
 def max_gradient_norm(
@@ -28,38 +17,54 @@ def max_gradient_norm(
     theta: Tensor | None = None,
     *,
     rho: float,
-    starts: Mapping[str, Tensor],
-    tolerance: float = 1e-6,
-    max_iterations: int = 100,
+    starts: Mapping[str, Tensor] | None = None,
+    geometry: Geometry | None = None,
+    budget: int = 600,
+    tolerance: float = 1e-7,
+    generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search max over ‖δ‖ ≤ ρ of ‖∇L(θ+δ)‖; ρ times it is R1_ρ(θ) (Zhang et al., 2023, eq. 3).
 
     The value is a LOWER bound of the maximum. At a minimum it tends to ρ·λmax as ρ → 0, and
-    R1_ρ/ρ² to λmax; always R0_ρ ≤ R1_ρ for the true maxima.
+    R1_ρ/ρ² to λmax; always R0_ρ ≤ R1_ρ for the true maxima. In another geometry than the round one
+    the gradient is measured in the dual norm, see `Geometry`.
 
-    Cost: a gradient per evaluation and a Hessian-vector product per ascent.
+    Cost: about `budget` gradients; a Hessian-vector product counts as 2, or 3 with several chunks.
+    Starts that are not given cost some 50 more.
 
     Args:
         objective: L.
         theta: the point [P]; the objective's own by default.
-        rho: ρ > 0, in the units of the parameters.
-        starts: displacements [P] by name, each within the ball.
-        tolerance: see `maximize_over_ball`.
-        max_iterations: likewise.
+        rho: ρ > 0, in the units of the parameters, or relative to them if the geometry is.
+        starts: coordinates u [P] by name, each within the ball; by default the maximiser of the
+            quadratic model, the top eigenvector, the gradient and GAM's ascent, both ways, and
+            random points.
+        geometry: of the ball; round by default.
+        budget: see `maximize_over_ball`.
+        tolerance: likewise.
+        generator: draws the random starts, where none are given.
 
-    >>> import torch
+    Raises:
+        InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
+        NonFiniteError: the loss or its gradient is not finite somewhere in the ball.
+
     >>> from torch import nn
     >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ², at θ = 0
     >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
-    >>> start = {"top eigenvector": torch.tensor([0.5])}
-    >>> max_gradient_norm(objective, torch.zeros(1), rho=0.5, starts=start).value
+    >>> max_gradient_norm(objective, torch.zeros(1), rho=0.5).value
     1.0
     """
     theta = objective.theta if theta is None else theta
+    geometry = geometry or Geometry("l2")
+    check_radius(rho, theta, geometry)
+    if starts is None:
+        starts = default_starts(
+            objective, theta, rho=rho, geometry=geometry, which="gradient_norm", generator=generator
+        )
     return maximize_over_ball(
-        lambda delta: _GradientNorm(objective, theta + delta),
+        GradientNorm(objective, theta, geometry),
         radius=rho,
         starts=starts,
+        budget=budget,
         tolerance=tolerance,
-        max_iterations=max_iterations,
     )

@@ -2,21 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum, maximize_over_ball
+from flatkit.flatness.fields import LossIncrease
+from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.flatness.starts import default_starts
 from flatkit.objective import Objective
-
-
-class _LossIncrease:
-    """L(θ+δ) − L(θ) at one δ; one gradient gives the value and the ascent direction."""
-
-    def __init__(self, objective: Objective, theta: Tensor, base: float, delta: Tensor) -> None:
-        loss, self._gradient = objective.loss_and_gradient(theta + delta)
-        self.value = loss - base
-
-    def ascent(self) -> Tensor:
-        return self._gradient
 
 
 def max_loss_increase(
@@ -24,38 +17,49 @@ def max_loss_increase(
     theta: Tensor | None = None,
     *,
     rho: float,
-    starts: Mapping[str, Tensor],
-    tolerance: float = 1e-6,
-    max_iterations: int = 100,
+    starts: Mapping[str, Tensor] | None = None,
+    geometry: Geometry | None = None,
+    budget: int = 300,
+    tolerance: float = 1e-7,
+    generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search R0_ρ(θ) = max over ‖δ‖ ≤ ρ of L(θ+δ) − L(θ) (Foret et al., 2021, eq. 1).
 
     The value is a LOWER bound of the maximum. At a minimum R0_ρ/ρ² → λmax/2 as ρ → 0.
 
-    Cost: a gradient per evaluation.
+    Cost: about `budget` gradients; starts that are not given cost some 50 more.
 
     Args:
         objective: L.
         theta: the point [P]; the objective's own by default.
-        rho: ρ > 0, in the units of the parameters.
-        starts: displacements [P] by name, each within the ball.
-        tolerance: see `maximize_over_ball`.
-        max_iterations: likewise.
+        rho: ρ > 0, in the units of the parameters, or relative to them if the geometry is.
+        starts: coordinates u [P] by name, each within the ball; see `max_gradient_norm`.
+        geometry: of the ball; round by default.
+        budget: see `maximize_over_ball`.
+        tolerance: likewise.
+        generator: draws the random starts, where none are given.
 
-    >>> import torch
+    Raises:
+        InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
+        NonFiniteError: the loss is not finite somewhere in the ball.
+
     >>> from torch import nn
     >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ², at θ = 0
     >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
-    >>> start = {"gradient": torch.tensor([0.5])}
-    >>> max_loss_increase(objective, torch.zeros(1), rho=0.5, starts=start).value
+    >>> max_loss_increase(objective, torch.zeros(1), rho=0.5).value
     0.25
     """
     theta = objective.theta if theta is None else theta
-    base = objective.loss(theta)
+    geometry = geometry or Geometry("l2")
+    check_radius(rho, theta, geometry)
+    if starts is None:
+        starts = default_starts(
+            objective, theta, rho=rho, geometry=geometry, which="loss", generator=generator
+        )
     return maximize_over_ball(
-        lambda delta: _LossIncrease(objective, theta, base, delta),
+        LossIncrease(objective, theta, geometry),
         radius=rho,
         starts=starts,
+        budget=budget,
         tolerance=tolerance,
-        max_iterations=max_iterations,
     )

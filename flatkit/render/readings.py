@@ -183,6 +183,18 @@ def _largest_norm(result: Result) -> list[Reading]:
     return [_in_ball(result, "max ‖∇L‖")]
 
 
+def _of_model(result: Result) -> list[Reading]:
+    return [_in_ball(result, "R1 of the quadratic model")]
+
+
+def _average(result: Result) -> list[Reading]:
+    return [_in_ball(result, "average sharpness")]
+
+
+def _of_batches(result: Result) -> list[Reading]:
+    return [_in_ball(result, f"sharpness of {result.settings['m']} samples")]
+
+
 def _in_ball(
     result: Result, symbol: str, suffix: str = "", *, scale: float = 1.0, role: Role = "detail"
 ) -> Reading:
@@ -203,6 +215,9 @@ _SPECIAL = {
     "zeroth_order_sharpness": _zeroth_order,
     "first_order_flatness": _first_order,
     "max_gradient_norm": _largest_norm,
+    "quadratic_model_maximum": _of_model,
+    "average_sharpness": _average,
+    "m_sharpness": _of_batches,
 }
 _PLAIN: Mapping[str, tuple[str, Role]] = {
     "gradient_norm": ("gradient norm ‖∇L‖", "fit"),

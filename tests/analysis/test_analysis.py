@@ -26,7 +26,9 @@ def report() -> Report:
     case = CASES[0]
     x, y = case.data()
     task = task_of(case, test_data=(x[:7] + 0.5, y[:7]), name="tanh")
-    return flatkit.analyze(task, measures=list(MEASURES), rho=[0.3, 0.1], seed=3, **SMALL)
+    return flatkit.analyze(
+        task, measures=list(MEASURES), rho=[0.3, 0.1], seed=3, m_sharpness=5, **SMALL
+    )
 
 
 def value(report: Report, measure: str, **settings):
@@ -220,6 +222,7 @@ def test_defaults_leave_out_what_is_derived_or_costly():
         "cross_check",
         "frobenius_norm",
         "layer_curvature",
+        "m_sharpness",
         "max_gradient_norm",
         "spectral_density",
     }

@@ -1,0 +1,79 @@
+"""The command `flatkit verify`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flatkit.checks import check_positive
+from flatkit.errors import InvalidArgumentError
+from flatkit.files import check_writable
+
+
+@click.command(
+    short_help="say whether the theory of flatness holds at a checkpoint",
+    help="""Measure R0 and R1 over a ladder of rho at each CHECKPOINT and hold them against the top
+eigenvalue. Each claim of the theory holds, fails, or cannot be told, with the reason.
+
+\b
+flatkit verify runs/gam/ckpt.pt --dtype float64
+flatkit verify runs/gam/ckpt.pt --figures figures --json verify.json
+""",
+)
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--rho", multiple=True, type=float, help="Radius; repeatable. [default: a ladder]")
+@click.option("--samples", type=int, help="Use N random training samples. [default: all]")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Compute in this type.")
+@click.option("--budget", type=int, default=600, show_default=True, help="Gradients a search.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@click.option("--json", "json_file", metavar="FILE", help="Save the report; - prints it alone.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
+)
+def verify(
+    checkpoints: Sequence[Path],
+    rho: Sequence[float],
+    json_file: str | None,
+    figures: Path | None,
+    **options: Any,
+) -> None:
+    """Measure and show; the help text is that of the command."""
+    for radius in rho:
+        check_positive("rho", radius, hint="the radius of a ball in parameter space")
+    if options["samples"] is not None and options["samples"] < 1:
+        raise InvalidArgumentError(f"samples must be >= 1, got {options['samples']}")
+    if json_file not in (None, "-"):
+        check_writable(json_file)
+    if figures is not None:
+        check_writable(figures / "figure.png")
+
+    from flatkit.analysis.verify import verify as run
+    from flatkit.results import Comparison, Entry
+
+    given = {name: value for name, value in options.items() if value is not None}
+    command = ["flatkit", *sys.argv[1:]]
+    reports = [run(path, rho=rho, command=command, **given) for path in checkpoints]
+    names = [str(path) for path in checkpoints]
+    comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])
+    output = reports[0] if len(reports) == 1 else comparison
+    if json_file == "-":
+        click.echo(output.to_json())
+    else:
+        _show(comparison)
+    if json_file not in (None, "-"):
+        click.echo(f"report: {output.save(json_file)}", err=True)
+    if figures is not None:
+        from flatkit.render import save_figures
+
+        click.echo(f"figures: {len(save_figures(comparison, figures))} in {figures}", err=True)
+
+
+def _show(comparison: Any) -> None:
+    from rich.console import Console
+
+    from flatkit.render.ladder import verdict_table
+
+    for entry in comparison.entries:
+        Console().print(verdict_table(entry.name, entry.report))

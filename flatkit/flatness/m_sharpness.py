@@ -1,0 +1,132 @@
+"""m-sharpness: the mean over small batches of the largest loss increase of each."""
+
+import math
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from flatkit.checks import check_count
+from flatkit.errors import InvalidArgumentError
+from flatkit.flatness.ball import maximize_over_ball
+from flatkit.flatness.fields import Landing
+from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.objective import Chunk, Objective, differentiate
+
+
+class BatchSharpness(NamedTuple):
+    """A mean over batches of lower bounds.
+
+    Attributes:
+        value: the mean over the batches of the largest increase found: a LOWER bound of the mean
+            of the maxima of these batches.
+        error: its standard error over the batches: how far the mean over all batches may be.
+        batches: how many, of m samples each.
+        one_step: the mean over the batches of SAM's one step, ρ g/‖g‖.
+    """
+
+    value: float
+    error: float
+    batches: int
+    one_step: float
+
+
+@final
+class _BatchLoss:
+    """The loss increase of one batch, one point at a time."""
+
+    rows, value_cost, ascent_cost = 1, 1, 0
+
+    def __init__(
+        self, objective: Objective, theta: Tensor, geometry: Geometry, batch: Chunk
+    ) -> None:
+        self.objective, self.theta, self.geometry, self.batch = objective, theta, geometry, batch
+        self.base, self.gradient = self._evaluate(theta)
+
+    def __call__(self, u: Tensor) -> Landing:
+        loss, gradient = self._evaluate(self.theta + self.geometry.displacement(u[0]))
+        values = torch.tensor([loss - self.base], dtype=torch.float64)
+        return Landing(values, lambda: self.geometry.displacement(gradient)[None])
+
+    def _evaluate(self, theta: Tensor) -> tuple[float, Tensor]:
+        point = theta.detach().requires_grad_()
+        # A chunk's part of L is weighted by its size over N; the batch has its own mean.
+        loss = self.objective.chunk_loss(point, self.batch)
+        loss = loss * (self.objective.num_samples / len(self.batch.targets))
+        return float(loss.detach()), differentiate(loss, point)
+
+
+def m_sharpness(
+    objective: Objective,
+    theta: Tensor | None = None,
+    *,
+    rho: float,
+    m: int,
+    geometry: Geometry | None = None,
+    max_batches: int = 64,
+    budget: int = 20,
+    generator: torch.Generator,
+) -> BatchSharpness:
+    """Return the mean over batches B of m samples of max over ‖δ‖ ≤ ρ of L_B(θ+δ) − L_B(θ).
+
+    SAM minimises this with m its batch size (Foret et al., 2021, section 4.1). The samples are
+    split at random; what is left of less than m samples is not used. Each batch is climbed from its
+    own gradient, both ways.
+
+    Cost: `budget` gradients of each batch, thus of at most all the samples.
+
+    Args:
+        objective: L; with BatchNorm in `eval` mode, so that a batch has a loss of its own.
+        theta: the point [P]; the objective's own by default.
+        rho: ρ > 0.
+        m: samples a batch, at most N/2.
+        geometry: of the ball.
+        max_batches: batches in use, at random.
+        budget: gradients for each batch.
+        generator: splits the samples.
+
+    Raises:
+        InvalidArgumentError: fewer than two batches of m samples, or BatchNorm in `train` mode.
+
+    >>> from torch import nn
+    >>> data = (torch.ones(4, 1), torch.zeros(4, 1))  # every batch has L = θ², at θ = 0
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> m_sharpness(objective, rho=0.5, m=2, theta=torch.ones(1), generator=torch.Generator()).value
+    1.25
+    """
+    theta = objective.theta if theta is None else theta
+    geometry = geometry or Geometry("l2")
+    check_radius(rho, theta, geometry)
+    if check_count("m_sharpness", m) > objective.num_samples // 2:
+        raise InvalidArgumentError(
+            f"m_sharpness must be at most {objective.num_samples // 2}, half of the samples, so "
+            f"that there are two batches for a standard error; got {m}"
+        )
+    if objective.batchnorm == "train":
+        raise InvalidArgumentError("m_sharpness needs batchnorm='eval': a batch has its own loss")
+    chunks = list(objective.chunks())
+    inputs = torch.cat([chunk.inputs for chunk in chunks])
+    targets = torch.cat([chunk.targets for chunk in chunks])
+    order = torch.randperm(objective.num_samples, generator=generator).to(inputs.device)
+    values, one_steps, spent = [], [], 0
+    for rows in order.split(m)[: min(max_batches, objective.num_samples // m)]:
+        field = _BatchLoss(objective, theta, geometry, Chunk(inputs[rows], targets[rows]))
+        best, one_step, cost = _climb(field, rho, budget)
+        values.append(best)
+        one_steps.append(one_step)
+        spent += cost
+    objective.tally.gradients += math.ceil(spent * m / objective.num_samples)
+    found = torch.tensor(values, dtype=torch.float64)
+    error = float(found.std()) / math.sqrt(len(values))
+    return BatchSharpness(float(found.mean()), error, len(values), sum(one_steps) / len(values))
+
+
+def _climb(field: _BatchLoss, rho: float, budget: int) -> tuple[float, float, int]:
+    """Return the best increase, that of SAM's step, and the gradients spent."""
+    ascent = field.geometry.displacement(field.gradient)
+    start = field.geometry.maximiser(ascent, rho)
+    starts = {"gradient": start, "gradient, reversed": -start} if bool(start.any()) else {}
+    if not starts:
+        return 0.0, 0.0, 1
+    found = maximize_over_ball(field, radius=rho, starts=starts, budget=budget, tolerance=1e-4)
+    return max(0.0, found.value), found.trails["gradient"][0], found.gradients + 1

@@ -1,0 +1,164 @@
+"""The quadratic model of the loss at a point, seen from a Krylov subspace of its Hessian."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatkit.checks import check_choice, check_count, check_positive
+from flatkit.flatness.geometry import Geometry
+from flatkit.flatness.quadratic import gradient_norm_maximum, quadratic_maximum
+from flatkit.operators import SymmetricOperator
+
+Quantity: TypeAlias = Literal["loss", "gradient_norm"]
+
+
+@dataclass(frozen=True)
+class ModelMaximum:
+    """The maximum over the ball of the quadratic model, within a subspace.
+
+    Attributes:
+        value: of gᵀu + ½uᵀHu, or of ‖g + Hu‖, at `u`: at most the maximum of the model.
+        shortfall: the maximum of the model is at most value + shortfall, if |λ|max is what the
+            model was told.
+        u: [P], within the ball.
+    """
+
+    value: float
+    shortfall: float
+    u: Tensor
+
+
+@final
+class ScaledOperator(SymmetricOperator):
+    """T A T, the Hessian in the coordinates of a geometry.
+
+    >>> from flatkit.operators import DenseOperator
+    >>> ball = Geometry("adaptive", torch.tensor([2.0, 1.0]))
+    >>> ScaledOperator(DenseOperator(torch.eye(2)), ball) @ torch.ones(2)
+    tensor([4., 1.])
+    """
+
+    def __init__(self, operator: SymmetricOperator, geometry: Geometry) -> None:
+        self.operator, self.geometry = operator, geometry
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return T A T v."""
+        product = self.operator.matvec(self.geometry.displacement(vector))
+        return self.geometry.displacement(product)
+
+
+@final
+class QuadraticModel:
+    """g and H of a loss at a point, H through its products with an orthonormal basis Q.
+
+    The basis holds given vectors (approximate eigenvectors), then g, Hg, H²g, ... until it is full.
+    Within it, both maxima over a round ball are exact (`quadratic_maximum`); one more product tells
+    how far the maximum over the whole space can be away.
+
+    Cost: a product for each vector of the basis; memory 2·M vectors.
+
+    Args:
+        operator: H.
+        gradient: g [P].
+        vectors: [K, P] to start the basis with.
+        max_basis: M at most.
+
+    >>> from flatkit.operators import DenseOperator
+    >>> hessian = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
+    >>> model = QuadraticModel(hessian, torch.zeros(2), vectors=torch.eye(2))
+    >>> round(model.maximum("gradient_norm", rho=0.1, slope=3.0).value, 6)
+    0.3
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        gradient: Tensor,
+        *,
+        vectors: Tensor | Sequence[Tensor] = (),
+        max_basis: int = 24,
+    ) -> None:
+        check_count("max_basis", max_basis)
+        self.operator, self.gradient = operator, gradient
+        self._rows: list[Tensor] = []
+        self._products: list[Tensor] = []
+        for vector in vectors:
+            self._add(vector)
+        newest = self._add(gradient)
+        while newest and len(self._rows) < min(max_basis, operator.size):
+            newest = self._add(self._products[-1])
+        if not self._rows:  # no gradient and no vectors: any direction will do
+            self._add(torch.ones_like(gradient))
+        self.basis, self.products = torch.stack(self._rows), torch.stack(self._products)  # [M, P]
+
+    def _add(self, vector: Tensor) -> bool:
+        """Extend the basis by what is new in a vector; return whether there was anything."""
+        size = float(vector.norm())
+        for _ in range(2):
+            for row in self._rows:
+                vector = vector - (row @ vector) * row
+        left = float(vector.norm())
+        if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
+            return False
+        self._rows.append(vector / left)
+        self._products.append(self.operator.matvec(self._rows[-1]))
+        return True
+
+    def maximum(self, quantity: Quantity, *, rho: float, slope: float) -> ModelMaximum:
+        """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.
+
+        With the multiplier μ and the residual r of the stationarity in the whole space, no point of
+        the ball exceeds the quadratic here by more than 2ρ‖r‖ + 2ρ²·max(0, Λ − μ), where Λ is the
+        largest eigenvalue of its matrix (H, or H² for ½‖g + Hu‖²).
+
+        Args:
+            quantity: `loss` or `gradient_norm`.
+            rho: ρ > 0.
+            slope: |λ|max of H, with its error added.
+        """
+        check_choice("quantity", quantity, ("loss", "gradient_norm"))
+        check_positive("rho", rho)
+        basis, products, gradient = (
+            part.double() for part in (self.basis, self.products, self.gradient)
+        )
+        if quantity == "loss":
+            small, linear = basis @ products.T, basis @ gradient
+            found = quadratic_maximum(_symmetric(small), linear.cpu().numpy(), rho)
+            u = torch.from_numpy(found.point).to(basis) @ basis
+            residual = gradient + torch.from_numpy(found.point).to(basis) @ products
+            residual = residual - found.multiplier * u
+            gap = _gap(residual, rho, max(0.0, slope - found.multiplier))
+            return ModelMaximum(found.value, gap, u.to(self.gradient))
+        inner, linear = products @ products.T, products @ gradient
+        found = quadratic_maximum(_symmetric(inner), linear.cpu().numpy(), rho)
+        u = torch.from_numpy(found.point).to(basis) @ basis
+        moved = gradient + torch.from_numpy(found.point).to(basis) @ products  # g + Hu
+        value = float(moved.norm())
+        residual = self.operator.matvec(moved.to(self.gradient)).double() - found.multiplier * u
+        gap = _gap(residual, rho, max(0.0, slope**2 - found.multiplier))
+        # From ½‖·‖² ≤ ½ value² + gap.
+        return ModelMaximum(
+            value, float(np.hypot(value, (2 * gap) ** 0.5)) - value, u.to(self.gradient)
+        )
+
+
+def dense_gradient_norm_maximum(matrix: Tensor, gradient: Tensor, rho: float) -> float:
+    """Return the exact maximum of ‖g + H u‖ over ‖u‖ ≤ ρ for a matrix H that fits in memory.
+
+    >>> dense_gradient_norm_maximum(torch.eye(2), torch.zeros(2), 0.5)
+    0.5
+    """
+    return gradient_norm_maximum(matrix.double().numpy(), gradient.double().numpy(), rho).value
+
+
+def _gap(residual: Tensor, rho: float, excess: float) -> float:
+    return 2 * rho * float(residual.norm()) + 2 * rho**2 * excess
+
+
+def _symmetric(matrix: Tensor) -> np.ndarray:
+    return (0.5 * (matrix + matrix.T)).cpu().numpy()
