@@ -56,7 +56,7 @@ def demo(out: Path, seeds: int, epochs: int, overwrite: bool) -> None:
     """Train SGD, SAM and GAM on scikit-learn's digits and compare how flat they end.
 
     Writes OUT/sgd/ckpt.pt, OUT/sam/ckpt.pt, OUT/gam/ckpt.pt (further seeds in OUT/seed-N),
-    OUT/report.json, OUT/report.md and OUT/figures. Takes about two minutes on two cores.
+    OUT/report.json, OUT/report.md and OUT/figures. Takes about a minute on two cores.
     """
     check_count("seeds", seeds)
     check_count("epochs", epochs)
@@ -78,7 +78,7 @@ def _measure(out: Path, seeds: int, epochs: int, overwrite: bool) -> Any:
     """Train and analyze every run; return the comparison."""
     import torch
 
-    from flatkit.analysis import MEASURES, analyze
+    from flatkit.analysis import AnalysisSettings, analyze
     from flatkit.results import Comparison, Entry
     from flatkit.training import TrainingConfig, train
 
@@ -90,7 +90,8 @@ def _measure(out: Path, seeds: int, epochs: int, overwrite: bool) -> Any:
         started = time.perf_counter()
         checkpoint = train(config, folder, overwrite=overwrite).checkpoint
         trained = time.perf_counter()
-        measures = [m for m in MEASURES if seed == 0 or m not in _LANDSCAPES]
+        usual = AnalysisSettings().measures
+        measures = [m for m in usual if seed == 0 or m not in _LANDSCAPES]
         report = analyze(
             checkpoint, measures=measures, dtype="float64", command=["flatkit", *sys.argv[1:]]
         )

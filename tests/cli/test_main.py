@@ -16,11 +16,13 @@ ROOT = Path(__file__).parent.parent.parent
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("analyze", "compare", "demo", "info", "plot", "train"):
+    for command in ("analyze", "compare", "demo", "info", "plot", "train", "verify"):
         assert command in text
 
 
-@pytest.mark.parametrize("command", ["analyze", "compare", "demo", "info", "plot", "train"])
+@pytest.mark.parametrize(
+    "command", ["analyze", "compare", "demo", "info", "plot", "train", "verify"]
+)
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert "Usage: flatkit" in capsys.readouterr().out
