@@ -10,6 +10,7 @@ from torch import Tensor
 from flatkit.errors import MissingDependencyError, NonFiniteError
 from flatkit.objective import Objective
 from flatkit.spectrum import Estimate
+from flatkit.spectrum.power import check_wanted
 
 
 def pyhessian_eigenvalues(
@@ -29,6 +30,7 @@ def pyhessian_eigenvalues(
     Cost: up to k·max_iterations products of PyHessian's, and k of flatkit's.
 
     Raises:
+        InvalidArgumentError: k > P.
         MissingDependencyError: PyHessian is not installed.
         NonFiniteError: it returned NaN.
     """
@@ -41,6 +43,8 @@ def pyhessian_eigenvalues(
     from flatkit.hessian import HessianOperator
     from flatkit.spectrum.estimate import residual_norms
 
+    operator = HessianOperator(objective)
+    check_wanted(operator, k)
     started = time.perf_counter()
     model = copy.deepcopy(objective.model)
     for name, parameter in model.named_parameters():
@@ -63,7 +67,6 @@ def pyhessian_eigenvalues(
     found = torch.tensor([float(value) for value in values], dtype=torch.float64)
     if not found.isfinite().all():
         raise NonFiniteError("PyHessian returned NaN or infinite eigenvalues")
-    operator = HessianOperator(objective)
     scale = float(found.abs().max())
     return Estimate(
         value=found,

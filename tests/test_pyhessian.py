@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import flatkit
+from flatkit.errors import InvalidArgumentError
 from flatkit.training import CurvatureTracker
 from tests.cases import CASES, Case, classes, dense_hessian, seeded
 
@@ -24,6 +25,13 @@ def test_the_cross_check_agrees_or_explains():
     np.testing.assert_allclose(result.value["flatkit"], truth, rtol=1e-5)
     gap = np.abs(np.array(result.value["pyhessian"]) - truth) / truth
     assert (gap < 0.1).all() and result.settings["explanation"]
+
+
+def test_more_eigenvalues_than_parameters_are_refused():
+    with pytest.raises(InvalidArgumentError, match="k must be at most"):
+        flatkit.analyze(
+            task(), measures=["top_eigenvalues"], method="pyhessian", num_eigenvalues=10**4
+        )
 
 
 def test_layers_and_params_are_blocks_of_the_hessian():

@@ -24,11 +24,6 @@ from flatkit.task import Task
 Progress = Callable[[str, int, int], object]
 """Called with the measure, the steps done and the steps in all."""
 
-_START_TOLERANCE = 1e-2
-"""Residual of the eigenvectors that only start a search."""
-_SAME_DIRECTION = 0.9
-"""Cosine above which two vectors need not both be tried."""
-
 
 class Session:
     """A task under analysis; everything is computed once, when it is first needed."""
@@ -142,38 +137,10 @@ class Session:
         part.tally = self.objective.tally
         return HessianOperator(part, memory=settings.memory)
 
-    @cached_property
-    def extreme(self) -> Estimate:
-        """The eigenpair of largest magnitude, coarse: it starts searches and bounds slopes."""
-        return lanczos(
-            self.hessian,
-            which="magnitude",
-            tolerance=_START_TOLERANCE,
-            max_matvecs=self.settings.max_matvecs,
-            generator=self.generator("extreme"),
-        )
-
-    @cached_property
-    def eigenvectors(self) -> list[Tensor]:
-        """The eigenvector of largest magnitude and, if it is another, of the largest eigenvalue."""
-        assert self.extreme.vectors is not None
-        vectors = [self.extreme.vectors[0]]
-        whole = not self.settings.params  # the vectors of a block are shorter
-        if whole and "top_eigenvalues" in self.settings.measures and self.top.vectors is not None:
-            top = self.top.vectors[0]
-            if abs(float(top @ vectors[0])) < _SAME_DIRECTION:
-                vectors.append(top)
-        return vectors
-
     def generator(self, purpose: str) -> torch.Generator:
         """Return the random stream of one purpose, the same whatever else is measured."""
         digest = hashlib.sha256(f"{self.settings.seed}:{purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-    def random_vector(self, purpose: str) -> Tensor:
-        """Return a standard normal vector [P]."""
-        vector = torch.randn(self.objective.num_parameters, generator=self.generator(purpose))
-        return vector.to(self.objective.theta)
 
     def report(self, measure: str, done: int, total: int) -> None:
         """Tell whoever listens how far a measure is."""
