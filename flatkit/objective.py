@@ -249,6 +249,22 @@ class Objective:
         with sdpa_kernel(SDPBackend.MATH):
             return functional_call(self._model, self.space.unflatten(theta), (chunk.inputs,))
 
+    def own_model(self) -> nn.Module:
+        """Return a copy of the model as L uses it, in eval mode, that the caller may change."""
+        return copy.deepcopy(self._model)
+
+    def share(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the part of L that outputs of a chunk contribute, whatever computed them."""
+        return self._share(outputs, chunk)
+
+    def loss_values(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return what the loss function says of outputs: a value per sample, or their mean."""
+        return self._loss(outputs, targets)
+
+    def correct(self, outputs: Any, targets: Tensor) -> int | None:
+        """Return how many samples are classified correctly, None if it is no classifier."""
+        return _add_correct(0, outputs, targets)
+
     def _share(self, outputs: Any, chunk: Chunk) -> Tensor:
         values = self._loss(outputs, chunk.targets)
         if values.ndim == 0:
