@@ -91,8 +91,7 @@ class Objective:
             one value per sample, shape [B], or their mean.
         data: a pair (inputs [N, ...], targets [N, ...]), a map-style dataset of such pairs, or a
             DataLoader over one (its order does not matter, every sample counts once).
-        samples: how many of the N samples to use, drawn without replacement; all by default.
-        seed: of that draw.
+        samples: how many of the samples to use, drawn without replacement by `seed`; or all.
         batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
             `chunk_size` is part of the function that is measured, and must be given.
         chunk_size: samples that go through the model at once; by default about a million numbers.
@@ -253,17 +252,13 @@ class Objective:
         """Return a copy of the model as L uses it, in eval mode, that the caller may change."""
         return copy.deepcopy(self._model)
 
-    def share(self, outputs: Any, chunk: Chunk) -> Tensor:
-        """Return the part of L that outputs of a chunk contribute, whatever computed them."""
-        return self._share(outputs, chunk)
+    def part(self, outputs: Any, chunk: Chunk) -> tuple[Tensor, int | None]:
+        """Return what outputs of a chunk add to L, and how many are right (of a classifier)."""
+        return self._share(outputs, chunk), _add_correct(0, outputs, chunk.targets)
 
-    def loss_values(self, outputs: Any, targets: Tensor) -> Tensor:
+    def sample_losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return what the loss function says of outputs: a value per sample, or their mean."""
         return self._loss(outputs, targets)
-
-    def correct(self, outputs: Any, targets: Tensor) -> int | None:
-        """Return how many samples are classified correctly, None if it is no classifier."""
-        return _add_correct(0, outputs, targets)
 
     def _share(self, outputs: Any, chunk: Chunk) -> Tensor:
         values = self._loss(outputs, chunk.targets)
@@ -313,8 +308,7 @@ class Objective:
     @torch.no_grad()
     def _probe_determinism(self) -> None:
         chunk = next(self.chunks())
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             first = float(self.chunk_loss(self.theta, chunk))
             second = float(self.chunk_loss(self.theta, chunk))

@@ -111,11 +111,10 @@ class Engine:
         with torch.set_grad_enabled(with_gradient):
             for chunk in self.objective.chunks():
                 outputs = self._model(chunk.inputs)
-                part = self.objective.share(outputs, chunk)
+                part, right = self.objective.part(outputs, chunk)
                 if with_gradient:
                     part.backward()
                 loss += float(part.detach())
-                right = self.objective.correct(outputs, chunk.targets)
                 correct = None if correct is None or right is None else correct + right
         self._count(with_gradient)
         values = {"loss": loss}

@@ -68,14 +68,14 @@ class StackedLinear:
                 outputs = functional_call(self._model, stacked, (chunk.inputs,))  # [K, B, C]
             rows = len(chunk.targets)
             targets = chunk.targets.repeat(size, *[1] * (chunk.targets.ndim - 1))
-            values = self._objective.loss_values(outputs.flatten(0, 1), targets)
+            values = self._objective.sample_losses(outputs.flatten(0, 1), targets)
             loss += (values.view(size, rows).sum(1) / self._objective.num_samples).double().cpu()
             if outputs.ndim != 3 or targets.ndim != 1 or targets.is_floating_point():
                 correct = None
             elif correct is not None:
                 hits = outputs.argmax(2) == chunk.targets
                 correct += hits.sum(1).double().cpu()
-        self._objective.tally.losses += count
+        self._objective.tally.losses += sum(any(point) for point in steps)
         found: list[dict[str, float]] = [{"loss": value} for value in loss[:count].tolist()]
         if correct is not None:
             for row, hits in zip(found, correct[:count].tolist(), strict=True):
@@ -103,7 +103,7 @@ class StackedLinear:
             parameters = recorder.tables[0]
             with recorder:
                 outputs = functional_call(self._model, parameters, (chunk.inputs,))
-            if self._objective.loss_values(outputs, chunk.targets).ndim != 1:
+            if self._objective.sample_losses(outputs, chunk.targets).ndim != 1:
                 raise _NotLinear
             widest = max(widest, recorder.widest)
             taken += sum(t.numel() * t.element_size() for t in recorder.first.values())

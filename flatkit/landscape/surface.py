@@ -98,7 +98,8 @@ def loss_slice(
     ([[0.0, 4.0]], [[0.0, 4.0]])
     """
     quantities: list[Quantity] = ["loss", "accuracy"]
-    quantities += ["gradient_norm"] if with_gradient_norm else []
+    if with_gradient_norm:
+        quantities.append("gradient_norm")
     count = len(directions)
     steps = [
         [float(step) if number == row else 0.0 for number in range(count)]

@@ -62,12 +62,12 @@ def _h5(surface: Surface) -> bytes:
     with h5py.File(memory, "w", track_order=True) as file:
         file.attrs["header"] = json.dumps(dict(surface.header), ensure_ascii=False)
         for name, steps in surface.axes.items():
-            file[name] = steps
-            file[name].make_scale(name)
+            file.create_dataset(name, data=steps).make_scale(name)
         for name, values in {**surface.quantities, "measured": surface.measured}.items():
-            file[name] = values.astype(numpy.uint8) if values.dtype == bool else values
-            for dimension, axis in enumerate(reversed(surface.axes)):
-                file[name].dims[dimension].attach_scale(file[axis])
+            kept = values.astype(numpy.uint8) if values.dtype == bool else values
+            dataset = file.create_dataset(name, data=kept)
+            for dimension, axis in enumerate(reversed(list(surface.axes))):
+                dataset.dims[dimension].attach_scale(file[axis])
     return memory.getvalue()
 
 

@@ -47,7 +47,7 @@ def numbers(surface: Surface, *, level: float = 0.1, quantity: str = "loss") -> 
     centres = {name: int(numpy.abs(steps).argmin()) for name, steps in surface.axes.items()}
     for axis, length in zip(surface.axes, surface.lengths, strict=True):
         others = tuple(
-            slice(None) if name == axis else centres[name] for name in reversed(surface.axes)
+            slice(None) if name == axis else centres[name] for name in reversed(list(surface.axes))
         )
         values = surface.quantities[quantity][others]
         steps = surface.axes[axis] * length

@@ -100,7 +100,8 @@ def load_surface(path: str | Path) -> Surface:
     [1.0, inf]
     """
     try:
-        with numpy.load(path, allow_pickle=False) as file:
+        # Opened here, so that it is closed also where numpy gives up on it.
+        with Path(path).open("rb") as stream, numpy.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop(_HEADER)))
         measured = arrays.pop(_MEASURED)
