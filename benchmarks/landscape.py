@@ -190,7 +190,7 @@ def main() -> None:
     """Measure everything and write the results."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # the peer's own
-    lines = small_lines() + resnet_lines(rounds=5, rows=1)
+    lines = small_lines() + resnet_lines(rounds=2, rows=1)
     save("landscape", "Landscapes", "python -m benchmarks.landscape", lines, "loss-landscapes")
 
 

@@ -133,7 +133,7 @@ class Objective:
             raise InvalidArgumentError(
                 "batchnorm='train' needs chunk_size: the loss then depends on the batching"
             )
-        self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
+        self.loss_function = self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
         self._model = _private_copy(model, batchnorm, dtype, device)
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
@@ -255,10 +255,6 @@ class Objective:
     def part(self, outputs: Any, chunk: Chunk) -> tuple[Tensor, int | None]:
         """Return what outputs of a chunk add to L, and how many are right (of a classifier)."""
         return self._share(outputs, chunk), _add_correct(0, outputs, chunk.targets)
-
-    def sample_losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Return what the loss function says of outputs: a value per sample, or their mean."""
-        return self._loss(outputs, targets)
 
     def _share(self, outputs: Any, chunk: Chunk) -> Tensor:
         values = self._loss(outputs, chunk.targets)

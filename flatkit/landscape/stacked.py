@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from flatkit.losses import CrossEntropy
 from flatkit.objective import Objective
 
 MEMORY = 2**22
@@ -66,11 +67,9 @@ class StackedLinear:
         for number, chunk in enumerate(self._objective.chunks()):
             with _Stack(t, self._first[number]):
                 outputs = functional_call(self._model, stacked, (chunk.inputs,))  # [K, B, C]
-            rows = len(chunk.targets)
-            targets = chunk.targets.repeat(size, *[1] * (chunk.targets.ndim - 1))
-            values = self._objective.sample_losses(outputs.flatten(0, 1), targets)
-            loss += (values.view(size, rows).sum(1) / self._objective.num_samples).double().cpu()
-            if outputs.ndim != 3 or targets.ndim != 1 or targets.is_floating_point():
+            values = self._losses(outputs, chunk.targets)  # [K, B]
+            loss += (values.sum(1) / self._objective.num_samples).double().cpu()
+            if outputs.ndim != 3 or chunk.targets.ndim != 1 or chunk.targets.is_floating_point():
                 correct = None
             elif correct is not None:
                 hits = outputs.argmax(2) == chunk.targets
@@ -81,6 +80,20 @@ class StackedLinear:
             for row, hits in zip(found, correct[:count].tolist(), strict=True):
                 row["accuracy"] = hits / self._objective.num_samples
         return found
+
+    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every sample at every point [K, B]."""
+        loss, size = self._objective.loss_function, len(outputs)
+        if isinstance(loss, CrossEntropy):
+            # With the classes apart in memory, the softmax runs over many samples at once.
+            return F.cross_entropy(
+                outputs.transpose(1, 2).contiguous(),
+                targets.expand(size, -1),
+                reduction="none",
+                label_smoothing=loss.label_smoothing,
+            )
+        repeated = targets.repeat(size, *[1] * (targets.ndim - 1))
+        return loss(outputs.flatten(0, 1), repeated).view(size, len(targets))
 
     def _split(self, points: Tensor) -> dict[str, Tensor]:
         space = self._objective.space
@@ -103,7 +116,7 @@ class StackedLinear:
             parameters = recorder.tables[0]
             with recorder:
                 outputs = functional_call(self._model, parameters, (chunk.inputs,))
-            if self._objective.sample_losses(outputs, chunk.targets).ndim != 1:
+            if self._objective.loss_function(outputs, chunk.targets).ndim != 1:
                 raise _NotLinear
             widest = max(widest, recorder.widest)
             taken += sum(t.numel() * t.element_size() for t in recorder.first.values())
