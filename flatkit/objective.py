@@ -22,7 +22,7 @@ from flatkit.errors import (
 )
 from flatkit.losses import LOSSES
 from flatkit.parameters import ParameterSpace
-from flatkit.passes import Chunk, Evaluation, Tally, differentiate
+from flatkit.passes import Chunk, Evaluation, Tally, add_correct, differentiate
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -53,8 +53,7 @@ class Objective:
             one value per sample, shape [B], or their mean.
         data: a pair (inputs [N, ...], targets [N, ...]), a map-style dataset of such pairs, or a
             DataLoader over one (its order does not matter, every sample counts once).
-        samples: how many of the N samples to use, drawn without replacement; all by default.
-        seed: of that draw.
+        samples: how many of the samples to use, drawn without replacement by `seed`; or all.
         batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
             `chunk_size` is part of the function that is measured, and must be given.
         chunk_size: samples that go through the model at once; by default about a million numbers.
@@ -96,7 +95,7 @@ class Objective:
             raise InvalidArgumentError(
                 "batchnorm='train' needs chunk_size: the loss then depends on the batching"
             )
-        self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
+        self.loss_function = self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
         self._model = _private_copy(model, batchnorm, dtype, device)
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
@@ -177,7 +176,7 @@ class Objective:
         for chunk in self.chunks():
             outputs = self.outputs(theta, chunk)
             loss += float(self.share(outputs, chunk))
-            correct = _add_correct(correct, outputs, chunk.targets)
+            correct = add_correct(correct, outputs, chunk.targets)
         self.tally.losses += 1
         return Evaluation(loss, None if correct is None else correct / self.num_samples)
 
@@ -273,6 +272,10 @@ class Objective:
             )
         return values
 
+    def part(self, outputs: Any, chunk: Chunk) -> tuple[Tensor, int | None]:
+        """Return what outputs of a chunk add to L, and how many are right (of a classifier)."""
+        return self.share(outputs, chunk), add_correct(0, outputs, chunk.targets)
+
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
         values = self._loss(outputs, chunk.targets)
@@ -322,8 +325,7 @@ class Objective:
     @torch.no_grad()
     def _probe_determinism(self) -> None:
         chunk = next(self.chunks())
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             first = float(self.chunk_loss(self.theta, chunk))
             second = float(self.chunk_loss(self.theta, chunk))
@@ -431,14 +433,6 @@ def _collate(dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> tupl
             "give the data without augmentation"
         )
     return _as_tensors((batch[0], batch[1]))
-
-
-def _add_correct(correct: int | None, outputs: Any, targets: Tensor) -> int | None:
-    if correct is None or not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        return None
-    if targets.ndim != 1 or targets.is_floating_point():
-        return None
-    return correct + int((outputs.argmax(dim=1) == targets).sum())
 
 
 def _name_of(loss: Loss) -> str:

@@ -1,7 +1,7 @@
 """One pass over the samples: its parts, its result, and the count of passes."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,3 +64,21 @@ def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) 
             "or from detached outputs?"
         )
     return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
+
+
+def add_correct(correct: int | None, outputs: Any, targets: Tensor) -> int | None:
+    """Return `correct` and how many more outputs are right; None unless it is a classifier.
+
+    Args:
+        correct: the count so far; None stays None.
+        outputs: of a classifier, shape [B, C].
+        targets: class indices, shape [B].
+
+    >>> add_correct(1, torch.eye(2), torch.tensor([0, 0]))
+    2
+    """
+    if correct is None or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        return None
+    if targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return correct + int((outputs.argmax(dim=1) == targets).sum())

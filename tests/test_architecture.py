@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NO_TORCH = {"version", "errors", "checks", "files", "results", "registry", "render"}
+NO_TORCH = {"version", "errors", "checks", "files", "results", "registry", "render", "surfaces"}
 DRAWING = {"matplotlib", "seaborn", "rich"}
 KNOW_MODULES = {"objective", "pearlmutter", "models", "checkpoints", "task", "training", "analysis"}
 

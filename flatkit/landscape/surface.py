@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
+from flatkit.landscape.engine import Engine, Quantity, batches
 from flatkit.objective import Objective
 
 Progress = Callable[[int, int], object]
@@ -78,8 +79,8 @@ def loss_slice(
 ) -> Slice:
     """Return loss, accuracy and gradient norm at θ + t·d for each direction and step.
 
-    Cost: D·n forward passes, or D·n gradients and forward passes with the gradient norm; memory
-    does not depend on n.
+    Cost: D·n forward passes, or D·n gradients with the gradient norm; memory does not depend on
+    n. Small networks take several points in a pass, see `flatkit.landscape.engine`.
 
     Args:
         objective: L.
@@ -96,17 +97,19 @@ def loss_slice(
     >>> line.loss, line.gradient_norm
     ([[0.0, 4.0]], [[0.0, 4.0]])
     """
-    theta = objective.theta if theta is None else theta
-    grid = [(row, step) for row in range(len(directions)) for step in coordinate]
-    losses, accuracies, norms = [], [], []
-    for done, (row, step) in enumerate(grid, start=1):
-        point = torch.add(theta, directions[row], alpha=step)
-        evaluation = objective.evaluate(point)
-        losses.append(_number(evaluation.loss))
-        accuracies.append(evaluation.accuracy)
-        if with_gradient_norm:
-            norms.append(_number(float(objective.gradient(point).double().norm())))
-        _report(progress, done, len(grid))
+    quantities: list[Quantity] = ["loss", "accuracy"]
+    if with_gradient_norm:
+        quantities.append("gradient_norm")
+    count = len(directions)
+    steps = [
+        [float(step) if number == row else 0.0 for number in range(count)]
+        for row in range(count)
+        for step in coordinate
+    ]
+    found = _measure(objective, theta, directions, steps, quantities, progress)
+    losses, accuracies, norms = (
+        [values.get(name) for values in found] for name in ("loss", "accuracy", "gradient_norm")
+    )
     width = len(coordinate)
     return Slice(
         coordinate=[float(step) for step in coordinate],
@@ -148,20 +151,35 @@ def loss_plane(
     ... ).loss
     [[0.0, 0.5, 2.0], [8.0, 8.5, 10.0]]
     """
-    theta = objective.theta if theta is None else theta
-    grid = [(right, up) for up in y for right in x]
-    losses, accuracies = [], []
-    for done, (right, up) in enumerate(grid, start=1):
-        evaluation = objective.evaluate(theta + (right * first + up * second))
-        losses.append(_number(evaluation.loss))
-        accuracies.append(evaluation.accuracy)
-        _report(progress, done, len(grid))
+    directions = torch.stack([first, second])
+    steps = [[float(right), float(up)] for up in y for right in x]
+    found = _measure(objective, theta, directions, steps, ["loss", "accuracy"], progress)
+    losses, accuracies = ([values.get(name) for values in found] for name in ("loss", "accuracy"))
     return Plane(
         x=[float(step) for step in x],
         y=[float(step) for step in y],
         loss=_rows(losses, len(x)),
         accuracy=None if None in accuracies else _rows(accuracies, len(x)),
     )
+
+
+def _measure(
+    objective: Objective,
+    theta: Tensor | None,
+    directions: Tensor,
+    steps: Sequence[Sequence[float]],
+    quantities: Sequence[Quantity],
+    progress: Progress | None,
+) -> list[dict[str, float | None]]:
+    """Return the quantities at every point, None where one is no number."""
+    centre = objective.theta if theta is None else theta
+    engine = Engine(objective, centre, directions, quantities=quantities)
+    found: list[dict[str, float | None]] = []
+    for part in batches(steps, engine.batch):
+        for values in engine.values(part):
+            found.append({name: _number(value) for name, value in values.items()})
+            _report(progress, len(found), len(steps))
+    return found
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,198 @@
+"""What a plane costs, against bare loops of passes and the package loss-landscapes.
+
+Run with `python -m benchmarks.landscape`; writes benchmarks/results/landscape.md. The ResNet-20 is
+untrained and its images are random: only the arithmetic matters for the cost.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.resnet20 import resnet20
+from benchmarks.timing import medians, save
+from flatkit import Objective
+from flatkit.landscape import loss_plane, random_direction
+from flatkit.landscape.engine import Engine
+from flatkit.landscape.surface import symmetric_grid
+
+POINTS = 21
+
+
+class Setting:
+    """A network with data, a plane through it, and the bare loops that it is measured against."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, classes: int) -> None:
+        self.model = model.eval()
+        self.data = inputs, torch.arange(len(inputs)) % classes
+        self.objective = Objective(model, "cross_entropy", self.data)
+        generator = torch.Generator().manual_seed(0)
+        space, theta = self.objective.space, self.objective.theta
+        self.first, self.second = (
+            random_direction(space, theta, generator=generator) for _ in range(2)
+        )
+        self.steps = symmetric_grid(0.5, POINTS)
+        self.found: dict[str, np.ndarray] = {}
+
+    def bare(self, *, gradient: bool = False, points: int = POINTS) -> Callable[[], None]:
+        """Return a loop that writes weights in place and makes passes, nothing else."""
+        own = copy.deepcopy(self.model)
+        parameters = list(own.parameters())
+        shapes = [p.numel() for p in parameters]
+        x, y = self.data
+
+        def run() -> None:
+            losses = []
+            for up in self.steps[:points]:
+                for right in self.steps:
+                    point = self.objective.theta + (right * self.first + up * self.second)
+                    with torch.no_grad():
+                        for p, part in zip(parameters, point.split(shapes), strict=True):
+                            p.copy_(part.view_as(p))
+                    with torch.set_grad_enabled(gradient):
+                        loss = cross_entropy(own(x), y)
+                    if gradient:
+                        parts = torch.autograd.grad(loss, parameters)
+                        losses.append(float(torch.stack([g.norm() for g in parts]).norm()))
+                    else:
+                        losses.append(float(loss))
+            self.found["bare"] = np.array(losses)
+
+        return run
+
+    def plane(self, points: int = POINTS) -> None:
+        """Measure loss and accuracy on so many rows of the plane."""
+        rows = self.steps[:points]
+        plane = loss_plane(
+            self.objective, first=self.first, second=self.second, x=self.steps, y=rows
+        )
+        self.found["flatkit"] = np.array(plane.loss).ravel()
+
+    def gradient_rows(self, points: int) -> None:
+        """Measure the gradient norm on some rows of the plane."""
+        directions = torch.stack([self.first, self.second])
+        engine = Engine(
+            self.objective, self.objective.theta, directions, quantities=("loss", "gradient_norm")
+        )
+        steps = [[right, up] for up in self.steps[:points] for right in self.steps]
+        self.found["gradients"] = np.array([v["gradient_norm"] for v in engine.values(steps)])
+
+    def peer(self, points: int) -> None:
+        """Measure the plane with loss-landscapes: its walk, our directions, our corner."""
+        from loss_landscapes.metrics import Loss
+        from loss_landscapes.model_interface.model_wrapper import wrap_model
+
+        start = copy.deepcopy(self.model)
+        corner = self.objective.theta + self.steps[0] * (self.first + self.second)
+        nn.utils.vector_to_parameters(corner, start.parameters())
+        wrapped, metric = wrap_model(start), Loss(nn.CrossEntropyLoss(), *self.data)
+        one, two = (
+            self._peer_vector(d * 2 * 0.5 / (POINTS - 1)) for d in (self.first, self.second)
+        )
+        point, rows = wrapped.get_module_parameters(), []
+        for _ in range(points):  # as planar_interpolation does, but without its shifted rows
+            row = []
+            for column in range(POINTS):
+                row.append(metric(wrapped))
+                if column < POINTS - 1:
+                    point.add_(one)
+            for _ in range(POINTS - 1):
+                point.sub_(one)
+            point.add_(two)
+            rows.append(row)
+        self.found["loss-landscapes"] = np.array(rows).ravel()
+
+    def _peer_vector(self, direction: Tensor) -> Any:
+        from loss_landscapes.model_interface.model_parameters import ModelParameters
+
+        shapes = [p.shape for p in self.model.parameters()]
+        parts = direction.split([s.numel() for s in shapes])
+        return ModelParameters([part.view(s) for part, s in zip(parts, shapes, strict=True)])
+
+
+def mlp(*widths: int) -> nn.Module:
+    """Return a ReLU network."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def small_lines() -> list[str]:
+    """Compare small networks with the bare loop."""
+    lines = [
+        "## Small networks, 21x21 points, loss and accuracy",
+        "",
+        "| network, samples | points in a pass | bare loop, us a point | bar | speed-up |",
+        "|---|---|---|---|---|",
+    ]
+    for widths, samples in (
+        ((2, 16, 16, 2), 200),
+        ((64, 32, 10), 512),
+        ((64, 64, 64, 10), 256),
+        ((64, 64, 64, 10), 1437),
+        ((784, 128, 10), 512),
+    ):
+        torch.manual_seed(0)
+        setting = Setting(mlp(*widths), torch.randn(samples, widths[0]), widths[-1])
+        directions = torch.stack([setting.first, setting.second])
+        batch = Engine(setting.objective, setting.objective.theta, directions).batch
+        seconds = medians({"bare": setting.bare(), "plane": setting.plane}, rounds=7)
+        name = "-".join(map(str, widths))
+        lines.append(
+            f"| MLP {name}, {samples} | {batch} | {1e6 * seconds['bare'] / POINTS**2:.0f} "
+            f"| >= 3 | {seconds['bare'] / seconds['plane']:.2f} |"
+        )
+    return lines
+
+
+def resnet_lines(rounds: int, rows: int) -> list[str]:
+    """Compare ResNet-20 on 512 images: the plane, and rows of gradient norms."""
+    torch.manual_seed(0)
+    setting = Setting(resnet20(), torch.randn(512, 3, 32, 32), 10)
+    contenders = {
+        "bare": setting.bare(points=rows),
+        "plane": lambda: setting.plane(rows),
+        "peer": lambda: setting.peer(rows),
+    }
+    seconds = medians(contenders, rounds=rounds)
+    ours, theirs = setting.found["flatkit"], setting.found["loss-landscapes"]
+    gap = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+    gradient = medians(
+        {
+            "bare": setting.bare(gradient=True, points=rows),
+            "rows": lambda: setting.gradient_rows(rows),
+        },
+        rounds=rounds,
+    )
+    return [
+        "",
+        "## ResNet-20, 512 images of 32x32",
+        "",
+        "| what | bar | measured |",
+        "|---|---|---|",
+        f"| {rows} rows of the 21x21 plane (loss and accuracy) over the bare loop | <= 1.05 "
+        f"| {seconds['plane'] / seconds['bare']:.3f} |",
+        f"| loss-landscapes over the plane | >= 1.3 | {seconds['peer'] / seconds['plane']:.3f} |",
+        f"| largest difference from it, relative to the largest loss | 1e-5 | {gap:.1e} |",
+        f"| gradient norms ({rows} rows, with the loss) over a bare loop | <= 1.1 "
+        f"| {gradient['rows'] / gradient['bare']:.3f} |",
+    ]
+
+
+def main() -> None:
+    """Measure everything and write the results."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # the peer's own
+    lines = small_lines() + resnet_lines(rounds=2, rows=1)
+    save("landscape", "Landscapes", "python -m benchmarks.landscape", lines, "loss-landscapes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Evaluate many points of one line or plane: weights written in place, or several points at once.
+
+Weights in place: a private copy of the model whose parameters are views of ONE vector, so that a
+point costs one addition and one pass. Several points at once: where the parameters of a network
+enter through linear layers only and the work of a pass is small, K points go through as stacked
+matrices, and the first layer, which is affine in the steps, is not even multiplied again:
+(W + xD)a + b = Wa + b + x·Da. Which of the two is a function of the network and the data alone,
+never of a clock, so that the same job gives the same bits.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatkit.checks import check_choice
+from flatkit.errors import InvalidArgumentError
+from flatkit.landscape.stacked import StackedLinear
+from flatkit.objective import Objective
+
+Quantity: TypeAlias = Literal["loss", "accuracy", "gradient_norm"]
+Statistics: TypeAlias = Literal["fixed", "reestimate"]
+Values: TypeAlias = dict[str, float]
+
+
+class Engine:
+    """The quantities of an objective at θ + Σᵢ tᵢ·dᵢ.
+
+    Args:
+        objective: L.
+        theta: the centre [P].
+        directions: [D, P].
+        quantities: of `loss`, `accuracy`, `gradient_norm`.
+        statistics: `reestimate` sets the running means and variances of BatchNorm at every point
+            from one more pass over the samples (averages over the chunks).
+        batched: False forbids several points at once.
+
+    Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
+    bounded by `stacked.MEMORY`; it does not grow with the number of points.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor,
+        directions: Tensor,
+        *,
+        quantities: Sequence[Quantity] = ("loss",),
+        statistics: Statistics = "fixed",
+        batched: bool = True,
+    ) -> None:
+        for quantity in quantities:
+            check_choice("quantities", quantity, get_args(Quantity))
+        check_choice("statistics", statistics, get_args(Statistics))
+        if directions.ndim != 2 or directions.shape[1] != objective.num_parameters:
+            raise InvalidArgumentError(
+                f"directions must have the shape [D, {objective.num_parameters}], "
+                f"got {list(directions.shape)}; do they belong to another architecture?"
+            )
+        self.objective, self.quantities = objective, tuple(quantities)
+        self._theta, self._directions = theta.detach(), directions.detach().to(theta)
+        self._place = torch.empty_like(self._theta)  # [P], where the model's weights live
+        self._model = copy.deepcopy(objective.model)
+        own = dict(self._model.named_parameters())
+        self._parameters = [own[name] for name in objective.space.names]
+        parts = self._place.split(objective.space.sizes)
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.data = part.view(parameter.shape)
+        self._reestimate = statistics == "reestimate"
+        self._norms = [
+            m for m in self._model.modules() if getattr(m, "running_mean", None) is not None
+        ]
+        if self._reestimate and not self._norms:
+            raise InvalidArgumentError("statistics='reestimate' needs a model with BatchNorm")
+        self._stacked = None
+        small = batched and "gradient_norm" not in quantities and not self._reestimate
+        if small and objective.batchnorm == "eval":
+            self._stacked = StackedLinear.of(objective, self._theta, self._directions)
+            if self._stacked is not None and not self._agrees(self._stacked):
+                self._stacked = None
+
+    @property
+    def batch(self) -> int:
+        """How many points go through at once; 1: weights in place."""
+        return 1 if self._stacked is None else self._stacked.batch
+
+    def values(self, steps: Sequence[Sequence[float]]) -> list[Values]:
+        """Return the quantities at points given by their steps [n, D], n at most `batch`.
+
+        The centre itself always takes the plain way, so that it is the checkpoint's own number.
+        """
+        # The flash kernels of attention round otherwise than the plain one of the objective.
+        with sdpa_kernel(SDPBackend.MATH):
+            if self._stacked is None:
+                return [self._single(point) for point in steps]
+            found = self._stacked.values(steps)
+            return [
+                values if any(point) else self._single(point)
+                for point, values in zip(steps, found, strict=True)
+            ]
+
+    def _single(self, steps: Sequence[float]) -> Values:
+        self._move(steps)
+        if self._reestimate:
+            self._estimate_statistics()
+        with_gradient = "gradient_norm" in self.quantities
+        loss, correct = 0.0, 0
+        for parameter in self._parameters:
+            parameter.grad = None
+        with torch.set_grad_enabled(with_gradient):
+            for chunk in self.objective.chunks():
+                outputs = self._model(chunk.inputs)
+                part, right = self.objective.part(outputs, chunk)
+                if with_gradient:
+                    part.backward()
+                loss += float(part.detach())
+                correct = None if correct is None or right is None else correct + right
+        self._count(with_gradient)
+        values = {"loss": loss}
+        if "accuracy" in self.quantities and correct is not None:
+            values["accuracy"] = correct / self.objective.num_samples
+        if with_gradient:
+            values["gradient_norm"] = self._gradient_norm()
+        return values
+
+    def _move(self, steps: Sequence[float]) -> None:
+        """Write θ + (Σᵢ tᵢ·dᵢ) into the model."""
+        moves = [(d, t) for d, t in zip(self._directions, steps, strict=True) if t]
+        with torch.no_grad():
+            if len(moves) < 2:
+                self._place.copy_(self._theta)
+            else:
+                torch.mul(moves[0][0], moves[0][1], out=self._place)
+                for direction, step in moves[1:-1]:
+                    self._place.add_(direction, alpha=step)
+            if moves:
+                self._place.add_(moves[-1][0], alpha=moves[-1][1])
+            if len(moves) > 1:
+                self._place.add_(self._theta)
+
+    def _gradient_norm(self) -> float:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    @torch.no_grad()
+    def _estimate_statistics(self) -> None:
+        for module in self._norms:
+            module.reset_running_stats()  # type: ignore[operator]
+            module.momentum = None  # type: ignore[assignment]  # a cumulative average
+            module.train()
+        for chunk in self.objective.chunks():
+            self._model(chunk.inputs)
+        self.objective.tally.losses += 1
+        for module in self._norms:
+            module.eval()
+
+    def _count(self, with_gradient: bool) -> None:
+        if with_gradient:
+            self.objective.tally.gradients += 1
+        else:
+            self.objective.tally.losses += 1
+
+    def _agrees(self, stacked: StackedLinear) -> bool:
+        """Whether both ways give one value, at points away from the centre."""
+        steps = [[0.013 * (i + 1)] * len(self._directions) for i in range(2)]
+        before = self.objective.tally.losses
+        try:
+            found = stacked.values(steps)
+            plain = [self._single(point) for point in steps]
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        finally:
+            self.objective.tally.losses = before
+        allowed = 1e3 * torch.finfo(self._theta.dtype).eps
+        return all(
+            abs(a["loss"] - b["loss"]) <= allowed * max(1.0, abs(b["loss"]))
+            for a, b in zip(found, plain, strict=True)
+        )
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Yield the items in parts of a size, the last one possibly smaller.
+
+    >>> list(batches("abc", 2))
+    ['ab', 'c']
+    """
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
