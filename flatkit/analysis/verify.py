@@ -114,7 +114,8 @@ def verify(
         found = flatness(session)
         results += found
         rungs = _rungs(found)
-    results.append(Result("verdict", _verdict(session, rungs, lowest, slope, blurred)))
+    doubt = float(bottom.error[0])
+    results.append(Result("verdict", _verdict(session, rungs, (lowest, doubt), slope, blurred)))
     return Report(
         results,
         checkpoint={"name": task.name} if isinstance(subject, Task) else subject.describe(),
@@ -179,9 +180,14 @@ def _rungs(results: Sequence[Result]) -> list[_Rung]:
 
 
 def _verdict(
-    session: Session, rungs: list[_Rung], lowest: float, slope: float, blurred: float
+    session: Session,
+    rungs: list[_Rung],
+    bottom: tuple[float, float],
+    slope: float,
+    blurred: float,
 ) -> list[dict[str, str]]:
-    """Return the claims with their verdicts."""
+    """Return the claims with their verdicts; `bottom` is the lowest eigenvalue and its residual."""
+    lowest = bottom[0]
     top, norm = float(session.top.value[0]), float(session.gradient.double().norm())
     picture = _picture(rungs)
     # Below this radius the gradient that is left lifts R1/ρ² by more than 1 % of the curvature.
@@ -190,9 +196,7 @@ def _verdict(
     end = f"the quadratic picture ends at ρ = {picture[-1]:.2g}" if picture else "no radius fits"
     claims = [
         _claim("curvature was measured", slope > 0, f"λmax = {top:.4g}, lowest {lowest:.3g}"),
-        _claim(
-            "no negative curvature", lowest >= -_LIMIT * slope, f"lowest eigenvalue {lowest:.3g}"
-        ),
+        _convexity(*bottom, slope),
     ]
     if not rungs:
         why = f"rounding: every radius is below ρ = {blurred:.2g}; float64 helps"
@@ -217,6 +221,21 @@ def _verdict(
         claims.append(_claim(name, abs(value / top - 1) <= allowed, reason))
     reach = f"within 5 % for ρ from {picture[0]:.3g} to {picture[-1]:.3g}" if picture else end
     return [*claims, _claim("quadratic picture", bool(picture), reach)]
+
+
+def _convexity(lowest: float, residual: float, slope: float) -> dict[str, str]:
+    """Judge by the lowest Ritz value, above which the lowest eigenvalue cannot lie.
+
+    Below it, it may lie by more than the residual if Lanczos has missed it, so that the claim is
+    about more than 1 % of the largest curvature.
+    """
+    name = "no negative curvature"
+    found = f"lowest eigenvalue at most {lowest:.3g}, residual {residual:.1g}"
+    if lowest < -_LIMIT * slope:
+        return _claim(name, False, found)
+    if lowest - residual < -_LIMIT * slope:
+        return _unknown(name, f"{found}, which is more than 1 % of |λ|max")
+    return _claim(name, True, f"{found}: none below −1 % of |λ|max was found")
 
 
 def _picture(rungs: Sequence[_Rung]) -> list[float]:

@@ -32,8 +32,8 @@ def at_least(value: float) -> str:
 def bound(error: float) -> str:
     """Return an error bound with one digit, rounded up so that it remains one.
 
-    >>> bound(2.1e-6), bound(0.0)
-    ('3e-6', '0')
+    >>> bound(2.1e-6), bound(9.6e-7), bound(0.0)
+    ('3e-6', '1e-6', '0')
     """
     return significant(error, 1, rounding=ROUND_CEILING)
 
@@ -94,8 +94,10 @@ def _text(value: float, *, decimals: int, rounding: str = ROUND_HALF_EVEN) -> st
     number = Decimal(repr(float(value)))
     if number == 0 or number.adjusted() in _FIXED:
         return _fixed(number, decimals, rounding)
-    power = number.adjusted()
-    mantissa = _fixed(number / Decimal(10) ** power, max(0, decimals + power), rounding)
+    # Rounded first: 9.6e-7 with one digit is 1e-6, not 10e-7.
+    rounded = number.quantize(Decimal(1).scaleb(-decimals), rounding=rounding)
+    power, digits = (rounded or number).adjusted(), decimals + number.adjusted()
+    mantissa = _fixed(number / Decimal(10) ** power, max(0, digits), rounding)
     return f"{mantissa}e{power}"
 
 

@@ -184,15 +184,71 @@ def _largest_norm(result: Result) -> list[Reading]:
 
 
 def _of_model(result: Result) -> list[Reading]:
-    return [_in_ball(result, "R1 of the quadratic model")]
+    return [_in_ball(result, "model R1")]
 
 
 def _average(result: Result) -> list[Reading]:
-    return [_in_ball(result, "average sharpness")]
+    return [_in_ball(result, "average ΔL")]
 
 
 def _of_batches(result: Result) -> list[Reading]:
-    return [_in_ball(result, f"sharpness of {result.settings['m']} samples")]
+    return [_in_ball(result, f"R0 of {result.settings['m']} samples")]
+
+
+def _of_layers(result: Result) -> list[Reading]:
+    """Return the top eigenvalue and the trace of every layer's block."""
+    found = []
+    for name, kind, title in (
+        ("top", "residual", "λmax of {}"),
+        ("trace", "standard_error", "trace of {}"),
+    ):
+        rows = zip(result.value["layer"], result.value[name], result.error[name], strict=True)
+        found += [
+            Reading(
+                key=f"layer_{name}[{layer}]",
+                title=title.format(layer or "the rest"),
+                value=value,
+                error=error,
+                error_kind=kind,
+                status=result.status,
+            )
+            for layer, value, error in rows
+        ]
+    return found
+
+
+def _of_density(result: Result) -> list[Reading]:
+    """Return the mean eigenvalue, which is trace/P, and the mass, which is 1."""
+    own = result.settings
+    return [
+        Reading(
+            "density_mean",
+            "mean of the density",
+            own["mean"],
+            own["mean_error"],
+            "standard_error",
+            result.status,
+        ),
+        Reading("density_mass", "mass of the density", own["mass"], 0.0, "exact", result.status),
+    ]
+
+
+def _cross_check(result: Result) -> list[Reading]:
+    """Return the eigenvalues of both, side by side."""
+    return [
+        Reading(
+            key=f"cross_check_{who}[{number}]",
+            title=f"λ{number} by {name}",
+            value=value,
+            error=error,
+            error_kind="residual",
+            status=result.status,
+        )
+        for who, name in (("flatkit", "flatkit"), ("pyhessian", "PyHessian"))
+        for number, (value, error) in enumerate(
+            zip(result.value[who], result.error[who], strict=True), start=1
+        )
+    ]
 
 
 def _in_ball(
@@ -218,6 +274,9 @@ _SPECIAL = {
     "quadratic_model_maximum": _of_model,
     "average_sharpness": _average,
     "m_sharpness": _of_batches,
+    "layer_curvature": _of_layers,
+    "spectral_density": _of_density,
+    "cross_check": _cross_check,
 }
 _PLAIN: Mapping[str, tuple[str, Role]] = {
     "gradient_norm": ("gradient norm ‖∇L‖", "fit"),

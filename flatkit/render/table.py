@@ -17,6 +17,9 @@ ADVICE: Mapping[str, str] = {
     "rounding": "rounding of the dtype is as large as the tolerance; float64 helps",
     "search_missed_maximum": "another search proves that a larger value exists in the ball; "
     "the bound holds but is loose",
+    "unchecked_stop": "PyHessian stops when its estimate changes little; the residual beside it is "
+    "computed here",
+    "disagreement": "flatkit and PyHessian differ by more than their residuals allow",
 }
 """What a status other than `converged` means."""
 
@@ -43,7 +46,11 @@ def report_table(report: Report) -> RenderableType:
     for result in report:
         for cells in _rows(result):
             table.add_row(*cells)
-    notes = [*_status_notes(report), *(Text(line, style="dim") for line in _LEGEND)]
+    notes = [
+        *_status_notes(report),
+        *_explanations(report),
+        *(Text(line, style="dim") for line in _LEGEND),
+    ]
     return Group(*_header(report), table, *notes)
 
 
@@ -143,6 +150,13 @@ def _status_notes(report: Report) -> Iterator[Text]:
         if status != "converged":
             meaning = ADVICE.get(status, "the measurement did not converge")
             yield Text(f"! {status.replace('_', ' ')}: {meaning}", style="yellow")
+
+
+def _explanations(report: Report) -> Iterator[Text]:
+    """Yield what a cross-check says in words."""
+    for result in report.all("cross_check"):
+        for line in result.settings.get("explanation", ()):
+            yield Text(f"flatkit and PyHessian: {line}")
 
 
 def _title(result: Result) -> str:

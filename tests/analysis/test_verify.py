@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import flatkit
-from flatkit.analysis.verify import verify
+from flatkit.analysis.verify import _convexity, verify
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 from tests.cases import CASES, quadratic_task, random_symmetric
@@ -30,6 +30,15 @@ def test_a_saddle_and_a_slope_are_told():
     found = verdicts(verify(quadratic([4.0, 2.0, 1.0], slope)))
     assert found["gradient is negligible"] == "fails"
     assert found["R1/ρ² → λmax"] == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("lowest", "residual", "expected"),
+    [(0.1, 0.01, "holds"), (0.001, 0.5, "cannot tell"), (-0.005, 0.0, "holds"), (-1, 0, "fails")],
+)
+def test_convexity_is_claimed_only_as_far_as_the_residual_reaches(lowest, residual, expected):
+    claim = _convexity(lowest, residual, slope=1.0)
+    assert claim["verdict"] == expected and f"{lowest:.3g}" in claim["reason"]
 
 
 def test_an_untrained_network_is_no_minimum_and_float32_reports_its_rounding():

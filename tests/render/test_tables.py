@@ -297,3 +297,43 @@ def test_malformed_results_are_an_error_that_names_the_measure(result):
 def test_an_empty_comparison_is_an_error():
     with pytest.raises(ResultError, match="no run"):
         comparison_table(Comparison([]))
+
+
+def test_layers_density_and_cross_check_are_in_the_table_with_their_own_errors():
+    layers = Result(
+        "layer_curvature",
+        {"layer": ["hidden1", "output"], "parameters": [9, 3], "top": [2.0, 1.0], "trace": [5, 4]},
+        {"top": [1e-3, 2e-3], "trace": [0.1, 0.2]},
+        "standard_error",
+    )
+    density = Result(
+        "spectral_density",
+        {"eigenvalue": [0.0, 1.0], "density": [1.0, 1.0]},
+        {"density": [0.1, 0.1]},
+        "standard_error",
+        settings={"mean": 0.25, "mean_error": 0.01, "mass": 1.0},
+    )
+    check = Result(
+        "cross_check",
+        {"flatkit": [2.0], "pyhessian": [1.9]},
+        {"flatkit": [1e-4], "pyhessian": [0.01]},
+        "residual",
+        status="disagreement",
+        settings={"explanation": ["eigenvalue 1: it stops before it is right"]},
+    )
+    found = [reading for result in (layers, density, check) for reading in readings(result)]
+    assert [(r.title, r.value, r.error, r.error_kind) for r in found] == [
+        ("λmax of hidden1", 2.0, 1e-3, "residual"),
+        ("λmax of output", 1.0, 2e-3, "residual"),
+        ("trace of hidden1", 5, 0.1, "standard_error"),
+        ("trace of output", 4, 0.2, "standard_error"),
+        ("mean of the density", 0.25, 0.01, "standard_error"),
+        ("mass of the density", 1.0, 0.0, "exact"),
+        ("λ1 by flatkit", 2.0, 1e-4, "residual"),
+        ("λ1 by PyHessian", 1.9, 0.01, "residual"),
+    ]
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(report_table(Report([layers, density, check])))
+    text = stream.getvalue()
+    assert "it stops before it is right" in text and "see figures" not in text
+    assert "differ by more than their residuals allow" in text
