@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flatkit.render.history import history_figure
     from flatkit.render.planes import plane_figure
     from flatkit.render.slices import slice_figure
+    from flatkit.render.spectra import density_figure, layer_figure
     from flatkit.render.table import report_table
 
 # No module may have the name of a function: importing it would hide the function.
@@ -27,8 +28,10 @@ _HOMES = {
     "comparison_rows": "flatkit.render.comparison",
     "comparison_table": "flatkit.render.comparison",
     "curvature_figure": "flatkit.render.curvature",
+    "density_figure": "flatkit.render.spectra",
     "flatness_figure": "flatkit.render.flatness",
     "history_figure": "flatkit.render.history",
+    "layer_figure": "flatkit.render.spectra",
     "objective_differences": "flatkit.render.comparison",
     "plane_figure": "flatkit.render.planes",
     "report_table": "flatkit.render.table",
@@ -42,8 +45,10 @@ __all__ = [
     "comparison_rows",
     "comparison_table",
     "curvature_figure",
+    "density_figure",
     "flatness_figure",
     "history_figure",
+    "layer_figure",
     "objective_differences",
     "plane_figure",
     "report_table",

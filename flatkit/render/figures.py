@@ -12,6 +12,7 @@ from flatkit.render.curvature import curvature_figure, has_curvature
 from flatkit.render.flatness import flatness_figure, has_flatness
 from flatkit.render.planes import has_plane, plane_figure
 from flatkit.render.slices import has_slice, slice_figure
+from flatkit.render.spectra import density_figure, has, layer_figure
 from flatkit.render.style import styled
 from flatkit.results import Comparison
 
@@ -39,9 +40,9 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write every figure that the results allow: slice, plane, flatness and curvature.
+    """Write every figure that the results allow; that of curvature needs two runs.
 
-    The last needs two runs. Figures that were in the folder under other names stay.
+    Figures that were in the folder under other names stay.
 
     Raises:
         OutputError: the folder or a file cannot be written.
@@ -88,4 +89,6 @@ _FIGURES: Mapping[str, tuple[Callable[[Comparison], bool], Callable[[Comparison]
     "plane": (has_plane, plane_figure),
     "flatness": (has_flatness, flatness_figure),
     "curvature": (has_curvature, curvature_figure),
+    "density": (has("spectral_density"), density_figure),
+    "layers": (has("layer_curvature"), layer_figure),
 }

@@ -14,8 +14,10 @@ import flatkit.render
 from flatkit.errors import InvalidArgumentError, OutputError, ResultError
 from flatkit.render import (
     curvature_figure,
+    density_figure,
     flatness_figure,
     history_figure,
+    layer_figure,
     plane_figure,
     save_figure,
     save_figures,
@@ -427,3 +429,49 @@ def test_public_names_are_functions_and_not_hidden_by_modules():
         assert callable(getattr(flatkit.render, name)), name
     with pytest.raises(AttributeError, match="nonsense"):
         flatkit.render.nonsense  # noqa: B018
+
+
+def _spectral_run(name, top):
+    return Entry(
+        name,
+        name,
+        Report(
+            [
+                Result("top_eigenvalues", [top], [1e-4], "residual"),
+                Result(
+                    "spectral_density",
+                    {"eigenvalue": [0.0, 1.0, 2.0], "density": [0.5, 0.4, 0.1]},
+                    {"density": [0.1, 0.0, 0.2]},
+                    "standard_error",
+                    settings={"bandwidth": 0.05, "mass": 1.0, "mean": 0.7, "mean_error": 0.1},
+                ),
+                Result(
+                    "layer_curvature",
+                    {"layer": ["first", "last"], "top": [top, 1.0], "trace": [4.0, 2.0]},
+                    {"top": [0.1, 0.1], "trace": [0.3, 0.2]},
+                    "standard_error",
+                ),
+            ]
+        ),
+    )
+
+
+def _heights(axis):
+    return [bar.get_height() for bar in axis.patches]
+
+
+def test_density_and_layers_are_drawn_as_they_were_measured(tmp_path):
+    comparison = Comparison([_spectral_run("sgd", 1.8), _spectral_run("gam", 1.2)])
+    linear, log = density_figure(comparison).axes
+    assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log")
+    lines = [np.asarray(line.get_data()) for line in linear.lines]  # [2, n] each
+    curves = [list(line[1]) for line in lines if line.shape[1] == 3]
+    assert curves == [[0.5, 0.4, 0.1]] * 2
+    marks = sorted(line[0, 0] for line in lines if line.shape[1] == 2)
+    assert marks == [1.2, 1.8]
+    top, trace = layer_figure(comparison).axes
+    assert _heights(top) == [1.8, 1.0, 1.2, 1.0]
+    assert _heights(trace) == [4.0, 2.0, 4.0, 2.0]
+    assert [label.get_text() for label in top.get_xticklabels()] == ["first", "last"]
+    names = {path.name for path in save_figures(comparison, tmp_path)}
+    assert {"density.png", "density.svg", "layers.png", "layers.svg"} <= names

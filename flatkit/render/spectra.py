@@ -1,0 +1,133 @@
+"""Figures of the whole spectrum and of the layers that it comes from."""
+
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from flatkit.errors import ResultError
+from flatkit.render.style import footnote, legend_above, looks, panels, styled, tidy
+from flatkit.results import Comparison, Result
+
+_FLOOR = 1e-7
+"""Smallest density that the logarithmic panel shows, relative to the highest."""
+_PANELS = {"top": "top eigenvalue of the block", "trace": "trace of the block"}
+
+
+def density_figure(comparison: Comparison) -> Figure:
+    """Draw the spectral densities, on a linear and on a logarithmic axis.
+
+    The band is ± one standard error over the probes; a dashed line is λmax where it was
+    measured. Nothing finer than the bandwidth, which the caption names, is resolved.
+
+    Raises:
+        ResultError: no run has a density.
+    """
+    found = _of(comparison, "spectral_density")
+    style = looks(list(found))
+    with styled():
+        figure, axes = panels(2, width=3.4, height=2.6, margins=(0.5, 0.5))
+        for name, result in found.items():
+            grid, curve = result.value["eigenvalue"], result.value["density"]
+            error = result.error["density"]
+            low = [max(0.0, c - e) for c, e in zip(curve, error, strict=True)]
+            high = [c + e for c, e in zip(curve, error, strict=True)]
+            for axis in axes:
+                axis.plot(grid, curve, color=style[name].colour, lw=1.3)
+                axis.fill_between(grid, low, high, color=style[name].colour, alpha=0.25, lw=0)
+        peak = max(max(result.value["density"]) for result in found.values())
+        axes[0].set_ylim(0.0, 1.08 * peak)
+        axes[1].set_yscale("log")
+        axes[1].set_ylim(_FLOOR * peak, 3 * peak)
+        _mark_largest(comparison, axes, style)
+        for axis in axes:
+            axis.set_xlabel("eigenvalue λ of the Hessian")
+            axis.set_ylabel("density")
+        handles = [Line2D([], [], color=style[name].colour, label=name) for name in found]
+        legend_above(figure, handles)
+        tidy(axes)
+        widths = _range([result.settings["bandwidth"] for result in found.values()])
+        masses = _range([result.settings["mass"] for result in found.values()])
+        footnote(
+            figure,
+            f"Gaussians of standard deviation {widths}; mass {masses}; band: ± one standard error; "
+            "dashed: λmax",
+        )
+    return figure
+
+
+def layer_figure(comparison: Comparison) -> Figure:
+    """Draw top eigenvalue and trace of every layer's diagonal block, with their errors.
+
+    Raises:
+        ResultError: no run has curvature by layer.
+    """
+    found = _of(comparison, "layer_curvature")
+    style = looks(list(found))
+    layers = list(dict.fromkeys(x for result in found.values() for x in result.value["layer"]))
+    with styled():
+        width = max(2.6, 0.3 * len(layers) * len(found))
+        figure, axes = panels(2, width=width, height=2.9, margins=(0.2, 0.5))
+        for axis, key, title in zip(
+            axes,
+            ("top", "trace"),
+            ("top eigenvalue of the block", "trace of the block"),
+            strict=True,
+        ):
+            for number, (name, result) in enumerate(found.items()):
+                spots = [
+                    layers.index(layer) + 0.8 * ((number + 0.5) / len(found) - 0.5)
+                    for layer in result.value["layer"]
+                ]
+                axis.bar(
+                    spots,
+                    result.value[key],
+                    width=0.8 / len(found),
+                    yerr=result.error[key],
+                    color=style[name].colour,
+                    ecolor="0.2",
+                )
+            axis.set_title(title)
+            axis.set_xticks(
+                range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor"
+            )
+            axis.grid(False, axis="x")
+        handles = [Line2D([], [], color=style[name].colour, lw=5, label=name) for name in found]
+        legend_above(figure, handles)
+        tidy(axes)
+        footnote(figure, "black bars: residual of the eigenvalue, standard error of the trace")
+    return figure
+
+
+def has(measure: str) -> Callable[[Comparison], bool]:
+    """Return a test of whether any run has a measure.
+
+    >>> has("spectral_density")(Comparison([]))
+    False
+    """
+    return lambda comparison: any(entry.report.find(measure) for entry in comparison.entries)
+
+
+def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
+    found = {
+        entry.name: result
+        for entry in comparison.entries
+        if (result := entry.report.find(measure)) is not None
+    }
+    if not found:
+        raise ResultError(f"no run has {measure}; measure it with `flatkit analyze --measures`")
+    return found
+
+
+def _mark_largest(comparison: Comparison, axes: list[Axes], style: dict) -> None:
+    for entry in comparison.entries:
+        top = entry.report.find("top_eigenvalues")
+        if top is not None and entry.name in style:
+            for axis in axes:
+                axis.axvline(top.value[0], color=style[entry.name].colour, lw=0.9, ls="--")
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
