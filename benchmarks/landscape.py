@@ -40,7 +40,9 @@ class Setting:
         self.steps = symmetric_grid(0.5, POINTS)
         self.found: dict[str, np.ndarray] = {}
 
-    def bare(self, *, gradient: bool = False, points: int = POINTS) -> Callable[[], None]:
+    def bare(
+        self, *, gradient: bool = False, points: int = POINTS, chunk: int = 10**9
+    ) -> Callable[[], None]:
         """Return a loop that writes weights in place and makes passes, nothing else."""
         own = copy.deepcopy(self.model)
         parameters = list(own.parameters())
@@ -55,13 +57,15 @@ class Setting:
                     with torch.no_grad():
                         for p, part in zip(parameters, point.split(shapes), strict=True):
                             p.copy_(part.view_as(p))
-                    with torch.set_grad_enabled(gradient):
-                        loss = cross_entropy(own(x), y)
-                    if gradient:
-                        parts = torch.autograd.grad(loss, parameters)
-                        losses.append(float(torch.stack([g.norm() for g in parts]).norm()))
-                    else:
-                        losses.append(float(loss))
+                    loss, total = 0.0, [torch.zeros_like(p) for p in parameters if gradient]
+                    for a, b in zip(x.split(chunk), y.split(chunk), strict=True):
+                        with torch.set_grad_enabled(gradient):
+                            part = cross_entropy(own(a), b) * (len(b) / len(y))
+                        if gradient:
+                            torch._foreach_add_(total, torch.autograd.grad(part, parameters))
+                        loss += float(part.detach())
+                    norms = [float(g.norm()) for g in total]
+                    losses.append(float(np.linalg.norm(norms)) if gradient else loss)
             self.found["bare"] = np.array(losses)
 
         return run
@@ -158,6 +162,7 @@ def resnet_lines(rounds: int, rows: int) -> list[str]:
     setting = Setting(resnet20(), torch.randn(512, 3, 32, 32), 10)
     contenders = {
         "bare": setting.bare(points=rows),
+        "same chunks": setting.bare(points=rows, chunk=setting.objective.chunk_size),
         "plane": lambda: setting.plane(rows),
         "peer": lambda: setting.peer(rows),
     }
@@ -167,6 +172,9 @@ def resnet_lines(rounds: int, rows: int) -> list[str]:
     gradient = medians(
         {
             "bare": setting.bare(gradient=True, points=rows),
+            "same chunks": setting.bare(
+                gradient=True, points=rows, chunk=setting.objective.chunk_size
+            ),
             "rows": lambda: setting.gradient_rows(rows),
         },
         rounds=rounds,
@@ -177,12 +185,18 @@ def resnet_lines(rounds: int, rows: int) -> list[str]:
         "",
         "| what | bar | measured |",
         "|---|---|---|",
-        f"| {rows} rows of the 21x21 plane (loss and accuracy) over the bare loop | <= 1.05 "
+        f"| {rows} row of the 21x21 plane (loss and accuracy) over the bare loop | <= 1.05 "
         f"| {seconds['plane'] / seconds['bare']:.3f} |",
+        f"| the same over a bare loop in our chunks of {setting.objective.chunk_size} images "
+        f"| <= 1.05 | {seconds['plane'] / seconds['same chunks']:.3f} |",
         f"| loss-landscapes over the plane | >= 1.3 | {seconds['peer'] / seconds['plane']:.3f} |",
         f"| largest difference from it, relative to the largest loss | 1e-5 | {gap:.1e} |",
-        f"| gradient norms ({rows} rows, with the loss) over a bare loop | <= 1.1 "
+        f"| gradient norms ({rows} row, with the loss) over a bare loop | <= 1.1 "
         f"| {gradient['rows'] / gradient['bare']:.3f} |",
+        f"| the same over a bare loop in our chunks | <= 1.1 "
+        f"| {gradient['rows'] / gradient['same chunks']:.3f} |",
+        "",
+        "The gain over one pass of 512 images comes from the chunks, not from the engine.",
     ]
 
 

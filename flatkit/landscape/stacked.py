@@ -14,12 +14,15 @@ from torch.overrides import TorchFunctionMode
 from flatkit.losses import CrossEntropy
 from flatkit.objective import Objective
 
-MEMORY = 2**22
-"""Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache."""
+MEMORY = 2**20
+"""Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
+
+Two points go through at once also beyond it where the first layer is most of the network.
+"""
 FIRST_LAYERS = 2**28
 """Bytes that the outputs of the first layer may take, for all samples and directions."""
 _MOST = 64
-_ENOUGH = 16
+_ENOUGH = 4
 
 
 class StackedLinear:
@@ -38,7 +41,10 @@ class StackedLinear:
         rows = min(objective.chunk_size, objective.num_samples)
         pass_bytes = rows * widest * theta.element_size()
         stack_bytes = objective.num_parameters * theta.element_size()
-        self.batch = min(_MOST, MEMORY // max(pass_bytes, 1), 16 * MEMORY // stack_bytes)
+        self.first_share = prod(objective.space.shapes[0]) / objective.space.size
+        fitting = MEMORY // max(pass_bytes, 1)
+        least = 2 if self.first_share >= 0.5 else 1
+        self.batch = min(_MOST, max(least, fitting), 64 * MEMORY // stack_bytes)
 
     @classmethod
     def of(cls, objective: Objective, theta: Tensor, directions: Tensor) -> "StackedLinear | None":
@@ -48,9 +54,7 @@ class StackedLinear:
                 stacked = cls(objective, theta, directions)
         except (_NotLinear, RuntimeError, ValueError, TypeError, AttributeError):
             return None
-        space = objective.space
-        first_share = prod(space.shapes[0]) / space.size
-        if stacked.batch < _ENOUGH and first_share < 0.5:
+        if stacked.batch < _ENOUGH and stacked.first_share < 0.5:
             return None  # a pass is arithmetic already: nothing to gain
         finite = all(t.isfinite().all() for first in stacked._first for t in first.values())
         return stacked if stacked.batch >= 2 and finite else None
