@@ -18,13 +18,13 @@ from flatkit.flatness import (
     max_loss_increase,
 )
 from flatkit.flatness.model import ModelMaximum, Quantity, ScaledOperator
-from flatkit.flatness.starts import search_starts
+from flatkit.flatness.starts import NUM_VECTORS, search_starts
 from flatkit.results import Cost, Result
 from flatkit.spectrum import Estimate, lanczos
 
 _SEARCHED = {"zeroth_order_sharpness", "first_order_flatness", "max_gradient_norm"}
-_START_VECTORS = 3
 _START_TOLERANCE = 1e-2
+_BASIS = 40
 
 
 @dataclass
@@ -35,6 +35,7 @@ class _Ball:
     geometry: Geometry
     model: QuadraticModel
     top: Estimate
+    vectors: Tensor
 
     @property
     def slope(self) -> float:
@@ -45,14 +46,13 @@ class _Ball:
         return self.model.maximum(which, rho=rho, slope=self.slope)
 
     def starts(self, which: Quantity, rho: float, more: dict[str, Tensor]) -> dict[str, Tensor]:
-        assert self.top.vectors is not None
         found = search_starts(
             self.model,
             rho=rho,
             geometry=self.geometry,
             which=which,
             slope=self.slope,
-            vectors=self.top.vectors,
+            vectors=self.vectors,
             generator=self.session.generator("start"),
         )
         return more | found
@@ -83,7 +83,6 @@ def _prepare(session: Session, geometry: Geometry) -> _Ball:
     operator = ScaledOperator(session.hessian, geometry)
     top = lanczos(
         operator,
-        k=min(_START_VECTORS, operator.size),
         which="magnitude",
         tolerance=_START_TOLERANCE,
         max_matvecs=session.settings.max_matvecs,
@@ -91,8 +90,9 @@ def _prepare(session: Session, geometry: Geometry) -> _Ball:
     )
     assert top.vectors is not None
     gradient = geometry.displacement(session.gradient)
-    model = QuadraticModel(operator, gradient, vectors=top.vectors)
-    return _Ball(session, geometry, model, top)
+    model = QuadraticModel(operator, gradient, vectors=top.vectors, max_basis=_BASIS)
+    vectors = model.ritz(min(NUM_VECTORS, operator.size))[1]
+    return _Ball(session, geometry, model, top, vectors)
 
 
 def _searched(session: Session, ball: _Ball, wanted: set[str]) -> list[Result]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
@@ -11,11 +12,16 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.ascent import Ascents, Climb
 from flatkit.flatness.fields import Field
 from flatkit.flatness.sphere import polish
+from flatkit.flatness.wander import wander
 
 _SAME_PLACE = 1e-3
 """Distance, in radii, below which two climbs are at one maximum."""
 _POLISHED = 2
 """Climbs that are left when L-BFGS takes over."""
+_ROUGH = 1e-2
+"""Angle, in radians, to the ascent direction at which no climb over a smooth function ends."""
+_RESERVE = 0.4
+"""Part of the budget that is kept for walks once a climb ended at a jump of the gradient."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class BallMaximum:
         linear_gap: what the linearised function could still gain in the ball, relative to the
             value; 0 at a stationary point of any ball. For a concave function nothing more can be
             gained; otherwise it says only how flat the end of the search is.
-        status: `converged` if the best climb became stationary, else `budget`.
+        status: `converged` if the best climb became stationary; `kinks` if it ended where the
+            gradient jumps, as that of a piecewise linear network does, so that a longer search may
+            find more; else `budget`.
         trails: the values along each start's climb.
         evaluations: of the function.
         ascents: of its gradient.
@@ -59,6 +67,7 @@ def maximize_over_ball(
     starts: Mapping[str, Tensor],
     budget: int = 600,
     tolerance: float = 1e-7,
+    generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search the maximum of a function over the ball ‖u‖ ≤ ρ.
 
@@ -67,7 +76,8 @@ def maximize_over_ball(
     shortened until it ascends elsewhere (Frank and Wolfe, 1956). The budget is split evenly over
     rounds, and each round keeps the better half of the climbs (successive halving, Jamieson and
     Talwalkar 2016); of climbs at one place only one goes on. The last two climb by L-BFGS on the
-    sphere, where the ball is round.
+    sphere, where the ball is round. Where the best of them ends at a jump of the gradient, what is
+    left of the budget goes to walks that do not mind jumps (`wander`).
 
     The result is a feasible point, so its value is a LOWER bound of the maximum: a search that
     ends in a local maximum does not know it. The gradient of a piecewise linear network jumps, so
@@ -81,6 +91,7 @@ def maximize_over_ball(
         budget: gradients of the loss that may be spent, about; the starts and one step of the
             first are always taken.
         tolerance: a climb ends when a step gains less than this, relative to the value.
+        generator: draws where the walks begin, if there are any.
 
     Raises:
         InvalidArgumentError: no start, or an argument out of range.
@@ -94,21 +105,43 @@ def maximize_over_ball(
     search = Ascents(function, radius, tolerance=tolerance, budget=budget)
     climbs = [Climb(name, u) for name, u in list(starts.items())[: _affordable(search, starts)]]
     search.begin(climbs)
-    left, rounds = _apart(climbs, radius), 1 + math.ceil(math.log2(len(climbs)))
-    share = (budget - search.spent) / rounds
-    for number in range(1, rounds + 1):
-        limit = budget - round(share * (rounds - number))
-        if len(left) > _POLISHED or not function.geometry.is_round:
-            search.advance(left, limit)
+    _halve(search, climbs)
+    best = max(climbs, key=lambda climb: climb.value)
+    if _is_rough(search, best):
+        walked = wander(search, best, generator or torch.Generator().manual_seed(0))
+        climbs.append(walked)
+        best = walked if walked.value > best.value else best
+    return _summary(search, climbs, best)
+
+
+def _halve(search: Ascents, climbs: list[Climb]) -> None:
+    """Let the climbs go on in rounds of equal cost, fewer in each."""
+    left, rounds = _apart(climbs, search.radius), 1 + math.ceil(math.log2(len(climbs)))
+    for rounds_left in range(rounds, 0, -1):
+        rough = any(_is_rough(search, climb) for climb in left)
+        most = search.budget * (1.0 - _RESERVE if rough else 1.0)
+        limit = search.spent + (most - search.spent) / rounds_left
+        if len(left) > _POLISHED or not search.function.geometry.is_round:
+            search.advance(left, int(limit))
         else:
             for place, climb in enumerate(left, start=1):
                 part = search.spent + (limit - search.spent) / (len(left) - place + 1)
                 polish(search, climb, int(part))
-        ranking = sorted(_apart(left, radius), key=lambda climb: -climb.value)
-        if number < rounds:
+        ranking = sorted(_apart(left, search.radius), key=lambda climb: -climb.value)
+        if rounds_left > 1:
             left = ranking[: max(1, -(-len(left) // 2))]
-    best = max(climbs, key=lambda climb: climb.value)
-    return _summary(search, climbs, best)
+
+
+def _is_rough(search: Ascents, climb: Climb) -> bool:
+    """Return whether a climb has ended although the slope there promises more."""
+    geometry, radius = search.function.geometry, search.radius
+    if not (climb.done and geometry.is_round and bool(climb.ascent.any())):
+        return False
+    target = geometry.maximiser(climb.ascent, radius)
+    angle = _angle(climb, target, radius)
+    if angle is not None:
+        return angle > _ROUGH
+    return _linear_gain(climb, target) > 0.5 * _ROUGH**2 * abs(climb.value)
 
 
 def _affordable(search: Ascents, starts: Mapping[str, Tensor]) -> int:
@@ -132,7 +165,7 @@ def _apart(climbs: list[Climb], radius: float) -> list[Climb]:
 def _summary(search: Ascents, climbs: list[Climb], best: Climb) -> BallMaximum:
     geometry, radius = search.function.geometry, search.radius
     target = geometry.maximiser(best.ascent, radius)
-    gain = float(best.ascent.double() @ (target - best.u).double())
+    gain = _linear_gain(best, target)
     return BallMaximum(
         value=best.value,
         displacement=geometry.displacement(best.u),
@@ -140,12 +173,22 @@ def _summary(search: Ascents, climbs: list[Climb], best: Climb) -> BallMaximum:
         start=best.name,
         stationarity=_angle(best, target, radius) if geometry.is_round else None,
         linear_gap=max(0.0, gain) / abs(best.value) if best.value else 0.0,
-        status="converged" if best.done else "budget",
+        status=_status(search, best),
         trails={climb.name: climb.trail for climb in climbs},
         evaluations=search.evaluations,
         ascents=search.ascents,
         gradients=search.spent,
     )
+
+
+def _status(search: Ascents, best: Climb) -> str:
+    if _is_rough(search, best):
+        return "kinks"
+    return "converged" if best.done else "budget"
+
+
+def _linear_gain(climb: Climb, target: Tensor) -> float:
+    return float(climb.ascent.double() @ (target - climb.u).double())
 
 
 def _angle(climb: Climb, target: Tensor, radius: float) -> float | None:

@@ -1,6 +1,7 @@
 """First-order flatness: the largest gradient norm within a ρ-ball."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ def max_gradient_norm(
     R1_ρ/ρ² to λmax; always R0_ρ ≤ R1_ρ for the true maxima. In another geometry than the round one
     the gradient is measured in the dual norm, see `Geometry`.
 
-    Cost: about `budget` gradients; a Hessian-vector product counts as 2, or 3 with several chunks.
-    Starts that are not given cost some 50 more.
+    Cost: about `budget` gradients, starts that are not given among them; a Hessian-vector product
+    counts as 2, or 3 with several chunks.
 
     Args:
         objective: L.
@@ -42,7 +43,7 @@ def max_gradient_norm(
         geometry: of the ball; round by default.
         budget: see `maximize_over_ball`.
         tolerance: likewise.
-        generator: draws the random starts, where none are given.
+        generator: draws random starts, where none are given, and walks; see `maximize_over_ball`.
 
     Raises:
         InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
@@ -57,14 +58,24 @@ def max_gradient_norm(
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
+    spent = 0
     if starts is None:
-        starts = default_starts(
-            objective, theta, rho=rho, geometry=geometry, which="gradient_norm", generator=generator
+        found = default_starts(
+            objective,
+            theta,
+            rho=rho,
+            geometry=geometry,
+            which="gradient_norm",
+            budget=budget,
+            generator=generator,
         )
-    return maximize_over_ball(
+        starts, spent = found.points, found.gradients
+    best = maximize_over_ball(
         GradientNorm(objective, theta, geometry),
         radius=rho,
         starts=starts,
-        budget=budget,
+        budget=max(1, budget - spent),
         tolerance=tolerance,
+        generator=generator,
     )
+    return replace(best, gradients=best.gradients + spent)

@@ -67,6 +67,14 @@ class Geometry:
         norm = torch.linalg.vector_norm(gradient.double(), dim=-1, keepdim=True)
         return (gradient * (radius / norm.clamp(min=torch.finfo(torch.float64).tiny))).to(gradient)
 
+    def retract(self, u: Tensor, radius: float) -> Tensor:
+        """Return the points [..., P] brought back to the sphere of radius ρ, or into the cube.
+
+        >>> Geometry("l2").retract(torch.tensor([3.0, 4.0]), 10.0)
+        tensor([6., 8.])
+        """
+        return self.maximiser(u, radius) if self.is_round else u.clamp(-radius, radius)
+
 
 def geometry_of(name: str, space: ParameterSpace, theta: Tensor) -> Geometry:
     """Return the geometry of a name around a point.

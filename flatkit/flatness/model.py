@@ -85,29 +85,65 @@ class QuadraticModel:
     ) -> None:
         check_count("max_basis", max_basis)
         self.operator, self.gradient = operator, gradient
-        self._rows: list[Tensor] = []
-        self._products: list[Tensor] = []
+        room = min(operator.size, max(max_basis, len(vectors)))
+        self._rows = gradient.new_empty(room, gradient.numel())
+        self._products = torch.empty_like(self._rows)
+        self._count = 0
         for vector in vectors:
             self._add(vector)
-        newest = self._add(gradient)
-        while newest and len(self._rows) < min(max_basis, operator.size):
-            newest = self._add(self._products[-1])
-        if not self._rows:  # no gradient and no vectors: any direction will do
-            self._add(torch.ones_like(gradient))
-        self.basis, self.products = torch.stack(self._rows), torch.stack(self._products)  # [M, P]
+        for first in (gradient, torch.ones_like(gradient)):  # where g is 0, any direction will do
+            newest = self._count < max_basis and self._add(first)
+            while newest and self._count < max_basis:
+                newest = self._add(self.products[-1])
+            if self._count:
+                break
+
+    @property
+    def basis(self) -> Tensor:
+        """Q [M, P], orthonormal rows."""
+        return self._rows[: self._count]
+
+    @property
+    def products(self) -> Tensor:
+        """Q H [M, P]."""
+        return self._products[: self._count]
 
     def _add(self, vector: Tensor) -> bool:
         """Extend the basis by what is new in a vector; return whether there was anything."""
+        if self._count == len(self._rows):
+            return False
         size = float(vector.norm())
         for _ in range(2):
-            for row in self._rows:
-                vector = vector - (row @ vector) * row
+            vector = vector - self.basis.T @ (self.basis @ vector)
         left = float(vector.norm())
         if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
             return False
-        self._rows.append(vector / left)
-        self._products.append(self.operator.matvec(self._rows[-1]))
+        self._rows[self._count] = vector / left
+        self._products[self._count] = self.operator.matvec(self._rows[self._count])
+        self._count += 1
         return True
+
+    def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the k Ritz pairs of largest |λ| within the basis, and their residuals.
+
+        Returns:
+            values [k] in float64, vectors [k, P], residuals ‖Hv − μv‖ [k] in float64.
+
+        >>> from flatkit.operators import DenseOperator
+        >>> hessian = DenseOperator(torch.diag(torch.tensor([-3.0, 1.0])))
+        >>> values, _, residuals = QuadraticModel(hessian, torch.ones(2)).ritz(2)
+        >>> [round(float(value), 4) for value in values], bool((residuals < 1e-5).all())
+        ([-3.0, 1.0], True)
+        """
+        basis, products = self.basis, self.products
+        small = (basis.double() @ products.double().T).cpu().numpy()
+        values, parts = np.linalg.eigh(0.5 * (small + small.T))
+        order = np.argsort(-abs(values), kind="stable")[:k]
+        rows = torch.from_numpy(parts.T[order].copy()).to(basis)
+        found, mapped = rows @ basis, rows @ products
+        largest = torch.from_numpy(values[order])
+        gap = mapped.double() - largest.to(mapped.device)[:, None] * found.double()
+        return largest, found, gap.norm(dim=1).cpu()
 
     def maximum(self, quantity: Quantity, *, rho: float, slope: float) -> ModelMaximum:
         """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.

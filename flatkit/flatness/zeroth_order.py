@@ -1,6 +1,7 @@
 """Zeroth-order sharpness: the largest increase of the loss within a ρ-ball."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def max_loss_increase(
 
     The value is a LOWER bound of the maximum. At a minimum R0_ρ/ρ² → λmax/2 as ρ → 0.
 
-    Cost: about `budget` gradients; starts that are not given cost some 50 more.
+    Cost: about `budget` gradients, starts that are not given among them.
 
     Args:
         objective: L.
@@ -37,7 +38,7 @@ def max_loss_increase(
         geometry: of the ball; round by default.
         budget: see `maximize_over_ball`.
         tolerance: likewise.
-        generator: draws the random starts, where none are given.
+        generator: draws random starts, where none are given, and walks; see `maximize_over_ball`.
 
     Raises:
         InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
@@ -52,14 +53,24 @@ def max_loss_increase(
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
+    spent = 0
     if starts is None:
-        starts = default_starts(
-            objective, theta, rho=rho, geometry=geometry, which="loss", generator=generator
+        found = default_starts(
+            objective,
+            theta,
+            rho=rho,
+            geometry=geometry,
+            which="loss",
+            budget=budget,
+            generator=generator,
         )
-    return maximize_over_ball(
+        starts, spent = found.points, found.gradients
+    best = maximize_over_ball(
         LossIncrease(objective, theta, geometry),
         radius=rho,
         starts=starts,
-        budget=budget,
+        budget=max(1, budget - spent),
         tolerance=tolerance,
+        generator=generator,
     )
+    return replace(best, gradients=best.gradients + spent)
