@@ -172,6 +172,20 @@ def test_a_memory_budget_is_kept_and_changes_no_product():
     torch.testing.assert_close(found, free, rtol=1e-3, atol=1e-5)
 
 
+def test_at_a_kink_autograd_is_believed_and_the_choice_says_so():
+    torch.manual_seed(0)
+    inputs = torch.randn(20, 3, dtype=torch.float64)
+    inputs[:5] = 0.0  # with a bias of zero, their ReLUs are exactly at the kink
+    layers = [nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)]
+    model = nn.Sequential(*layers).double()
+    nn.init.zeros_(model.get_parameter("0.bias"))
+    objective = Objective(model, "cross_entropy", (inputs, torch.randint(2, (20,))))
+    hessian = HessianOperator(objective)
+    assert "kink" in hessian.choice.against and hessian.choice.engine != "central_difference"
+    u, v = torch.randn(2, hessian.size, dtype=torch.float64)
+    assert float(u @ (hessian @ v)) == pytest.approx(float(v @ (hessian @ u)), rel=1e-10)
+
+
 def test_a_zero_hessian_is_zero_and_linear_losses_have_no_curvature():
     objective = Objective(*quadratic_task(random_symmetric([0.0, 0.0])))
     for engine in ("auto", "double_backward", "central_difference"):

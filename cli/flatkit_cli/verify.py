@@ -15,11 +15,14 @@ from flatkit.files import check_writable
 @click.command(
     short_help="say whether the theory of flatness holds at a checkpoint",
     help="""Measure R0 and R1 over a ladder of rho at each CHECKPOINT and hold them against the top
-eigenvalue. Each claim of the theory holds, fails, or cannot be told, with the reason.
+eigenvalue. Each claim of the theory holds, fails, or cannot be told, with the reason. Several
+checkpoints are measured at the same radii, those that the last one chooses; of checkpoints of
+several epochs in one folder, a table and a figure show all of it against the epoch.
 
 \b
 flatkit verify runs/gam/ckpt.pt --dtype float64
 flatkit verify runs/gam/ckpt.pt --figures figures --json verify.json
+flatkit verify runs/gam/epoch-*.pt --figures figures
 """,
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -49,12 +52,15 @@ def verify(
     if figures is not None:
         check_writable(figures / "figure.png")
 
-    from flatkit.analysis.verify import verify as run
+    from flatkit.analysis.verify import verify_series
     from flatkit.results import Comparison, Entry
+    from flatkit_cli.analyze import progress_bar
 
     given = {name: value for name, value in options.items() if value is not None}
     command = ["flatkit", *sys.argv[1:]]
-    reports = [run(path, rho=rho, command=command, **given) for path in checkpoints]
+    with progress_bar() as progress:
+        series = verify_series(checkpoints, rho=rho, progress=progress, command=command, **given)
+        reports = list(series)
     names = [str(path) for path in checkpoints]
     comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])
     output = reports[0] if len(reports) == 1 else comparison
@@ -74,6 +80,9 @@ def _show(comparison: Any) -> None:
     from rich.console import Console
 
     from flatkit.render.ladder import verdict_table
+    from flatkit.render.series import has_series, series_table
 
     for entry in comparison.entries:
         Console().print(verdict_table(entry.name, entry.report))
+    if has_series(comparison):
+        Console().print(series_table(comparison))

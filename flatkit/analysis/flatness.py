@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatkit.analysis.precision import Jump, gradient_jump, gradient_noise, rounding_radius
 from flatkit.analysis.session import Session
 from flatkit.flatness import (
     BallMaximum,
@@ -36,6 +37,8 @@ class _Ball:
     model: QuadraticModel
     top: Estimate
     vectors: Tensor
+    blurred: float
+    jump: Jump
 
     @property
     def slope(self) -> float:
@@ -92,7 +95,11 @@ def _prepare(session: Session, geometry: Geometry) -> _Ball:
     gradient = geometry.displacement(session.gradient)
     model = QuadraticModel(operator, gradient, vectors=top.vectors, max_basis=_BASIS)
     vectors = model.ritz(min(NUM_VECTORS, operator.size))[1]
-    return _Ball(session, geometry, model, top, vectors)
+    slope = float(top.value.abs()[0] + top.error[0])
+    noise = gradient_noise(session, geometry)
+    blurred = rounding_radius(session, geometry, slope, noise)
+    jump = gradient_jump(session, gradient_noise(session, Geometry("l2")))
+    return _Ball(session, geometry, model, top, vectors, blurred, jump)
 
 
 def _searched(session: Session, ball: _Ball, wanted: set[str]) -> list[Result]:
@@ -178,11 +185,15 @@ def _first_order(
     one_step = found.trails.get("gradient-norm ascent", [None])[0]
     missed = losses is not None and losses.value > rho * found.value * (1 + 1e-6)
     status = "search_missed_maximum" if missed else found.status
+    if not missed and (rho < ball.blurred or ball.jump.found):
+        status = "rounding" if rho < ball.blurred else "kinks"
     settings = {
         **_search_settings(ball, rho, found),
         "one_step": None if one_step is None else rho * one_step,
         "value_over_rho_squared": found.value / rho,
         "ratio_to_top_eigenvalue": _ratio_to_top(ball, found.value / rho),
+        "rounding_radius": ball.blurred,
+        "gradient_jump": ball.jump.size if ball.jump.found else None,
         "upper_estimate": _upper_estimate(ball, rho, found),
         "upper_estimate_is": "an estimate, no bound: rho (|g| + rho K), K the largest slope of the "
         "gradient that was seen, at the checkpoint or on the way to the best point",

@@ -32,6 +32,7 @@ class Session:
         self, task: Task, settings: AnalysisSettings, progress: Progress | None = None
     ) -> None:
         self.task, self.settings, self._progress = task, settings, progress
+        self.noise: dict[str, float] = {}  # of the gradient, by geometry
         self.objective = Objective(
             task.model,
             task.loss,

@@ -1,20 +1,20 @@
 """Does the theory of flatness hold at a checkpoint? A ladder of radii and a verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flatkit.analysis.curvature import top_eigenvalues
 from flatkit.analysis.evaluation import evaluations, gradient_norm
 from flatkit.analysis.flatness import flatness
+from flatkit.analysis.precision import Jump, gradient_jump, gradient_noise, rounding_radius
 from flatkit.analysis.session import Progress, Session
 from flatkit.analysis.settings import AnalysisSettings
 from flatkit.checkpoints import Checkpoint, load
-from flatkit.objective import Objective
+from flatkit.errors import InvalidArgumentError
+from flatkit.flatness import Geometry
 from flatkit.results import Report, Result, environment
 from flatkit.spectrum import lanczos
 from flatkit.task import Task
@@ -35,10 +35,13 @@ _STEPS, _LARGEST, _SPAN = 9, 0.05, 1e-4
 
 @dataclass(frozen=True)
 class _Rung:
-    """One radius: what was found, what the quadratic model says, both over ρ²."""
+    """One radius: what was found, what the quadratic model says, both over ρ².
+
+    `r0` is None where rounding of the loss is more than 1 % of R0.
+    """
 
     rho: float
-    r0: float
+    r0: float | None
     r1: float
     model0: float
     model1: float
@@ -46,10 +49,30 @@ class _Rung:
     @property
     def fits(self) -> bool:
         """Whether both searches are where the quadratic model is."""
-        return (
-            abs(self.r1 - self.model1) <= _PICTURE * self.model1
-            and abs(self.r0 - self.model0) <= _PICTURE * self.model0
-        )
+        zeroth = self.r0 is None or abs(self.r0 - self.model0) <= _PICTURE * self.model0
+        return zeroth and abs(self.r1 - self.model1) <= _PICTURE * self.model1
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the claims are judged by, beside the ladder."""
+
+    top: float
+    lowest: float
+    lowest_error: float
+    norm: float
+    blurred: float
+    jump: Jump
+
+    @property
+    def slope(self) -> float:
+        """|λ|max."""
+        return max(self.top, abs(self.lowest))
+
+    @property
+    def lifted(self) -> float:
+        """The radius below which the gradient that is left lifts R1/ρ² by more than 1 %."""
+        return self.norm / (_LIMIT * self.slope) if self.slope > 0 else math.inf
 
 
 def verify(
@@ -76,6 +99,7 @@ def verify(
     Raises:
         as `analyze`.
 
+    >>> import torch
     >>> from torch import nn
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [4.0]]))
     >>> model = nn.Linear(1, 1, bias=False)
@@ -89,33 +113,15 @@ def verify(
     task = subject if isinstance(subject, Task) else subject.task()
     given = {"rho": tuple(rho)} if rho else {}
     session = Session(task, AnalysisSettings(measures=_MEASURES, **given, **changes), progress)
-    results = [*evaluations(session), *gradient_norm(session), *top_eigenvalues(session)]
-    bottom = lanczos(
-        session.hessian,
-        which="smallest",
-        tolerance=1e-2,
-        max_matvecs=session.settings.max_matvecs,
-        generator=session.generator("bottom"),
-    )
-    lowest = float(bottom.value[0])
-    results.append(
-        Result(
-            "bottom_eigenvalues", [lowest], bottom.error.tolist(), "residual", status=bottom.status
-        )
-    )
-    slope = max(float(session.top.value[0]), abs(lowest))
-    blurred = _rounding_radius(session, task, slope)
-    ladder = _ladder(session, blurred, rho)
-    note = {"is": "below it, rounding may change R1 by more than 1 %"}
-    results.append(Result("rounding_radius", blurred, settings=note))
+    results, facts = _measure(session)
+    ladder = _ladder(session, facts.blurred, rho)
     rungs: list[_Rung] = []
     if ladder:
         session.settings = replace(session.settings, rho=ladder)
         found = flatness(session)
         results += found
         rungs = _rungs(found)
-    doubt = float(bottom.error[0])
-    results.append(Result("verdict", _verdict(session, rungs, (lowest, doubt), slope, blurred)))
+    results.append(Result("verdict", _verdict(facts, rungs)))
     return Report(
         results,
         checkpoint={"name": task.name} if isinstance(subject, Task) else subject.describe(),
@@ -125,31 +131,72 @@ def verify(
     )
 
 
-def _rounding_radius(session: Session, task: Task, slope: float) -> float:
-    """Return the ρ below which rounding may change R1 by more than 1 %.
+def verify_series(
+    subjects: Sequence[Task | Checkpoint | str | Path],
+    *,
+    rho: Sequence[float] = (),
+    **settings: Any,
+) -> Iterator[Report]:
+    """Verify the checkpoints of a series, all at the same radii, so that they can be compared.
 
-    The gradient's own rounding is what float32 and float64 differ by, scaled to the dtype in use;
-    θ + δ is rounded too, by at most eps ‖θ‖, which moves the gradient by up to |λ|max times that.
+    Where no radii are given, the last checkpoint chooses them. One at which rounding may change R1
+    of an earlier checkpoint by more than 1 % is left out there.
+
+    Args:
+        subjects: in the order of the training, one at least.
+        rho: the radii.
+        **settings: see `verify`.
+
+    Returns:
+        The reports in the order of the subjects, each as soon as it is there (but the last is
+        measured first if it chooses the radii).
+
+    Raises:
+        InvalidArgumentError: there is none. Further as `verify`.
     """
-    own = session.objective
-    eps = torch.finfo(own.dtype).eps
-    single, double = (
-        Objective(
-            task.model,
-            task.loss,
-            task.data,
-            samples=session.settings.samples,
-            seed=session.settings.seed,
-            batchnorm=session.settings.batchnorm,
-            chunk_size=session.settings.chunk_size,
-            dtype=dtype,
-            device=own.device,
-        ).gradient()
-        for dtype in (torch.float32, torch.float64)
+    if not subjects:
+        raise InvalidArgumentError("verify needs at least one checkpoint or task, got none")
+    *earlier, last = subjects
+    final = None if rho else verify(last, **settings)
+    if final is not None:
+        rho = tuple(r.settings["rho"] for r in final.all("first_order_flatness"))
+    for subject in earlier:
+        yield verify(subject, rho=rho, **settings)
+    yield final if final is not None else verify(last, rho=rho, **settings)
+
+
+def _measure(session: Session) -> tuple[list[Result], _Facts]:
+    """Measure what the ladder and the claims need at the checkpoint itself."""
+    results = [*evaluations(session), *gradient_norm(session), *top_eigenvalues(session)]
+    bottom = lanczos(
+        session.hessian,
+        which="smallest",
+        tolerance=1e-2,
+        max_matvecs=session.settings.max_matvecs,
+        generator=session.generator("bottom"),
     )
-    noise = float((single.double() - double).norm()) * eps / torch.finfo(torch.float32).eps
-    length = float(own.theta.double().norm())
-    return (noise / slope + eps * length) / _LIMIT if slope > 0 else math.inf
+    lowest, top = float(bottom.value[0]), float(session.top.value[0])
+    slope, round_ball = max(top, abs(lowest)), Geometry("l2")
+    noise = gradient_noise(session, round_ball)
+    jump = gradient_jump(session, noise)
+    facts = _Facts(
+        top=top,
+        lowest=lowest,
+        lowest_error=float(bottom.error[0]),
+        norm=float(session.gradient.double().norm()),
+        blurred=rounding_radius(session, round_ball, slope, noise),
+        jump=jump,
+    )
+    note = {"is": "below it, rounding may change R1 by more than 1 %"}
+    change = {"distance": jump.distance, "explained": jump.explained, "kink": jump.found}
+    return [
+        *results,
+        Result(
+            "bottom_eigenvalues", [lowest], bottom.error.tolist(), "residual", status=bottom.status
+        ),
+        Result("rounding_radius", facts.blurred, settings=note),
+        Result("gradient_jump", jump.size, settings=change),
+    ], facts
 
 
 def _ladder(session: Session, blurred: float, rho: Sequence[float]) -> tuple[float, ...]:
@@ -167,60 +214,100 @@ def _rungs(results: Sequence[Result]) -> list[_Rung]:
     by_measure: dict[str, dict[float, Result]] = {}
     for result in results:
         by_measure.setdefault(result.measure, {})[result.settings["rho"]] = result
-    return [
-        _Rung(
-            rho,
-            by_measure["zeroth_order_sharpness"][rho].value / rho**2,
-            r1.value / rho**2,
-            by_measure["zeroth_order_sharpness"][rho].settings["quadratic_model"] / rho**2,
-            by_measure["quadratic_model_maximum"][rho].value / rho**2,
+    rungs = []
+    for rho, r1 in sorted(by_measure["first_order_flatness"].items()):
+        r0 = by_measure["zeroth_order_sharpness"][rho]
+        rungs.append(
+            _Rung(
+                rho,
+                None if r0.status == "rounding" else r0.value / rho**2,
+                r1.value / rho**2,
+                r0.settings["quadratic_model"] / rho**2,
+                by_measure["quadratic_model_maximum"][rho].value / rho**2,
+            )
         )
-        for rho, r1 in sorted(by_measure["first_order_flatness"].items())
-    ]
+    return rungs
 
 
-def _verdict(
-    session: Session,
-    rungs: list[_Rung],
-    bottom: tuple[float, float],
-    slope: float,
-    blurred: float,
-) -> list[dict[str, str]]:
-    """Return the claims with their verdicts; `bottom` is the lowest eigenvalue and its residual."""
-    lowest = bottom[0]
-    top, norm = float(session.top.value[0]), float(session.gradient.double().norm())
+def _verdict(facts: _Facts, rungs: list[_Rung]) -> list[dict[str, str]]:
+    """Return the claims with their verdicts."""
     picture = _picture(rungs)
-    # Below this radius the gradient that is left lifts R1/ρ² by more than 1 % of the curvature.
-    lifted = norm / (_LIMIT * slope) if slope > 0 else math.inf
-    left = f"‖∇L‖ = {norm:.2g} lifts R1/ρ² by more than 1 % below ρ = {lifted:.2g}"
-    end = f"the quadratic picture ends at ρ = {picture[-1]:.2g}" if picture else "no radius fits"
+    found = f"λmax = {facts.top:.4g}, lowest {facts.lowest:.3g}"
     claims = [
-        _claim("curvature was measured", slope > 0, f"λmax = {top:.4g}, lowest {lowest:.3g}"),
-        _convexity(*bottom, slope),
+        _claim("curvature was measured", facts.slope > 0, found),
+        _convexity(facts.lowest, facts.lowest_error, facts.slope),
+        _smoothness(facts.jump),
     ]
     if not rungs:
-        why = f"rounding: every radius is below ρ = {blurred:.2g}; float64 helps"
+        why = f"rounding: every radius is below ρ = {facts.blurred:.2g}; float64 helps"
         names = ("gradient is negligible", "R0 ≤ R1", "R1/ρ² → λmax", "2 R0/ρ² → λmax")
         return claims + [_unknown(name, why) for name in (*names, "quadratic picture")]
-    minimum = bool(picture) and lifted <= picture[-1]
-    ordered = [rung.rho for rung in rungs if rung.r0 > rung.r1 * (1 + 1e-6)]
-    claims += [
+    left, end = _remaining(facts), _reach(picture)
+    minimum = bool(picture) and facts.lifted <= picture[-1]
+    return [
+        *claims,
         _claim("gradient is negligible", minimum, f"{left}; {end}"),
-        _claim("R0 ≤ R1", not ordered, f"the R1 search missed at ρ = {ordered}" if ordered else ""),
+        _ordered(rungs),
+        *(_limit(name, facts, rungs, picture) for name in ("R1/ρ² → λmax", "2 R0/ρ² → λmax")),
+        _claim("quadratic picture", bool(picture), end),
     ]
-    for name, factor in (("R1/ρ² → λmax", 1), ("2 R0/ρ² → λmax", 2)):
-        usable = [rung for rung in rungs if rung.rho >= factor * lifted and rung.rho in picture]
-        if not usable or top < slope:
-            reason = f"{left}; {end}" if not usable else "the largest |λ| belongs to a negative one"
-            claims.append(_unknown(name, reason))
-            continue
-        value = usable[0].r1 if factor == 1 else 2 * usable[0].r0
-        # What gradient is left may lift the value by as much again.
-        allowed = _LIMIT + factor * norm / (usable[0].rho * top)
-        reason = f"{value / top:.4f} × λmax at ρ = {usable[0].rho:.3g}, allowed ± {allowed:.1%}"
-        claims.append(_claim(name, abs(value / top - 1) <= allowed, reason))
-    reach = f"within 5 % for ρ from {picture[0]:.3g} to {picture[-1]:.3g}" if picture else end
-    return [*claims, _claim("quadratic picture", bool(picture), reach)]
+
+
+def _limit(name: str, facts: _Facts, rungs: list[_Rung], picture: list[float]) -> dict[str, str]:
+    """Hold the smallest radius at which the gradient does not matter against λmax."""
+    factor = 1 if name.startswith("R1") else 2
+    usable = [
+        (rung.rho, factor * value)
+        for rung in rungs
+        if rung.rho >= factor * facts.lifted
+        and rung.rho in picture
+        and (value := rung.r1 if factor == 1 else rung.r0) is not None
+    ]
+    if facts.top < facts.slope:
+        return _unknown(name, "the largest |λ| belongs to a negative one")
+    if not usable:
+        return _unknown(name, f"{_remaining(facts)}; {_reach(picture)}")
+    rho, value = usable[0]
+    # What gradient is left may lift the value by as much again.
+    allowed = _LIMIT + factor * facts.norm / (rho * facts.top)
+    reason = f"{value / facts.top:.4f} × λmax at ρ = {rho:.3g}, allowed ± {allowed:.1%}"
+    return _claim(name, abs(value / facts.top - 1) <= allowed, reason)
+
+
+def _ordered(rungs: list[_Rung]) -> dict[str, str]:
+    """Compare R0 and R1 where both are more than rounding."""
+    both = [rung for rung in rungs if rung.r0 is not None]
+    wrong = [f"{rung.rho:.3g}" for rung in both if (rung.r0 or 0.0) > rung.r1 * (1 + 1e-6)]
+    if not both:
+        return _unknown("R0 ≤ R1", "rounding of the loss hides R0 at every radius; float64 helps")
+    reason = f"the R1 search missed at ρ = {', '.join(wrong)}" if wrong else ""
+    return _claim("R0 ≤ R1", not wrong, reason)
+
+
+def _smoothness(jump: Jump) -> dict[str, str]:
+    """Say whether the gradient jumps at the checkpoint."""
+    name = "smooth at the checkpoint"
+    if jump.found:
+        return _claim(
+            name,
+            False,
+            f"a kink: ∇L changes by {jump.size:.2g} within ρ = {jump.distance:.1g}, whatever the "
+            "step; R1/ρ² grows without limit as ρ → 0",
+        )
+    return _claim(name, True, f"∇L does not jump within ρ = {jump.distance:.1g}")
+
+
+def _remaining(facts: _Facts) -> str:
+    return f"‖∇L‖ = {facts.norm:.2g} lifts R1/ρ² by more than 1 % below ρ = {facts.lifted:.2g}"
+
+
+def _reach(picture: list[float]) -> str:
+    """Say in which radii the quadratic picture holds."""
+    if not picture:
+        return "the quadratic model is more than 5 % off at the smallest ρ already"
+    return (
+        f"the quadratic picture holds within 5 % for ρ from {picture[0]:.3g} to {picture[-1]:.3g}"
+    )
 
 
 def _convexity(lowest: float, residual: float, slope: float) -> dict[str, str]:

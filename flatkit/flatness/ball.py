@@ -18,7 +18,7 @@ _SAME_PLACE = 1e-3
 """Distance, in radii, below which two climbs are at one maximum."""
 _POLISHED = 2
 """Climbs that are left when L-BFGS takes over."""
-_ROUGH = 1e-2
+_ROUGH = 3e-3
 """Angle, in radians, to the ascent direction at which no climb over a smooth function ends."""
 _RESERVE = 0.4
 """Part of the budget that is kept for walks once a climb ended at a jump of the gradient."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flatkit.render.flatness import flatness_figure
     from flatkit.render.history import history_figure
     from flatkit.render.planes import plane_figure
+    from flatkit.render.series import series_figure, series_table
     from flatkit.render.slices import slice_figure
     from flatkit.render.spectra import density_figure, layer_figure
     from flatkit.render.table import report_table
@@ -37,6 +38,8 @@ _HOMES = {
     "report_table": "flatkit.render.table",
     "save_figure": "flatkit.render.figures",
     "save_figures": "flatkit.render.figures",
+    "series_figure": "flatkit.render.series",
+    "series_table": "flatkit.render.series",
     "slice_figure": "flatkit.render.slices",
 }
 
@@ -54,6 +57,8 @@ __all__ = [
     "report_table",
     "save_figure",
     "save_figures",
+    "series_figure",
+    "series_table",
     "slice_figure",
 ]
 

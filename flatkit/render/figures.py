@@ -11,6 +11,7 @@ from flatkit.files import make_folder, write_atomically
 from flatkit.render.curvature import curvature_figure, has_curvature
 from flatkit.render.flatness import flatness_figure, has_flatness
 from flatkit.render.planes import has_plane, plane_figure
+from flatkit.render.series import has_series, series_figure
 from flatkit.render.slices import has_slice, slice_figure
 from flatkit.render.spectra import density_figure, has, layer_figure
 from flatkit.render.style import styled
@@ -88,6 +89,7 @@ _FIGURES: Mapping[str, tuple[Callable[[Comparison], bool], Callable[[Comparison]
     "slice": (has_slice, slice_figure),
     "plane": (has_plane, plane_figure),
     "flatness": (has_flatness, flatness_figure),
+    "series": (has_series, series_figure),
     "curvature": (has_curvature, curvature_figure),
     "density": (has("spectral_density"), density_figure),
     "layers": (has("layer_curvature"), layer_figure),

@@ -35,8 +35,8 @@ def flatness_figure(comparison: Comparison) -> Figure:
     """Draw R1/ρ² and 2 R0/ρ² against ρ beside λmax ± residual, a panel for each group.
 
     At a minimum both tend to λmax as ρ → 0; a gradient that is left lifts them above it for small
-    ρ, which the grey ceiling of the quadratic model, |λ|max + ‖∇L‖/ρ, shows. Both are lower bounds,
-    found by a search, and drawn as carets that point up.
+    ρ. Both are lower bounds, found by a search, and drawn as carets that point up; the grey line is
+    an upper estimate of R1, no bound: the largest slope of the gradient that was seen, plus ‖∇L‖/ρ.
 
     Raises:
         ResultError: no run has R0 or R1.
@@ -179,6 +179,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
     ]
     if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):
-        label = "|λ|max + ‖∇L‖/ρ, quadratic model"
+        label = "upper estimate of R1/ρ², no bound"
         handles.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle="-.", label=label))
     legend_above(figure, handles, columns=4 if len(axes) > 2 else 2)

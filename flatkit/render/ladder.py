@@ -32,7 +32,7 @@ def verdict_table(name: str, report: Report) -> RenderableType:
             f"{rho:.3g}",
             at_least(r1.value / rho**2),
             significant(model.value / rho**2),
-            at_least(2 * r0.value / rho**2),
+            "rounding" if r0.status == "rounding" else at_least(2 * r0.value / rho**2),
             significant(2 * r0.settings["quadratic_model"] / rho**2),
         )
     claims = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -149,6 +149,52 @@ def test_networks_reach_the_best_of_a_brute_force_search(case, rho, gradient_nor
     assert found.value >= (0.98 if "relu" in case.name else 0.999) * best
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_unaided_searches_of_a_quadratic_reach_the_secular_maximum_within_the_budget(seed):
+    matrix, linear = quadratic(seed)
+    objective = Objective(*quadratic_task(matrix, linear))
+    found = max_gradient_norm(objective, rho=1.0, tolerance=1e-12)
+    exact = gradient_norm_maximum(matrix.numpy(), linear.numpy(), 1.0)
+    assert exact * (1 - 1e-6) <= found.value <= exact * (1 + 1e-12)
+    spent = objective.tally.gradients + 2 * objective.tally.matvecs
+    assert spent <= found.gradients + 5 <= 650
+
+
+def kinked_task():
+    """Return an untrained ReLU network whose gradient norm jumps everywhere."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(16, 3)).double()
+    return model, torch.randn(300, 8, dtype=torch.float64), torch.randint(3, (300,))
+
+
+def test_past_kinks_the_search_walks_on_and_says_that_it_met_them():
+    model, inputs, targets = kinked_task()
+    objective = Objective(model, "cross_entropy", (inputs, targets))
+    names = [name for name, _ in model.named_parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def function(theta):
+        parts = [v.view(s) for v, s in zip(theta.split(sizes), shapes, strict=True)]
+        weights = dict(zip(names, parts, strict=True))
+        outputs = torch.func.functional_call(model, weights, (inputs,))
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    best = brute_force(function, theta, 0.03, gradient_norm=True, seeds=20)
+    found = max_gradient_norm(objective, rho=0.03, budget=1500)
+    assert found.value >= 0.999 * best
+    assert found.status == "kinks" and found.start == "near the best"
+    walked = found.trails["near the best"]
+    monotone = max(v for name, trail in found.trails.items() for v in trail if name != found.start)
+    assert walked == sorted(walked) and walked[-1] == found.value > monotone
+    point = (theta + found.displacement).requires_grad_()
+    (gradient,) = torch.autograd.grad(function(point), point)
+    assert float(gradient.norm()) == pytest.approx(found.value, rel=1e-10)
+    assert float(found.displacement.norm()) <= 0.03 * (1 + 1e-12)
+
+
 def test_the_value_belongs_to_the_displacement_and_the_trail_never_falls():
     case = CASES[0]
     objective = Objective(case.build(), case.loss, case.data())

@@ -7,6 +7,7 @@ import torch
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness import (
+    QuadraticModel,
     average_loss_increase,
     geometry_of,
     gradient_norm_maximum,
@@ -14,6 +15,7 @@ from flatkit.flatness import (
     max_gradient_norm,
     quadratic_maximum,
 )
+from flatkit.operators import DenseOperator
 from flatkit.parameters import ParameterSpace
 from tests.cases import CASES, dense_hessian, quadratic_task, random_symmetric
 from tests.flatness.test_ball import ball_maximum, quadratic
@@ -95,3 +97,16 @@ def test_at_a_small_radius_the_linf_ball_contains_the_round_one():
     model = (gradient + 1e-4 * hessian @ signs).abs().sum()
     assert found.value == pytest.approx(float(model), rel=1e-3)
     assert float(found.coordinates.abs().max()) <= 1e-4 * (1 + 1e-12)
+
+
+def test_ritz_pairs_of_a_full_basis_are_eigenpairs_and_their_residuals_are_true():
+    matrix = random_symmetric([5.0, -4.0, 2.0, 1.0, 0.5])
+    gradient = torch.ones(5, dtype=torch.float64)
+    values, vectors, residuals = QuadraticModel(DenseOperator(matrix), gradient).ritz(2)
+    assert values.tolist() == pytest.approx([5.0, -4.0], rel=1e-12)
+    assert float(residuals.max()) < 1e-12
+    part = QuadraticModel(DenseOperator(matrix), gradient, max_basis=3)
+    values, vectors, residuals = part.ritz(2)
+    exact = (matrix @ vectors.T - vectors.T * values).norm(dim=0)
+    assert residuals.tolist() == pytest.approx(exact.tolist(), rel=1e-10)
+    assert float(residuals[0]) > 1e-6 and len(part.basis) == 3
