@@ -40,6 +40,18 @@ def save(name: str, title: str, command: str, lines: list[str], *packages: str) 
     print(text)
 
 
+def save_section(name: str, title: str, heading: str, command: str, lines: list[str]) -> None:
+    """Write one section of benchmarks/results/NAME.md, the others stay; each names its run."""
+    path = Path(__file__).parent / "results" / f"{name}.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n"
+    first, *rest = text.split("\n## ")
+    sections = {part.partition("\n")[0]: part.partition("\n")[2].strip("\n") for part in rest}
+    sections[heading] = "\n".join(["", f"`{command}`, {machine()}.", "", *lines]).rstrip()
+    body = "".join(f"\n\n## {key}\n\n{part.strip()}" for key, part in sections.items())
+    write_text_atomically(path, f"{first.rstrip()}{body}\n")
+    print(sections[heading], flush=True)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

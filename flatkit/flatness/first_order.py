@@ -58,20 +58,21 @@ def max_gradient_norm(
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
+    function = GradientNorm(objective, theta, geometry)
     spent = 0
     if starts is None:
         found = default_starts(
+            function,
             objective,
             theta,
             rho=rho,
-            geometry=geometry,
             which="gradient_norm",
             budget=budget,
             generator=generator,
         )
         starts, spent = found.points, found.gradients
     best = maximize_over_ball(
-        GradientNorm(objective, theta, geometry),
+        function,
         radius=rho,
         starts=starts,
         budget=max(1, budget - spent),

@@ -56,7 +56,8 @@ class ScaledOperator(SymmetricOperator):
 class QuadraticModel:
     """g and H of a loss at a point, H through its products with an orthonormal basis Q.
 
-    The basis holds given vectors (approximate eigenvectors), then g, Hg, H²g, ... until it is full.
+    The basis holds given vectors (approximate eigenvectors), then g, Hg, H²g, ... until it is full,
+    and random vectors with their products where these end.
     Within it, both maxima over a round ball are exact (`quadratic_maximum`); one more product tells
     how far the maximum over the whole space can be away.
 
@@ -89,14 +90,26 @@ class QuadraticModel:
         self._rows = gradient.new_empty(room, gradient.numel())
         self._products = torch.empty_like(self._rows)
         self._count = 0
+        self._generator = torch.Generator().manual_seed(0)
         for vector in vectors:
             self._add(vector)
-        for first in (gradient, torch.ones_like(gradient)):  # where g is 0, any direction will do
-            newest = self._count < max_basis and self._add(first)
-            while newest and self._count < max_basis:
-                newest = self._add(self.products[-1])
-            if self._count:
-                break
+        if self._count < max_basis:
+            self._add(gradient)
+        self.extend(max_basis)
+
+    def extend(self, max_basis: int) -> None:
+        """Let the basis grow to M vectors: products of the newest, or chance where these end."""
+        room = min(self.operator.size, max_basis) - len(self._rows)
+        if room > 0:
+            more = self._rows.new_empty(room, self._rows.shape[1])
+            self._rows = torch.cat([self._rows, more])
+            self._products = torch.cat([self._products, torch.empty_like(more)])
+        while self._count < min(max_basis, len(self._rows)):
+            if self._count and self._add(self.products[-1]):
+                continue
+            drawn = torch.randn(self.gradient.numel(), generator=self._generator)
+            if not self._add(drawn.to(self.gradient)):
+                return
 
     @property
     def basis(self) -> Tensor:

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatkit.flatness.fields import product_cost
+from flatkit.flatness.fields import Field, product_cost
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.model import QuadraticModel, Quantity, ScaledOperator
 from flatkit.hessian import HessianOperator
 from flatkit.objective import Objective
 
 NUM_RANDOM, NUM_VECTORS = 16, 8
-_FEWEST_PRODUCTS, _MOST_PRODUCTS = 8, 60
+_FEWEST_PRODUCTS, _MOST_PRODUCTS, _MORE_PRODUCTS = 8, 60, 12
+_FITS, _STANDS = 1e-4, 1e-8
+"""Differences, relative to the maximum: at which the model fits, at which it stands still."""
 _MOST_NUMBERS = 2**28
 """Of all the starts together, so that those of a large network fit in memory."""
 
@@ -81,11 +83,11 @@ class Starts:
 
 
 def default_starts(
+    function: Field,
     objective: Objective,
     theta: Tensor,
     *,
     rho: float,
-    geometry: Geometry,
     which: Quantity,
     budget: int = 600,
     generator: torch.Generator | None = None,
@@ -93,18 +95,22 @@ def default_starts(
     """Return starts for a search around a point that nothing is known about.
 
     One Krylov basis from the gradient gives the maximiser of the quadratic model and approximate
-    eigenvectors.
+    eigenvectors. Where the function agrees with the model there, nothing is better than a better
+    model: the basis grows until its maximum stands still.
 
     Cost: a gradient and at most 60 Hessian-vector products, within a third of the budget (but eight
-    products in any case); memory 2 vectors a product.
+    products in any case), or two thirds where the model fits; memory 2 vectors a product.
     """
-    generator = generator or torch.Generator().manual_seed(0)
+    generator, geometry = generator or torch.Generator().manual_seed(0), function.geometry
     hessian = ScaledOperator(HessianOperator(objective, theta), geometry)
     gradient = geometry.displacement(objective.gradient(theta))
     a_product = product_cost(objective)
-    products = min(max(_FEWEST_PRODUCTS, budget // (3 * a_product)), _MOST_PRODUCTS)
-    products = min(products, max(_FEWEST_PRODUCTS, _MOST_NUMBERS // (2 * max(1, hessian.size))))
+    room = max(_FEWEST_PRODUCTS, _MOST_NUMBERS // (2 * max(1, hessian.size)))
+    products = min(max(_FEWEST_PRODUCTS, budget // (3 * a_product)), _MOST_PRODUCTS, room)
     model = QuadraticModel(hessian, gradient, max_basis=products)
+    spent = 1 + (len(model.basis) + 3) * a_product  # three: of two maxima and GAM's ascent
+    if geometry.is_round:
+        spent += _sharpen(model, function, which, rho, min(room, budget * 2 // (3 * a_product)))
     values, vectors, residuals = model.ritz(min(NUM_VECTORS, hessian.size))
     points = search_starts(
         model,
@@ -115,5 +121,27 @@ def default_starts(
         vectors=vectors,
         generator=generator,
     )
-    # Two products more: of the model's maximum and of GAM's ascent.
-    return Starts(points, 1 + (len(model.basis) + 2) * a_product)
+    return Starts(points, spent)
+
+
+def _sharpen(model: QuadraticModel, function: Field, which: Quantity, rho: float, most: int) -> int:
+    """Let the basis grow while that raises the maximum, where the function fits the model.
+
+    Returns:
+        What it cost, in gradients.
+    """
+    found = model.maximum(which, rho=rho, slope=0.0)
+    value, before = float(function(found.u[None]).values[0]), len(model.basis)
+    spent, a_product = function.value_cost, max(2, function.ascent_cost)
+    if abs(value - found.value) > _FITS * abs(value):
+        return spent
+    while len(model.basis) < most:
+        count = len(model.basis)
+        model.extend(min(most, count + _MORE_PRODUCTS))
+        better = model.maximum(which, rho=rho, slope=0.0)
+        spent += a_product  # of the maximum
+        stands = better.value - found.value <= _STANDS * abs(better.value)
+        found = better
+        if stands or len(model.basis) == count:
+            break
+    return spent + (len(model.basis) - before) * a_product

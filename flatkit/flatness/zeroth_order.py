@@ -53,20 +53,15 @@ def max_loss_increase(
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
+    function = LossIncrease(objective, theta, geometry)
     spent = 0
     if starts is None:
         found = default_starts(
-            objective,
-            theta,
-            rho=rho,
-            geometry=geometry,
-            which="loss",
-            budget=budget,
-            generator=generator,
+            function, objective, theta, rho=rho, which="loss", budget=budget, generator=generator
         )
         starts, spent = found.points, found.gradients
     best = maximize_over_ball(
-        LossIncrease(objective, theta, geometry),
+        function,
         radius=rho,
         starts=starts,
         budget=max(1, budget - spent),
