@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -245,7 +246,7 @@ def test_a_series_is_measured_at_the_radii_of_its_last_checkpoint(tmp_path, caps
     figure = series_figure(Comparison(entries))
     upper, lower = figure.axes
     assert lower.get_xlabel() == "epoch" and "λmax" in upper.get_ylabel()
-    drawn = [tuple(line.get_ydata()) for line in upper.lines]
+    drawn = [tuple(np.asarray(line.get_ydata())) for line in upper.lines]
     assert tuple(r.result("top_eigenvalues").value[0] for r in reports) in drawn
     with pytest.raises(ResultError, match="two epochs"):
         series_figure(Comparison(entries[:1]))
