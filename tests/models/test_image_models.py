@@ -1,6 +1,7 @@
 """The networks for small images, against their published sizes and plain formulas."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def normalised(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> to
     )
 
 
-def shaken(model: nn.Module) -> nn.Module:
+def shaken(model: nn.Module) -> Any:
     """Give BatchNorm statistics and weights that are not those of a new layer."""
     torch.manual_seed(1)
     for module in model.modules():
@@ -141,7 +142,7 @@ def test_a_block_of_pyramidnet_that_halves_the_image_equals_its_formula():
 
 
 def test_a_pyramid_grows_by_alpha_channels_in_equal_steps():
-    model = MODELS.build("pyramidnet", in_shape=(3, 32, 32), classes=10, depth=20, alpha=30)
+    model: Any = MODELS.build("pyramidnet", in_shape=(3, 32, 32), classes=10, depth=20, alpha=30)
     blocks = [block for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
     widths = [block.conv2.out_channels for block in blocks]
     assert widths == [round(16 + 30 * (i + 1) / 9) for i in range(9)]
@@ -149,7 +150,8 @@ def test_a_pyramid_grows_by_alpha_channels_in_equal_steps():
 
 
 def test_the_attention_of_the_vit_equals_its_formula():
-    model = MODELS.build("vit", in_shape=(1, 8, 8), classes=3, width=6, depth=1, heads=2).double()
+    model: Any = MODELS.build("vit", in_shape=(1, 8, 8), classes=3, width=6, depth=1, heads=2)
+    model.double()
     attention = model.blocks[0].attention
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     p = dict(attention.named_parameters())
