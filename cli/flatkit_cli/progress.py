@@ -62,4 +62,6 @@ def _note(text: str) -> None:
 
 
 def _text(row: "EpochRow") -> str:
+    if row.train_loss is None:
+        return f"{row.seconds:.1f} s, not evaluated"
     return f"loss {row.train_loss:.4f}  test accuracy {row.test_accuracy:.4f}"

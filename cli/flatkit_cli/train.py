@@ -9,6 +9,7 @@ import click
 from flatkit.data import DATASETS
 from flatkit.models import MODELS
 from flatkit.training.applicable import (
+    AUGMENTATIONS,
     BASES,
     DEVICES,
     GAM_MODES,
@@ -16,6 +17,8 @@ from flatkit.training.applicable import (
     SAM_SETTINGS,
     SCHEDULES,
 )
+from flatkit.training.logs import LOGS
+from flatkit.training.settings_file import read_settings, recipe_names
 from flatkit_cli.assignments import parse_assignments, parse_numbers
 
 if TYPE_CHECKING:
@@ -42,6 +45,12 @@ _OPTIONS = (
         multiple=True,
         metavar="NAME=VALUE",
         help="Argument of the data set, e.g. test_fraction=0.3. Repeatable.",
+    ),
+    _setting(
+        "--data-root",
+        "Folder of cifar10, cifar100, mnist and fashion_mnist.",
+        "$FLATKIT_DATA_ROOT, or data",
+        metavar="DIR",
     ),
     _setting("--model", "Model.", "mlp", type=_names(MODELS.names)),
     click.option(
@@ -90,9 +99,25 @@ _OPTIONS = (
     ),
     _setting("--decay", "Factor of --schedule step.", "0.1", type=float),
     _setting("--label-smoothing", "Of the cross-entropy.", "0.0", type=float),
-    _setting("--seed", "Of weights and data order.", "0", type=int),
+    _setting("--augment", "Random moves of images.", "none", type=_names(AUGMENTATIONS)),
+    _setting(
+        "--ema", "Decay of a moving average of the weights, kept in ema.pt.", "0: none", type=float
+    ),
+    _setting("--seed", "Of weights, data order and augmentation.", "0", type=int),
     _setting("--device", "auto takes cuda, then mps, then cpu.", "auto", type=_names(DEVICES)),
+    click.option(
+        "--deterministic/--no-deterministic",
+        default=None,
+        help="Only kernels that repeat themselves bit for bit.  [default: no-deterministic]",
+    ),
+    _setting("--evaluate-every", "Epochs between evaluations.", "1", type=int),
     _setting("--save-every", "Keep epoch-NNNN.pt every so many epochs; 0: none.", "0", type=int),
+    click.option(
+        "--log",
+        multiple=True,
+        type=_names(LOGS),
+        help="Also write OUT/history.csv or OUT/tensorboard. Repeatable.",
+    ),
 )
 
 
@@ -103,6 +128,13 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
+@click.option(
+    "--config",
+    "source",
+    metavar="FILE.toml|RECIPE",
+    help="Settings, by their names with underscores; the options override them. "
+    f"Recipes: {', '.join(recipe_names())}.",
+)
 @_settings
 @click.option(
     "--out",
@@ -112,7 +144,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-def train(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
+def train(source: str | None, out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     """Train a model with SGD, AdamW, SAM or GAM.
 
     Writes ckpt.pt and history.json into --out after every epoch, whole or not at all, and prints
@@ -123,7 +155,7 @@ def train(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     from flatkit.training import train as run_training
     from flatkit_cli.progress import progress
 
-    config = _config(options, out if resume else None)
+    config = _config(source, options, out if resume else None)
     with progress(config.epochs) as (on_epoch, on_note):
         try:
             outcome = run_training(
@@ -135,7 +167,7 @@ def train(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     click.echo(str(outcome.checkpoint))
 
 
-def _config(options: dict[str, Any], resumed: Path | None) -> "TrainingConfig":
+def _config(source: str | None, options: dict[str, Any], resumed: Path | None) -> "TrainingConfig":
     from flatkit.training import TrainingConfig, stored_config
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -144,9 +176,24 @@ def _config(options: dict[str, Any], resumed: Path | None) -> "TrainingConfig":
             given[name] = parse_assignments(given[name], option)
     if "milestones" in given:
         given["milestones"] = parse_numbers(given["milestones"], "--milestones")
+    if source is not None:
+        given = _overridden(read_settings(source), given)
     if resumed is not None:
         return stored_config(resumed).resumed_with(given)
     return TrainingConfig(**given)
+
+
+def _overridden(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file with those of the command line in front, argument by argument.
+
+    Arguments of the file's data or model do not outlive another choice of data or model.
+    """
+    merged = {**settings, **given}
+    for kind in ("data", "model"):
+        key, chosen = f"{kind}_kwargs", given.get(kind)
+        kept = settings.get(key, {}) if chosen in (None, settings.get(kind)) else {}
+        merged[key] = {**kept, **given.get(key, {})}
+    return merged
 
 
 def _interrupted(out: Path) -> str:

@@ -23,6 +23,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "none": {},
 }
 DEVICES = ("auto", "cpu", "cuda", "mps")
+AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
 _OPTIONAL = ("base", "gam_mode", "rho", "rho_prime", "alpha", "beta", "gamma", "lr", "momentum")
 _OPTIONAL += ("weight_decay", "milestones", "decay")

@@ -15,15 +15,26 @@ from flatkit.data import DATASETS
 from flatkit.errors import InvalidArgumentError
 from flatkit.models import MODELS
 from flatkit.registry import plain
-from flatkit.training.applicable import DEVICES, OPTIMIZERS, SCHEDULES, applicable_settings
+from flatkit.training.applicable import (
+    AUGMENTATIONS,
+    DEVICES,
+    OPTIMIZERS,
+    SCHEDULES,
+    applicable_settings,
+)
+from flatkit.training.logs import LOGS
 
 Optimizer: TypeAlias = Literal["sgd", "adamw", "sam", "gam"]
 Base: TypeAlias = Literal["sgd", "adamw"]
 GamMode: TypeAlias = Literal["accelerated", "exact"]
 Schedule: TypeAlias = Literal["cosine", "step", "none"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Augment: TypeAlias = Literal["none", "flip", "crop", "crop_flip"]
+Log: TypeAlias = Literal["csv", "tensorboard"]
 
 _MAX_SEED = 2**63 - 1
+_FREE = ("data_root", "log")
+"""What may differ on resumption: neither changes the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,7 @@ class TrainingConfig:
     Attributes:
         data: name in `flatkit.data.DATASETS`.
         data_kwargs: its keyword arguments.
+        data_root: folder of the data sets that are read from files; see `flatkit.data`.
         model: name in `flatkit.models.MODELS`.
         model_kwargs: its keyword arguments, beside `in_shape` and `classes`, which the data give.
         optimizer: `sgd`, `adamw`, `sam` or `gam`.
@@ -55,9 +67,16 @@ class TrainingConfig:
         milestones: fractions of the epochs after which `step` lowers the rate: 0.5 and 0.75.
         decay: factor of `step`, 0.1.
         label_smoothing: of the cross-entropy.
-        seed: of weights and data order.
+        augment: random moves of training images: `crop` (padded by an eighth of the side), `flip`
+            (left to right), `crop_flip` or `none`. The same in all passes of a step.
+        ema: decay of an exponential moving average of weights and buffers, updated every step and
+            kept in `ema.pt`; 0 keeps none.
+        seed: of weights, data order and augmentation.
         device: `auto` takes cuda, then mps, then cpu.
+        deterministic: only kernels that repeat themselves bit for bit; slower on a GPU.
+        evaluate_every: epochs between evaluations on all data; the last is always evaluated.
         save_every: keep a checkpoint every so many epochs; 0 keeps the last alone.
+        log: beside `history.json`, write `csv` (history.csv) or `tensorboard` (a folder).
 
     Raises:
         InvalidArgumentError: a setting is out of range or does not apply.
@@ -72,6 +91,7 @@ class TrainingConfig:
 
     data: str = "digits"
     data_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    data_root: str | None = None
     model: str = "mlp"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Optimizer = "sgd"
@@ -91,9 +111,14 @@ class TrainingConfig:
     milestones: Sequence[float] | None = None
     decay: float | None = None
     label_smoothing: float = 0.0
+    augment: Augment = "none"
+    ema: float = 0.0
     seed: int = 0
     device: Device = "auto"
+    deterministic: bool = False
+    evaluate_every: int = 1
     save_every: int = 0
+    log: Sequence[Log] = ()
 
     def __post_init__(self) -> None:
         """Check the choices, fill in the defaults, then check the numbers."""
@@ -102,10 +127,13 @@ class TrainingConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("device", self.device, DEVICES)
+        check_choice("augment", self.augment, AUGMENTATIONS)
+        for log in self.log:
+            check_choice("log", log, LOGS)
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         for name, value in applicable_settings(given).items():
             object.__setattr__(self, name, value)
-        for name in ("data_kwargs", "model_kwargs", "milestones"):
+        for name in ("data_kwargs", "model_kwargs", "milestones", "log"):
             object.__setattr__(self, name, plain(getattr(self, name), name))
         self._check_numbers()
 
@@ -139,7 +167,8 @@ class TrainingConfig:
         """Return these settings for a resumed run, with the epochs that `given` asks for.
 
         Args:
-            given: settings of the resumed run; all but `epochs`, which may grow, must agree.
+            given: settings of the resumed run; all must agree but `epochs`, which may grow, and
+                `data_root` and `log`, which do not change the weights.
 
         Raises:
             InvalidArgumentError: settings that contradict the run, each with both values.
@@ -156,7 +185,9 @@ class TrainingConfig:
         differing = [
             f"{name} is {stored.get(name)!r} in the run, {value!r} was asked for"
             for name, value in asked.items()
-            if value != stored.get(name) and not (name == "epochs" and value > self.epochs)
+            if value != stored.get(name)
+            and name not in _FREE
+            and not (name == "epochs" and value > self.epochs)
         ]
         if differing:
             raise InvalidArgumentError(
@@ -168,11 +199,18 @@ class TrainingConfig:
     def _check_numbers(self) -> None:
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
+        check_count("evaluate_every", self.evaluate_every)
         check_count("save_every", self.save_every, minimum=0)
         check_count("seed", self.seed, minimum=0)
         if self.seed > _MAX_SEED:
             raise InvalidArgumentError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
         check_fraction("label_smoothing", self.label_smoothing)
+        if check_fraction("ema", self.ema) == 1:
+            raise InvalidArgumentError("ema must be below 1, or the average never moves")
+        if not isinstance(self.deterministic, bool):
+            raise InvalidArgumentError(
+                f"deterministic must be true or false, got {self.deterministic!r}"
+            )
         for name in ("lr", "decay"):
             self._check(name, check_positive)
         for name in ("rho", "rho_prime", "weight_decay", "gamma", "alpha"):

@@ -28,6 +28,11 @@ class RunFolder:
         """One row an epoch, as JSON."""
         return self.path / "history.json"
 
+    @property
+    def average(self) -> Path:
+        """The checkpoint of the moving average of the weights."""
+        return self.path / "ema.pt"
+
     def kept(self, epoch: int) -> Path:
         """Return the checkpoint that is kept of an epoch."""
         return self.path / f"epoch-{epoch:04d}.pt"
@@ -56,15 +61,16 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the files of an earlier run, its last checkpoint last."""
         self.sweep()
-        for file in self._files():
+        for file in [*self.path.glob("tensorboard/events.out.tfevents.*"), *self._files()]:
             file.unlink()
 
     def sweep(self) -> None:
         """Remove what a run that was killed while writing left beside its files."""
-        for pattern in (".ckpt.pt.*", ".history.json.*", ".epoch-[0-9]*.pt.*"):
-            for file in self.path.glob(pattern):
+        for name in ("ckpt.pt", "ema.pt", "history.json", "history.csv", "epoch-[0-9]*.pt"):
+            for file in self.path.glob(f".{name}.*"):
                 file.unlink()
 
     def _files(self) -> Iterator[Path]:
         yield from sorted(self.path.glob("epoch-[0-9]*.pt"))
-        yield from (file for file in (self.history, self.checkpoint) if file.exists())
+        names = ("history.csv", self.average.name, self.history.name, self.checkpoint.name)
+        yield from (self.path / name for name in names if (self.path / name).exists())

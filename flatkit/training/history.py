@@ -20,22 +20,27 @@ class EpochRow:
         epoch: from 1.
         lr: learning rate of its steps.
         train_loss: mean over all training samples after the epoch, model in eval mode, with the
-            label smoothing of the training.
+            label smoothing of the training and without augmentation. Like the next three, None
+            after an epoch that was not evaluated.
         train_accuracy: the same model and samples, in [0, 1].
         test_loss: as `train_loss`, over the test samples.
         test_accuracy: as `train_accuracy`, over the test samples.
         gradients: mini-batch gradients since the start of the run; a step of SAM takes two.
         seconds: wall-clock time of the epoch with its evaluation.
+        average_test_loss: as `test_loss`, of the moving average of the weights; None without one.
+        average_test_accuracy: as `average_test_loss`, of the accuracy.
     """
 
     epoch: int
     lr: float
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    train_loss: float | None
+    train_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
     gradients: int
     seconds: float
+    average_test_loss: float | None = None
+    average_test_accuracy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
@@ -43,7 +48,7 @@ class EpochRow:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EpochRow":
-        """Read a row back; keys of later versions are ignored.
+        """Read a row back; keys of later versions are ignored, those of earlier ones suffice.
 
         Raises:
             ResultError: a key is missing or its value is no number.
@@ -52,11 +57,16 @@ class EpochRow:
         >>> EpochRow.from_dict(row.to_dict()) == row
         True
         """
-        names = [item.name for item in fields(cls)]
-        bad = [name for name in names if not isinstance(data.get(name), (int, float))]
+        values = {item.name: data.get(item.name, item.default) for item in fields(cls)}
+        bad = [
+            name
+            for name, value in values.items()
+            if not isinstance(value, (int, float))
+            and not (value is None and name.endswith(("_loss", "_accuracy")))
+        ]
         if bad:
             raise ResultError(f"malformed row of a history: no number for {', '.join(bad)}")
-        return cls(**{name: data[name] for name in names})
+        return cls(**values)
 
 
 def write_history(path: str | Path, rows: Sequence[EpochRow]) -> Path:

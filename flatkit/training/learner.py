@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flatkit.data.dataset import Split
 from flatkit.errors import NonFiniteError, TrainingDivergedError
 from flatkit.losses import Loss
+from flatkit.training.augmentation import Augmentation, epoch_augmentation
 from flatkit.training.batches import epoch_batches
 from flatkit.training.batchnorm import frozen_statistics
 from flatkit.training.config import TrainingConfig
@@ -49,6 +51,16 @@ class Learner:
         self._loss = loss
         self._train = train
         self._config = config
+        self._augmentation: Augmentation | None = None
+        self._averaged: AveragedModel | None = None
+        if config.ema:
+            average = get_ema_multi_avg_fn(config.ema)
+            self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The model with the moving average of weights and buffers."""
+        return None if self._averaged is None else self._averaged.module
 
     def run_epoch(self, epoch: int) -> None:
         """Make one pass over the training samples, in the order of this epoch.
@@ -66,10 +78,20 @@ class Learner:
             epoch=epoch,
             device=self._train.targets.device,
         )
+        self._augmentation = epoch_augmentation(
+            self._config.augment,
+            samples=self._train.samples,
+            in_shape=tuple(self._train.inputs.shape[1:]),
+            seed=self._config.seed,
+            epoch=epoch,
+            device=self._train.inputs.device,
+        )
         losses = torch.zeros(len(batches), device=self._train.targets.device)
         self.model.train()
         for step, batch in enumerate(batches):
             losses[step] = self._step(batch, epoch=epoch, number=step + 1)
+            if self._averaged is not None:
+                self._averaged.update_parameters(self.model)
             if self.on_step is not None:
                 self.on_step(self.model, (epoch - 1) * len(batches) + step + 1)
             if step % _CHECK_EVERY == 0:
@@ -84,15 +106,20 @@ class Learner:
         random = {"torch": torch.get_rng_state()}
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        return {
+        state = {
             "optimizer": self.optimizer.state_dict(),
             "random": random,
             "gradients": self.gradients,
             "device": device.type,
         }
+        if self._averaged is not None:
+            state["average"] = self._averaged.state_dict()
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over the optimizer state, the random states and the count of gradients."""
+        """Take over the optimizer state, the average, the random states and the count."""
+        if self._averaged is not None:
+            self._averaged.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["torch"])
         if "cuda" in state["random"]:
@@ -111,6 +138,8 @@ class Learner:
     def _step(self, batch: Tensor, *, epoch: int, number: int) -> Tensor:
         inputs = self._train.inputs.index_select(0, batch)
         targets = self._train.targets.index_select(0, batch)
+        if self._augmentation is not None:
+            inputs = self._augmentation(inputs, (number - 1) * self._config.batch_size)
 
         def mean_loss() -> Tensor:
             perturbed = getattr(self.optimizer, "gradient_pass", 0) > 0

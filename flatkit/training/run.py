@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from flatkit.devices import resolve_device
 from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDivergedError
 from flatkit.losses import CrossEntropy, Loss
 from flatkit.models import MODELS
+from flatkit.training.augmentation import check_augmentable
 from flatkit.training.config import TrainingConfig
-from flatkit.training.evaluation import evaluate
+from flatkit.training.determinism import deterministic_algorithms
+from flatkit.training.evaluation import Evaluation, evaluate
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import EpochRow, write_history
 from flatkit.training.learner import Learner
+from flatkit.training.logs import check_logs, open_logs
 from flatkit.training.optimizers import build_optimizer
 from flatkit.training.schedules import learning_rate
 
@@ -54,13 +57,16 @@ def train(
 ) -> TrainingOutcome:
     """Train, writing `ckpt.pt` and `history.json` before the first step and after every epoch.
 
+    With a moving average of the weights (`ema`) it is written into `ema.pt`, a checkpoint by
+    itself, and the logs that the settings name beside them.
+
     A run that was killed and resumed ends with the same weights, optimizer state and history
     (seconds aside) bit for bit as one that was not, on the CPU; on a GPU as far as its kernels
     repeat themselves. The caller's random states are untouched.
 
     Args:
         config: the settings; on resumption those of the run, of which the epochs may grow (then
-            the schedule stretches over the new number).
+            the schedule stretches over the new number), and `data_root` and `log` may differ.
         out: folder of the run.
         resume: go on after the last whole epoch in `out`.
         overwrite: replace the run in `out`.
@@ -72,6 +78,8 @@ def train(
     Raises:
         InvalidArgumentError: settings that cannot be, or `out` holds a run and neither flag is set.
         CheckpointError: the run in `out` cannot be read or was trained on other data.
+        DataError: the files of the data set are missing or damaged.
+        MissingDependencyError: a package of the data or of a log is not installed.
         TrainingDivergedError: a loss became NaN or infinite; `ckpt.pt` stays that of the last
             good epoch.
 
@@ -86,8 +94,11 @@ def train(
     stored = load(folder.checkpoint) if resume else None
     if stored is not None:
         config = _settings(stored).resumed_with(config.to_dict())
+    check_logs(config.log)
     plan = _plan(config, folder, stored)
-    with _private_random_state(plan.device):
+    with ExitStack() as stack:
+        stack.enter_context(_private_random_state(plan.device))
+        stack.enter_context(deterministic_algorithms(config.deterministic))
         learner = _new_learner(plan) if stored is None else _restored_learner(plan, stored)
         learner.on_step = on_step
         history = [EpochRow.from_dict(row) for row in stored.history] if stored else []
@@ -98,10 +109,14 @@ def train(
             folder.sweep()
             write_history(folder.history, history)  # a kill may have come before it was written
             (on_note or _ignore)(_resumption(stored, config))
+        logs = open_logs(config.log, folder.path, history)
+        for log in logs:
+            stack.enter_context(closing(log))
         for epoch in range(len(history) + 1, config.epochs + 1):
             history.append(_run_epoch(plan, learner, epoch))
             _save(plan, learner, history)
-            (on_epoch or _ignore)(history[-1])
+            for report in (*logs, on_epoch or _ignore):
+                report(history[-1])
     epochs_run = config.epochs - (stored.epoch if stored else 0)
     return TrainingOutcome(folder.checkpoint, tuple(history), epochs_run)
 
@@ -139,22 +154,37 @@ class _Plan:
 
 def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) -> _Plan:
     device = resolve_device(config.device)
-    dataset = stored.build_data() if stored else DATASETS.build(config.data, **config.data_kwargs)
+    dataset = _dataset(config, stored)
     if config.batch_size > dataset.train.samples:
         raise InvalidArgumentError(
             f"batch_size must be at most the {dataset.train.samples} training samples "
             f"of {config.data}, got {config.batch_size}"
         )
+    check_augmentable(config.augment, dataset.in_shape)
     return _Plan(
         config=config,
         folder=folder,
         device=device,
         model=stored.model if stored else _model_spec(config, dataset),
-        data=stored.data if stored else _data_spec(dataset),
+        data={**stored.data, "kwargs": dataset.kwargs} if stored else _data_spec(dataset),
         loss=CrossEntropy(label_smoothing=config.label_smoothing),
         train=Split(*(tensor.to(device) for tensor in dataset.train)),
         test=Split(*(tensor.to(device) for tensor in dataset.test)),
     )
+
+
+def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
+    place = {} if config.data_root is None else {"root": config.data_root}
+    if place and "root" not in DATASETS.complete(config.data):
+        raise InvalidArgumentError(
+            f"data_root does not apply to {config.data}, which is not read from files; leave it out"
+        )
+    if stored is not None:
+        kwargs = {**stored.data["kwargs"], **place}
+        return replace(stored, data={**stored.data, "kwargs": kwargs}).build_data()
+    if place and "root" in config.data_kwargs:
+        raise InvalidArgumentError("give one of data_root and the data argument root, not both")
+    return DATASETS.build(config.data, **config.data_kwargs, **place)
 
 
 def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
@@ -201,48 +231,66 @@ def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
     start = time.perf_counter()
     try:
         learner.run_epoch(epoch)
-        train = evaluate(learner.model, plan.loss, plan.train)
-        test = evaluate(learner.model, plan.loss, plan.test)
-        if not (isfinite(train.loss) and isfinite(test.loss)):
-            raise learner.diverged("the loss is not finite after the last step", epoch)
+        means = _evaluations(plan, learner, epoch)
     except TrainingDivergedError as error:
         raise TrainingDivergedError(
             f"{error}; {plan.folder.checkpoint} holds epoch {epoch - 1}"
         ) from error
+    train, test, average = means
     return EpochRow(
         epoch=epoch,
         lr=learning_rate(plan.config, epoch),
-        train_loss=train.loss,
-        train_accuracy=train.accuracy,
-        test_loss=test.loss,
-        test_accuracy=test.accuracy,
+        train_loss=train and train.loss,  # None if it was not evaluated
+        train_accuracy=train and train.accuracy,
+        test_loss=test and test.loss,
+        test_accuracy=test and test.accuracy,
         gradients=learner.gradients,
         seconds=time.perf_counter() - start,
+        average_test_loss=average and average.loss,
+        average_test_accuracy=average and average.accuracy,
     )
 
 
+def _evaluations(plan: _Plan, learner: Learner, epoch: int) -> Sequence[Evaluation | None]:
+    """Return the means on the training data, on the test data, and of the average on the latter."""
+    if epoch % plan.config.evaluate_every and epoch != plan.config.epochs:
+        return None, None, None
+    train = evaluate(learner.model, plan.loss, plan.train)
+    test = evaluate(learner.model, plan.loss, plan.test)
+    if not (isfinite(train.loss) and isfinite(test.loss)):
+        raise learner.diverged("the loss is not finite after the last step", epoch)
+    average = learner.average
+    return train, test, None if average is None else evaluate(average, plan.loss, plan.test)
+
+
 def _save(plan: _Plan, learner: Learner, history: Sequence[EpochRow]) -> None:
-    """Write the kept checkpoint, the last one and the history, in this order.
+    """Write the kept checkpoint, the average, the last checkpoint and the history, in this order.
 
     A run that is killed in between is resumed from the last one and writes the others again.
     """
     epoch, every = len(history), plan.config.save_every
-    targets = [plan.folder.checkpoint]
     if every and epoch and epoch % every == 0:
-        targets.insert(0, plan.folder.kept(epoch))
-    for target in targets:
-        save(
-            target,
-            model=plan.model,
-            data=plan.data,
-            loss=plan.loss.spec(),
-            state_dict=learner.model.state_dict(),
-            epoch=epoch,
-            config=plan.config.to_dict(),
-            history=[row.to_dict() for row in history],
-            training_state=learner.state(),
-        )
+        _write(plan, plan.folder.kept(epoch), learner.model, history, learner.state())
+    if learner.average is not None:
+        _write(plan, plan.folder.average, learner.average, history, {})
+    _write(plan, plan.folder.checkpoint, learner.model, history, learner.state())
     write_history(plan.folder.history, history)
+
+
+def _write(
+    plan: _Plan, target: Path, model: nn.Module, history: Sequence[EpochRow], state: dict[str, Any]
+) -> None:
+    save(
+        target,
+        model=plan.model,
+        data=plan.data,
+        loss=plan.loss.spec(),
+        state_dict=model.state_dict(),
+        epoch=len(history),
+        config=plan.config.to_dict(),
+        history=[row.to_dict() for row in history],
+        training_state=state,
+    )
 
 
 def _settings(stored: Checkpoint) -> TrainingConfig:

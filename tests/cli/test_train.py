@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 from flatkit import checkpoints
 from flatkit.errors import FlatkitError, InvalidArgumentError, TrainingDivergedError
 from flatkit_cli.train import train
+from tests.data.local_folders import cifar_binary
 
 SMALL = ["--data", "gaussians", "--data-arg", "samples=50", "--device", "cpu", "--batch-size", "20"]
 
@@ -38,12 +39,13 @@ def test_every_option_reaches_the_settings(tmp_path):
         "--rho-prime": 0.03, "--alpha": 0.5, "--beta": 0.4, "--gamma": 0.02, "--epochs": 2,
         "--lr": 0.05, "--momentum": 0.8, "--weight-decay": 0.001, "--schedule": "step",
         "--milestones": "0.25,0.5", "--decay": 0.2, "--label-smoothing": 0.1, "--seed": 7,
-        "--save-every": 1, "--model": "mlp",
+        "--save-every": 1, "--model": "mlp", "--ema": 0.5, "--evaluate-every": 2,
     }  # fmt: skip
     arguments = [str(part) for item in options.items() for part in item]
     result = run(
-        *arguments, "--model-arg", "hidden=6,5", "--model-arg", "activation=gelu", "--out", tmp_path
-    )
+        *arguments, "--model-arg", "hidden=6,5", "--model-arg", "activation=gelu",
+        "--deterministic", "--log", "csv", "--out", tmp_path,
+    )  # fmt: skip
     assert result.exit_code == 0, result.exception
     config = checkpoints.load(tmp_path / "ckpt.pt").config
     for option, value in options.items():
@@ -52,9 +54,92 @@ def test_every_option_reaches_the_settings(tmp_path):
     assert config["model_kwargs"] == {"hidden": [6, 5], "activation": "gelu"}
     assert config["data_kwargs"] == {"samples": 50}
     assert (config["batch_size"], config["device"]) == (20, "cpu")
+    assert config["deterministic"] is True
+    assert config["log"] == ["csv"]
+    folder = [str(tmp_path / "images"), str(tmp_path / "run")]
+    cifar_binary(tmp_path / "images", count=20)
+    images = ["--data", "cifar10", "--data-arg", "verify=false", "--data-root", folder[0]]
+    images += ["--augment", "crop_flip", "--epochs", "1", "--out", folder[1]]
+    assert CliRunner().invoke(train, images).exit_code == 0
+    config = checkpoints.load(tmp_path / "run" / "ckpt.pt").config
+    assert (config["data_root"], config["augment"]) == (folder[0], "crop_flip")
     covered = {option[2:].replace("-", "_") for option in options}
-    covered |= {"model_kwargs", "data_kwargs", "batch_size", "device", "data"}
-    assert covered == set(config)
+    covered |= {"model_kwargs", "data_kwargs", "batch_size", "device", "data", "deterministic"}
+    assert covered | {"log", "data_root", "augment"} == set(config)
+
+
+RUN = """
+data = "gaussians"
+optimizer = "sam"
+rho = 0.3
+epochs = 2
+batch_size = 10
+device = "cpu"
+model = "mlp"
+
+[data_kwargs]
+samples = 60
+features = 5
+
+[model_kwargs]
+hidden = [4, 3]
+activation = "gelu"
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    result = CliRunner().invoke(train, list(map(str, arguments)))
+    if result.exception and not isinstance(result.exception, (SystemExit, FlatkitError)):
+        raise result.exception
+    return result
+
+
+def test_a_file_gives_the_settings_and_options_override_it(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(RUN)
+    assert invoke("--config", file, "--out", tmp_path / "a").exit_code == 0
+    config = checkpoints.load(tmp_path / "a" / "ckpt.pt").config
+    assert (config["optimizer"], config["rho"], config["epochs"]) == ("sam", 0.3, 2)
+    assert config["data_kwargs"] == {"samples": 60, "features": 5}
+    assert config["model_kwargs"] == {"hidden": [4, 3], "activation": "gelu"}
+    options = ["--rho", 0.1, "--epochs", 1, "--data-arg", "samples=50", "--model-arg", "hidden=6"]
+    assert invoke("--config", file, *options, "--out", tmp_path / "b").exit_code == 0
+    config = checkpoints.load(tmp_path / "b" / "ckpt.pt").config
+    assert (config["optimizer"], config["rho"], config["epochs"]) == ("sam", 0.1, 1)
+    assert config["data_kwargs"] == {"samples": 50, "features": 5}
+    assert config["model_kwargs"] == {"hidden": 6, "activation": "gelu"}
+
+
+def test_arguments_of_another_data_set_or_model_do_not_come_from_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(RUN)
+    options = ["--data", "digits", "--model", "cnn", "--model-arg", "width=2", "--epochs", 1]
+    assert invoke("--config", file, *options, "--out", tmp_path / "a").exit_code == 0
+    config = checkpoints.load(tmp_path / "a" / "ckpt.pt").config
+    assert (config["data_kwargs"], config["model_kwargs"]) == ({}, {"width": 2})
+
+
+def test_a_run_from_a_file_is_resumed_with_the_file_too(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(RUN)
+    invoke("--config", file, "--out", tmp_path / "a")
+    again = invoke("--config", file, "--resume", "--epochs", 3, "--out", tmp_path / "a")
+    assert again.exit_code == 0
+    assert checkpoints.load(tmp_path / "a" / "ckpt.pt").epoch == 3
+    file.write_text(RUN.replace("rho = 0.3", "rho = 0.4"))
+    again = invoke("--config", file, "--resume", "--out", tmp_path / "a")
+    assert "rho is 0.3 in the run, 0.4 was asked for" in str(again.exception)
+
+
+def test_a_recipe_runs_with_other_data_in_place_of_the_paper_s(tmp_path):
+    cifar_binary(tmp_path, count=12)
+    options = ["--data-root", tmp_path, "--data-arg", "verify=false", "--batch-size", 30]
+    options += ["--model", "resnet20", "--model-arg", "width=2", "--epochs", 1, "--device", "cpu"]
+    result = invoke("--config", "cifar10-resnet18-gam", *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.exception
+    config = checkpoints.load(tmp_path / "run" / "ckpt.pt").config
+    assert (config["rho_prime"], config["augment"]) == (0.03, "crop_flip")
+    assert (config["label_smoothing"], config["weight_decay"]) == (0.1, 5e-4)
 
 
 def test_a_run_is_resumed_with_nothing_but_its_folder(tmp_path):
@@ -92,6 +177,12 @@ def test_a_resumption_names_only_what_was_given_and_differs(tmp_path):
         (["--data-arg", "colour=3"], "data gaussians has no argument 'colour'"),
         (["--schedule", "step", "--milestones", "a,b"], "--milestones must be numbers"),
         (["--resume"], "nothing to resume"),
+        (["--config", "cifar10-resnet18-game"], "did you mean 'cifar10-resnet18-gam'"),
+        (["--config", "absent/run.toml"], "cannot read absent/run.toml: No such file"),
+        (["--data-root", "x"], "data_root does not apply to gaussians"),
+        (["--augment", "flip"], "augment flip needs images"),
+        (["--ema", 1], "ema must be below 1"),
+        (["--evaluate-every", 0], "evaluate_every must be"),
     ],
 )
 def test_bad_arguments_are_named_and_leave_nothing(tmp_path, arguments, message):

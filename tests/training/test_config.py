@@ -80,6 +80,12 @@ def test_settings_survive_json():
         ({"optimizer": "gam", "gam_mode": "fast"}, "gam_mode must be one of"),
         ({"data": "digit"}, "did you mean 'digits'"),
         ({"model": "resnet"}, "model must be one of cnn, mlp"),
+        ({"augment": "crop-flip"}, "did you mean 'crop_flip'"),
+        ({"log": ["json"]}, "log must be one of csv, tensorboard"),
+        ({"ema": 1.0}, "ema must be below 1"),
+        ({"ema": -0.1}, "ema must be a number in"),
+        ({"deterministic": "yes"}, "deterministic must be true or false"),
+        ({"evaluate_every": 0}, "evaluate_every must be"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"device": "tpu"}, "device must be one of"),
         ({"optimizer": "sam", "rho": -0.1}, "rho must be a finite number >= 0"),
@@ -125,6 +131,14 @@ def test_a_resumed_run_may_only_grow():
     assert "rho is 0.05 in the run, 0.5 was asked for" in message
     assert "optimizer is 'sam' in the run, 'sgd' was asked for" in message
     assert "lr is" not in message
+
+
+def test_a_resumed_run_may_find_its_data_elsewhere_and_log_otherwise():
+    stored = TrainingConfig(data="cifar10", data_root="here")
+    resumed = stored.resumed_with({"data_root": "there", "log": ("csv",)})
+    assert (resumed.data_root, list(resumed.log)) == ("there", ["csv"])
+    with pytest.raises(InvalidArgumentError, match=r"ema is 0\.0 in the run, 0\.9 was asked for"):
+        stored.resumed_with({"ema": 0.9})
 
 
 def test_the_cosine_schedule_is_that_of_torch():

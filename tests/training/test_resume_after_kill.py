@@ -42,9 +42,10 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", **CNN},
     "sam": {"optimizer": "sam", "base": "adamw", **CNN},
     "gam": {"optimizer": "gam", **CNN},
+    "augmented": {"optimizer": "sgd", "augment": "crop_flip", "ema": 0.8, **CNN},
 }
 STEPS = 6  # ceil(180 / 32)
-PASSES = {"sgd": 1, "sam": 2, "gam": 4}
+PASSES = {"sgd": 1, "sam": 2, "gam": 4, "augmented": 1}
 
 
 def identical(first: Any, second: Any) -> bool:
@@ -61,7 +62,7 @@ def identical(first: Any, second: Any) -> bool:
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, case):
     settings = {**CASES[case], "epochs": 4, "device": "cpu", "seed": 3}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    _train_until_killed(settings, killed, passes=PASSES[case])
+    _train_until_killed(settings, killed, passes=PASSES[case], average="ema" in settings)
     assert checkpoints.load(killed / "ckpt.pt").epoch == 2
     resumed = train(TrainingConfig(**settings), killed, resume=True)
     assert resumed.epochs_run == 2
@@ -76,10 +77,14 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, case):
     ]
     assert histories[0] == histories[1]
     assert a.config == b.config
+    if "ema" in settings:
+        first, second = (checkpoints.load(folder / "ema.pt") for folder in (killed, whole))
+        assert identical(first.state_dict, second.state_dict)
+        assert not identical(first.state_dict, a.state_dict)
 
 
-def _train_until_killed(settings: dict[str, Any], out: Path, *, passes: int) -> None:
-    evaluations = 2  # train and test, in one chunk each
+def _train_until_killed(settings: dict[str, Any], out: Path, *, passes: int, average: bool) -> None:
+    evaluations = 2 + average  # train and test, in one chunk each
     fatal = 2 * (STEPS * passes + evaluations) + 3 * passes  # in the third step of epoch 3
     arguments = json.dumps([settings, str(out), fatal, torch.get_num_threads()])
     done = subprocess.run([sys.executable, "-c", DRIVER, arguments], check=False)

@@ -12,6 +12,7 @@ from flatkit import checkpoints
 from flatkit.data import DATASETS, Split
 from flatkit.errors import (
     CheckpointError,
+    DataError,
     InvalidArgumentError,
     OutputError,
     TrainingDivergedError,
@@ -20,6 +21,7 @@ from flatkit.losses import CrossEntropy
 from flatkit.models import MODELS
 from flatkit.training import TrainingConfig, read_history, stored_config, train
 from flatkit.training.learner import Learner
+from tests.data.local_folders import cifar_binary
 
 SMALL: dict[str, Any] = {
     "data": "gaussians",
@@ -85,7 +87,8 @@ def test_a_run_leaves_a_checkpoint_and_a_history_that_agree(tmp_path):
 def test_every_optimizer_learns_and_counts_its_gradients(tmp_path, optimizer):
     config = settings(optimizer=optimizer, epochs=15, lr=0.01 if optimizer == "adamw" else 0.1)
     history = train(config, tmp_path).history
-    assert history[-1].train_accuracy > max(0.6, history[0].train_accuracy)
+    first, last = history[0].train_accuracy, history[-1].train_accuracy
+    assert first is not None and last is not None and last > max(0.6, first)
     passes = {"sgd": 1, "adamw": 1, "sam": 2, "gam": 4}[optimizer]
     assert [row.gradients for row in history] == [3 * passes * (i + 1) for i in range(15)]
 
@@ -93,7 +96,8 @@ def test_every_optimizer_learns_and_counts_its_gradients(tmp_path, optimizer):
 @pytest.mark.parametrize("settings_of", [{}, {"base": "adamw"}, {"gam_mode": "exact"}])
 def test_gam_runs_over_every_base_and_in_both_modes(tmp_path, settings_of):
     history = train(settings(optimizer="gam", **settings_of), tmp_path).history
-    assert history[-1].train_loss < 1.2
+    loss = history[-1].train_loss
+    assert loss is not None and loss < 1.2
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sam", "gam"])
@@ -287,3 +291,118 @@ def test_an_interrupt_leaves_the_last_epoch_whole_and_resumable(tmp_path):
     train(settings(), tmp_path / "b")
     a, b = weights(tmp_path / "a" / "ckpt.pt"), weights(tmp_path / "b" / "ckpt.pt")
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_the_moving_average_equals_its_formula_and_is_a_checkpoint_by_itself(tmp_path):
+    decay, seen = 0.7, []
+    config = settings(ema=decay, epochs=2)
+    outcome = train(
+        config,
+        tmp_path,
+        on_step=lambda model, _: seen.append(
+            {name: value.clone().double() for name, value in model.state_dict().items()}
+        ),
+    )
+    expected = seen[0]
+    for state in seen[1:]:
+        expected = {
+            name: decay * expected[name] + (1 - decay) * value for name, value in state.items()
+        }
+    average = checkpoints.load(tmp_path / "ema.pt")
+    assert len(seen) == 6
+    for name, value in expected.items():
+        torch.testing.assert_close(average.state_dict[name].double(), value, rtol=1e-6, atol=1e-7)
+    task = average.task()
+    assert task.test_data is not None
+    inputs, targets = task.test_data
+    loss = CrossEntropy()(task.model(inputs), targets).mean().item()
+    row = outcome.history[-1]
+    assert row.average_test_loss == pytest.approx(loss, rel=1e-6)
+    assert row.average_test_loss != row.test_loss
+    assert average.epoch == 2
+    with pytest.raises(InvalidArgumentError, match="already holds a run"):
+        train(config, tmp_path)
+    train(settings(epochs=1), tmp_path, overwrite=True)
+    assert not (tmp_path / "ema.pt").exists()
+
+
+def test_the_moving_average_includes_the_statistics_of_batchnorm(tmp_path):
+    model = {"model": "cnn", "model_kwargs": {"width": 2}, "data": "digits", "data_kwargs": {}}
+    train(settings(**model, ema=0.9, epochs=1, batch_size=256), tmp_path)
+    last, average = (checkpoints.load(tmp_path / name).state_dict for name in ("ckpt.pt", "ema.pt"))
+    name = "block1.batchnorm.running_mean"
+    assert not torch.equal(average[name], torch.zeros(2))
+    assert not torch.equal(average[name], last[name])
+
+
+def test_evaluations_can_be_rare_and_the_last_epoch_has_one(tmp_path):
+    outcome = train(settings(epochs=5, evaluate_every=2), tmp_path / "rare")
+    every = train(settings(epochs=5), tmp_path / "every")
+    assert [row.train_loss is None for row in outcome.history] == [True, False, True, False, False]
+    assert [row.test_accuracy is None for row in outcome.history] == [
+        row.train_loss is None for row in outcome.history
+    ]
+    for rare, row in zip(outcome.history, every.history, strict=True):
+        assert rare.test_loss in (None, row.test_loss)
+    assert read_history(tmp_path / "rare" / "history.json") == outcome.history
+    a, b = weights(tmp_path / "rare" / "ckpt.pt"), weights(tmp_path / "every" / "ckpt.pt")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_deterministic_run_uses_such_kernels_and_puts_the_setting_back(tmp_path, fails):
+    seen = []
+
+    def look(model, step):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        if fails:
+            raise KeyError
+
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        train(settings(deterministic=True, epochs=1), tmp_path / "a", on_step=look)
+    except KeyError:
+        assert fails
+    assert all(seen)
+    assert torch.are_deterministic_algorithms_enabled() is before is False
+    seen.clear()
+    train(settings(epochs=1), tmp_path / "b", on_step=lambda *_: look(*_) if not fails else None)
+    assert not any(seen)
+
+
+def test_a_run_of_images_finds_them_again_after_they_have_moved(tmp_path):
+    folder = cifar_binary(tmp_path / "here", count=10)
+    images: dict[str, Any] = {
+        "data": "cifar10",
+        "data_kwargs": {"verify": False},
+        "model": "cnn",
+        "model_kwargs": {"width": 1},
+        "augment": "crop_flip",
+        "batch_size": 50,
+        "epochs": 1,
+        "device": "cpu",
+    }
+    config = TrainingConfig(**images, data_root=str(tmp_path / "here"))
+    outcome = train(config, tmp_path / "run")
+    assert checkpoints.load(outcome.checkpoint).build_data().train.samples == 50
+    (tmp_path / "there").mkdir()
+    folder.rename(tmp_path / "there" / folder.name)
+    with pytest.raises(DataError, match="no CIFAR-10"):
+        train(dataclasses.replace(config, epochs=2), tmp_path / "run", resume=True)
+    moved = dataclasses.replace(config, epochs=2, data_root=str(tmp_path / "there"))
+    assert train(moved, tmp_path / "run", resume=True).epochs_run == 1
+    assert checkpoints.load(outcome.checkpoint).build_data().train.samples == 50
+    (tmp_path / "there" / folder.name / "data_batch_1.bin").write_bytes(bytes(30730))
+    with pytest.raises(CheckpointError, match="other data"):
+        train(dataclasses.replace(moved, epochs=3), tmp_path / "run", resume=True)
+
+
+def test_a_root_is_given_once_and_only_to_data_from_files(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="data_root does not apply to gaussians"):
+        train(settings(data_root="x"), tmp_path)
+    config = TrainingConfig(data="mnist", data_root="x", data_kwargs={"root": "y"})
+    with pytest.raises(InvalidArgumentError, match="one of data_root and the data argument root"):
+        train(config, tmp_path)
+    with pytest.raises(InvalidArgumentError, match="augment flip needs images"):
+        train(settings(augment="flip"), tmp_path / "run")
+    assert not list(tmp_path.glob("*.pt"))

@@ -1,0 +1,41 @@
+"""Kernels that repeat themselves bit for bit, for the time of a run."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Let torch use only deterministic kernels, and raise where there is none.
+
+    What was set before is set again afterwards. On the CPU the kernels in use here repeat
+    themselves anyway, for a fixed number of threads.
+
+    >>> with deterministic_algorithms(True):
+    ...     torch.are_deterministic_algorithms_enabled()
+    True
+    """
+    if not wanted:
+        yield
+        return
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+        os.environ.get(_CUBLAS),
+    )
+    try:
+        os.environ.setdefault(_CUBLAS, ":4096:8")  # cuBLAS repeats itself only with a workspace
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]
+        if before[3] is None:
+            os.environ.pop(_CUBLAS, None)
