@@ -80,6 +80,7 @@ def build_cifar10(
     root: str | None = None,
     train_samples: int | None = None,
     test_samples: int | None = None,
+    shrink: int = 1,
     standardize: bool = True,
     verify: bool = True,
 ) -> Dataset:
@@ -92,6 +93,7 @@ def build_cifar10(
         root: folder that holds one of these, or is one; by default $FLATKIT_DATA_ROOT or `data`.
         train_samples: use the first so many training images.
         test_samples: use the first so many test images.
+        shrink: replace blocks of so many pixels a side by their means, for trials on a CPU.
         standardize: subtract the mean and divide by the standard deviation of each channel
             (published constants); otherwise pixels lie in [0, 1].
         verify: require the published checksums (of the python files) and numbers of images.
@@ -99,7 +101,7 @@ def build_cifar10(
     Raises:
         DataError: files are missing, damaged or not those that were published.
     """
-    kwargs = image_arguments(root, train_samples, test_samples, standardize, verify)
+    kwargs = image_arguments(root, train_samples, test_samples, shrink, standardize, verify)
     standard = Standard((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     return _build("cifar10", "CIFAR-10", _CIFAR10, kwargs, classes=10, standard=standard)
 
@@ -109,6 +111,7 @@ def build_cifar100(
     root: str | None = None,
     train_samples: int | None = None,
     test_samples: int | None = None,
+    shrink: int = 1,
     standardize: bool = True,
     verify: bool = True,
 ) -> Dataset:
@@ -120,13 +123,14 @@ def build_cifar100(
         root: as there.
         train_samples: as there.
         test_samples: as there.
+        shrink: as there.
         standardize: as there.
         verify: as there.
 
     Raises:
         DataError: as there.
     """
-    kwargs = image_arguments(root, train_samples, test_samples, standardize, verify)
+    kwargs = image_arguments(root, train_samples, test_samples, shrink, standardize, verify)
     standard = Standard((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     return _build("cifar100", "CIFAR-100", _CIFAR100, kwargs, classes=100, standard=standard)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from flatkit.checks import check_count
 from flatkit.data.dataset import Dataset, Split
@@ -54,14 +55,16 @@ def image_arguments(
     root: str | None,
     train_samples: int | None,
     test_samples: int | None,
+    shrink: int,
     standardize: bool,
     verify: bool,
 ) -> dict[str, Any]:
     """Return the arguments that every data set of images takes, checked, by name.
 
     Raises:
-        InvalidArgumentError: a number of samples below one.
+        InvalidArgumentError: a number of samples or of pixels below one.
     """
+    check_count("shrink", shrink)
     for name, count in (("train_samples", train_samples), ("test_samples", test_samples)):
         if count is not None:
             check_count(name, count)
@@ -69,6 +72,7 @@ def image_arguments(
         "root": root,
         "train_samples": train_samples,
         "test_samples": test_samples,
+        "shrink": shrink,
         "standardize": standardize,
         "verify": verify,
     }
@@ -87,7 +91,7 @@ def image_dataset(
 
     Args:
         name: in the registry.
-        kwargs: which rebuild it; `train_samples`, `test_samples` and `standardize` are used here.
+        kwargs: which rebuild it; all but `root` and `verify` are used here.
         train: the training images.
         test: the test images.
         classes: number of classes.
@@ -95,10 +99,11 @@ def image_dataset(
 
     Raises:
         DataError: a label outside the classes.
-        InvalidArgumentError: more images are asked for than there are.
+        InvalidArgumentError: more images are asked for than there are, or `shrink` does not
+            divide their sides.
 
     >>> two = Images(np.array([[[[0]]], [[[255]]]], dtype=np.uint8), np.array([0, 1]))
-    >>> kwargs = {"train_samples": None, "test_samples": 1, "standardize": True}
+    >>> kwargs = image_arguments(None, None, 1, shrink=1, standardize=True, verify=True)
     >>> data = image_dataset("x", kwargs, train=two, test=two, classes=2,
     ...                      standard=Standard([0.5], [0.25]))
     >>> data.train.inputs.flatten().tolist(), data.test.samples
@@ -107,20 +112,27 @@ def image_dataset(
     for part in (train, test):
         if part.labels.min(initial=0) < 0 or part.labels.max(initial=0) >= classes:
             raise DataError(f"a label of {name} lies outside 0 .. {classes - 1}")
+    if any(side % kwargs["shrink"] for side in train.pixels.shape[2:]):
+        raise InvalidArgumentError(
+            f"shrink must divide the sides {list(train.pixels.shape[2:])} of the images, "
+            f"got {kwargs['shrink']}"
+        )
     kept = standard if kwargs["standardize"] else Standard([0.0], [1.0])
     return Dataset(
         name=name,
         kwargs=kwargs,
-        train=_split(train.first(kwargs["train_samples"], "train_samples"), kept),
-        test=_split(test.first(kwargs["test_samples"], "test_samples"), kept),
+        train=_split(train.first(kwargs["train_samples"], "train_samples"), kept, kwargs["shrink"]),
+        test=_split(test.first(kwargs["test_samples"], "test_samples"), kept, kwargs["shrink"]),
         classes=classes,
     )
 
 
-def _split(images: Images, standard: Standard) -> Split:
+def _split(images: Images, standard: Standard, shrink: int) -> Split:
     mean, deviation = (
         torch.tensor(values).view(-1, 1, 1) for values in (standard.mean, standard.deviation)
     )
     inputs = torch.from_numpy(images.pixels.astype(np.float32))
+    if shrink > 1:
+        inputs = F.avg_pool2d(inputs, shrink)
     inputs.div_(255).sub_(mean).div_(deviation)  # in place: a data set is hundreds of megabytes
     return Split(inputs, torch.from_numpy(images.labels.astype(np.int64)))

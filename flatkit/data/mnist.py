@@ -42,6 +42,7 @@ def build_mnist(
     root: str | None = None,
     train_samples: int | None = None,
     test_samples: int | None = None,
+    shrink: int = 1,
     standardize: bool = True,
     verify: bool = True,
 ) -> Dataset:
@@ -54,6 +55,7 @@ def build_mnist(
             default $FLATKIT_DATA_ROOT or `data`.
         train_samples: use the first so many training images.
         test_samples: use the first so many test images.
+        shrink: replace blocks of so many pixels a side by their means, for trials on a CPU.
         standardize: subtract the mean and divide by the standard deviation (published constants);
             otherwise pixels lie in [0, 1].
         verify: require the published checksums of the unpacked files.
@@ -61,7 +63,7 @@ def build_mnist(
     Raises:
         DataError: files are missing, damaged or not those that were published.
     """
-    kwargs = image_arguments(root, train_samples, test_samples, standardize, verify)
+    kwargs = image_arguments(root, train_samples, test_samples, shrink, standardize, verify)
     return _build(
         "mnist",
         "MNIST",
@@ -78,6 +80,7 @@ def build_fashion_mnist(
     root: str | None = None,
     train_samples: int | None = None,
     test_samples: int | None = None,
+    shrink: int = 1,
     standardize: bool = True,
     verify: bool = True,
 ) -> Dataset:
@@ -89,13 +92,14 @@ def build_fashion_mnist(
         root: as there.
         train_samples: as there.
         test_samples: as there.
+        shrink: as there.
         standardize: as there.
         verify: as there.
 
     Raises:
         DataError: as there.
     """
-    kwargs = image_arguments(root, train_samples, test_samples, standardize, verify)
+    kwargs = image_arguments(root, train_samples, test_samples, shrink, standardize, verify)
     return _build(
         "fashion_mnist",
         "Fashion-MNIST",

@@ -66,6 +66,15 @@ def test_channels_are_standardised_with_the_published_constants(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_shrunken_images_are_means_over_blocks(tmp_path):
+    cifar_binary(tmp_path)
+    pixels, _ = random_images(20, (3072,), 10, 0)
+    blocks = pixels.reshape(20, 3, 8, 4, 8, 4).mean(axis=(3, 5))
+    found = build("cifar10", tmp_path, shrink=4, standardize=False)
+    np.testing.assert_allclose(found.train.inputs[:20].numpy(), blocks / 255, rtol=1e-5)
+    assert found.in_shape == (3, 8, 8)
+
+
 def test_the_first_images_need_only_the_first_files(tmp_path):
     folder = cifar_binary(tmp_path)
     whole = build("cifar10", tmp_path)
@@ -154,6 +163,8 @@ def test_files_that_differ_from_the_published_ones_are_refused_by_default(tmp_pa
         ({"test_samples": 21}, "test_samples must be at most the 20 images"),
         ({"train_samples": 0}, "train_samples must be a whole number >= 1"),
         ({"test_samples": 2.5}, "test_samples must be a whole number"),
+        ({"shrink": 0}, "shrink must be a whole number >= 1"),
+        ({"shrink": 5}, r"shrink must divide the sides \[32, 32\]"),
     ],
 )
 def test_numbers_of_samples_that_cannot_be_are_named(tmp_path, kwargs, message):
