@@ -31,7 +31,7 @@ CPU: dict[str, Any] = {
     "model": "resnet20",
     "model_kwargs": {"width": 8},
     "data_kwargs": {"train_samples": 10_000, "shrink": 2},
-    "epochs": 5,
+    "epochs": 4,
 }
 RESULT = Path(__file__).parent / "results" / "experiment.md"
 
@@ -92,9 +92,10 @@ def measure(config: TrainingConfig, folder: Path, samples: int) -> None:
         ],
         rho=[0.05],
         samples=samples,
-        budget=60,
+        budget=40,
         tolerance=0.01,
         trace_tolerance=0.05,
+        max_matvecs=64,
         device=config.device,
         command=["python", "-m", "benchmarks.experiment", *sys.argv[1:]],
     ).save(report)  # fmt: skip
