@@ -6,7 +6,7 @@ in --out is kept, so the command goes on where it was stopped; several may run s
 with its own `--seed`.
 
 On a GPU: ResNet-18, all images, 200 epochs. On a CPU, scaled down: ResNet-20 of half the width on
-images of half the side, the first 10,000 of them, a few epochs. The settings of each optimizer are
+images of half the side, the first 5,000 of them, 4 epochs. The settings of each optimizer are
 those published for CIFAR-10, none was tuned here.
 """
 
@@ -30,7 +30,7 @@ VARIANTS = ("sgd", "sam", "gam", "gam-sam")
 CPU: dict[str, Any] = {
     "model": "resnet20",
     "model_kwargs": {"width": 8},
-    "data_kwargs": {"train_samples": 10_000, "shrink": 2},
+    "data_kwargs": {"train_samples": 5000, "shrink": 2},
     "epochs": 4,
 }
 RESULT = Path(__file__).parent / "results" / "experiment.md"

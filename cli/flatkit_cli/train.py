@@ -13,9 +13,10 @@ from flatkit.training.applicable import (
     BASES,
     DEVICES,
     GAM_MODES,
+    GAM_ORACLES,
     OPTIMIZERS,
-    SAM_SETTINGS,
     SCHEDULES,
+    WRAPPERS,
 )
 from flatkit.training.logs import LOGS
 from flatkit.training.settings_file import read_settings, recipe_names
@@ -61,7 +62,7 @@ _OPTIONS = (
         help="Argument of the model, e.g. hidden=64,64 or batchnorm=false. Repeatable.",
     ),
     _setting("--optimizer", "Optimizer.", "sgd", type=_names(OPTIMIZERS)),
-    _setting("--base", "Optimizer that sam and gam wrap.", "sgd", type=_names(BASES)),
+    _setting("--base", "Optimizer that sam, asam, gsam and gam wrap.", "sgd", type=_names(BASES)),
     _setting(
         "--gam-mode",
         "GAM with four gradients a step, or exact with Hessian-vector products.",
@@ -70,14 +71,30 @@ _OPTIONS = (
     ),
     _setting(
         "--rho",
-        "Radius of the ball, of sam and gam.",
-        f"{SAM_SETTINGS['rho']} with sam, {_GAM['rho']} with gam",
+        "Radius of the ball, of sam, asam, gsam and gam.",
+        f"{WRAPPERS['sam']['rho']} with sam and gsam, {WRAPPERS['asam']['rho']} with asam, "
+        f"{_GAM['rho']} with gam",
         type=float,
     ),
     _setting("--rho-prime", "Second radius, of gam.", f"{_GAM['rho_prime']}", type=float),
-    _setting("--alpha", "Weight alpha, of gam.", f"{_GAM['alpha']}", type=float),
+    _setting(
+        "--alpha",
+        "Weight alpha, of gsam and gam.",
+        f"{WRAPPERS['gsam']['alpha']} with gsam, {_GAM['alpha']} with gam",
+        type=float,
+    ),
     _setting("--beta", "Weight beta, of gam.", f"{_GAM['beta']}", type=float),
     _setting("--gamma", "Weight gamma, of gam.", f"{_GAM['gamma']}", type=float),
+    _setting("--oracle", "The loss under gam.", "loss", type=_names(GAM_ORACLES)),
+    _setting(
+        "--rho-sam",
+        "Radius of sam, of gam with --oracle sam.",
+        f"{GAM_ORACLES['sam']['rho_sam']}",
+        type=float,
+    ),
+    _setting("--eta", "Added to the weights' sizes, of asam.", "0.01", type=float),
+    _setting("--every", "Look around in each so many steps only.", "1", type=int),
+    _setting("--max-norm", "Clip the gradient that the base uses.", "none", type=float),
     _setting("--epochs", "Passes over the training data.", "60", type=int),
     _setting("--batch-size", "Samples a step.", "64", type=int),
     _setting(
@@ -145,7 +162,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 def train(source: str | None, out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
-    """Train a model with SGD, AdamW, SAM or GAM.
+    """Train a model with SGD, AdamW, SAM, ASAM, GSAM or GAM.
 
     Writes ckpt.pt and history.json into --out after every epoch, whole or not at all, and prints
     the path of the checkpoint. A run that was stopped goes on bit for bit with --resume, which

@@ -6,17 +6,23 @@ from typing import Any
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError
 
-OPTIMIZERS = ("sgd", "adamw", "sam", "gam")
 BASES: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
     "adamw": {"lr": 1e-3, "weight_decay": 1e-2},
 }
-SAM_SETTINGS: dict[str, Any] = {"rho": 0.05}
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "sam": {"rho": 0.05},
+    "asam": {"rho": 0.5, "eta": 0.01},
+    "gsam": {"rho": 0.05, "alpha": 0.4},
+    "gam": {},
+}
+OPTIMIZERS = (*BASES, *WRAPPERS)
 # Published for CIFAR-100 with ResNets (Zhang et al. 2023, appendix).
 GAM_MODES: dict[str, dict[str, Any]] = {
     "accelerated": {"rho": 0.2, "rho_prime": 0.02, "alpha": 0.6, "beta": 0.5, "gamma": 0.03},
     "exact": {"rho": 0.2, "alpha": 0.6},
 }
+GAM_ORACLES: dict[str, dict[str, Any]] = {"loss": {}, "sam": {"rho_sam": 0.05}}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {},
     "step": {"milestones": (0.5, 0.75), "decay": 0.1},
@@ -25,8 +31,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 DEVICES = ("auto", "cpu", "cuda", "mps")
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
-_OPTIONAL = ("base", "gam_mode", "rho", "rho_prime", "alpha", "beta", "gamma", "lr", "momentum")
-_OPTIONAL += ("weight_decay", "milestones", "decay")
+_OPTIONAL = ("base", "gam_mode", "oracle", "rho", "rho_prime", "rho_sam", "alpha", "beta", "gamma")
+_OPTIONAL += ("eta", "every", "lr", "momentum", "weight_decay", "milestones", "decay")
 
 
 def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,16 +50,15 @@ def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     optimizer, chosen = given["optimizer"], f"optimizer {given['optimizer']}"
     defaults: dict[str, Any] = {}
     base = optimizer
-    if optimizer in ("sam", "gam"):
+    if optimizer in WRAPPERS:
         base = defaults["base"] = check_choice("base", given.get("base") or "sgd", BASES)
         chosen += f" over {base}"
-    if optimizer == "sam":
-        defaults |= SAM_SETTINGS
+        defaults |= {"every": 1, **WRAPPERS[optimizer]}
     if optimizer == "gam":
-        mode = given.get("gam_mode") or "accelerated"
-        defaults["gam_mode"] = check_choice("gam_mode", mode, GAM_MODES)
-        defaults |= GAM_MODES[mode]
-        chosen += f" ({mode})"
+        mode = check_choice("gam_mode", given.get("gam_mode") or "accelerated", GAM_MODES)
+        oracle = check_choice("oracle", given.get("oracle") or "loss", GAM_ORACLES)
+        defaults |= {"gam_mode": mode, "oracle": oracle, **GAM_MODES[mode], **GAM_ORACLES[oracle]}
+        chosen += f" ({mode}, oracle {oracle})"
     defaults |= BASES[base] | SCHEDULES[given["schedule"]]
     _refuse_others(given, defaults, f"{chosen}, schedule {given['schedule']}")
     return {

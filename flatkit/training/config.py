@@ -24,9 +24,10 @@ from flatkit.training.applicable import (
 )
 from flatkit.training.logs import LOGS
 
-Optimizer: TypeAlias = Literal["sgd", "adamw", "sam", "gam"]
+Optimizer: TypeAlias = Literal["sgd", "adamw", "sam", "asam", "gsam", "gam"]
 Base: TypeAlias = Literal["sgd", "adamw"]
 GamMode: TypeAlias = Literal["accelerated", "exact"]
+Oracle: TypeAlias = Literal["loss", "sam"]
 Schedule: TypeAlias = Literal["cosine", "step", "none"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Augment: TypeAlias = Literal["none", "flip", "crop", "crop_flip"]
@@ -50,14 +51,19 @@ class TrainingConfig:
         data_root: folder of the data sets that are read from files; see `flatkit.data`.
         model: name in `flatkit.models.MODELS`.
         model_kwargs: its keyword arguments, beside `in_shape` and `classes`, which the data give.
-        optimizer: `sgd`, `adamw`, `sam` or `gam`.
-        base: the optimizer that `sam` and `gam` wrap: `sgd` (default) or `adamw`.
+        optimizer: `sgd`, `adamw`, `sam`, `asam`, `gsam` or `gam`.
+        base: the optimizer that the latter four wrap: `sgd` (default) or `adamw`.
         gam_mode: `accelerated` (default; four gradients a step) or `exact`.
-        rho: radius of the ball, of `sam` and `gam`.
+        oracle: the loss under `gam`: the plain `loss` (default) or that of `sam`.
+        rho: radius of the ball, of all four.
         rho_prime: second radius, of accelerated `gam`.
-        alpha: weight, of `gam`; its meaning differs between the modes.
+        rho_sam: radius of SAM, of `gam` with the oracle `sam`.
+        alpha: weight, of `gsam` and `gam`; its meaning differs between them and between the modes.
         beta: weight, of accelerated `gam`.
         gamma: weight, of accelerated `gam`.
+        eta: added to the sizes of the weights, of `asam`.
+        every: only each so many steps looks around; the others are those of the base.
+        max_norm: the gradient that the base uses is shortened to this norm; None leaves it.
         epochs: passes over the training data.
         batch_size: samples a step; the last batch of an epoch may be smaller.
         lr: learning rate before the schedule: 0.1 with sgd, 0.001 with adamw.
@@ -97,11 +103,16 @@ class TrainingConfig:
     optimizer: Optimizer = "sgd"
     base: Base | None = None
     gam_mode: GamMode | None = None
+    oracle: Oracle | None = None
     rho: float | None = None
     rho_prime: float | None = None
+    rho_sam: float | None = None
     alpha: float | None = None
     beta: float | None = None
     gamma: float | None = None
+    eta: float | None = None
+    every: int | None = None
+    max_norm: float | None = None
     epochs: int = 60
     batch_size: int = 64
     lr: float | None = None
@@ -211,11 +222,12 @@ class TrainingConfig:
             raise InvalidArgumentError(
                 f"deterministic must be true or false, got {self.deterministic!r}"
             )
-        for name in ("lr", "decay"):
+        self._check("every", check_count)
+        for name in ("lr", "decay", "eta", "max_norm"):
             self._check(name, check_positive)
-        for name in ("rho", "rho_prime", "weight_decay", "gamma", "alpha"):
+        for name in ("rho", "rho_prime", "rho_sam", "weight_decay", "gamma", "alpha"):
             self._check(name, check_non_negative)
-        for name in ("momentum", "beta", *(["alpha"] if self.gam_mode == "accelerated" else [])):
+        for name in ("momentum", "beta", *([] if self.gam_mode == "exact" else ["alpha"])):
             self._check(name, check_fraction)
         if self.milestones is not None:
             _check_milestones(self.milestones)

@@ -1,7 +1,6 @@
 """The inner loop: a model, its optimizer, and epochs of steps that stop at the first NaN."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flatkit.data.dataset import Split
 from flatkit.errors import NonFiniteError, TrainingDivergedError
 from flatkit.losses import Loss
+from flatkit.optim import PerturbedOptimizer
 from flatkit.training.augmentation import Augmentation, epoch_augmentation
 from flatkit.training.batches import epoch_batches
-from flatkit.training.batchnorm import frozen_statistics
 from flatkit.training.config import TrainingConfig
 from flatkit.training.schedules import learning_rate
 
@@ -98,7 +97,6 @@ class Learner:
                 self._check_losses(losses[: step + 1], epoch)
         self._check_losses(losses, epoch)
         self._check_weights(epoch)
-        self.gradients += len(batches) * getattr(self.optimizer, "passes", 1)
 
     def state(self) -> dict[str, Any]:
         """Return what `load_state` needs to go on bit for bit, beside the weights."""
@@ -142,19 +140,19 @@ class Learner:
             inputs = self._augmentation(inputs, (number - 1) * self._config.batch_size)
 
         def mean_loss() -> Tensor:
-            perturbed = getattr(self.optimizer, "gradient_pass", 0) > 0
-            with frozen_statistics(self.model) if perturbed else nullcontext():
-                return self._loss(self.model(inputs), targets).mean()
+            self.gradients += 1
+            return self._loss(self.model(inputs), targets).mean()
 
-        if self._config.optimizer in ("sam", "gam"):
-            step: Any = self.optimizer.step  # torch annotates a closure that returns a float
+        if isinstance(self.optimizer, PerturbedOptimizer):
             try:
-                return step(mean_loss).detach()
+                return self.optimizer.step(mean_loss).detach()
             except NonFiniteError as error:
                 raise self.diverged(f"{error} at step {number}", epoch) from error
         self.optimizer.zero_grad()
         loss = mean_loss()
         loss.backward()
+        if self._config.max_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._config.max_norm)
         self.optimizer.step()
         return loss.detach()
 

@@ -1,37 +1,40 @@
 """The optimizer that the settings name."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn, optim
 
+from flatkit.optim import ASAM, GAM, GSAM, SAM
 from flatkit.training.config import TrainingConfig
 
 
-def build_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """Return SGD or AdamW, wrapped in SAM or GAM where the settings say so.
+def build_optimizer(config: TrainingConfig, model: nn.Module) -> optim.Optimizer:
+    """Return SGD or AdamW, wrapped in SAM, GAM or a relative where the settings say so.
 
-    >>> layer = nn.Linear(2, 1)
-    >>> build_optimizer(TrainingConfig(optimizer="adamw"), layer.parameters()).defaults["lr"]
+    A wrapped one lets the buffers of the model, such as the statistics of BatchNorm, change in the
+    first pass of a step only.
+
+    >>> build_optimizer(TrainingConfig(optimizer="adamw"), nn.Linear(2, 1)).defaults["lr"]
     0.001
     """
-    base = _build_base(config, parameters)
+    base = _build_base(config, model)
+    shared = {"model": model, **_given(config, "every", "max_norm")}
     if config.optimizer == "sam":
-        from flatkit.optim import SAM
-
-        return SAM(base, **_given(config, "rho"))
+        return SAM(base, **_given(config, "rho"), **shared)
+    if config.optimizer == "asam":
+        return ASAM(base, **_given(config, "rho", "eta"), **shared)
+    if config.optimizer == "gsam":
+        return GSAM(base, **_given(config, "rho", "alpha"), **shared)
     if config.optimizer == "gam":
-        from flatkit.optim import GAM
-
-        weights = _given(config, "rho", "rho_prime", "alpha", "beta", "gamma")
-        return GAM(base, mode=config.gam_mode or "accelerated", **weights)
+        names = ("oracle", "rho", "rho_prime", "rho_sam", "alpha", "beta", "gamma")
+        return GAM(base, mode=config.gam_mode or "accelerated", **_given(config, *names), **shared)
     return base
 
 
-def _build_base(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+def _build_base(config: TrainingConfig, model: nn.Module) -> optim.Optimizer:
     if config.base_optimizer == "sgd":
-        return optim.SGD(parameters, **_given(config, "lr", "momentum", "weight_decay"))
-    return optim.AdamW(parameters, **_given(config, "lr", "weight_decay"))
+        return optim.SGD(model.parameters(), **_given(config, "lr", "momentum", "weight_decay"))
+    return optim.AdamW(model.parameters(), **_given(config, "lr", "weight_decay"))
 
 
 def _given(config: TrainingConfig, *names: str) -> dict[str, Any]:

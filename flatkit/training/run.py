@@ -223,7 +223,7 @@ def _restored_learner(plan: _Plan, stored: Checkpoint) -> Learner:
 
 def _learner(plan: _Plan, model: nn.Module) -> Learner:
     model.to(plan.device)
-    optimizer = build_optimizer(plan.config, model.parameters())
+    optimizer = build_optimizer(plan.config, model)
     return Learner(model, optimizer, loss=plan.loss, train=plan.train, config=plan.config)
 
 

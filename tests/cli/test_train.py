@@ -36,6 +36,7 @@ def test_a_long_run_writes_about_ten_lines_into_a_log(tmp_path):
 def test_every_option_reaches_the_settings(tmp_path):
     options = {
         "--optimizer": "gam", "--base": "sgd", "--gam-mode": "accelerated", "--rho": 0.3,
+        "--oracle": "sam", "--rho-sam": 0.07, "--every": 2, "--max-norm": 3.0,
         "--rho-prime": 0.03, "--alpha": 0.5, "--beta": 0.4, "--gamma": 0.02, "--epochs": 2,
         "--lr": 0.05, "--momentum": 0.8, "--weight-decay": 0.001, "--schedule": "step",
         "--milestones": "0.25,0.5", "--decay": 0.2, "--label-smoothing": 0.1, "--seed": 7,
@@ -60,12 +61,14 @@ def test_every_option_reaches_the_settings(tmp_path):
     cifar_binary(tmp_path / "images", count=20)
     images = ["--data", "cifar10", "--data-arg", "verify=false", "--data-root", folder[0]]
     images += ["--augment", "crop_flip", "--epochs", "1", "--out", folder[1]]
+    images += ["--optimizer", "asam", "--eta", "0.02"]
     assert CliRunner().invoke(train, images).exit_code == 0
     config = checkpoints.load(tmp_path / "run" / "ckpt.pt").config
     assert (config["data_root"], config["augment"]) == (folder[0], "crop_flip")
+    assert config["eta"] == 0.02
     covered = {option[2:].replace("-", "_") for option in options}
     covered |= {"model_kwargs", "data_kwargs", "batch_size", "device", "data", "deterministic"}
-    assert covered | {"log", "data_root", "augment"} == set(config)
+    assert covered | {"log", "data_root", "augment", "eta"} == set(config)
 
 
 RUN = """
@@ -234,7 +237,7 @@ def test_help_names_every_default_without_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment()
     )
     text = " ".join(done.stdout.split())
-    assert "[default: 0.05 with sam, 0.2 with gam]" in text
+    assert "[default: 0.05 with sam and gsam, 0.5 with asam, 0.2 with gam]" in text
     assert "[mlp|cnn|resnet18|resnet20|resnet56|wide_resnet|pyramidnet|vit]" in text
 
 

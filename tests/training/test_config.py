@@ -1,10 +1,12 @@
 import json
+from typing import Any
 
 import pytest
 import torch
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim import GAM, SAM
+from flatkit.optim import ASAM, GAM, GSAM, SAM, PerturbedOptimizer
+from flatkit.optim.settings import Settings
 from flatkit.training import TrainingConfig
 from flatkit.training.optimizers import build_optimizer
 from flatkit.training.schedules import learning_rate
@@ -27,6 +29,19 @@ def test_defaults_of_sam_and_gam_are_those_of_the_optimizers(mode):
         assert config[name] == optimizer.param_groups[0].get(name), name
 
 
+@pytest.mark.parametrize("name", ["asam", "gsam", "gam"])
+def test_defaults_of_the_relatives_are_those_of_the_optimizers(name):
+    base = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    kind: Any = {"asam": ASAM, "gsam": GSAM, "gam": GAM}[name]
+    extra: dict[str, Any] = {"oracle": "sam"} if name == "gam" else {}
+    group = kind(base, **extra).param_groups[0]
+    config = TrainingConfig(optimizer=name, **extra).to_dict()
+    for option in ("rho", "rho_prime", "rho_sam", "alpha", "beta", "gamma"):
+        assert config[option] == group.get(option), option
+    assert config["eta"] == (Settings().eta if name == "asam" else None)
+    assert config["every"] == Settings().every
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -35,16 +50,21 @@ def test_defaults_of_sam_and_gam_are_those_of_the_optimizers(mode):
         {"optimizer": "sam", "base": "adamw", "rho": 0.3, "lr": 0.2, "weight_decay": 0.1},
         {"optimizer": "gam", "gam_mode": "exact", "rho": 0.3, "alpha": 0.7, "momentum": 0.5},
         {"optimizer": "gam", "rho": 0.3, "rho_prime": 0.1, "alpha": 0.7, "beta": 0.4, "gamma": 0.2},
+        {"optimizer": "gam", "oracle": "sam", "rho_sam": 0.3},
+        {"optimizer": "gsam", "rho": 0.3, "alpha": 0.7},
+        {"optimizer": "asam", "rho": 0.3, "momentum": 0.5},
     ],
 )
 def test_every_setting_reaches_the_optimizer(settings):
     config = TrainingConfig(**settings)
-    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    optimizer = build_optimizer(config, torch.nn.Linear(1, 1))
     kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "sam": SAM, "gam": GAM}
+    kinds |= {"asam": ASAM, "gsam": GSAM}
     assert type(optimizer) is kinds[config.optimizer]
-    if isinstance(optimizer, (SAM, GAM)):
+    if isinstance(optimizer, PerturbedOptimizer):
         assert type(optimizer.base) is kinds[config.base_optimizer]
     assert getattr(optimizer, "mode", None) == config.gam_mode
+    assert getattr(optimizer, "oracle", None) == config.oracle
     expected = {key: value for key, value in settings.items() if isinstance(value, float)}
     assert {key: optimizer.param_groups[0][key] for key in expected} == expected
 
@@ -68,9 +88,17 @@ def test_settings_survive_json():
         ({"optimizer": "adamw", "momentum": 0.9}, "momentum does not apply to optimizer adamw"),
         ({"optimizer": "sam", "alpha": 0.5}, "alpha does not apply to optimizer sam over sgd"),
         ({"optimizer": "sam", "gam_mode": "exact"}, "gam_mode does not apply"),
+        ({"every": 2}, "every does not apply to optimizer sgd"),
+        ({"optimizer": "sam", "eta": 0.1}, "eta does not apply to optimizer sam over sgd"),
+        ({"optimizer": "gam", "rho_sam": 0.1}, "rho_sam does not apply to .*oracle loss"),
+        ({"optimizer": "gam", "oracle": "asam"}, "oracle must be one of loss, sam"),
+        ({"optimizer": "gam", "every": 0}, "every must be"),
+        ({"optimizer": "asam", "eta": 0.0}, "eta must be"),
+        ({"optimizer": "gsam", "alpha": 1.5}, "alpha must be"),
+        ({"max_norm": 0.0}, "max_norm must be"),
         (
             {"optimizer": "gam", "gam_mode": "exact", "beta": 0.1},
-            r"beta does not apply to optimizer gam over sgd \(exact\)",
+            r"beta does not apply to optimizer gam over sgd \(exact, oracle loss\)",
         ),
         ({"optimizer": "gam", "base": "adamw", "momentum": 0.5}, "momentum does not apply"),
         ({"decay": 0.1}, "decay does not apply to optimizer sgd, schedule cosine"),

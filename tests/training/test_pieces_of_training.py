@@ -12,7 +12,6 @@ from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.losses import CrossEntropy
 from flatkit.training.batches import epoch_batches
-from flatkit.training.batchnorm import frozen_statistics
 from flatkit.training.evaluation import evaluate
 from flatkit.training.history import EpochRow, read_history, write_history
 
@@ -35,27 +34,6 @@ def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else():
     torch.manual_seed(99)
     assert order(0, 1) == first
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(1, 4)}) == 9
-
-
-def test_frozen_batchnorm_normalises_with_the_batch_and_keeps_its_statistics():
-    layer = nn.BatchNorm1d(3)
-    x = torch.randn(8, 3) * 5 + 2
-    expected = layer(x)
-    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    with frozen_statistics(layer):
-        assert torch.equal(layer(x), expected)
-    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
-    layer(x)
-    assert layer.num_batches_tracked == 2
-
-
-def test_batchnorm_tracks_again_after_an_exception_and_after_nesting():
-    tracking, never = nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)
-    model = nn.Sequential(tracking, never)
-    with pytest.raises(KeyError), frozen_statistics(model), frozen_statistics(model):
-        raise KeyError
-    assert tracking.track_running_stats
-    assert not never.track_running_stats
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

@@ -1,5 +1,6 @@
 """Runs of a few epochs on a small data set: what they leave, refuse and survive."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -83,24 +84,26 @@ def test_a_run_leaves_a_checkpoint_and_a_history_that_agree(tmp_path):
     assert TrainingConfig.from_dict(checkpoint.config).label_smoothing == 0.1
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "sam", "gam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "sam", "asam", "gsam", "gam"])
 def test_every_optimizer_learns_and_counts_its_gradients(tmp_path, optimizer):
     config = settings(optimizer=optimizer, epochs=15, lr=0.01 if optimizer == "adamw" else 0.1)
     history = train(config, tmp_path).history
     first, last = history[0].train_accuracy, history[-1].train_accuracy
     assert first is not None and last is not None and last > max(0.6, first)
-    passes = {"sgd": 1, "adamw": 1, "sam": 2, "gam": 4}[optimizer]
+    passes = {"sgd": 1, "adamw": 1, "gam": 4}.get(optimizer, 2)
     assert [row.gradients for row in history] == [3 * passes * (i + 1) for i in range(15)]
 
 
-@pytest.mark.parametrize("settings_of", [{}, {"base": "adamw"}, {"gam_mode": "exact"}])
+@pytest.mark.parametrize(
+    "settings_of", [{}, {"base": "adamw"}, {"gam_mode": "exact"}, {"oracle": "sam"}]
+)
 def test_gam_runs_over_every_base_and_in_both_modes(tmp_path, settings_of):
     history = train(settings(optimizer="gam", **settings_of), tmp_path).history
     loss = history[-1].train_loss
     assert loss is not None and loss < 1.2
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sam", "gam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "asam", "gsam", "gam"])
 def test_batchnorm_statistics_move_once_a_step_whatever_the_passes(tmp_path, optimizer):
     config = TrainingConfig(
         optimizer=optimizer, model="cnn", model_kwargs={"width": 2}, epochs=1, batch_size=256
@@ -109,6 +112,35 @@ def test_batchnorm_statistics_move_once_a_step_whatever_the_passes(tmp_path, opt
     state = checkpoints.load(tmp_path / "ckpt.pt").state_dict
     assert state["block1.batchnorm.num_batches_tracked"] == 6  # ceil(1437 / 256)
     assert not torch.equal(state["block1.batchnorm.running_mean"], torch.zeros(2))
+
+
+def test_looking_around_in_some_steps_only_counts_its_gradients_and_resumes(tmp_path):
+    config = settings(optimizer="gam", oracle="sam", every=3, batch_size=12, epochs=2)
+    whole = train(config, tmp_path / "whole")
+    # Four steps an epoch; the steps 1, 4 and 7 take five gradients.
+    assert [row.gradients for row in whole.history] == [12, 12 + 8]
+    train(dataclasses.replace(config, epochs=1, schedule="none"), tmp_path / "part")
+    train(dataclasses.replace(config, schedule="none"), tmp_path / "other")
+    again = dataclasses.replace(config, schedule="none")
+    assert train(again, tmp_path / "part", resume=True).history[-1].gradients == 20
+    a, b = (weights(tmp_path / name / "ckpt.pt") for name in ("part", "other"))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "gam"])
+def test_the_gradient_that_the_base_uses_is_clipped(tmp_path, optimizer):
+    """A full batch, one step without momentum and decay: the way is lr times the norm."""
+    config = settings(
+        optimizer=optimizer, max_norm=0.01, batch_size=41, epochs=1, lr=0.5, momentum=0.0,
+        weight_decay=0.0, save_every=1,
+    )  # fmt: skip
+    moved = []
+    train(config, tmp_path, on_step=lambda model, _: moved.append(copy.deepcopy(model)))
+    torch.manual_seed(config.seed)
+    start = MODELS.build("mlp", in_shape=(4,), classes=3, hidden=(5,))
+    way = [a - b for a, b in zip(start.parameters(), moved[0].parameters(), strict=True)]
+    length = torch.cat([part.flatten() for part in way]).norm().item()
+    assert length == pytest.approx(0.5 * 0.01, rel=1e-4)
 
 
 def test_two_runs_of_one_seed_are_equal_and_two_seeds_are_not(tmp_path):

@@ -27,9 +27,12 @@ def test_every_recipe_is_a_valid_run_of_the_published_training(name):
     assert (config.schedule, config.augment) == ("cosine", "crop_flip")
 
 
+@pytest.mark.parametrize("over", ["loss", "sam"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_recipes_of_gam_hold_the_published_settings(name):
-    config = TrainingConfig(**read_settings(name))
+def test_the_recipes_of_gam_hold_the_published_settings(name, over):
+    config = TrainingConfig(**read_settings(name if over == "loss" else f"{name}-sam"))
+    assert config.oracle == over
+    assert config.rho_sam == {"loss": None, "sam": 0.05 if "cifar10-" in name else 0.1}[over]
     found = (config.rho, config.rho_prime, config.beta, config.alpha, config.gamma)
     assert found == PUBLISHED[name]
     assert config.gam_mode == "accelerated"
