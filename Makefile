@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format type test test-all bench notebooks clean
+.PHONY: help install demo lint format type test test-all bench experiment notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-all: $(READY) ## also the slow experiments
 
 bench: $(READY) ## measure speed against peers, in pairs
 	$(BIN)/python -m benchmarks.main_job
+
+experiment: $(READY) ## train SGD, SAM, GAM, GAM+SAM on CIFAR-10 in FLATKIT_DATA_ROOT or data; about an hour
+	nice $(BIN)/python -m benchmarks.experiment
 
 notebooks: $(READY) ## execute the notebooks in place
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

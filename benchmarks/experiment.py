@@ -41,7 +41,7 @@ RESULT = Path(__file__).parent / "results" / "experiment.md"
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/experiment"))
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option("--epochs", type=int, help="In place of those above.")
-@click.option("--samples", type=int, default=256, show_default=True, help="Of the analysis.")
+@click.option("--samples", type=int, default=128, show_default=True, help="Of the analysis.")
 @click.option("--table", is_flag=True, help="Train nothing; write the table of what is there.")
 def main(
     data_root: str | None,
@@ -92,10 +92,10 @@ def measure(config: TrainingConfig, folder: Path, samples: int) -> None:
         ],
         rho=[0.05],
         samples=samples,
-        budget=40,
+        budget=30,
         tolerance=0.01,
         trace_tolerance=0.05,
-        max_matvecs=64,
+        max_matvecs=40,
         device=config.device,
         command=["python", "-m", "benchmarks.experiment", *sys.argv[1:]],
     ).save(report)  # fmt: skip
