@@ -76,8 +76,8 @@ def main(files: int, seed: int) -> None:
         [
             f"{files:,} damaged files: {total['read']:,} read (the damage hit values, or "
             f"nothing that matters), {total['refused']:,} refused with `CheckpointError`, "
-            f"{total['stray']} stray. The slowest took {slowest:.2f} s; the peak of memory grew by {grown:.0f} MB, "
-            f"under a limit of {MEGABYTES} MB.",
+            f"{total['stray']} stray. The slowest took {slowest:.2f} s; the peak of memory grew "
+            f"by {grown:.0f} MB, under a limit of {MEGABYTES} MB.",
             "",
             "| format | read | refused | stray |",
             "|---|--:|--:|--:|",

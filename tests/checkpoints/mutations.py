@@ -35,7 +35,7 @@ FORMATS = (
 
 def write_all(folder: Path) -> dict[str, Path]:
     """Write a small checkpoint of every format."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
     from tests.checkpoints.test_native_checkpoints import write
 
@@ -65,7 +65,7 @@ def write_all(folder: Path) -> dict[str, Path]:
     (paths["hub"] / "config.json").write_text('{"model_type": "x", "architectures": ["X"]}')
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({"model": state}, checkpoint_id=paths["distributed"], no_dist=True)
+        save_distributed({"model": state}, checkpoint_id=paths["distributed"], no_dist=True)
     return paths
 
 

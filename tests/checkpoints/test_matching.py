@@ -21,6 +21,11 @@ def trained() -> nn.Sequential:
     return model
 
 
+def assert_equal(model: nn.Module, other: nn.Module) -> None:
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
 def mismatch(model, state, **options) -> str:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(MismatchError) as caught:
@@ -53,8 +58,7 @@ def wrapped(kind: str) -> dict[str, torch.Tensor]:
 def test_the_prefixes_of_wrappers_are_taken_off_and_said(kind):
     model = network()
     notes = load_state(model, wrapped(kind), where="x")
-    for name, tensor in trained().state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor)
+    assert_equal(model, trained())
     assert notes
 
 
@@ -63,7 +67,7 @@ def test_a_prefix_that_the_model_has_and_the_file_lacks_is_put_before():
     model.net = network()
     notes = load_state(model, trained().state_dict(), where="x")
     assert notes == ["with the prefix 'net.' put before"]
-    assert torch.equal(model.net[0].weight, trained()[0].weight)  # type: ignore[index]
+    assert_equal(model.net, trained())
 
 
 def test_names_that_fit_are_not_touched():
@@ -71,9 +75,10 @@ def test_names_that_fit_are_not_touched():
 
 
 def test_a_compiled_model_takes_plain_names():
-    model = torch.compile(network(), backend="eager")
-    load_state(model, trained().state_dict(), where="x")  # type: ignore[arg-type]
-    assert torch.equal(model[0].weight, trained()[0].weight)  # type: ignore[index]
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    load_state(compiled, trained().state_dict(), where="x")  # type: ignore[arg-type]
+    assert_equal(model, trained())
 
 
 def test_of_tied_weights_one_is_enough():
@@ -102,7 +107,7 @@ def test_another_name_of_the_head_is_suggested_and_the_suggestion_works():
     assert "try --rename classifier.=3. (from Python: rename={'classifier.': '3.'})" in message
     model = network()
     load_state(model, state, where="x", rename={"classifier.": "3."})
-    assert torch.equal(model[3].weight, trained()[3].weight)
+    assert_equal(model, trained())
 
 
 def test_what_is_beside_the_model_is_named_and_can_be_ignored():
@@ -143,7 +148,7 @@ def test_wishes_that_concern_nothing_are_errors():
         match(network(), state, rename={"head.": "3."})
     with pytest.raises(InvalidArgumentError, match="matches no name"):
         match(network(), state, ignore=["head.*"])
-    with pytest.raises(InvalidArgumentError, match="both 3.weight"):
+    with pytest.raises(InvalidArgumentError, match=r"both 3\.weight"):
         match(network(), state, rename={"0.": "3."})
 
 

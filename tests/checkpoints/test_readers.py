@@ -170,14 +170,14 @@ def test_a_shard_that_is_missing_or_holds_other_tensors_is_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_a_folder_of_torch_distributed_is_read_without_its_pickle(tmp_path):
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
     model = network()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(5, 3)).sum().backward()
     optimizer.step()
     content = {"model": model.state_dict(), "optim": optimizer.state_dict(), "epoch": 3}
-    dcp.save(content, checkpoint_id=tmp_path, no_dist=True)
+    save_distributed(content, checkpoint_id=tmp_path, no_dist=True)
     checkpoint = assert_holds(tmp_path, model.state_dict())
     assert checkpoint.format == "torch.distributed.checkpoint"
     assert checkpoint.entry == "model"

@@ -240,11 +240,11 @@ def test_the_table_of_a_distributed_checkpoint_runs_nothing(tmp_path):
 def distributed(tmp_path):
     import warnings
 
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({"model": {"w": torch.arange(6.0)}}, checkpoint_id=tmp_path, no_dist=True)
+        save_distributed({"model": {"w": torch.arange(6.0)}}, checkpoint_id=tmp_path, no_dist=True)
     return tmp_path
 
 
