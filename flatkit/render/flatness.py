@@ -27,7 +27,7 @@ _FIRST, _ZEROTH, _CEILING = "first_order_flatness", "zeroth_order_sharpness", "u
 _WIDE_RANGE = 20.0
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
-    "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that"
+    "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that; upper estimate: no bound"
 )
 
 
@@ -186,6 +186,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
     ]
     if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):
-        label = "upper estimate of R1/ρ², no bound"
+        label = "R1/ρ², upper estimate"
         handles.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle="-.", label=label))
     legend_above(figure, handles, columns=4 if len(axes) > 2 else 2)
