@@ -100,7 +100,16 @@ def test_no_file_is_too_long_or_ill_named(path):
         "import flatkit_cli.main; flatkit_cli.main.main(['--help'])",
         *(
             f"import flatkit_cli.main; flatkit_cli.main.main(['{command}', '--help'])"
-            for command in ("analyze", "compare", "demo", "info", "plot", "train", "verify")
+            for command in (
+                "analyze",
+                "compare",
+                "demo",
+                "info",
+                "landscape",
+                "plot",
+                "train",
+                "verify",
+            )
         ),
     ],
 )

@@ -45,7 +45,9 @@ Directions:
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the files.")
-@click.option("--directions", default="random", show_default=True, metavar="KIND", help="See above.")
+@click.option(
+    "--directions", default="random", show_default=True, metavar="KIND", help="See above."
+)
 @click.option("--line", is_flag=True, help="One direction instead of two.")
 @click.option("--points", type=int, help="Steps along an axis. [default: 51 on a line, else 21]")
 @click.option("--range", "x_range", metavar="LOW,HIGH", help="Steps from LOW to HIGH on each axis.")
@@ -91,6 +93,7 @@ Directions:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--level", type=float, default=0.1, show_default=True, help="Rise that ends a basin.")
 @click.option("--export", "exports", metavar="KIND[,KIND]", help="Also csv, h5 or vtk.")
+@click.option("--figures/--no-figures", default=True, help="Draw PNG and SVG in OUT.")
 @click.option("--overwrite", is_flag=True, help="Replace what was measured otherwise.")
 def landscape(
     checkpoints: Sequence[Path],
@@ -99,6 +102,7 @@ def landscape(
     line: bool,
     exports: str | None,
     level: float,
+    figures: bool,
     overwrite: bool,
     **options: Any,
 ) -> None:

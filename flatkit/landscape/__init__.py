@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flatkit.landscape.directions import normalise, random_direction
     from flatkit.landscape.frames import Frame, eigen_frame, given_frame, random_frame
+    from flatkit.landscape.jobs import measure_into, survey, surveys
     from flatkit.landscape.measure import Survey
     from flatkit.landscape.settings import LandscapeSettings
     from flatkit.landscape.surface import Plane, Slice, loss_plane, loss_slice
-    from flatkit.landscape.jobs import measure_into, survey, surveys
     from flatkit.landscape.through import Stop, line_between, pca_frame, plane_through
 
 # No module may have the name of a function: importing it would hide the function.

@@ -87,7 +87,9 @@ class Engine:
         if statistics == "interpolate":
             buffers = buffers or {}
             places = dict(self._model.named_buffers())
-            self._buffers = [(places[name], moves.to(places[name])) for name, moves in buffers.items()]
+            self._buffers = [
+                (places[name], moves.to(places[name])) for name, moves in buffers.items()
+            ]
         self._moving = self._reestimate or bool(self._buffers)
         self._stacked = None
         plain = not {"gradient_norm", "top_eigenvalue"} & set(quantities)

@@ -60,7 +60,7 @@ class Frame:
                 f"{self.vectors.shape[1]}; do they belong to another architecture?"
             )
         if not self.vectors.isfinite().all():
-            raise InvalidArgumentError("directions must be finite, some entries are NaN or infinite")
+            raise InvalidArgumentError("directions must be finite; some entries are not")
         norms = self.vectors.double().norm(dim=1)
         if not (norms > 0).all():
             raise InvalidArgumentError("directions must not be zero; one of them is")
@@ -144,7 +144,8 @@ def eigen_frame(
         InvalidArgumentError: P < dimensions.
 
     >>> from flatkit.operators import DenseOperator
-    >>> frame = eigen_frame(DenseOperator(torch.diag(torch.tensor([3.0, 1.0, 2.0]))), torch.zeros(3))
+    >>> hessian = DenseOperator(torch.diag(torch.tensor([3.0, 1.0, 2.0])))
+    >>> frame = eigen_frame(hessian, torch.zeros(3))
     >>> [round(x, 4) for x in frame.settings["eigenvalues"]]
     [3.0, 2.0]
     """

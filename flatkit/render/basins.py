@@ -22,11 +22,10 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
     >>> line = Surface({"t": [-1.0, 0.0, 1.0]}, {"loss": [1.0, 0.0, 1.0]}, {"name": "gam"})
     >>> Console(width=90).print(numbers_table([line], level=0.5))
     <BLANKLINE>
-      surface   axis   loss at 0   width   asymmetry   roughness
-     ────────────────────────────────────────────────────────────
-      gam          t           0       1           0           0
-    <BLANKLINE>
-    width: how far the weights move between the sides where the loss has risen by 0.5 ...
+     surface  axis  loss at 0  width  asymmetry  roughness
+     ─────...
+     gam         t          0   1.00          0          0
+    ...
     """
     table = _table("surface", "axis", "loss at 0", "width", "asymmetry", "roughness")
     between = _table("from", "to", "barrier")
@@ -55,7 +54,7 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
     if between.row_count:
         note += " barrier: the largest rise of the loss above the straight line between the two."
         parts.append(between)
-    return Group(*parts, Text(""), Text(note, style="dim"))
+    return Group(*parts, Text(note, style="dim"))
 
 
 def _text(value: float) -> str:

@@ -8,13 +8,15 @@ This is a heuristic: a feature that lies between the points of the second level 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy
 
 from flatkit.surfaces.grids import interpolate, levels, weights
 
-_REACH = 1
+_Level = Sequence[Sequence[int] | numpy.ndarray]
+
+_REACH = 2
 """Refine within so many steps of the coarser grid around a point that missed."""
 
 
@@ -125,7 +127,7 @@ class Refinement:
             wanted[box] = True
         return wanted
 
-    def _matrices(self, coarse, fine) -> list[numpy.ndarray]:  # noqa: ANN001
+    def _matrices(self, coarse: _Level, fine: _Level) -> list[numpy.ndarray]:
         return [
             weights(steps[list(a)], steps[list(b)])
             for steps, a, b in zip(self._steps, coarse, fine, strict=True)
