@@ -113,7 +113,7 @@ def _at(name: str, checkpoint: Checkpoint, settings: LandscapeSettings) -> Surve
     objective = _any(objectives)
     space, theta = objective.space, objective.theta
     scaling = {"normalization": settings.normalization, "one_dimensional": settings.one_dimensional}
-    chosen = {key: value for key, value in scaling.items() if value is not None}
+    chosen: dict[str, Any] = {key: value for key, value in scaling.items() if value is not None}
     if settings.directions == "random":
         frame = random_frame(
             space, theta, dimensions=settings.dimensions, seed=settings.seed, **chosen

@@ -185,7 +185,7 @@ def _height(
             shares = numpy.union1d(shares, crossings[(crossings > 0) & (crossings < 1)])
     way = numpy.outer(1 - shares, start) + numpy.outer(shares, end)  # [n, D]
     way[0], way[-1] = start, end
-    axes = tuple(reversed(surface.axes.values()))
+    axes = tuple(reversed(list(surface.axes.values())))
     loss = interpn(axes, values, way[:, ::-1], method="linear")
     return barrier_height(shares, loss)
 

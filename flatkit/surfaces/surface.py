@@ -75,7 +75,8 @@ class Surface:
 
     def at_centre(self, quantity: str) -> float:
         """Return a quantity at the steps nearest to 0."""
-        centre = tuple(int(numpy.abs(steps).argmin()) for steps in reversed(self.axes.values()))
+        axes = reversed(list(self.axes.values()))
+        centre = tuple(int(numpy.abs(steps).argmin()) for steps in axes)
         return float(self.quantities[quantity][centre])
 
     def save(self, path: str | Path) -> Path:
