@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NO_TORCH = {"version", "errors", "checks", "files", "results", "registry", "render", "surfaces"}
-DRAWING = {"matplotlib", "seaborn", "rich"}
+DRAWING = {"matplotlib", "plotly", "seaborn", "rich"}
 KNOW_MODULES = {"objective", "pearlmutter", "models", "checkpoints", "task", "training", "analysis"}
 
 

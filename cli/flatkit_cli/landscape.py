@@ -1,6 +1,8 @@
 """The command `flatkit landscape`."""
 
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit.checks import check_choice, check_positive
+from flatkit.checks import check_choice
 from flatkit.files import check_writable
 from flatkit_cli.assignments import parse_numbers
+from flatkit_cli.pictures import (
+    check_pictures,
+    draw_surfaces,
+    names_in,
+    picture_options,
+    show_numbers,
+)
 
 if TYPE_CHECKING:
     from flatkit.landscape import Survey
     from flatkit.surfaces import Surface
 
 _LINES = 10
+_SECONDS = 20.0
+"""Between two early pictures."""
 
 
 @click.command(
@@ -91,9 +102,9 @@ Directions:
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
-@click.option("--level", type=float, default=0.1, show_default=True, help="Rise that ends a basin.")
 @click.option("--export", "exports", metavar="KIND[,KIND]", help="Also csv, h5 or vtk.")
-@click.option("--figures/--no-figures", default=True, help="Draw PNG and SVG in OUT.")
+@click.option("--figures/--no-figures", default=True, help="Whether to draw, in OUT.")
+@picture_options
 @click.option("--overwrite", is_flag=True, help="Replace what was measured otherwise.")
 def landscape(
     checkpoints: Sequence[Path],
@@ -101,44 +112,62 @@ def landscape(
     directions: str,
     line: bool,
     exports: str | None,
-    level: float,
     figures: bool,
     overwrite: bool,
+    style: str,
+    formats: str,
+    interactive: bool,
+    level: float,
     **options: Any,
 ) -> None:
     """Measure, keep and draw; the help text is that of the command."""
     settings = _settings(directions, line, options)
-    kinds = _names(exports)
+    kinds = names_in(exports)
+    check_pictures(formats, level, interactive=interactive)
     from flatkit.surfaces import EXPORTS
 
     for kind in kinds:
         check_choice("export", kind, EXPORTS)
-    check_positive("level", level)
     check_writable(out / "surface.npz")
 
     from flatkit.checkpoints import load
     from flatkit.landscape import measure_into, surveys
     from flatkit.surfaces import export
 
+    def draw(surfaces: "Sequence[Surface]") -> None:
+        if figures:
+            draw_surfaces(surfaces, out, style=style, formats=formats, interactive=interactive)
+
     surfaces = []
     for job in surveys([load(path) for path in checkpoints], settings):
         path = out / f"{_stem(job)}.npz"
         with _progress(job.name) as progress:
-            surface = measure_into(path, job, overwrite=overwrite, progress=progress)
+            surface = measure_into(
+                path,
+                job,
+                overwrite=overwrite,
+                progress=progress,
+                preview=_not_too_often(lambda early: draw([*surfaces, early])),
+            )
         surfaces.append(surface)
         click.echo(f"surface: {path}", err=True)
         for kind in kinds:
             click.echo(f"export: {export(surface, path.with_suffix('.' + kind), kind)}", err=True)
-    show_numbers(surfaces, level)
+    draw(surfaces)
+    show_numbers(surfaces, level=level)
 
 
-def show_numbers(surfaces: "Sequence[Surface]", level: float) -> None:
-    """Print the numbers of the pictures."""
-    from rich.console import Console
+def _not_too_often(show: "Callable[[Surface], None]") -> "Callable[[Surface], None]":
+    """Return a preview that is drawn only where measuring takes much longer than drawing."""
+    last = time.monotonic()
 
-    from flatkit.render.basins import numbers_table
+    def preview(surface: "Surface") -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS:
+            show(surface)
+            last = time.monotonic()
 
-    Console().print(numbers_table(surfaces, level=level))
+    return preview
 
 
 def _settings(directions: str, line: bool, options: dict[str, Any]) -> Any:
@@ -146,7 +175,7 @@ def _settings(directions: str, line: bool, options: dict[str, Any]) -> Any:
 
     given = {name: value for name, value in options.items() if value is not None}
     for name in ("quantities", "splits"):
-        given[name] = _names(given[name])
+        given[name] = names_in(given[name])
     for name, option in (("x_range", "--range"), ("y_range", "--y-range")):
         if name in given:
             given[name] = parse_numbers(given[name], option)
@@ -155,10 +184,6 @@ def _settings(directions: str, line: bool, options: dict[str, Any]) -> Any:
     else:
         given["directions"] = directions
     return LandscapeSettings(dimensions=1 if line else 2, **given)
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def _stem(job: "Survey") -> str:
@@ -170,9 +195,6 @@ def _stem(job: "Survey") -> str:
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that shows on stderr how far a surface is and how long it will take."""
-    import sys
-    import time
-
     if not sys.stderr.isatty():
         started: list[float] = []  # when the first pass was done, and how many points then were
         shown = 0
