@@ -55,11 +55,12 @@ def save_page(surfaces: Sequence[Surface], path: str | Path, *, quantity: str = 
         horizontal_spacing=0.02,
     )
     for number, (plane, array) in enumerate(zip(planes, values, strict=True), start=1):
-        place = {"row": 1, "col": number}
-        figure.add_trace(_surface(graph, plane, array, scale, quantity, number == 1), **place)
+        figure.add_trace(
+            _surface(graph, plane, array, scale, quantity, number == 1), row=1, col=number
+        )
         for trace in _points(graph, plane, array, scale):
-            figure.add_trace(trace, **place)
-        figure.update_scenes(_scene(plane, scale, quantity), **place)
+            figure.add_trace(trace, row=1, col=number)
+        figure.update_scenes(_scene(plane, scale, quantity), row=1, col=number)
     figure.update_layout(
         template="plotly_white",
         font={"family": "DejaVu Sans, Verdana, sans-serif", "size": 12},

@@ -21,7 +21,6 @@ from flatkit.render.scales import COLOURS, Scale, scale_of
 from flatkit.render.style import footnote, panels, styled, title
 from flatkit.surfaces import Surface
 
-_VIEW = {"elev": 32, "azim": -58}
 _FINE = 121
 """Facets along an axis, interpolated linearly, so that colours follow the levels."""
 
@@ -119,18 +118,20 @@ def _height(values: Any, scale: Scale) -> Any:
 
 
 def _finish(axis: Axes3D, plane: Surface, scale: Scale, quantity: str) -> None:
-    axis.view_init(**_VIEW)
-    axis.set_box_aspect((4, 4, 3), zoom=0.86)  # room for the labels, which the layout overlooks
+    axis.view_init(elev=32, azim=-58)
+    # Room for the labels, which the layout overlooks.
+    axis.set_box_aspect((4, 4, 3), zoom=0.86)  # type: ignore[arg-type]
     low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
     axis.set_zlim(low, top)
     ticks = scale.ticks
-    axis.set_zticks(_height(ticks, scale).tolist(), labels=[tick_text(tick) for tick in ticks])
+    axis.zaxis.set_ticks(_height(ticks, scale).tolist(), labels=[tick_text(tick) for tick in ticks])
     axis.locator_params(axis="x", nbins=5)
     axis.locator_params(axis="y", nbins=5)
     axis.set_xlabel(axis_label(plane, 0))
     axis.set_ylabel(axis_label(plane, 1))
     axis.set_zlabel(quantity_label(quantity))
     axis.set_title(title(plane.name))
-    for each in (axis.xaxis, axis.yaxis, axis.zaxis):
+    sides: list[Any] = [axis.xaxis, axis.yaxis, axis.zaxis]
+    for each in sides:
         each.pane.set_facecolor("white")
         each.pane.set_edgecolor("0.8")

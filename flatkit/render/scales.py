@@ -76,12 +76,16 @@ def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
 
 def _linear(low: float, high: float) -> Scale:
     high = high if high > low else low + max(abs(low), 1.0) * 1e-6
-    lines = MaxNLocator(_LEVELS).tick_values(low, high)
+    lines = _even_steps(low, high, _LEVELS)
     lines = lines[(lines > low) & (lines < high)]
     levels = numpy.unique([low, *lines, high])
-    ticks = MaxNLocator(6).tick_values(low, high)
-    ticks = ticks[(ticks >= low) & (ticks <= high)]
-    return Scale(Normalize(low, high), levels, lines, ticks, "neither")
+    return Scale(Normalize(low, high), levels, lines, _even_steps(low, high, 6), "neither")
+
+
+def _even_steps(low: float, high: float, most: int) -> numpy.ndarray:
+    """Return round values within, evenly spaced."""
+    steps = numpy.asarray(MaxNLocator(most).tick_values(low, high))
+    return steps[(steps >= low) & (steps <= high)]
 
 
 def _nice_powers(low: float, top: float) -> numpy.ndarray:
@@ -111,5 +115,4 @@ def _log_ticks(low: float, top: float) -> numpy.ndarray:
         ticks = ticks[(ticks >= low) & (ticks <= top)]
         if len(ticks) >= 4:
             return ticks
-    ticks = MaxNLocator(5).tick_values(low, top)
-    return ticks[(ticks >= low) & (ticks <= top)]
+    return _even_steps(low, top, 5)
