@@ -222,11 +222,14 @@ def _objectives(task: Task, settings: LandscapeSettings) -> dict[str, Objective]
         data = task.data if split == "train" else task.test_data
         if data is None:
             raise InvalidArgumentError("the checkpoint has no test data; leave out the split test")
+        samples = settings.samples
+        if samples is not None and split == "test":
+            samples = min(samples, len(data[0]))
         found[split] = Objective(
             task.model,
             task.loss,
             data,
-            samples=settings.samples,
+            samples=samples,
             seed=settings.seed,
             chunk_size=settings.chunk_size,
             dtype=None if settings.dtype is None else getattr(torch, settings.dtype),

@@ -45,7 +45,8 @@ class LandscapeSettings:
         refine: None measures every point; a tolerance measures a coarse grid first and goes on
             only where the surface misses its interpolation by more, see
             `flatkit.surfaces.refinement`.
-        samples: samples in use of each split, drawn at random; all by default.
+        samples: samples in use of each split, drawn at random; all by default. Of a test split
+            with fewer, all.
         chunk_size: samples that go through the model at once; chosen by default.
         dtype: of the computation; that of the checkpoint by default.
         device: `cpu`, `cuda`, `mps` or `auto`.

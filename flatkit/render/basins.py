@@ -39,7 +39,7 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
                     row.axis,
                     _text(surface.at_centre(quantity)),
                     "beyond the range" if row.width is None else _text(row.width),
-                    "" if row.asymmetry is None else f"{row.asymmetry:+.2f}".replace("+0.00", "0"),
+                    "" if row.asymmetry is None else _signed(row.asymmetry),
                     _text(row.roughness),
                 )
             for barrier in barriers(surface, quantity=quantity):
@@ -61,6 +61,10 @@ def _text(value: float) -> str:
     if math.isnan(value):
         return "no number"
     return significant(value, 3) if value and math.isfinite(value) else ("∞" if value else "0")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0"
 
 
 def _table(*columns: str) -> Table:

@@ -89,13 +89,15 @@ def _even_steps(low: float, high: float, most: int) -> numpy.ndarray:
 
 
 def _nice_powers(low: float, top: float) -> numpy.ndarray:
-    """Return levels 10^(k/m) strictly between, about as many as wanted, the same in every figure.
+    """Return levels 10^(k/m) strictly between, about as many as wanted.
+
+    m is a power of two, so that two figures share all levels, or every second one.
 
     >>> _nice_powers(0.5, 30.0).round(3).tolist()[:4]
-    [0.562, 0.681, 0.825, 1.0]
+    [0.562, 0.649, 0.75, 0.866]
     """
     decades = math.log10(top / low)
-    per_decade = min((1, 2, 3, 4, 6, 8, 12, 24, 48, 96), key=lambda m: abs(m * decades - _LEVELS))
+    per_decade = min((1, 2, 4, 8, 16, 32, 64), key=lambda m: abs(m * decades - _LEVELS))
     first = math.floor(per_decade * math.log10(low)) - 1
     last = math.ceil(per_decade * math.log10(top)) + 1
     levels = 10.0 ** (numpy.arange(first, last + 1) / per_decade)

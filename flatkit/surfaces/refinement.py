@@ -1,10 +1,12 @@
 """Which points to measure next: all of them from coarse to fine, or only where the surface bends.
 
-A level has every second step of the next. Cubic interpolation of a level predicts the next; where
-a measured point misses its prediction by more than the tolerance, the finer points around it are
-measured, elsewhere they are interpolated. The first two levels are always measured whole.
+A level has every second step of the next. Cubic interpolation of a level predicts the next; half
+the distance makes a quarter of the miss (a sixteenth, where the surface is smooth enough), so where
+a measured point misses its prediction by more than four times the tolerance, the finer points
+around it are measured; elsewhere they are interpolated. The first two levels are measured whole.
 
-This is a heuristic: a feature that lies between the points of the second level can be overlooked.
+This is an estimate, no bound: a feature that lies between the points of the second level can be
+overlooked.
 """
 
 import math
@@ -16,6 +18,9 @@ from flatkit.surfaces.grids import interpolate, levels, weights
 
 _Level = Sequence[Sequence[int] | numpy.ndarray]
 
+_FALL = 4.0
+"""The miss of a level over that of the next."""
+
 _REACH = 2
 """Refine within so many steps of the coarser grid around a point that missed."""
 
@@ -26,7 +31,7 @@ class Refinement:
     Args:
         axes: name -> steps, as in `Surface`.
         tolerance: None for every point; else the miss that is small enough, relative to the value
-            (of accuracies: absolute).
+            (of accuracies: absolute), e.g. 0.02.
 
     Attributes:
         values: name -> what is known so far, NaN elsewhere, in the shape of the surface.
@@ -110,7 +115,7 @@ class Refinement:
             own, predicted = self.values[name][grid], self._predicted(name, number)
             scale = 1.0 if name.endswith("accuracy") else numpy.abs(own)
             with numpy.errstate(invalid="ignore"):
-                close = numpy.abs(own - predicted) <= tolerance * scale
+                close = numpy.abs(own - predicted) <= _FALL * tolerance * scale
             missed[grid] |= ~(close | (own == predicted))
         return missed & new
 
