@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,16 @@ def corners():
     return plane("sgd – sam – gam", directions={"kind": "checkpoints"}, markers=markers)
 
 
-def texts_of(figure):
+def footnote_of(figure: Any) -> str:
+    return figure._supxlabel.get_text().replace("\n", " ")
+
+
+def drawn(axis: Any, points: int) -> list[Any]:
+    """Return the lines of so many points."""
+    return [found for found in axis.lines if len(found.get_xdata()) == points]
+
+
+def texts_of(figure: Any) -> list[Any]:
     figure.canvas.draw()
     found = [figure._supxlabel] if getattr(figure, "_supxlabel", None) else []
     found += figure.legends
@@ -134,14 +144,14 @@ def test_curves_have_the_loss_on_the_left_and_the_gradient_norm_on_the_right():
     assert (left.get_ylabel(), right.get_ylabel()) == ("loss", "gradient norm ‖∇L‖")
     assert right.yaxis.get_label_position() == "right" and accuracy.get_ylabel() == "accuracy (%)"
     assert "12.3" in left.get_xlabel()
-    losses = [x for x in left.lines if len(x.get_xdata()) == 21]
-    norms = [x for x in right.lines if len(x.get_xdata()) == 21]
+    losses = drawn(left, 21)
+    norms = drawn(right, 21)
     np.testing.assert_allclose(losses[0].get_ydata(), line("sgd", 9.0).quantities["loss"])
     np.testing.assert_allclose(norms[1].get_ydata(), line("gam", 2.0).quantities["gradient_norm"])
     assert losses[0].get_color() == norms[0].get_color() != losses[1].get_color()
     assert {x.get_linestyle() for x in losses} == {"-"}
     assert {x.get_linestyle() for x in norms} == {"--"}
-    np.testing.assert_allclose(accuracy.lines[1].get_ydata()[0], 85.0)
+    assert drawn(accuracy, 21)[1].get_ydata()[0] == pytest.approx(85.0)
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == ["sgd", "gam", "loss", "gradient norm (right)"]
 
@@ -150,7 +160,7 @@ def test_infinite_values_of_a_curve_are_marked_and_the_rest_is_drawn():
     surface = line()
     surface.quantities["loss"][:3] = math.inf
     figure = curve_figure([surface])
-    marks = [x for x in figure.axes[0].lines if x.get_marker() == "^"]
+    marks: list[Any] = [x for x in figure.axes[0].lines if x.get_marker() == "^"]
     assert marks[0].get_xdata().tolist() == pytest.approx([-1.0, -0.9, -0.8])
     assert "too large to draw" in [t.get_text() for t in figure.legends[0].get_texts()]
 
@@ -190,16 +200,16 @@ def test_outliers_do_not_take_the_colours_of_the_rest():
 def test_the_path_is_drawn_where_it_is_and_its_distance_from_the_plane_is_said():
     figure = map_figure([trajectory()])
     axis = figure.axes[0]
-    paths = [x for x in axis.lines if len(x.get_xdata()) == 3]
+    paths = drawn(axis, 3)
     np.testing.assert_allclose(paths[0].get_xdata(), [0.8, 0.4, 0.0])
     np.testing.assert_allclose(paths[0].get_ydata(), [0.6, 0.1, 0.0])
     assert {text.get_text() for text in axis.texts} == {"epoch 1", "epoch 3"}
     assert "81.2 %" in axis.get_xlabel() and "15.5 %" in axis.get_ylabel()
-    assert "up to 0.30 off the plane" in figure._supxlabel.get_text().replace("\n", " ")
+    assert "up to 0.30 off the plane" in footnote_of(figure)
 
 
 def test_checkpoints_are_marked_by_name_where_they_are():
-    axis = map_figure([corners()]).axes[0]
+    axis: Any = map_figure([corners()]).axes[0]
     assert {(t.get_text(), tuple(t.xy)) for t in axis.texts} == {
         ("sgd", (0.0, 0.0)),
         ("sam", (0.5, 0.0)),
@@ -210,7 +220,7 @@ def test_checkpoints_are_marked_by_name_where_they_are():
 def test_what_was_held_and_interpolated_is_said_below():
     surface = plane(statistics="reestimate")
     surface.measured[::2] = False
-    text = map_figure([surface])._supxlabel.get_text().replace("\n", " ")
+    text = footnote_of(map_figure([surface]))
     for words in (
         "filter-normalised",
         "biases and BatchNorm parameters stay",
@@ -225,8 +235,7 @@ def test_what_was_held_and_interpolated_is_said_below():
 def test_a_relief_has_the_height_of_the_loss_and_holes_where_it_is_infinite():
     surface = plane()
     surface.quantities["loss"][0, 0] = math.inf
-    figure = relief_figure([surface])
-    axis = figure.axes[0]
+    axis: Any = relief_figure([surface]).axes[0]
     assert axis.get_zlabel() == "loss" and axis.get_xlabel().startswith("step t₁")
     low, high = axis.get_zlim()
     assert low == pytest.approx(-2.0) and high == pytest.approx(np.log10(3.01))
@@ -274,8 +283,7 @@ def test_pictures_are_the_same_bytes_again_and_vectors_are_written(tmp_path):
 
 def test_colours_of_runs_differ_also_in_lightness_or_dash():
     figure = curve_figure([line(str(n), n + 1.0) for n in range(4)])
-    drawn = [x for x in figure.axes[0].lines if len(x.get_xdata()) == 21]
-    assert len({to_rgb(x.get_color()) for x in drawn}) == 4
+    assert len({to_rgb(x.get_color()) for x in drawn(figure.axes[0], 21)}) == 4
 
 
 def test_redrawing_needs_no_torch_and_no_model(tmp_path):
