@@ -144,7 +144,7 @@ def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int = 4) ->
             loc="outside upper center",
             ncols=min(columns, len(handles)),
             handlelength=2.2,
-            columnspacing=1.4,
+            columnspacing=1.6,
         )
 
 
