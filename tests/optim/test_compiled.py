@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends import debugging
 from torch.optim import SGD
 
 from flatkit.errors import InvalidArgumentError
@@ -45,7 +46,7 @@ def test_a_compiled_model_steps_alike_and_is_compiled_once(name):
 
     def backend(graph: Any, inputs: Any) -> Any:
         traced.append(graph)
-        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+        return debugging.aot_eager(graph, inputs)
 
     compiled: Any = torch.compile(model, backend=backend)
     for net, optimized in ((plain, plain), (model, compiled)):

@@ -23,8 +23,8 @@ from tests.optim.perturbation_reference import (
     vector,
 )
 
-RADII = {"rho": 0.3, "rho_prime": 0.1}
-WEIGHTS = {"alpha": 0.7, "beta": 0.4, "gamma": 0.3}
+RADII: dict[str, Any] = {"rho": 0.3, "rho_prime": 0.1}
+WEIGHTS: dict[str, Any] = {"alpha": 0.7, "beta": 0.4, "gamma": 0.3}
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 every_base = pytest.mark.parametrize("base", BASES)
 
