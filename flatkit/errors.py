@@ -17,6 +17,10 @@ class MissingDependencyError(FlatkitError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
 
 
+class DataError(FlatkitError, ValueError):
+    """The files of a data set are missing, damaged or of another kind."""
+
+
 class CheckpointError(FlatkitError, ValueError):
     """A file is not a checkpoint that can be read safely."""
 

@@ -13,6 +13,10 @@ DATASETS = Registry(
     {
         "digits": "flatkit.data.digits:build_digits",
         "gaussians": "flatkit.data.gaussians:build_gaussians",
+        "cifar10": "flatkit.data.cifar:build_cifar10",
+        "cifar100": "flatkit.data.cifar:build_cifar100",
+        "mnist": "flatkit.data.mnist:build_mnist",
+        "fashion_mnist": "flatkit.data.mnist:build_fashion_mnist",
     },
 )
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from flatkit.checks import check_count
-from flatkit.errors import InvalidArgumentError
 from flatkit.models.activations import build_activation
+from flatkit.models.image_shape import check_image
 
 
 def build_cnn(
@@ -34,7 +34,7 @@ def build_cnn(
     >>> sum(p.numel() for p in model.parameters())  # 2*9+2 + 4*2*9+4 + 8*4*9+8 + 8*10+10
     482
     """
-    channels = _check_image(in_shape)
+    channels = check_image("cnn", in_shape, side=4)
     check_count("width", width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, factor in enumerate((1, 2, 4), start=1):
@@ -56,12 +56,3 @@ def _block(channels: int, out: int, *, stride: int, batchnorm: bool, act: str) -
         layers["batchnorm"] = nn.BatchNorm2d(out)
     layers["activation"] = build_activation(act)
     return nn.Sequential(layers)
-
-
-def _check_image(in_shape: Sequence[int]) -> int:
-    if len(in_shape) != 3 or min(in_shape[1:]) < 4:
-        raise InvalidArgumentError(
-            "the cnn needs in_shape (channels, height, width) with sides of at least 4, "
-            f"got {tuple(in_shape)}; the mlp takes samples of any shape"
-        )
-    return check_count("in_shape", in_shape[0])

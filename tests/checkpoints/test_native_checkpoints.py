@@ -283,11 +283,9 @@ def broken(tmp_path: Path, **changes) -> Checkpoint:
 
 def test_unknown_models_data_and_losses_are_named_when_they_are_built(tmp_path):
     checkpoint = broken(tmp_path, model={"name": "resnet", "kwargs": {}})
-    with pytest.raises(
-        CheckpointError, match="model must be one of cnn, mlp, resnet20, got 'resnet'"
-    ):
+    with pytest.raises(CheckpointError, match=r"model must be one of cnn, mlp, .*, got 'resnet'"):
         checkpoint.build_model()
-    checkpoint = broken(tmp_path, data={"name": "mnist", "kwargs": {}, "sha256": ""})
+    checkpoint = broken(tmp_path, data={"name": "imagenet", "kwargs": {}, "sha256": ""})
     with pytest.raises(CheckpointError, match="data must be one of"):
         checkpoint.build_data()
     checkpoint = broken(tmp_path, loss={"name": "mse", "kwargs": {"power": 3}})

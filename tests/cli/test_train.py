@@ -102,7 +102,7 @@ def test_bad_arguments_are_named_and_leave_nothing(tmp_path, arguments, message)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--model", "resnet"], ["--data", "mnist"], ["--optimizer", "sdg"], []]
+    "arguments", [["--model", "resnet"], ["--data", "imagenet"], ["--optimizer", "sdg"], []]
 )
 def test_names_that_do_not_exist_and_a_missing_folder_are_usage_errors(arguments):
     out = ["--out", "run"] if arguments else []
@@ -144,7 +144,7 @@ def test_help_names_every_default_without_torch():
     )
     text = " ".join(done.stdout.split())
     assert "[default: 0.05 with sam, 0.2 with gam]" in text
-    assert "[mlp|cnn|resnet20]" in text or "[mlp|cnn|resnet20]" in text
+    assert "[mlp|cnn|resnet18|resnet20|resnet56|wide_resnet|pyramidnet|vit]" in text
 
 
 def _environment() -> dict[str, str]:
