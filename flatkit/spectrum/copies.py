@@ -1,8 +1,9 @@
 """Whether copies of a multiple eigenvalue are missing: what random vectors elsewhere rule out.
 
-From one start, a Krylov space holds one vector of each eigenspace: an eigenvalue of multiplicity m
-is seen once, and those after it take places that are not theirs. The other vectors of the eigenspace
-are eigenvectors in the complement of what was found, so Lanczos from a random vector there sees them.
+From one start, a Krylov space holds one vector of each eigenspace: an eigenvalue of multiplicity
+m is seen once, and those after it take places that are not theirs. The other vectors of the
+eigenspace are eigenvectors in the complement of what was found, where Lanczos from a random vector
+sees them.
 """
 
 import math
@@ -76,8 +77,8 @@ def found_copies(
 def unseen(value: float, sign: float, probe: Probe, size: int, rounding: float = 0.0) -> float:
     """Return a bound of the probability that a probe saw nothing of an eigenvalue that is there.
 
-    After m steps of Lanczos from a unit vector w, the next one is χ(A) w / Π β, with the couplings β
-    and the characteristic polynomial χ(x) = Π (x - θ) of the Ritz values. Its component along the
+    After m steps of Lanczos from a unit vector w, the next one is χ(A) w / Π β, with the couplings
+    β and the characteristic polynomial χ(x) = Π (x - θ) of the Ritz values. Its component along the
     unit eigenvector u of λ, χ(λ) ⟨u, w⟩ / Π β, is at most 1, so that |⟨u, w⟩| ≤ Π β / (λ - θ) for λ
     above all θ; and a random w in n = `size` dimensions has a component of at most t with a
     probability of at most t √(2n/π).
@@ -101,7 +102,9 @@ def _sides(values: np.ndarray, which: str) -> list[tuple[np.ndarray, float]]:
         "both": every % 2 == 0,
         "magnitude": values > 0,
     }[which]
-    return [(side, sign) for side, sign in ((every[upper], 1.0), (every[~upper], -1.0)) if len(side)]
+    return [
+        (side, sign) for side, sign in ((every[upper], 1.0), (every[~upper], -1.0)) if len(side)
+    ]
 
 
 def _top(probe: Probe, sign: float) -> float:

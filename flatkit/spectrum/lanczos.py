@@ -244,9 +244,7 @@ def _capacity(k: int, max_basis: int | None) -> int:
     return max_basis
 
 
-def _in_order(
-    values: np.ndarray, weights: np.ndarray, which: End
-) -> tuple[np.ndarray, np.ndarray]:
+def _in_order(values: np.ndarray, weights: np.ndarray, which: End) -> tuple[np.ndarray, np.ndarray]:
     """Return Ritz values and weights, ascending before, with the wanted ones first."""
     keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
     if which == "both":
