@@ -6,7 +6,7 @@ import torch
 
 import flatkit
 from flatkit.errors import InvalidArgumentError
-from tests.cases import CASES, Case, dense_hessian
+from tests.cases import CASES, Case, dense_hessian, quadratic_task, random_symmetric
 
 SMALL = {"rho": [0.05], "slice_points": 3, "plane_points": 3}
 
@@ -23,6 +23,23 @@ def test_the_cross_check_agrees_or_explains():
     np.testing.assert_allclose(result.value["flatkit"], truth, rtol=1e-5)
     gap = np.abs(np.array(result.value["pyhessian"]) - truth) / truth
     assert (gap < 0.1).all() and result.settings["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "ours", "reason"),
+    [([1.0, 0.5, -3.0, 0.2], 1.0, "negative end"), ([1.0, 0.5, -1.02, 0.2], 1.0, "PyHessian")],
+    ids=["negative end", "nearly a tie"],
+)
+def test_a_disagreement_is_explained(spectrum, ours, reason):
+    model, loss, data = quadratic_task(random_symmetric(spectrum))
+    with torch.no_grad():
+        next(model.parameters()).fill_(1.0)
+    result = flatkit.analyze(
+        flatkit.Task(model, loss, data), measures=["cross_check"], num_eigenvalues=1
+    ).result("cross_check")
+    assert result.value["flatkit"][0] == pytest.approx(ours, rel=1e-6)
+    assert abs(result.value["pyhessian"][0] - ours) > 0.05
+    assert result.status == "disagreement" and reason in result.settings["explanation"][0]
 
 
 def test_more_eigenvalues_than_parameters_are_refused():
