@@ -123,11 +123,11 @@ def products() -> list[str]:
             f"| {bar}{f', {block_bar}' if block_bar else ''} | {', '.join(map(_met, met))} |"
         )
         print(lines[-1], flush=True)
-    return lines + ["", *arithmetic()]
+    return [*lines, "", *arithmetic()]
 
 
 def arithmetic() -> list[str]:
-    """Count the multiplications of the MLP, and time the matrix products of blocks by themselves."""
+    """Count the multiplications of the MLP, and time matrix products of blocks by themselves."""
     sizes = [(784, 512), (512, 512), (512, 10)]
     work = [a * b for a, b in sizes]
     gradient = 3 * sum(work) - work[0]  # x W, gᵀ x, and g W but in the first layer
@@ -147,9 +147,9 @@ def arithmetic() -> list[str]:
         f"{8 * seconds['one'] / seconds[name]:.2f} ({name})" for name in ("K weights", "K inputs")
     )
     return [
-        f"The MLP, in multiplications: a gradient takes {gradient:,} a sample, a product whose first "
-        f"pass is kept {product:,}, each of K as many: {product / gradient:.2f} gradients. A block "
-        "shares no multiplication, as every one has a direction as a factor; it only makes wide "
+        f"The MLP, in multiplications: a gradient takes {gradient:,} a sample, a product whose "
+        f"first pass is kept {product:,}, each of K as many: {product / gradient:.2f} gradients. A "
+        "block shares no multiplication, as every one has a direction as a factor; it only makes wide "
         f"ones of narrow ones. These are faster than 8 narrow ones, at 1024×512×512, by {gains}. "
         "1.2 gradients a vector would need 1.25 or more throughout, element-wise work left aside.",
     ]
@@ -306,8 +306,8 @@ def memory() -> list[str]:
         "Growth of the resident memory of a process over three products, beyond what it had with "
         "model, data, vectors and a warmed-up library; budget given to `HessianOperator(memory=)`.",
         "",
-        "| network | budget MB | growth MB | ratio | chunk, kept | top eigenvalue, with and without "
-        "| within 10 % |",
+        "| network | budget MB | growth MB | ratio | chunk, kept | top eigenvalue, with and "
+        "without | within 10 % |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, budget in (("resnet20", 200), ("resnet20", 400), ("mlp", 60), ("mlp", 100)):

@@ -240,6 +240,12 @@ class Objective:
         part.theta = part.space.flatten({name: parts[name] for name in names})
         return part
 
+    def with_model(self, model: nn.Module) -> "Objective":
+        """Return the same function of θ with the buffers of a model of the same parameters."""
+        other = copy.copy(self)
+        other._model = model
+        return other
+
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
         precise = copy.copy(self)

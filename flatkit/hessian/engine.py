@@ -178,8 +178,8 @@ class CentralDifferenceEngine(Engine):
 
     The step h = ε^(1/3)·max(1, ‖θ‖)·s balances rounding, which grows as ε‖∇L‖/h, against the
     third derivative, which grows as h². Kinks (ReLU) within the step are an error that no step
-    removes; nothing here is promised, it is measured: see `Choice.error`, and where there is nothing
-    to compare with, `Difference.relative_error`.
+    removes; nothing here is promised, it is measured: see `Choice.error`, and where there is
+    nothing to compare with, `Difference.relative_error`.
     """
 
     def prepare(self, chunk: Chunk) -> Prepared:
