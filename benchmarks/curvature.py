@@ -148,10 +148,11 @@ def arithmetic() -> list[str]:
     )
     return [
         f"The MLP, in multiplications: a gradient takes {gradient:,} a sample, a product whose "
-        f"first pass is kept {product:,}, each of K as many: {product / gradient:.2f} gradients. A "
-        "block shares no multiplication, as every one has a direction as a factor; it only makes wide "
-        f"ones of narrow ones. These are faster than 8 narrow ones, at 1024×512×512, by {gains}. "
-        "1.2 gradients a vector would need 1.25 or more throughout, element-wise work left aside.",
+        f"first pass is kept {product:,}, each of K as many: {product / gradient:.2f} gradients. "
+        "A block shares no multiplication, as every one has a direction as a factor; it only makes "
+        "wide ones of narrow ones. These are faster than 8 narrow ones, at 1024×512×512, by "
+        f"{gains}. 1.2 gradients a vector would need 1.25 or more throughout, element-wise work "
+        "left aside.",
     ]
 
 
