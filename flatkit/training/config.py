@@ -153,6 +153,11 @@ class TrainingConfig:
         """The torch optimizer that makes the step: `sgd` or `adamw`."""
         return self.base or self.optimizer
 
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the data set, with the folder in which its files are."""
+        return {**self.data_kwargs, **({} if self.data_root is None else {"root": self.data_root})}
+
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain data."""
         return asdict(self)

@@ -33,6 +33,11 @@ class RunFolder:
         """The checkpoint of the moving average of the weights."""
         return self.path / "ema.pt"
 
+    @property
+    def curvature(self) -> Path:
+        """The eigenvalues that were tracked, as JSON."""
+        return self.path / "curvature.json"
+
     def kept(self, epoch: int) -> Path:
         """Return the checkpoint that is kept of an epoch."""
         return self.path / f"epoch-{epoch:04d}.pt"
@@ -66,11 +71,12 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a run that was killed while writing left beside its files."""
-        for name in ("ckpt.pt", "ema.pt", "history.json", "history.csv", "epoch-[0-9]*.pt"):
+        names = ("ckpt.pt", "ema.pt", "history.json", "history.csv", "curvature.json")
+        for name in (*names, "epoch-[0-9]*.pt"):
             for file in self.path.glob(f".{name}.*"):
                 file.unlink()
 
     def _files(self) -> Iterator[Path]:
         yield from sorted(self.path.glob("epoch-[0-9]*.pt"))
-        names = ("history.csv", self.average.name, self.history.name, self.checkpoint.name)
-        yield from (self.path / name for name in names if (self.path / name).exists())
+        files = (self.path / "history.csv", self.average, self.curvature, self.history)
+        yield from (file for file in (*files, self.checkpoint) if file.exists())

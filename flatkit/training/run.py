@@ -184,7 +184,7 @@ def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
         return replace(stored, data={**stored.data, "kwargs": kwargs}).build_data()
     if place and "root" in config.data_kwargs:
         raise InvalidArgumentError("give one of data_root and the data argument root, not both")
-    return DATASETS.build(config.data, **config.data_kwargs, **place)
+    return DATASETS.build(config.data, **config.data_arguments)
 
 
 def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
