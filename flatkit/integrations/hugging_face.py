@@ -36,6 +36,12 @@ class PerturbedTrainerMixin:
     optimizer: Any
     accelerator: Any
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, without parts of a batch that an interrupted training has left."""
+        self._waiting: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        parent: Any = super()
+        return parent.train(*args, **kwargs)
+
     def training_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
@@ -49,24 +55,16 @@ class PerturbedTrainerMixin:
         if not isinstance(optimizer, PerturbedOptimizer):
             return parent.training_step(model, inputs, *args, **kwargs)
         _check(self)
-        waiting = self._waiting
-        waiting.append((inputs, args, kwargs))
+        self._waiting.append((inputs, args, kwargs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.accelerator.device)  # the last part reports the loss
-        self._waiting_parts = []
+        waiting, self._waiting = self._waiting, []
         first: Tensor | None = None
         for _ in optimizer.phases():
             losses = [parent.training_step(model, part, *a, **k) for part, a, k in waiting]
             first = torch.stack(losses).sum() if first is None else first
         assert first is not None  # there is always a first pass
         return first
-
-    @property
-    def _waiting(self) -> list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]]:
-        """The parts of the effective batch so far."""
-        if not hasattr(self, "_waiting_parts"):
-            self._waiting_parts: list[Any] = []
-        return self._waiting_parts
 
 
 def _inner(optimizer: Any) -> Any:

@@ -48,7 +48,11 @@ class PerturbedModuleMixin:
             parent.log(*args, **kwargs)
 
     def _perturbed(self) -> list[PerturbedOptimizer]:
-        return [o for o in self.trainer.optimizers if isinstance(o, PerturbedOptimizer)]
+        try:
+            optimizers = self.trainer.optimizers
+        except RuntimeError:  # Lightning's answer of a module that no trainer has
+            return []
+        return [o for o in optimizers if isinstance(o, PerturbedOptimizer)]
 
 
 def _check(trainer: Any) -> None:

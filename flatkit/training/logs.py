@@ -45,7 +45,8 @@ class CsvLog:
         """
         self._rows.append(row)
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, [item.name for item in fields(EpochRow)])
+        columns = [item.name for item in fields(EpochRow)]
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(row.to_dict() for row in self._rows)
         write_text_atomically(self.path, stream.getvalue())
