@@ -25,6 +25,18 @@ class CheckpointError(FlatkitError, ValueError):
     """A file is not a checkpoint that can be read safely."""
 
 
+class MismatchError(CheckpointError):
+    r"""The tensors of a file do not fit a model; `details` is a table of a line each.
+
+    >>> str(MismatchError("a.pt and the model do not fit", "missing  bias"))
+    'a.pt and the model do not fit\nmissing  bias'
+    """
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(f"{message}\n{details}")
+        self.message, self.details = message, details
+
+
 class ResultError(FlatkitError, ValueError):
     """A saved result is malformed, or a value may not be stored as a result."""
 

@@ -1,6 +1,8 @@
 """`flatkit info`: what a checkpoint is, without running anything in it."""
 
 import json
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--entry", metavar="NAME", help="The part that holds the weights, e.g. ema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(checkpoint: Path, as_json: bool) -> None:
-    """Say what a CHECKPOINT holds: model, data, training, epoch and tensors.
+def info(checkpoint: Path, entry: str | None, as_json: bool) -> None:
+    """Say what a CHECKPOINT is and holds, whatever program wrote it: tensors, types, NaNs.
 
-    Nothing in the file is executed, and no data are needed.
+    It is recognised by its content. Nothing in it is executed, no data are needed, and tensors
+    are read in blocks, so that memory stays small.
     """
-    from flatkit.checkpoints import load
+    from flatkit.checkpoints.inspection import inspect
 
-    facts = describe(load(checkpoint))
-    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else as_text(facts))
+    facts = inspect(checkpoint, entry=entry)
+    if facts["format"].startswith("flatkit "):
+        from flatkit.checkpoints import load
+
+        facts = describe(load(checkpoint))
+        text = as_text(facts)
+    else:
+        text = foreign_text(facts)
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else text)
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -51,8 +62,48 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     }
 
 
+def foreign_text(facts: Mapping[str, Any]) -> str:
+    """Return the facts of a file that flatkit did not write, for a reader."""
+    tensors = facts["tensors"]
+    dtypes = Counter(tensor["dtype"] for tensor in tensors)
+    kinds = ", ".join(f"{count} of {dtype}" for dtype, count in dtypes.items())
+    rows = [
+        ("file", facts["path"]),
+        ("sha256", facts["sha256"]),
+        ("format", facts["format"]),
+        ("size", f"{facts['bytes']:,} bytes"),
+        ("weights", facts["entry"] or "the whole of it"),
+        ("other weights", ", ".join(facts["other_entries"]) or "-"),
+        ("tensors", f"{len(tensors):,}: {kinds}; {facts['numbers']:,} numbers"),
+        ("NaN or inf", str(facts["non_finite"] or "none")),
+        ("beside them", _pairs({**facts["metadata"], **facts["beside"]})),
+        ("to analyze it", _needs(facts)),
+    ]
+    return "\n".join([*_aligned(rows), "", *_aligned(_tensor_table(tensors))])
+
+
+def _needs(facts: Mapping[str, Any]) -> str:
+    """Return what is still needed, as a command."""
+    if facts["non_finite"]:
+        return "nothing helps: weights are NaN or infinite; use an earlier checkpoint"
+    return (
+        f"flatkit analyze {shlex.quote(facts['path'])} --task my_task.py:build, where build() "
+        "returns flatkit.Task(model, loss, data); or --model, --loss and --data by name"
+    )
+
+
+def _tensor_table(tensors: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+    return [
+        ("tensor", "shape", "dtype", "NaN or inf"),
+        *(
+            (t["name"], _shape(t["shape"]), t["dtype"], str(t["non_finite"] or "-"))
+            for t in tensors
+        ),
+    ]
+
+
 def as_text(facts: Mapping[str, Any]) -> str:
-    """Return the facts for a reader: one a line, then the tensors as a table."""
+    """Return the facts of flatkit's own file for a reader: one a line, then the tensors."""
     count = facts["parameters"]
     rows = [
         ("file", facts["path"]),
@@ -67,12 +118,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         ("training", _pairs(facts["training"])),
         ("last epoch", _pairs(facts["last_row"] or {})),
     ]
-    table = [("tensor", "shape", "dtype", "NaN or inf")]
-    table += [
-        (tensor["name"], _shape(tensor["shape"]), tensor["dtype"], str(tensor["non_finite"] or "-"))
-        for tensor in facts["tensors"]
-    ]
-    return "\n".join([*_aligned(rows), "", *_aligned(table)])
+    return "\n".join([*_aligned(rows), "", *_aligned(_tensor_table(facts["tensors"]))])
 
 
 def _count_parameters(checkpoint: "Checkpoint") -> tuple[int | None, str | None]:

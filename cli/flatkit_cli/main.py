@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-from flatkit.errors import FlatkitError, InvalidArgumentError
+from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
 from flatkit.version import __version__
 
 _COMMANDS = {
@@ -90,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
+    if isinstance(error, MismatchError):
+        click.echo(f"error: {_one_line(error.message)}\n{error.details}", err=True)
+        return FAILURE
     if isinstance(error, FlatkitError):
         click.echo(f"error: {_one_line(str(error))}", err=True)
         return USAGE if isinstance(error, InvalidArgumentError) else FAILURE

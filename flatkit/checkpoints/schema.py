@@ -1,4 +1,4 @@
-"""What a flatkit checkpoint must hold, and what a file that is none looks like."""
+"""What a flatkit checkpoint must hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,28 +23,22 @@ _ENTRIES: dict[str, type] = {
 _SPEC: dict[str, type] = {"name": str, "kwargs": dict}
 
 
-def check_content(content: Any, *, path: str | Path, newest: int) -> None:
-    """Refuse what is not the content of a checkpoint, in one line.
+def check_content(content: Mapping[str, Any], *, path: str | Path, newest: int) -> None:
+    """Refuse what is not the content of a flatkit checkpoint, in one line.
 
     Args:
-        content: what the file holds.
+        content: what the file holds, with `flatkit_checkpoint` among its keys.
         path: for the message.
         newest: the highest number of the format that can be read.
 
     Raises:
-        CheckpointError: another kind of file, a newer format, or an entry that is missing or
-            malformed.
+        CheckpointError: a newer format, or an entry that is missing or malformed.
 
-    >>> check_content({"weight": Tensor([1.0])}, path="net.pt", newest=1)
+    >>> check_content({"flatkit_checkpoint": 2, "flatkit": "9.0"}, path="a.pt", newest=1)
     Traceback (most recent call last):
-    flatkit.errors.CheckpointError: net.pt is not a flatkit checkpoint: it looks like a plain
-    state dict (weight); flatkit ... reads the files of ...
+    flatkit.errors.CheckpointError: a.pt has format 2, written by flatkit 9.0; flatkit ... reads
+    formats up to 1: upgrade flatkit
     """
-    if not isinstance(content, Mapping) or "flatkit_checkpoint" not in content:
-        raise CheckpointError(
-            f"{path} is not a flatkit checkpoint: it looks like {_looks_like(content)}; "
-            f"flatkit {__version__} reads the files of `flatkit train` and flatkit.checkpoints.save"
-        )
     _check_format(content, path, newest)
     _check_entries(content, _ENTRIES, str(path))
     for key in ("model", "data", "loss"):
@@ -78,16 +72,3 @@ def _check_entries(content: Mapping[str, Any], entries: Mapping[str, type], wher
                 f"{where} is malformed: {key} must be a {kind.__name__}, "
                 f"got {type(content[key]).__name__}"
             )
-
-
-def _looks_like(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"a lone {type(content).__name__}"
-    keys = ", ".join(str(key) for key in list(content)[:4]) + (", ..." if len(content) > 4 else "")
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return f"a plain state dict ({keys})"
-    if "pytorch-lightning_version" in content:
-        return "a checkpoint of PyTorch Lightning"
-    if any(key in content for key in ("state_dict", "model_state_dict", "model")):
-        return f"a checkpoint of another program ({keys})"
-    return f"a dictionary of {keys}" if content else "an empty dictionary"

@@ -100,6 +100,17 @@ def maximize_over_ball(
     Raises:
         InvalidArgumentError: no start, or an argument out of range.
         NonFiniteError: the function is not finite somewhere in the ball.
+
+    >>> from torch import nn
+    >>> from flatkit import Objective
+    >>> from flatkit.flatness import Geometry
+    >>> from flatkit.flatness.fields import LossIncrease
+    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ², at θ = 1
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> function = LossIncrease(objective, torch.ones(1), Geometry("l2"))
+    >>> found = maximize_over_ball(function, radius=0.5, starts={"left": torch.tensor([-0.5])})
+    >>> found.value, found.displacement
+    (1.25, tensor([0.5000]))
     """
     check_positive("rho", radius)
     check_positive("tolerance", tolerance)

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from flatkit.errors import ResultError
-from flatkit.render.notation import significant
+from flatkit.render.notation import radius, significant
 from flatkit.render.style import (
     MUTED,
     Look,
@@ -157,7 +157,7 @@ def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
     for axis in axes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(FixedLocator(_spaced(radii)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda rho, _: f"{rho:g}"))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda rho, _: radius(rho)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.12)
         if wide:

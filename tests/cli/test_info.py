@@ -1,4 +1,9 @@
 import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +13,8 @@ from flatkit import checkpoints
 from flatkit.errors import CheckpointError
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.info import info
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +73,55 @@ def test_info_of_an_unknown_model_says_why_its_parameters_are_unknown(run, tmp_p
     assert "unknown" in CliRunner().invoke(info, [str(tmp_path / "x.pt")]).stdout
 
 
+def test_info_of_a_foreign_file_lists_its_tensors_and_what_is_still_needed(tmp_path):
+    file = tmp_path / "x.pt"
+    torch.save({"epoch": 7, "net": {"w": torch.tensor([1.0, float("inf")])}}, file)
+    result = CliRunner().invoke(info, [str(file)])
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["format", "training", "checkpoint", "(torch.save)"] in rows
+    assert ["weights", "net"] in rows
+    assert ["beside", "them", "epoch", "7"] in rows
+    assert ["w", "2", "float32", "1"] in rows
+    assert "use an earlier checkpoint" in result.stdout
+    torch.save({"net": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}, file)
+    text = CliRunner().invoke(info, [str(file)]).stdout
+    assert f"flatkit analyze {file} --task my_task.py:build" in text
+    assert ["other", "weights", "ema"] in [line.split() for line in text.splitlines()]
+    facts = json.loads(CliRunner().invoke(info, [str(file), "--json", "--entry", "ema"]).stdout)
+    assert facts["entry"] == "ema"
+    assert facts["needs"] == ["model", "loss", "data"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory from /proc")
+def test_info_reads_a_large_file_in_little_memory(tmp_path):
+    """512 MB, sparse on disk; the whole process stays below a quarter of that."""
+    nbytes = 2**29
+    table = json.dumps(
+        {"w": {"dtype": "F32", "shape": [nbytes // 4], "data_offsets": [0, nbytes]}}
+    ).encode()
+    file = tmp_path / "large.safetensors"
+    file.write_bytes(struct.pack("<Q", len(table)) + table)
+    os.truncate(file, 8 + len(table) + nbytes)
+    code = (
+        "import sys; from flatkit_cli.main import main; main(['info', sys.argv[1]]); "
+        "assert 'torch' not in sys.modules; "
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # kB
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "cli"},
+    )
+    assert f"{nbytes // 4:,} numbers" in done.stdout
+    assert int(done.stdout.split()[-1]) * 1024 < nbytes / 4
+
+
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path):
-    torch.save({"weight": torch.ones(2)}, tmp_path / "x.pt")
+    torch.save([1], tmp_path / "x.pt")
     result = CliRunner().invoke(info, [str(tmp_path / "x.pt")])
     assert isinstance(result.exception, CheckpointError)
-    assert "a plain state dict (weight)" in str(result.exception)
+    assert "holds no weights: it is a lone list" in str(result.exception)
     assert result.stdout == ""

@@ -1,0 +1,210 @@
+"""A checkpoint in memory, whatever wrote it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatkit.checkpoints.matching import load_state
+from flatkit.data import DATASETS, Dataset
+from flatkit.errors import CheckpointError, InvalidArgumentError
+from flatkit.losses import LOSSES, Loss
+from flatkit.models import MODELS
+from flatkit.registry import Registry, call_text, plain
+from flatkit.task import Task
+from flatkit.version import __version__
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint in memory; nothing of it has been executed, and nothing is built yet.
+
+    Only flatkit's own files name model, data and loss; of all others these are empty, and
+    the weights are put into a model of the caller's by `load_into`.
+
+    Attributes:
+        path: as the caller gave it.
+        sha256: of the file; see `flatkit.checkpoints.reader.Opened` for folders.
+        format: e.g. `flatkit 1`, `safetensors`.
+        state_dict: name -> tensor, on the CPU.
+        entry: the part of the file that holds the weights; empty for the whole of it.
+        others: further parts that hold weights, e.g. `ema`.
+        beside: numbers and texts that stand beside the weights.
+        version: of the flatkit that wrote it.
+        model: `{"name", "kwargs"}`.
+        data: `{"name", "kwargs", "sha256"}`; the last is of the tensors.
+        loss: `{"name", "kwargs"}`.
+        epoch: epochs of training done.
+        config: settings of the training.
+        history: one mapping an epoch.
+        training_state: optimizer and random states.
+    """
+
+    path: str
+    sha256: str
+    format: str
+    state_dict: Mapping[str, Tensor]
+    entry: str = ""
+    others: Sequence[str] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    training_state: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder of a `ckpt.pt`, else folder and file: `gam`, `gam/epoch-0010`."""
+        path = Path(self.path).absolute()
+        return path.parent.name if path.stem == "ckpt" else f"{path.parent.name}/{path.stem}"
+
+    def load_into(
+        self,
+        model: nn.Module,
+        *,
+        rename: Mapping[str, str] | None = None,
+        ignore: Sequence[str] = (),
+    ) -> list[str]:
+        """Put the stored weights into a model, all of them, or raise and change nothing.
+
+        Wrappers that other programs put before the names (`module.`, `_orig_mod.`, `model.`, ...)
+        are taken off where the names then fit. The model takes the precision of the file.
+
+        Args:
+            model: changed in place.
+            rename: beginnings of names in the file -> what they become, e.g. `{"net.": ""}`.
+            ignore: shell patterns of names that may be in only one of file and model.
+
+        Returns:
+            What was done to make the names fit, a line each.
+
+        Raises:
+            CheckpointError: they do not fit, as a table with what would help; or a weight is NaN
+                or infinite.
+        """
+        self._check_finite()
+        return load_state(
+            model, self.state_dict, where=f"{self.path} and the model", rename=rename, ignore=ignore
+        )
+
+    def build_model(self) -> nn.Module:
+        """Return the model with the stored weights, in eval mode; random states are untouched.
+
+        Raises:
+            CheckpointError: no or an unknown model, or tensors that do not fit it, each named.
+        """
+        spec = self._named("model")
+        with torch.random.fork_rng(devices=[]):
+            model = self._build(MODELS, spec)
+        load_state(model, self.state_dict, where=f"{self.path} and {call_text(**spec)}")
+        return model.eval()
+
+    def build_data(self) -> Dataset:
+        """Return the data on which the model was trained.
+
+        Raises:
+            CheckpointError: no or unknown data, or the rebuilt tensors differ from those trained
+                on.
+            MissingDependencyError: a package that holds the data is not installed.
+        """
+        named = self._named("data")
+        spec = {key: named[key] for key in ("name", "kwargs")}
+        dataset: Dataset = self._build(DATASETS, spec)
+        digest = dataset.sha256()
+        if digest != named["sha256"]:
+            raise CheckpointError(
+                f"{self.path} was trained on other data than {call_text(**spec)} gives here "
+                f"(sha256 {named['sha256'][:12]}, here {digest[:12]}); "
+                "install the package versions with which it was trained"
+            )
+        return dataset
+
+    def build_loss(self) -> Loss:
+        """Return the loss that was minimised.
+
+        Raises:
+            CheckpointError: no or an unknown loss.
+        """
+        return self._build(LOSSES, self._named("loss"))
+
+    def task(self) -> Task:
+        """Return model, loss and data as the file names them, ready to be analyzed.
+
+        Raises:
+            CheckpointError: as the builders; or a weight is NaN or infinite.
+        """
+        self._named("model")
+        self._check_finite()
+        dataset = self.build_data()
+        return Task(
+            model=self.build_model(),
+            loss=self.build_loss(),
+            data=dataset.train,
+            test_data=dataset.test,
+            name=self.name,
+        )
+
+    def non_finite(self) -> dict[str, int]:
+        """Return how many values are NaN or infinite, for the tensors that have any."""
+        counts = {key: int((~value.isfinite()).sum()) for key, value in self.state_dict.items()}
+        return {key: count for key, count in counts.items() if count}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a report says about its checkpoint, ready for JSON."""
+        common = {
+            "path": self.path,
+            "name": self.name,
+            "sha256": self.sha256,
+            "format": self.format,
+        }
+        if not self.model:
+            return {**common, "entry": self.entry, "other_entries": list(self.others)}
+        data_and_model = ("data", "data_kwargs", "model", "model_kwargs")
+        training = {
+            key: value
+            for key, value in self.config.items()
+            if value is not None and key not in data_and_model
+        }
+        return {
+            **common,
+            "flatkit": self.version,
+            "epoch": self.epoch,
+            "model": plain(self.model),
+            "data": plain(self.data),
+            "loss": plain(self.loss),
+            "optimizer": self.config.get("optimizer"),
+            "training": plain(training),
+        }
+
+    def _check_finite(self) -> None:
+        for name, count in self.non_finite().items():
+            raise CheckpointError(
+                f"{self.path} cannot be analyzed: {count} values of {name} are NaN or infinite; "
+                "use an earlier checkpoint of the run"
+            )
+
+    def _named(self, part: str) -> Mapping[str, Any]:
+        """Return what the file says of model, data or loss."""
+        spec = getattr(self, part)
+        if not spec:
+            raise CheckpointError(
+                f"{self.path} ({self.format}) holds weights but does not say which model, loss "
+                "and data they belong to: name them with --task FILE.py:build, or --model, --data "
+                "and --loss; from Python, load_into(model)"
+            )
+        return spec
+
+    def _build(self, registry: Registry, spec: Mapping[str, Any]) -> Any:
+        try:
+            return registry.build(spec["name"], **spec["kwargs"])
+        except (InvalidArgumentError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be rebuilt by flatkit {__version__}: {error}"
+            ) from error

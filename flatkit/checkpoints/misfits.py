@@ -1,0 +1,169 @@
+"""What does not fit between a file and a model, as a table, and what would help."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from torch import Tensor
+
+_ROWS = 8
+"""Of each kind in the table."""
+
+
+@dataclass(frozen=True)
+class Misfits:
+    """Names that are left over.
+
+    Attributes:
+        missing: in the model alone.
+        unexpected: in the file alone.
+        misshaped: pairs (name in the file, name in the model) of different shapes.
+    """
+
+    missing: Sequence[str] = ()
+    unexpected: Sequence[str] = ()
+    misshaped: Sequence[tuple[str, str]] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshaped)
+
+    def summary(self) -> str:
+        """Return how many of each kind.
+
+        >>> Misfits(missing=["a"], unexpected=["b", "c"]).summary()
+        '1 missing, 2 unexpected'
+        """
+        counts = {
+            "missing": len(self.missing),
+            "unexpected": len(self.unexpected),
+            "of another shape": len(self.misshaped),
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+    def lines(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+        """Return the table and what would help, a line each.
+
+        Args:
+            state: of the file.
+            own: of the model.
+        """
+        pairs = _pairs(self.missing, self.unexpected, state, own)
+        rows = []
+        for kind, names, shapes in (
+            ("missing", self.missing, own),
+            ("unexpected", self.unexpected, state),
+        ):
+            for name in names[:_ROWS]:
+                other = pairs.get(name, "")
+                hint = f"is it {other} in the {'file' if kind == 'missing' else 'model'}?"
+                rows.append((kind, name, str(list(shapes[name].shape)), hint if other else "-"))
+            rows += _more(kind, names)
+        for old, name in self.misshaped[:_ROWS]:
+            theirs, ours = list(state[old].shape), list(own[name].shape)
+            rows.append(
+                (
+                    "shape",
+                    name,
+                    f"{theirs} in the file, {ours} in the model",
+                    _reshaping(theirs, ours),
+                )
+            )
+        rows += _more("shape", self.misshaped)
+        return [*_aligned(rows), *self._help(pairs)]
+
+    def _help(self, pairs: Mapping[str, str]) -> list[str]:
+        lines = []
+        renames = {
+            beginning: None
+            for name in self.unexpected
+            if name in pairs and (beginning := _beginnings(name, pairs[name]))
+        }
+        if renames:
+            options = " ".join(f"--rename {old}={new}" for old, new in renames)
+            python = {old: new for old, new in renames}  # noqa: C416
+            lines.append(f"try {options} (from Python: rename={python})")
+        alone = [name for name in self.unexpected if name not in pairs]
+        if alone:
+            common = _common(alone)
+            lines.append(
+                f"what the model has no use for can be left out: --ignore {common!r} "
+                f"(from Python: ignore=[{common!r}])"
+            )
+        return lines
+
+
+def _pairs(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+) -> dict[str, str]:
+    """Return both ways which missing name may be which unexpected one: one shape, like names."""
+    pairs: dict[str, str] = {}
+    for name in missing:
+        candidates = [
+            other
+            for other in unexpected
+            if other not in pairs
+            and state[other].shape == own[name].shape
+            and other.rpartition(".")[2] == name.rpartition(".")[2]
+        ]
+        if candidates:
+            best = max(candidates, key=lambda other: SequenceMatcher(None, name, other).ratio())
+            pairs[name], pairs[best] = best, name
+    return pairs
+
+
+def _beginnings(old: str, new: str) -> tuple[str, str] | None:
+    """Return how two names begin before the dotted end that they share.
+
+    >>> _beginnings("classifier.weight", "fc.weight")
+    ('classifier.', 'fc.')
+    """
+    first, second = old.split("."), new.split(".")
+    shared = 0
+    while shared < min(len(first), len(second)) - 1 and first[-1 - shared] == second[-1 - shared]:
+        shared += 1
+    if not shared:
+        return None
+    heads = (first[: len(first) - shared], second[: len(second) - shared])
+    start, end = (".".join(head) + "." if head else "" for head in heads)
+    return start, end
+
+
+def _reshaping(theirs: Sequence[int], ours: Sequence[int]) -> str:
+    """Return what may be the matter with a shape."""
+    if len(theirs) == len(ours) == 2 and theirs == [*reversed(ours)]:
+        return "transposed: one of them multiplies as x @ W; store it transposed"
+    if theirs[1:] == ours[1:]:
+        return f"build the model for {theirs[0]} outputs (classes, words), not {ours[0]}"
+    if [n for n in theirs if n != 1] == [n for n in ours if n != 1]:
+        return "the same but for dimensions of 1; reshape it"
+    if len(theirs) == len(ours) and theirs[0] == ours[0] and theirs[2:] == ours[2:]:
+        return f"build the model for {theirs[1]} inputs (channels, width), not {ours[1]}"
+    return "build the model with the widths of the file"
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return one shell pattern for names: their common beginning, or the first of them."""
+    start = names[0]
+    for name in names[1:]:
+        while not name.startswith(start):
+            start = start[:-1]
+    head = start.rpartition(".")[0]
+    if len(names) == 1:
+        return names[0]
+    return f"{head}.*" if head else names[0]
+
+
+def _more(kind: str, names: Sequence[object]) -> list[tuple[str, str, str, str]]:
+    left = len(names) - _ROWS
+    return [(kind, f"... and {left} more", "", "")] if left > 0 else []
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
