@@ -297,7 +297,7 @@ def survey_of(points: int) -> Survey:
 
 def memory_lines() -> list[str]:
     """Compare the peak memory of planes with few and with many points."""
-    lines = ["Loss and gradient norm, 420,000 weights, one process each.", ""]
+    lines = ["Loss and gradient norm, 420,000 weights, one process each; to be independent.", ""]
     lines += ["| points | peak memory, MiB |", "|---|---|"]
     for points in (11, 31, 91):
         done = subprocess.run(
