@@ -84,6 +84,10 @@ def axis_label(surface: Surface, number: int) -> str:
     return f"step t{index}{length}"
 
 
+def _norms(surface: Surface) -> Sequence[float]:
+    return (surface.header.get("directions") or {}).get("norms") or ()
+
+
 def common_label(lines: Sequence[Surface]) -> str:
     """Return the label of an axis that several lines share.
 
@@ -97,9 +101,9 @@ def common_label(lines: Sequence[Surface]) -> str:
     kinds = {kind_of(line) for line in lines}
     if kinds == {"eigenvectors"}:
         return "along eigenvector 1 of each"
-    norms = [(line.header.get("directions") or {}).get("norms") or () for line in lines]
-    if kinds <= {"random", "given"} and all(norms):
-        low, high = (significant(float(end(n[0] for n in norms)), 3) for end in (min, max))
+    norms = [float(x) for line in lines for x in _norms(line)[:1]]
+    if kinds <= {"random", "given"} and len(norms) == len(lines):
+        low, high = (significant(end(norms), 3) for end in (min, max))
         return f"step t  (‖d‖ = {low} to {high})"
     return "step t"
 
