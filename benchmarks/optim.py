@@ -165,7 +165,7 @@ def measure_exact() -> list[str]:
                 setting.ours(GAM, mode="exact", engine="central_difference"),
             ),
         },
-        rounds=7,
+        rounds=3,
     )
 
 

@@ -344,7 +344,6 @@ class PerturbedOptimizer(Optimizer, ABC):
         return self._stepped()
 
     def _stepped(self) -> Any:
-        torch.clear_autocast_cache()  # it may hold casts of the weights before the step
         self._prepared = False
         loss, self._loss = self._loss, None
         return loss
