@@ -193,7 +193,7 @@ def _truth(
         return None, "nothing: too large for a copy in float64"
     try:
         precise = objective.in_double()
-        part = Chunk(*(t.double() if t.is_floating_point() else t for t in chunk))
+        part = chunk.in_double()
         products = [
             build_engine(name, precise, theta.double())
             .prepare(part)

@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError
 from flatkit.landscape.stacked import StackedLinear
-from flatkit.objective import Objective
+from flatkit.objective import Chunk, Objective
+from flatkit.passes import arguments
 
 Quantity: TypeAlias = Literal["loss", "accuracy", "gradient_norm"]
 Statistics: TypeAlias = Literal["fixed", "reestimate"]
@@ -112,7 +113,7 @@ class Engine:
             parameter.grad = None
         with torch.set_grad_enabled(with_gradient):
             for chunk in self.objective.chunks():
-                outputs = self._model(chunk.inputs)
+                outputs = self._run(chunk)
                 part, right = self.objective.part(outputs, chunk)
                 if with_gradient:
                     part.backward()
@@ -141,6 +142,10 @@ class Engine:
             if len(moves) > 1:
                 self._place.add_(self._theta)
 
+    def _run(self, chunk: Chunk) -> Any:
+        args, kwargs = arguments(chunk.inputs)
+        return self._model(*args, **kwargs)
+
     def _gradient_norm(self) -> float:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
@@ -153,7 +158,7 @@ class Engine:
             module.momentum = None  # type: ignore[assignment]  # a cumulative average
             module.train()
         for chunk in self.objective.chunks():
-            self._model(chunk.inputs)
+            self._run(chunk)
         self.objective.tally.losses += 1
         for module in self._norms:
             module.eval()
