@@ -270,6 +270,12 @@ class Objective:
         part.theta = part.space.flatten({name: parts[name] for name in names})
         return part
 
+    def with_model(self, model: nn.Module) -> "Objective":
+        """Return the same function of θ with the buffers of a model of the same parameters."""
+        other = copy.copy(self)
+        other._model = model
+        return other
+
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
         precise = copy.copy(self)
@@ -329,9 +335,11 @@ class Objective:
         """Find how much each sample counts; leave out those that count nothing."""
         self.weighting, weights = "samples", None
         if self._asks_the_model:
-            tolerance = 1e3 * torch.finfo(self.dtype).eps
             weights, self.weighting = find_weights(
-                self._mean_nearby, self.samples.targets, self.num_samples, tolerance=tolerance
+                self._mean_nearby,
+                self.samples.targets,
+                self.num_samples,
+                tolerance=0.1 * self._slack,
             )
         elif hasattr(self._loss, "weights"):
             weights, self.weighting = (
@@ -347,6 +355,13 @@ class Objective:
             self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
             weights = weights[counted]
         self._weights, self.total_weight = weights, float(weights.sum())
+
+    @property
+    def _slack(self) -> float:
+        """How exactly means must add up, relatively."""
+        # Models that return their loss often compute it in float32, whatever their weights are.
+        dtype = torch.float32 if self._asks_the_model else self.dtype
+        return 1e3 * torch.finfo(dtype).eps
 
     @torch.no_grad()
     def _mean_nearby(self, rows: Tensor) -> float:
@@ -413,7 +428,7 @@ class Objective:
             * (self.total_weight / whole.weight)
             for piece in pieces
         )
-        tolerance = 1e3 * torch.finfo(self.dtype).eps * max(map(abs, parts))
+        tolerance = self._slack * max(map(abs, parts))
         if math.isfinite(joined) and not abs(sum(parts) - joined) <= tolerance:
             raise NonAdditiveLossError(
                 f"the loss is not a mean over samples: {joined:.6g} for a batch but "

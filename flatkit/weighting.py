@@ -15,7 +15,7 @@ from flatkit.errors import NonAdditiveLossError
 
 IGNORED = -100
 """Labels of this value do not count, by the convention of torch and of Hugging Face."""
-_ROUNDS = 4
+_PAIRS = 5
 
 
 def find_weights(
@@ -40,23 +40,25 @@ def find_weights(
     (tensor([3., 1.], dtype=torch.float64), 'labels that are not -100')
     """
     candidates, joined, apart = _candidates(labels, size), 0.0, (0.0, 0.0)
-    for _ in range(_ROUNDS):
-        pair = _telling_pair(candidates)
-        if pair is None:
+    while candidates:
+        pairs = _telling_pairs(candidates)
+        if not pairs:
             return _agreed(candidates)
-        a, b = (torch.tensor([row]) for row in pair)
-        apart, joined = (mean_of(a), mean_of(b)), mean_of(torch.cat([a, b]))
-        kept = {}
-        for name, weights in candidates.items():
-            w = weights[torch.cat([a, b])]
-            expected = float((w * torch.tensor(apart, dtype=torch.float64)).sum() / w.sum())
-            if abs(expected - joined) <= tolerance * max(map(abs, (*apart, joined))):
-                kept[name] = weights
-        if not kept:
-            break
-        if len(kept) == len(candidates):
+        for a, b in pairs:
+            rows = torch.tensor([a, b])
+            apart, joined = (mean_of(rows[:1]), mean_of(rows[1:])), mean_of(rows)
+            losses = torch.tensor(apart, dtype=torch.float64)
+            kept = {
+                name: weights
+                for name, weights in candidates.items()
+                if abs(float(weights[rows] @ losses / weights[rows].sum()) - joined)
+                <= tolerance * max(map(abs, (*apart, joined)))
+            }
+            if len(kept) < len(candidates):
+                break
+        else:
             raise NonAdditiveLossError(
-                "two samples of equal loss do not show how the model weights them; give a loss "
+                "samples of nearly equal loss do not show how the model weights them; give a loss "
                 "that returns one value per sample"
             )
         candidates = kept
@@ -90,19 +92,19 @@ def _agreed(candidates: Mapping[str, Tensor]) -> tuple[Tensor, str]:
     return candidates[name], name
 
 
-def _telling_pair(candidates: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Return two samples whose relative weights the candidates see differently, or None.
+def _telling_pairs(candidates: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """Return pairs of samples whose relative weights the candidates see most differently.
 
     Samples without any label that counts have no loss by themselves and are not asked.
     """
     weights = torch.stack(list(candidates.values()))  # [ways, N]
     asked = (weights > 0).all(0).nonzero().squeeze(1)
     if len(asked) < 2:
-        return None
-    first = weights[:, asked]
-    ratios = first / first[:1]  # how much more than a sample each way counts
-    ratios = ratios / ratios[:, :1]
-    spread = ratios.amax(0) / ratios.amin(0)
-    if float(spread.max()) <= 1 + 1e-9:
-        return None
-    return int(asked[0]), int(asked[int(spread.argmax())])
+        return []
+    ratios = weights[:, asked] / weights[0, asked]  # how much more than by the first way
+    way = int((ratios.amax(1) / ratios.amin(1)).argmax())
+    order = ratios[way].argsort()
+    if float(ratios[way, order[-1]] / ratios[way, order[0]]) <= 1 + 1e-9:
+        return []
+    ends = zip(order[:_PAIRS].tolist(), order.flip(0)[:_PAIRS].tolist(), strict=True)
+    return [(int(asked[a]), int(asked[b])) for a, b in ends if a != b]

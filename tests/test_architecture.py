@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NO_TORCH = {"version", "errors", "checks", "files", "results", "registry", "render", "surfaces"}
-DRAWING = {"matplotlib", "seaborn", "rich"}
+DRAWING = {"matplotlib", "plotly", "seaborn", "rich"}
 KNOW_MODULES = {
     "objective",
     "replicas",
@@ -109,7 +109,16 @@ def test_no_file_is_too_long_or_ill_named(path):
         "import flatkit_cli.main; flatkit_cli.main.main(['--help'])",
         *(
             f"import flatkit_cli.main; flatkit_cli.main.main(['{command}', '--help'])"
-            for command in ("analyze", "compare", "demo", "info", "plot", "train", "verify")
+            for command in (
+                "analyze",
+                "compare",
+                "demo",
+                "info",
+                "landscape",
+                "plot",
+                "train",
+                "verify",
+            )
         ),
     ],
 )

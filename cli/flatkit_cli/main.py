@@ -17,7 +17,8 @@ _COMMANDS = {
     "compare": "put saved reports side by side",
     "demo": "train SGD, SAM and GAM on digits, analyze and compare them",
     "info": "say what a checkpoint file is and holds",
-    "plot": "draw the figures of saved reports again",
+    "landscape": "draw the loss around, between and along checkpoints",
+    "plot": "draw the figures of saved reports and surfaces again",
     "verify": "say whether the theory of flatness holds at a checkpoint",
     "train": "train a network with SGD, AdamW, SAM or GAM",
 }

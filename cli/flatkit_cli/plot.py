@@ -5,41 +5,68 @@ from pathlib import Path
 
 import click
 
+from flatkit_cli.pictures import check_pictures, draw_surfaces, picture_options, show_numbers
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(
-    short_help="draw the figures of saved reports again",
-    help="""Draw the figures of the reports and comparisons in RESULTS.json... again.
+    short_help="draw the figures of saved reports and surfaces again",
+    help="""Draw the figures of the reports, comparisons (.json) and surfaces (.npz) in RESULTS...
+again.
 
-Nothing is measured; neither the model nor the data are needed.
+Nothing is measured; neither the model nor the data are needed. Surfaces of one kind stand side by
+side on one scale, and their numbers are printed.
 
 \b
 flatkit plot report.json --figures figures
 flatkit plot sgd.json gam.json --figures figures
+flatkit plot sgd/*.npz gam/*.npz --figures figures --style heat --formats pdf
 """,
 )
-@click.argument("files", nargs=-1, required=True, type=_FILE, metavar="RESULTS.json...")
+@click.argument("files", nargs=-1, required=True, type=_FILE, metavar="RESULTS...")
 @click.option(
     "--figures",
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Draw PNG and SVG there.",
+    help="Draw there.",
 )
 @click.option(
     "--repeats",
     is_flag=True,
     help="Reports of one name are repetitions of one method: show mean and spread.",
 )
-def plot(files: Sequence[Path], figures: Path, repeats: bool) -> None:
+@picture_options
+def plot(
+    files: Sequence[Path],
+    figures: Path,
+    repeats: bool,
+    style: str,
+    formats: str,
+    interactive: bool,
+    level: float,
+) -> None:
     """Draw; the help text is that of the command."""
-    from flatkit.errors import ResultError
     from flatkit.files import check_writable, make_folder
+    from flatkit.surfaces import load_surface
+
+    check_pictures(formats, level, interactive=interactive)
+    surfaces = [load_surface(path) for path in files if path.suffix == ".npz"]
+    reports = [path for path in files if path.suffix != ".npz"]
+    check_writable(make_folder(figures) / "figure.png")
+    if reports:
+        _draw_reports(reports, figures, repeats=repeats)
+    if surfaces:
+        draw_surfaces(surfaces, figures, style=style, formats=formats, interactive=interactive)
+        show_numbers(surfaces, level=level)
+
+
+def _draw_reports(files: Sequence[Path], figures: Path, *, repeats: bool) -> None:
+    from flatkit.errors import ResultError
     from flatkit_cli.compare import draw, merge, warn
 
     comparison = merge(files, repeats=repeats)
-    check_writable(make_folder(figures) / "figure.png")
     warn(comparison)
     if not draw(comparison, figures):
         measures = ", ".join(

@@ -37,6 +37,7 @@ class _Ball:
     model: QuadraticModel
     top: Estimate
     vectors: Tensor
+    noise: float
     blurred: float
     jump: Jump
 
@@ -99,7 +100,7 @@ def _prepare(session: Session, geometry: Geometry) -> _Ball:
     noise = gradient_noise(session, geometry)
     blurred = rounding_radius(session, geometry, slope, noise)
     jump = gradient_jump(session, gradient_noise(session, Geometry("l2")))
-    return _Ball(session, geometry, model, top, vectors, blurred, jump)
+    return _Ball(session, geometry, model, top, vectors, noise, blurred, jump)
 
 
 def _searched(session: Session, ball: _Ball, wanted: set[str]) -> list[Result]:
@@ -118,6 +119,7 @@ def _searched(session: Session, ball: _Ball, wanted: set[str]) -> list[Result]:
                     starts=starts,
                     geometry=ball.geometry,
                     budget=budget,
+                    generator=session.generator("walks"),
                 )
                 results.append(_zeroth_order(ball, rho, losses, cost()))
         if {"first_order_flatness", "max_gradient_norm"} & wanted:
@@ -129,6 +131,8 @@ def _searched(session: Session, ball: _Ball, wanted: set[str]) -> list[Result]:
                     starts=ball.starts("gradient_norm", rho, more),
                     geometry=ball.geometry,
                     budget=budget,
+                    noise=ball.noise,
+                    generator=session.generator("walks"),
                 )
                 results += _first_order(ball, rho, norms, losses, cost())
         if "quadratic_model_maximum" in wanted and ball.geometry.is_round:

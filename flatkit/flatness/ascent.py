@@ -24,20 +24,34 @@ class Climb:
     trail: list[float] = field(default_factory=list)
     done: bool = False
 
-    def move(self, u: Tensor, value: float, ascent: Tensor, tolerance: float) -> None:
-        """Go to a higher point; a gain below the tolerance ends the climb."""
-        self.done = value - self.value <= tolerance * abs(value)
+    def move(self, u: Tensor, value: float, ascent: Tensor, least: float) -> None:
+        """Go to a higher point; a gain of no more than the least ends the climb."""
+        self.done = value - self.value <= least
         self.u, self.value, self.ascent = u, value, ascent
         self.trail.append(value)
 
 
 class Ascents:
-    """The climbs of one search: a function, a radius, and what was spent."""
+    """The climbs of one search: a function, a radius, and what was spent.
 
-    def __init__(self, function: Field, radius: float, *, tolerance: float, budget: int) -> None:
-        self.function, self.radius = function, radius
+    Args:
+        function: φ.
+        radius: ρ.
+        tolerance: gain, relative to the value, that ends a climb.
+        budget: in gradients of the loss.
+        noise: by how much rounding may change a value.
+    """
+
+    def __init__(
+        self, function: Field, radius: float, *, tolerance: float, budget: int, noise: float = 0.0
+    ) -> None:
+        self.function, self.radius, self.noise = function, radius, noise
         self.tolerance, self.budget = tolerance, budget
         self.evaluations = self.ascents = 0
+
+    def least_gain(self, value: float) -> float:
+        """Return the gain over a value that is none: within the tolerance, or the rounding."""
+        return max(self.tolerance * abs(value), self.noise)
 
     @property
     def spent(self) -> int:
@@ -103,7 +117,7 @@ class Ascents:
                 ascents = self.ascents_of(landing)
                 for row in better:
                     value = float(landing.values[row])
-                    pending[row].move(points[row], value, ascents[row], self.tolerance)
+                    pending[row].move(points[row], value, ascents[row], self.least_gain(value))
             pending = [climb for row, climb in enumerate(pending) if row not in set(better)]
             fraction /= 2
         for climb in pending:

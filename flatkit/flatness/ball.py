@@ -20,6 +20,8 @@ _POLISHED = 2
 """Climbs that are left when L-BFGS takes over."""
 _ROUGH = 3e-3
 """Angle, in radians, to the ascent direction at which no climb over a smooth function ends."""
+_ROUNDINGS = 8
+"""Units of rounding of a value that a climb does not see."""
 _RESERVE = 0.4
 """Part of the budget that is kept for walks once a climb ended at a jump of the gradient."""
 
@@ -67,6 +69,7 @@ def maximize_over_ball(
     starts: Mapping[str, Tensor],
     budget: int = 600,
     tolerance: float = 1e-7,
+    noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search the maximum of a function over the ball ‖u‖ ≤ ρ.
@@ -91,24 +94,38 @@ def maximize_over_ball(
         budget: gradients of the loss that may be spent, about; the starts and one step of the
             first are always taken.
         tolerance: a climb ends when a step gains less than this, relative to the value.
+        noise: by how much rounding may change a value; smaller gains are none.
         generator: draws where the walks begin, if there are any.
 
     Raises:
         InvalidArgumentError: no start, or an argument out of range.
         NonFiniteError: the function is not finite somewhere in the ball.
+
+    >>> from torch import nn
+    >>> from flatkit import Objective
+    >>> from flatkit.flatness import Geometry
+    >>> from flatkit.flatness.fields import LossIncrease
+    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ², at θ = 1
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> function = LossIncrease(objective, torch.ones(1), Geometry("l2"))
+    >>> found = maximize_over_ball(function, radius=0.5, starts={"left": torch.tensor([-0.5])})
+    >>> found.value, found.displacement
+    (1.25, tensor([0.5000]))
     """
     check_positive("rho", radius)
     check_positive("tolerance", tolerance)
     check_count("budget", budget)
     if not starts:
         raise InvalidArgumentError("starts must hold at least one displacement, got none")
-    search = Ascents(function, radius, tolerance=tolerance, budget=budget)
+    search = Ascents(function, radius, tolerance=tolerance, budget=budget, noise=noise)
     climbs = [Climb(name, u) for name, u in list(starts.items())[: _affordable(search, starts)]]
     search.begin(climbs)
     _halve(search, climbs)
     best = max(climbs, key=lambda climb: climb.value)
-    if _is_rough(search, best):
-        walked = wander(search, best, generator or torch.Generator().manual_seed(0))
+    if any(_is_rough(search, climb) for climb in climbs):
+        walked = wander(
+            search, best, list(starts.values()), generator or torch.Generator().manual_seed(0)
+        )
         climbs.append(walked)
         best = walked if walked.value > best.value else best
     return _summary(search, climbs, best)
@@ -138,10 +155,11 @@ def _is_rough(search: Ascents, climb: Climb) -> bool:
     if not (climb.done and geometry.is_round and bool(climb.ascent.any())):
         return False
     target = geometry.maximiser(climb.ascent, radius)
+    gain, rounding = _linear_gain(climb, target), torch.finfo(climb.u.dtype).eps * abs(climb.value)
+    if gain <= max(search.noise, _ROUNDINGS * rounding):
+        return False
     angle = _angle(climb, target, radius)
-    if angle is not None:
-        return angle > _ROUGH
-    return _linear_gain(climb, target) > 0.5 * _ROUGH**2 * abs(climb.value)
+    return gain > 0.5 * _ROUGH**2 * abs(climb.value) if angle is None else angle > _ROUGH
 
 
 def _affordable(search: Ascents, starts: Mapping[str, Tensor]) -> int:

@@ -22,6 +22,7 @@ def max_gradient_norm(
     geometry: Geometry | None = None,
     budget: int = 600,
     tolerance: float = 1e-7,
+    noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search max over ‖δ‖ ≤ ρ of ‖∇L(θ+δ)‖; ρ times it is R1_ρ(θ) (Zhang et al., 2023, eq. 3).
@@ -38,11 +39,12 @@ def max_gradient_norm(
         theta: the point [P]; the objective's own by default.
         rho: ρ > 0, in the units of the parameters, or relative to them if the geometry is.
         starts: coordinates u [P] by name, each within the ball; by default the maximiser of the
-            quadratic model, the top eigenvector, the gradient and GAM's ascent, both ways, and
-            random points.
+            quadratic model, top eigenvectors and the gradient, both ways, GAM's ascent, mixtures of
+            the eigenvectors and random points.
         geometry: of the ball; round by default.
         budget: see `maximize_over_ball`.
         tolerance: likewise.
+        noise: likewise; the rounding of ‖∇L‖, if it is known.
         generator: draws random starts, where none are given, and walks; see `maximize_over_ball`.
 
     Raises:
@@ -77,6 +79,7 @@ def max_gradient_norm(
         starts=starts,
         budget=max(1, budget - spent),
         tolerance=tolerance,
+        noise=noise,
         generator=generator,
     )
     return replace(best, gradients=best.gradients + spent)

@@ -70,7 +70,7 @@ def _move(
     else:
         return False
     before = climb.u
-    climb.move(u, value, search.ascents_of(landing)[0], search.tolerance)
+    climb.move(u, value, search.ascents_of(landing)[0], search.least_gain(value))
     step = _tangent(u, u - before, radius)
     change = _tangent(u, slope, radius) - _tangent(u, climb.ascent, radius)
     curvature = float(step.double() @ change.double())

@@ -12,7 +12,9 @@ from flatkit.flatness.model import QuadraticModel, Quantity, ScaledOperator
 from flatkit.hessian import HessianOperator
 from flatkit.objective import Objective
 
-NUM_RANDOM, NUM_VECTORS = 16, 8
+NUM_VECTORS = 20
+_ALONE, _MIXED, _ANYWHERE = 8, 64, 8
+"""Eigenvectors that are starts, mixtures of all of them, and random points of the sphere."""
 _FEWEST_PRODUCTS, _MOST_PRODUCTS, _MORE_PRODUCTS = 8, 60, 12
 _FITS, _STANDS = 1e-4, 1e-8
 """Differences, relative to the maximum: at which the model fits, at which it stands still."""
@@ -38,8 +40,11 @@ def search_starts(
         geometry: of the ball.
         which: what will be maximised.
         slope: |λ|max of the model.
-        vectors: top eigenvectors [K, P].
+        vectors: top eigenvectors [K, P], orthonormal.
         generator: draws the random ones.
+
+    Most random starts are mixtures of the eigenvectors: the maxima of networks lie almost within
+    their span, and a random point of the sphere almost across it.
     """
     gradient = model.gradient
     directions: dict[str, Tensor] = {}
@@ -55,13 +60,16 @@ def search_starts(
     if bool(gradient.any()):
         directions["gradient-norm ascent"] = model.operator.matvec(gradient)
     room = max(4, _MOST_NUMBERS // max(1, gradient.numel()))
-    for number in range(2, len(vectors) + 1):
+    for number in range(2, min(_ALONE, len(vectors)) + 1):
         both(f"eigenvector {number}", vectors[number - 1])
-    for number in range(1, NUM_RANDOM + 1):
-        if len(directions) >= room:
-            break
-        drawn = torch.randn(gradient.numel(), generator=generator).to(gradient)
-        directions[f"random {number}"] = drawn
+    for number in range(1, _MIXED + 1):
+        if len(directions) < room:
+            drawn = torch.randn(len(vectors), generator=generator).to(vectors)
+            directions[f"mixture {number}"] = drawn @ vectors
+    for number in range(1, _ANYWHERE + 1):
+        if len(directions) < room:
+            drawn = torch.randn(gradient.numel(), generator=generator).to(gradient)
+            directions[f"random {number}"] = drawn
     return {
         name: geometry.maximiser(direction, rho)
         for name, direction in directions.items()

@@ -66,6 +66,7 @@ def max_loss_increase(
         starts=starts,
         budget=max(1, budget - spent),
         tolerance=tolerance,
+        noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
         generator=generator,
     )
     return replace(best, gradients=best.gradients + spent)

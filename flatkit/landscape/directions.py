@@ -1,15 +1,13 @@
 """Directions in which a landscape is looked at."""
 
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from flatkit.checks import check_choice
+from flatkit.landscape.settings import Normalization, OneDimensional
 from flatkit.parameters import ParameterSpace
-
-Normalization: TypeAlias = Literal["filter", "layer", "none"]
-OneDimensional: TypeAlias = Literal["zero", "whole"]
 
 
 def random_direction(
@@ -22,6 +20,35 @@ def random_direction(
 ) -> Tensor:
     """Return a random Gaussian direction [P], scaled like the weights (Li et al., 2018).
 
+    Args:
+        space: the names and shapes of θ.
+        theta: the point [P].
+        generator: draws the direction, the same for every dtype and device.
+        normalization: see `normalise`.
+        one_dimensional: see `normalise`.
+
+    >>> space = ParameterSpace.of({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    >>> theta = torch.tensor([3.0, 4.0, 0.0, 1.0, 1.0, 1.0])
+    >>> direction = random_direction(space, theta, generator=torch.Generator())
+    >>> [round(float(row.norm()), 5) for row in direction.split(2)]
+    [5.0, 1.0, 0.0]
+    """
+    direction = torch.randn(space.size, generator=generator, dtype=torch.float32).to(theta)
+    return normalise(
+        space, theta, direction, normalization=normalization, one_dimensional=one_dimensional
+    )
+
+
+def normalise(
+    space: ParameterSpace,
+    theta: Tensor,
+    direction: Tensor,
+    *,
+    normalization: Normalization = "filter",
+    one_dimensional: OneDimensional = "zero",
+) -> Tensor:
+    """Return a direction [P] scaled like the weights.
+
     With `filter`, each filter of the direction (a slice of a weight along its first dimension)
     gets the norm of the same filter of θ; with `layer`, each parameter the norm of that parameter.
     A step of 1 then is as long as the weights themselves, so that networks of different scales
@@ -30,29 +57,35 @@ def random_direction(
     Args:
         space: the names and shapes of θ.
         theta: the point [P].
-        generator: draws the direction, the same for every dtype and device.
+        direction: what to scale [P]; left as it is.
         normalization: `filter`, `layer`, or `none`, where the whole direction gets unit length.
         one_dimensional: what happens to parameters without filters (biases, BatchNorm): `zero`
-            leaves them where they are, as in the paper; `whole` gives each the norm of that
-            parameter. Not used with `none`.
+            leaves them where they are, as in the paper; `whole` moves them: each with the norm of
+            that parameter, or, with `none`, as the direction says.
 
-    >>> space = ParameterSpace.of({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
-    >>> theta = torch.tensor([3.0, 4.0, 0.0, 1.0, 1.0, 1.0])
-    >>> direction = random_direction(space, theta, generator=torch.Generator())
-    >>> [round(float(row.norm()), 5) for row in direction.split(2)]
-    [5.0, 1.0, 0.0]
+    >>> space = ParameterSpace.of({"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    >>> theta, direction = torch.tensor([3.0, 4.0, 2.0]), torch.tensor([1.0, 0.0, 9.0])
+    >>> normalise(space, theta, direction)
+    tensor([5., 0., 0.])
+    >>> normalise(space, theta, direction, one_dimensional="whole")
+    tensor([5., 0., 2.])
     """
     check_choice("normalization", normalization, get_args(Normalization))
     check_choice("one_dimensional", one_dimensional, get_args(OneDimensional))
-    direction = torch.randn(space.size, generator=generator, dtype=torch.float32).to(theta)
-    if normalization == "none":
-        return direction / direction.norm()
+    direction = direction.clone()
     filters = space.filters(theta)
     for name, rows in space.filters(direction).items():  # rows [F, ...], views of the direction
         if not space.is_weight(name) and one_dimensional == "zero":
             rows.zero_()
         elif normalization == "layer":
-            rows.mul_(filters[name].norm() / rows.norm())
-        else:
-            rows.mul_(filters[name].norm(dim=1, keepdim=True) / rows.norm(dim=1, keepdim=True))
-    return direction
+            rows.mul_(_ratio(filters[name].norm(), rows.norm()))
+        elif normalization == "filter":
+            rows.mul_(
+                _ratio(filters[name].norm(dim=1, keepdim=True), rows.norm(dim=1, keepdim=True))
+            )
+    return direction / direction.norm() if normalization == "none" else direction
+
+
+def _ratio(wanted: Tensor, have: Tensor) -> Tensor:
+    """Return wanted/have; 0 where a given direction has nothing to scale."""
+    return torch.where(have > 0, wanted / have, 0.0)

@@ -9,22 +9,23 @@ never of a clock, so that the same job gives the same bits.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import InvalidArgumentError, NonFiniteError
+from flatkit.hessian import HessianOperator
+from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedLinear
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
+from flatkit.spectrum import lanczos
 
-Quantity: TypeAlias = Literal["loss", "accuracy", "gradient_norm"]
-Statistics: TypeAlias = Literal["fixed", "reestimate"]
-Values: TypeAlias = dict[str, float]
+Values = dict[str, float]
 
 
 class Engine:
@@ -34,9 +35,13 @@ class Engine:
         objective: L.
         theta: the centre [P].
         directions: [D, P].
-        quantities: of `loss`, `accuracy`, `gradient_norm`.
-        statistics: `reestimate` sets the running means and variances of BatchNorm at every point
-            from one more pass over the samples (averages over the chunks).
+        quantities: of `loss`, `accuracy`, `gradient_norm`, `top_eigenvalue` (a Lanczos
+            iteration at every point, with its residual beside it).
+        statistics: of BatchNorm. `fixed` leaves the running means and variances as they are at
+            the centre; `reestimate` sets them at every point from one more pass over the samples
+            (averages over the chunks); `interpolate` moves them as `buffers` say.
+        buffers: name -> [1 + D, ...], what a buffer is at the centre and what a step adds.
+        estimate_on: whose samples `reestimate` takes; those of the objective by default.
         batched: False forbids several points at once.
 
     Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
@@ -51,6 +56,8 @@ class Engine:
         *,
         quantities: Sequence[Quantity] = ("loss",),
         statistics: Statistics = "fixed",
+        buffers: Mapping[str, Tensor] | None = None,
+        estimate_on: Objective | None = None,
         batched: bool = True,
     ) -> None:
         for quantity in quantities:
@@ -76,8 +83,18 @@ class Engine:
         ]
         if self._reestimate and not self._norms:
             raise InvalidArgumentError("statistics='reestimate' needs a model with BatchNorm")
+        self._samples = estimate_on or objective
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        if statistics == "interpolate":
+            buffers = buffers or {}
+            places = dict(self._model.named_buffers())
+            self._buffers = [
+                (places[name], moves.to(places[name])) for name, moves in buffers.items()
+            ]
+        self._moving = self._reestimate or bool(self._buffers)
         self._stacked = None
-        small = batched and "gradient_norm" not in quantities and not self._reestimate
+        plain = not {"gradient_norm", "top_eigenvalue"} & set(quantities)
+        small = batched and plain and not self._moving
         if small and objective.batchnorm == "eval":
             self._stacked = StackedLinear.of(objective, self._theta, self._directions)
             if self._stacked is not None and not self._agrees(self._stacked):
@@ -125,6 +142,8 @@ class Engine:
             values["accuracy"] = correct / self.objective.num_samples
         if with_gradient:
             values["gradient_norm"] = self._gradient_norm()
+        if "top_eigenvalue" in self.quantities:
+            values |= self._top_eigenvalue()
         return values
 
     def _move(self, steps: Sequence[float]) -> None:
@@ -141,6 +160,10 @@ class Engine:
                 self._place.add_(moves[-1][0], alpha=moves[-1][1])
             if len(moves) > 1:
                 self._place.add_(self._theta)
+            for place, parts in self._buffers:
+                place.copy_(parts[0])
+                for part, step in zip(parts[1:], steps, strict=True):
+                    place.add_(part, alpha=step)
 
     def _run(self, chunk: Chunk) -> Any:
         args, kwargs = arguments(chunk.inputs)
@@ -151,13 +174,28 @@ class Engine:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
+    def _top_eigenvalue(self) -> Values:
+        """Return λmax at the present point; no number where the curvature is none."""
+        moved = self.objective.with_model(self._model) if self._moving else self.objective
+        # Chosen by name: `auto` looks at the clock, and the same job must give the same bits.
+        hessian = HessianOperator(moved, self._place.clone(), engine="double_backward")
+        generator = torch.Generator().manual_seed(0)
+        try:
+            found = lanczos(hessian, tolerance=1e-3, max_matvecs=200, generator=generator)
+        except NonFiniteError:
+            return {"top_eigenvalue": float("nan"), "top_eigenvalue_residual": float("nan")}
+        return {
+            "top_eigenvalue": float(found.value[0]),
+            "top_eigenvalue_residual": float(found.error[0]),
+        }
+
     @torch.no_grad()
     def _estimate_statistics(self) -> None:
         for module in self._norms:
             module.reset_running_stats()  # type: ignore[operator]
             module.momentum = None  # type: ignore[assignment]  # a cumulative average
             module.train()
-        for chunk in self.objective.chunks():
+        for chunk in self._samples.chunks():
             self._run(chunk)
         self.objective.tally.losses += 1
         for module in self._norms:

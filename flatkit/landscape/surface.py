@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.landscape.engine import Engine, Quantity, batches
+from flatkit.landscape.engine import Engine, batches
+from flatkit.landscape.settings import Quantity
 from flatkit.objective import Objective
 
 Progress = Callable[[int, int], object]

@@ -1,7 +1,18 @@
-"""SAM and GAM: optimizers that look around a point before they step from it."""
+"""SAM, GAM and their relatives: optimizers that look around a point before they step from it."""
 
 from flatkit.optim.gam import GAM
 from flatkit.optim.perturbation import PerturbedOptimizer
-from flatkit.optim.sam import SAM
+from flatkit.optim.sam import ASAM, GSAM, SAM
+from flatkit.optim.schedules import ConstantRho, CosineRho, ProportionalRho, RhoSchedule
 
-__all__ = ["GAM", "SAM", "PerturbedOptimizer"]
+__all__ = [
+    "ASAM",
+    "GAM",
+    "GSAM",
+    "SAM",
+    "ConstantRho",
+    "CosineRho",
+    "PerturbedOptimizer",
+    "ProportionalRho",
+    "RhoSchedule",
+]

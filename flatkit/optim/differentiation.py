@@ -13,8 +13,8 @@ Gradients: TypeAlias = Sequence[Tensor | None]
 """One a parameter; `None` where the loss does not depend on it."""
 
 
-def backward(loss: Any) -> None:
-    """Call `loss.backward()`.
+def backward(loss: Any, *, scaler: torch.amp.GradScaler | None = None) -> None:
+    """Call `loss.backward()`, on the scaled loss if there is a scaler.
 
     Raises:
         InvalidArgumentError: the loss is no tensor of one element, depends on no free parameter,
@@ -25,9 +25,9 @@ def backward(loss: Any) -> None:
     >>> theta.grad
     tensor([6.])
     """
-    _check_differentiable(loss)
-    with _explained():
-        loss.backward()
+    check_differentiable(loss)
+    with explained():
+        (loss if scaler is None else scaler.scale(loss)).backward()
 
 
 def differentiate(loss: Any, parameters: Sequence[Tensor]) -> Gradients:
@@ -40,8 +40,8 @@ def differentiate(loss: Any, parameters: Sequence[Tensor]) -> Gradients:
     >>> differentiate(theta.square().sum(), [theta])
     (tensor([6.], grad_fn=<MulBackward0>),)
     """
-    _check_differentiable(loss)
-    with _explained():
+    check_differentiable(loss)
+    with explained():
         return torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
 
 
@@ -66,11 +66,20 @@ def hessian_product(
     if not pairs:  # the loss is linear in all parameters
         return [None] * len(parameters)
     outputs, weights = zip(*pairs, strict=True)
-    with _explained():
+    with explained():
         return torch.autograd.grad(outputs, parameters, grad_outputs=weights, allow_unused=True)
 
 
-def _check_differentiable(loss: Any) -> None:
+def check_differentiable(loss: Any) -> None:
+    """Check that a loss has one element and depends on something.
+
+    Raises:
+        InvalidArgumentError: otherwise.
+
+    >>> check_differentiable(torch.tensor([1.0]))
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: the loss does not depend on any free parameter; ...
+    """
     if not isinstance(loss, Tensor):
         raise InvalidArgumentError(
             "the closure must return the loss as a tensor, or call backward() itself; "
@@ -88,8 +97,14 @@ def _check_differentiable(loss: Any) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Say what torch's two likely errors mean for the closure."""
+def explained() -> Iterator[None]:
+    """Say what torch's likely errors mean for the closure.
+
+    >>> with explained():
+    ...     raise RuntimeError("derivative for aten::x is not implemented")
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: the loss cannot be differentiated twice ...
+    """
     try:
         yield
     except RuntimeError as error:
@@ -99,9 +114,10 @@ def _explained() -> Iterator[None]:
                 "parameters, so the loss cannot be differentiated again; let it return the loss "
                 "without backward(), or not clear the gradients"
             ) from error
-        if "derivative for" in str(error) and "not implemented" in str(error):
+        missing = "derivative for" in str(error) and "not implemented" in str(error)
+        if missing or "does not currently support double backward" in str(error):
             raise InvalidArgumentError(
-                f"the loss cannot be differentiated twice ({error}); use the accelerated mode, or "
-                "for attention the SDPA backend MATH"
+                f"the loss cannot be differentiated twice ({error}); use the accelerated mode, "
+                'engine="central_difference", or for attention the SDPA backend MATH'
             ) from error
         raise

@@ -1,150 +1,251 @@
-"""One step's visits to perturbed points: leave θ, take gradients there, come back bit for bit."""
+"""One step's visits to perturbed points: leave θ, take gradients there, come back bit for bit.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+The visits are generators: each yields a `Visit` to whoever computes the loss there (a closure, or
+the loop of a user) and goes on when that is done.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from flatkit.errors import InvalidArgumentError, NonFiniteError
-from flatkit.optim import vectors
-from flatkit.optim.differentiation import backward, differentiate, hessian_product
-from flatkit.optim.vectors import Vector, Weights
+from flatkit.errors import NonFiniteError
+from flatkit.optim.differentiation import differentiate, hessian_product
+from flatkit.optim.vectors import Algebra, Vector, Weights, copy
+from flatkit.optim.visit import Visit
 
-Closure: TypeAlias = Callable[[], Any]
-"""Returns the loss as a tensor of one element, or as anything if it has called `backward()`."""
+T = TypeVar("T")
+R = TypeVar("R")
+Walk: TypeAlias = Generator[Visit, None, R]
+"""Yields a visit at each point where a loss is wanted, and returns what was made of them."""
 
 
+@final
 class Excursion:
     """A walk around θ that always comes home; used as a context, under `torch.no_grad`.
 
     Args:
         param_groups: the groups of an optimizer; parameters with `requires_grad=False` take no
             part. The gradients must be `None` at the start, and are `None` after each pass.
-        closure: returns the loss at the parameters as they are.
         eps: added to each norm that is divided by.
+        eta: η > 0 for steps in the scaled space of T = |θ| + η, where a radius is one of ‖T⁻¹δ‖;
+            None for the plain space.
+        foreach: see `Algebra`.
+        scaler: its scale is divided out of each gradient.
+        average: replaces a vector by its mean over replicas that `backward` does not average.
+        patient: go on after a gradient that is not finite, without moving, until `check`; then
+            replicas that must pass in step stay in step.
 
     Attributes:
         groups: the param group of each block of a vector, see `flatkit.optim.vectors`.
+        algebra: of the vectors here.
         pass_number: the number of the pass under way or last made; −1 before the first.
         loss: the loss of the first pass, detached.
 
     >>> theta = torch.tensor([3.0, 4.0], requires_grad=True)
-    >>> groups = [{"params": [theta]}]
-    >>> walk = Excursion(groups, lambda: theta.square().sum() / 2, eps=1e-12)
-    >>> with torch.no_grad(), walk:
-    ...     walk.move(walk.gradient(), [5.0])
-    ...     print(theta.tolist(), walk.gradient())
+    >>> walk = Excursion([{"params": [theta]}], eps=1e-12)
+    >>> def steps():
+    ...     with walk:
+    ...         walk.move((yield from walk.gradient()), [5.0])
+    ...         print(theta.tolist(), (yield from walk.gradient()))
+    >>> for visit in without_grad(steps()):
+    ...     visit.backward(theta.square().sum() / 2)
     [6.0, 8.0] [[tensor([6., 8.])]]
     >>> theta.tolist()
     [3.0, 4.0]
     """
 
     def __init__(
-        self, param_groups: Iterable[Mapping[str, Any]], closure: Closure, *, eps: float
+        self,
+        param_groups: Iterable[Mapping[str, Any]],
+        *,
+        eps: float,
+        eta: float | None = None,
+        foreach: bool = True,
+        scaler: torch.amp.GradScaler | None = None,
+        average: Callable[[Vector], object] | None = None,
+        patient: bool = False,
     ) -> None:
         self.groups, self._theta = _blocks(param_groups)
+        self.algebra = Algebra(foreach)
         self.pass_number = -1
         self.loss: Any = None
-        self._closure = closure
-        self._eps = eps
+        self._eps, self._eta = eps, eta
+        self._scaler = scaler
+        self._average, self._patient = average, patient
         self._home: Vector = []
         self._used: set[Tensor] = set()
+        self._rows: dict[Tensor, list[Tensor]] = {}
+        self._failure: str | None = None
 
-    def __enter__(self) -> None:
-        self._home = vectors.copy(self._theta)
+    def __enter__(self) -> "Excursion":
+        self._home = copy(self._theta)
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self.return_home()
         self._home = []
-        for parameter in self._parameters():
-            parameter.grad = None  # after an error, nothing is left that might be stepped with
+        self.clear_gradients()  # after an error, nothing is left that might be stepped with
 
-    def gradient(self) -> Vector:
+    def gradient(self) -> Walk[Vector]:
         """Return g = ∇L at the parameters as they are; one pass.
 
-        The closure may call `backward()`, also several times; if it leaves all gradients `None`,
-        `backward()` is called here. A missing gradient counts as zero.
-
-        Raises:
-            InvalidArgumentError: there is no loss, or nothing that could be differentiated.
+        A missing gradient counts as zero.
         """
-        loss = self._evaluate()
-        if not self._has_gradients():
-            backward(loss)
-        return self._own(_taken(parameter) for parameter in self._parameters())
+        yield from self._visit(twice=False)
+        return self._own(_taken(parameter) for parameter in self.parameters())
 
-    def gradient_and_growth(self) -> tuple[Vector, Vector]:
+    def gradient_and_growth(self) -> Walk[tuple[Vector, Vector]]:
         """Return g = ∇L and f = H·g/(‖g‖+eps), the gradient of ‖∇L‖; one pass.
 
-        One gradient and one Hessian-vector product by double backward, together about the
-        arithmetic of three gradients.
+        In the scaled space f = H·T²g/(‖Tg‖+eps), the gradient of ‖T∇L‖ with T held. One gradient
+        and one Hessian-vector product by double backward through the same forward pass.
 
         Raises:
-            InvalidArgumentError: the closure called `backward()`, or the loss cannot be
-                differentiated, or not twice.
+            InvalidArgumentError: the loss cannot be differentiated, or not twice.
             NonFiniteError: ‖g‖ is NaN or infinite.
         """
-        loss = self._evaluate()
-        if self._has_gradients():
-            raise InvalidArgumentError(_BACKWARD_CALLED)
-        parameters = list(self._parameters())
-        gradients = differentiate(loss, parameters)
+        visit = yield from self._visit(twice=True)
+        parameters = list(self.parameters())
+        with torch.enable_grad():  # a scaled loss is a product, whose graph must be recorded
+            loss = visit.total if self._scaler is None else self._scaler.scale(visit.total)
+            gradients = differentiate(loss, parameters)
+        visit.release()
         gradient = self._own(gradients)
-        weight = 1 / (self.norm(gradient, "gradient") + self._eps)
-        direction = [tensor for block in gradient for tensor in block]
+        self._mean(gradient)
+        ahead, length = self._ahead(gradient, "gradient")
+        weight = 0.0 if length == float("inf") else 1 / (length + self._eps)
+        direction = [tensor for block in ahead for tensor in block]
         growth = self._own(hessian_product(gradients, parameters, direction))
-        vectors.scale_(growth, [weight] * len(growth))
+        self._mean(growth)
+        self.algebra.scale_(growth, [weight] * len(growth))
+        return gradient, growth
+
+    def gradient_and_difference(self) -> Walk[tuple[Vector, Vector]]:
+        """Return g and f as `gradient_and_growth`, f by central differences; three passes.
+
+        f ≈ (∇L(θ + s·u) − ∇L(θ − s·u))/2s along u = g/‖g‖ with s = 0.1·ε^(1/3)·max(1, ‖θ‖), which
+        balances rounding (dtype's ε) against the third derivative. The parameters end at θ − s·u.
+
+        Raises:
+            NonFiniteError: a norm is NaN or infinite.
+        """
+        gradient = yield from self.gradient()
+        ahead, length = self._ahead(gradient, "gradient")
+        size = self.norm(ahead, "gradient")
+        rounding = max(torch.finfo(tensor.dtype).eps for block in self._theta for tensor in block)
+        reach = 0.1 * rounding ** (1 / 3) * max(1.0, self.algebra.norm(self._home))
+        blocks, moves = len(ahead), 0 < size < float("inf")
+        step = reach / size if moves else 0.0
+        self._shift(ahead, [step] * blocks)
+        growth = yield from self.gradient()
+        self.norm(growth, "gradient")
+        self._shift(ahead, [-2 * step] * blocks)
+        del ahead
+        behind = yield from self.gradient()
+        self.norm(behind, "gradient")
+        self.algebra.add_(growth, behind, [-1.0] * blocks)
+        weight = 1 / (2 * step * (length + self._eps)) if moves else 0.0
+        self.algebra.scale_(growth, [weight] * blocks)
         return gradient, growth
 
     def move(self, direction: Vector, radii: Weights, *, what: str = "gradient") -> None:
         """Move the parameters by radius·d/(‖d‖+eps), the norm over all blocks together.
 
+        In the scaled space by radius·T²d/(‖Td‖+eps). There this takes two more vectors for a
+        moment.
+
         Raises:
-            NonFiniteError: ‖d‖ is NaN or infinite.
+            NonFiniteError: the norm is NaN or infinite.
         """
-        length = self.norm(direction, what) + self._eps
-        vectors.add_(self._theta, direction, [radius / length for radius in radii])
+        ahead, length = self._ahead(direction, what)
+        length += self._eps
+        if length != float("inf"):
+            self._shift(ahead, [radius / length for radius in radii])
 
     def return_home(self) -> None:
         """Put the parameters back, bit for bit."""
-        vectors.assign_(self._theta, self._home)
+        self.algebra.assign_(self._theta, self._home)
+        torch.clear_autocast_cache()
 
     def norm(self, vector: Vector, what: str) -> float:
-        """Return the norm of a vector.
+        """Return the norm of a vector; infinite after a failure that is kept until `check`.
 
         Raises:
             NonFiniteError: it is NaN or infinite.
         """
-        length = vectors.norm(vector)
-        if not length < float("inf"):  # true for NaN too
-            raise NonFiniteError(
-                f"the norm of the {what} is {length} in pass {self.pass_number} "
-                "(weights put back, no step taken)"
-            )
-        return length
+        length = self.algebra.norm(vector)
+        if length < float("inf"):  # false for NaN too
+            return length
+        failure = f"the norm of the {what} is {length} in pass {self.pass_number}"
+        self._failure = self._failure or failure
+        if not self._patient:
+            self.check(failed=True)
+        return float("inf")
+
+    def check(self, *, failed: bool | None = None) -> None:
+        """Raise the failure that was kept, or one of another replica.
+
+        Raises:
+            NonFiniteError: there was one.
+        """
+        if self._failure is not None or failed:
+            failure = self._failure or "a gradient of another replica is not finite"
+            raise NonFiniteError(f"{failure} (weights put back, no step taken)")
+
+    @property
+    def failed(self) -> bool:
+        """Whether a gradient was not finite."""
+        return self._failure is not None
 
     def write_gradient(self, gradient: Vector) -> None:
-        """Set `.grad` of each parameter that had a gradient in any pass; the others keep `None`."""
+        """Set `.grad` of each parameter that had a gradient in any pass; the others keep `None`.
+
+        Where every gradient was sparse, it is sparse, with all rows that occurred.
+        """
         for block, tensors in zip(self._theta, gradient, strict=True):
             for parameter, tensor in zip(block, tensors, strict=True):
-                parameter.grad = tensor if parameter in self._used else None
+                rows = self._rows.get(parameter)
+                used = tensor if parameter in self._used else None
+                parameter.grad = _sparse(tensor, rows) if used is None and rows else used
 
-    def _evaluate(self) -> Any:
-        self.pass_number += 1
-        with torch.enable_grad():
-            loss = self._closure()
-        if loss is None:
-            raise InvalidArgumentError("the closure must return the loss, got None; add `return`")
-        if self.pass_number == 0:
-            self.loss = loss.detach() if isinstance(loss, Tensor) else loss
-        return loss
+    def clear_gradients(self) -> None:
+        """Set `.grad` of each parameter to `None`."""
+        for parameter in self.parameters():
+            parameter.grad = None
 
-    def _parameters(self) -> Iterator[Tensor]:
+    def parameters(self) -> Iterator[Tensor]:
+        """Return the parameters that take part, in the order of the blocks."""
         return (parameter for block in self._theta for parameter in block)
 
-    def _has_gradients(self) -> bool:
-        return any(parameter.grad is not None for parameter in self._parameters())
+    def _visit(self, *, twice: bool) -> Walk[Visit]:
+        self.pass_number += 1
+        visit = Visit(self.pass_number, list(self.parameters()), twice=twice, scaler=self._scaler)
+        yield visit
+        visit.check_done()
+        if self.pass_number == 0:
+            self.loss = visit.loss
+        return visit
+
+    def _ahead(self, vector: Vector, what: str) -> tuple[Vector, float]:
+        """Return d and ‖d‖, or in the scaled space T²d and ‖Td‖."""
+        if self._eta is None:
+            return vector, self.norm(vector, what)
+        ahead = copy(vector)
+        self.algebra.stretch_(ahead, self._home, self._eta)
+        length = self.norm(ahead, what)
+        self.algebra.stretch_(ahead, self._home, self._eta)
+        return ahead, length
+
+    def _shift(self, direction: Vector, weights: Weights) -> None:
+        self.algebra.add_(self._theta, direction, weights)
+        # Autocast keeps casts of weights by identity and would serve those of the last point.
+        torch.clear_autocast_cache()
+
+    def _mean(self, vector: Vector) -> None:
+        if self._average is not None:
+            self._average(vector)
 
     def _own(self, gradients: Iterable[Tensor | None]) -> Vector:
         """Return copies in the layout of the parameters, zeros where there is no gradient.
@@ -153,23 +254,53 @@ class Excursion:
         Gradients are drawn one by one, so that each may be freed before the next is copied.
         """
         remaining = iter(gradients)
-        return [[self._own_one(p, next(remaining)) for p in block] for block in self._theta]
+        vector = [[self._own_one(p, next(remaining)) for p in block] for block in self._theta]
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if scale != 1:
+            self.algebra.scale_(vector, [1 / scale] * len(vector))
+        return vector
 
     def _own_one(self, parameter: Tensor, gradient: Tensor | None) -> Tensor:
         if gradient is None:
             return torch.zeros_like(parameter)
-        if gradient.layout is not torch.strided:
-            raise InvalidArgumentError(
-                f"gradients must be dense, got {gradient.layout}; use sparse=False in the embedding"
-            )
+        if gradient.layout is torch.sparse_coo:
+            gradient = gradient.coalesce()
+            self._rows.setdefault(parameter, []).append(gradient.indices())
+            return torch.empty_like(parameter).copy_(gradient.to_dense())
         self._used.add(parameter)
         return torch.empty_like(parameter).copy_(gradient)
 
 
-_BACKWARD_CALLED = (
-    "the closure must not call backward() here, because the loss is differentiated twice; "
-    "return the loss and leave the rest to the optimizer"
-)
+def without_grad(inner: Generator[T, None, R]) -> Generator[T, None, R]:
+    """Resume a generator with gradients disabled, and leave the mode alone while it waits.
+
+    >>> def modes():
+    ...     print("inside", torch.is_grad_enabled())
+    ...     yield
+    >>> for _ in without_grad(modes()):
+    ...     print("outside", torch.is_grad_enabled())
+    inside False
+    outside True
+    """
+    try:
+        while True:
+            with torch.no_grad():
+                try:
+                    item = next(inner)
+                except StopIteration as stop:
+                    return stop.value
+            yield item
+    finally:
+        with torch.no_grad():
+            inner.close()
+
+
+def _sparse(tensor: Tensor, rows: list[Tensor]) -> Tensor:
+    indices = torch.cat(rows, dim=1).unique(dim=1)  # [sparse dimensions, entries]
+    values = tensor[tuple(indices)]
+    return torch.sparse_coo_tensor(
+        indices, values, tensor.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _blocks(

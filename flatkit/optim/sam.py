@@ -1,13 +1,17 @@
 """Sharpness-aware minimization: the gradient at the worst neighbour, the step from here."""
 
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from torch.optim import Optimizer
 
-from flatkit.checks import check_non_negative
-from flatkit.optim.excursion import Excursion
+from flatkit.checks import check_fraction, check_non_negative
+from flatkit.optim.excursion import Excursion, Walk
 from flatkit.optim.perturbation import PerturbedOptimizer
+from flatkit.optim.settings import Keywords
 from flatkit.optim.vectors import Vector, Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @final
@@ -25,7 +29,7 @@ class SAM(PerturbedOptimizer):
     Args:
         base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
         rho: the radius ρ ≥ 0; a param group may have its own.
-        eps: ξ, against a division by zero.
+        settings: see `PerturbedOptimizer`.
 
     Raises:
         InvalidArgumentError: an argument is not allowed.
@@ -39,22 +43,126 @@ class SAM(PerturbedOptimizer):
     2.5999...
     """
 
-    def __init__(self, base: Optimizer, *, rho: float = 0.05, eps: float = 1e-12) -> None:
-        super().__init__(base, options={"rho": rho}, eps=eps)
+    def __init__(
+        self, base: Optimizer, *, rho: float = 0.05, **settings: "Unpack[Keywords]"
+    ) -> None:
+        super().__init__(base, options={"rho": rho}, **settings)
 
     @property
     def passes(self) -> int:
-        """Gradients a step: 2."""
+        """Gradients a perturbed step: 2."""
         return 2
 
-    def _combined_gradient(self, walk: Excursion) -> Vector:
+    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
         return sam_gradient(walk, rho=self._option("rho", walk))
 
     def _check_option(self, name: str, value: float) -> None:
         check_non_negative(name, value)
 
 
-def sam_gradient(walk: Excursion, *, rho: Weights) -> Vector:
+@final
+class ASAM(PerturbedOptimizer):
+    """Adaptive SAM over any optimizer: SAM in the ball ‖T⁻¹δ‖ ≤ ρ with T = |θ| + η.
+
+    With g = ∇L(θ), the base steps from θ with the gradient ∇L(θ + ρ·T²g/(‖Tg‖+ξ)); scaling one
+    layer up and the next one down, which leaves a ReLU network the same function, moves neither
+    the ball nor (η aside) the loss in it. The same as `SAM(..., adaptive=True)`.
+
+    Cost: two gradients a step, and memory for one vector beyond the base and `.grad`, for a moment
+    for three.
+
+    Source: Kwon et al., ASAM, 2021, algorithm 1 with p = 2, element-wise; T is |θ| + η for all
+    parameters here, for biases too.
+
+    Args:
+        base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
+        rho: the radius ρ ≥ 0; about ten times SAM's is usual.
+        settings: see `PerturbedOptimizer`; `adaptive` is True.
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed.
+
+    >>> import torch
+    >>> theta = torch.nn.Parameter(torch.tensor([3.0]))
+    >>> optimizer = ASAM(torch.optim.SGD([theta], lr=0.1), rho=0.5, eta=1e-6)
+    >>> optimizer.step(lambda: theta.square().sum() / 2)  # T = 3: the gradient at 3 + 0.5·3
+    tensor(4.5000)
+    >>> theta.grad
+    tensor([4.5000])
+    """
+
+    def __init__(
+        self, base: Optimizer, *, rho: float = 0.5, **settings: "Unpack[Keywords]"
+    ) -> None:
+        super().__init__(base, options={"rho": rho}, **{**settings, "adaptive": True})
+
+    @property
+    def passes(self) -> int:
+        """Gradients a perturbed step: 2."""
+        return 2
+
+    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
+        return sam_gradient(walk, rho=self._option("rho", walk))
+
+    def _check_option(self, name: str, value: float) -> None:
+        check_non_negative(name, value)
+
+
+@final
+class GSAM(PerturbedOptimizer):
+    """Surrogate gap guided SAM over any optimizer: a small maximum of L and a small gap to it.
+
+    With g = ∇L(θ) and g₊ = ∇L(θ + ρ·g/(‖g‖+ξ)), the base steps from θ with g₊ − α·g⊥, where g⊥ is
+    the part of g that is orthogonal to g₊: up along it the gap L(θ + ...) − L(θ) shrinks while the
+    perturbed loss stays, to first order. α = 0 is SAM.
+
+    Cost: two gradients a step, and memory for two vectors beyond the base and `.grad`.
+
+    Source: Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, 2022,
+    algorithm 1; its schedule of ρ in proportion to the learning rate is `ProportionalRho`.
+
+    Args:
+        base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
+        rho: the radius ρ ≥ 0; a param group may have its own.
+        alpha: the weight α in [0, 1] of g⊥.
+        settings: see `PerturbedOptimizer`.
+
+    Raises:
+        InvalidArgumentError: an argument is not allowed.
+
+    >>> import torch
+    >>> theta = torch.nn.Parameter(torch.tensor([3.0]))
+    >>> optimizer = GSAM(torch.optim.SGD([theta], lr=0.1), rho=1.0)
+    >>> optimizer.step(lambda: theta.square().sum() / 2)  # in one dimension g⊥ = 0
+    tensor(4.5000)
+    >>> theta.grad
+    tensor([4.])
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: float = 0.05,
+        alpha: float = 0.4,
+        **settings: "Unpack[Keywords]",
+    ) -> None:
+        super().__init__(base, options={"rho": rho, "alpha": alpha}, **settings)
+
+    @property
+    def passes(self) -> int:
+        """Gradients a perturbed step: 2."""
+        return 2
+
+    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
+        options = {name: self._option(name, walk) for name in ("rho", "alpha")}
+        return gsam_gradient(walk, **options)
+
+    def _check_option(self, name: str, value: float) -> None:
+        (check_fraction if name == "alpha" else check_non_negative)(name, value)
+
+
+def sam_gradient(walk: Excursion, *, rho: Weights) -> Walk[Vector]:
     """Return ∇L(θ + ρ·g/(‖g‖+ξ)), g = ∇L(θ).
 
     Args:
@@ -63,13 +171,25 @@ def sam_gradient(walk: Excursion, *, rho: Weights) -> Vector:
 
     Raises:
         NonFiniteError: ‖g‖ is NaN or infinite.
-
-    >>> import torch
-    >>> theta = torch.tensor([3.0], requires_grad=True)
-    >>> walk = Excursion([{"params": [theta]}], lambda: theta.square().sum() / 2, eps=1e-12)
-    >>> with torch.no_grad(), walk:
-    ...     sam_gradient(walk, rho=[1.0])
-    [[tensor([4.])]]
     """
-    walk.move(walk.gradient(), rho)
-    return walk.gradient()
+    walk.move((yield from walk.gradient()), rho)
+    return (yield from walk.gradient())
+
+
+def gsam_gradient(walk: Excursion, *, rho: Weights, alpha: Weights) -> Walk[Vector]:
+    """Return g₊ − α·g⊥ with g = ∇L(θ), g₊ = ∇L(θ + ρ·g/(‖g‖+ξ)), g⊥ ⟂ g₊.
+
+    Args:
+        walk: at θ.
+        rho: ρ of each block.
+        alpha: α of each block.
+
+    Raises:
+        NonFiniteError: ‖g‖ is NaN or infinite.
+    """
+    here = yield from walk.gradient()
+    walk.move(here, rho)
+    ahead = yield from walk.gradient()
+    walk.algebra.project_out_(here, ahead)
+    walk.algebra.add_(ahead, here, [-weight for weight in alpha])
+    return ahead

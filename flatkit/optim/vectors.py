@@ -10,8 +10,9 @@ the first argument is changed in place.
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -30,95 +31,131 @@ def copy(x: Vector) -> Vector:
     return [[tensor.detach().clone() for tensor in block] for block in x]
 
 
-def assign_(x: Vector, y: Vector) -> None:
-    """Set x to y, bit for bit.
+@final
+@dataclass(frozen=True)
+class Algebra:
+    """What can be done with vectors.
 
-    >>> x = [[torch.zeros(2)]]
-    >>> assign_(x, [[torch.ones(2)]])
+    Args:
+        foreach: one call for a block of tensors; otherwise tensor by tensor, slower on a GPU, but
+            plain enough to be the reference, and open to tensors that have no foreach kernels.
+
+    >>> algebra = Algebra()
+    >>> x, y = [[torch.tensor([2.0, 3.0])]], [[torch.tensor([4.0, 0.0])]]
+    >>> algebra.add_(x, y, [0.5])
     >>> x
-    [[tensor([1., 1.])]]
+    [[tensor([4., 3.])]]
     """
-    for left, right in zip(x, y, strict=True):
-        torch._foreach_copy_(left, right)
 
+    foreach: bool = True
 
-def scale_(x: Vector, weights: Weights) -> None:
-    """Multiply each block by its weight.
+    def assign_(self, x: Vector, y: Vector) -> None:
+        """Set x to y, bit for bit."""
+        for left, right in zip(x, y, strict=True):
+            if self.foreach:
+                torch._foreach_copy_(left, right)
+            else:
+                for a, b in zip(left, right, strict=True):
+                    a.copy_(b)
 
-    >>> x = [[torch.ones(2)], [torch.ones(1)]]
-    >>> scale_(x, [2.0, 3.0])
-    >>> x
-    [[tensor([2., 2.])], [tensor([3.])]]
-    """
-    for block, weight in zip(x, weights, strict=True):
-        torch._foreach_mul_(block, weight)
+    def scale_(self, x: Vector, weights: Weights) -> None:
+        """Multiply each block by its weight.
 
+        >>> x = [[torch.ones(2)], [torch.ones(1)]]
+        >>> Algebra().scale_(x, [2.0, 3.0])
+        >>> x
+        [[tensor([2., 2.])], [tensor([3.])]]
+        """
+        for block, weight in zip(x, weights, strict=True):
+            if self.foreach:
+                torch._foreach_mul_(block, weight)
+            else:
+                for tensor in block:
+                    tensor.mul_(weight)
 
-def add_(x: Vector, y: Vector, weights: Weights) -> None:
-    """Add weight·y to x, block by block.
+    def add_(self, x: Vector, y: Vector, weights: Weights) -> None:
+        """Add weight·y to x, block by block."""
+        for left, right, weight in zip(x, y, weights, strict=True):
+            if self.foreach:
+                torch._foreach_add_(left, right, alpha=weight)
+            else:
+                for a, b in zip(left, right, strict=True):
+                    a.add_(b, alpha=weight)
 
-    >>> x = [[torch.ones(2)]]
-    >>> add_(x, [[torch.ones(2)]], [0.5])
-    >>> x
-    [[tensor([1.5000, 1.5000])]]
-    """
-    for left, right, weight in zip(x, y, weights, strict=True):
-        torch._foreach_add_(left, right, alpha=weight)
+    def mix_(self, x: Vector, y: Vector, weights: Weights) -> None:
+        """Set x to w·x + (1−w)·y.
 
+        >>> x = [[torch.tensor([1.0, 0.0])]]
+        >>> Algebra().mix_(x, [[torch.tensor([0.0, 1.0])]], [0.25])
+        >>> x
+        [[tensor([0.2500, 0.7500])]]
+        """
+        self.scale_(x, weights)
+        self.add_(x, y, [1 - weight for weight in weights])
 
-def mix_(x: Vector, y: Vector, weights: Weights) -> None:
-    """Set x to w·x + (1−w)·y.
+    def stretch_(self, x: Vector, theta: Vector, eta: float) -> None:
+        """Multiply x by T = |θ| + η, entry by entry.
 
-    >>> x = [[torch.tensor([1.0, 0.0])]]
-    >>> mix_(x, [[torch.tensor([0.0, 1.0])]], [0.25])
-    >>> x
-    [[tensor([0.2500, 0.7500])]]
-    """
-    scale_(x, weights)
-    add_(x, y, [1 - weight for weight in weights])
+        >>> x = [[torch.ones(2)]]
+        >>> Algebra().stretch_(x, [[torch.tensor([-3.0, 0.0])]], eta=0.5)
+        >>> x
+        [[tensor([3.5000, 0.5000])]]
+        """
+        for block, point in zip(x, theta, strict=True):
+            if self.foreach:
+                widths = torch._foreach_abs(point)
+                torch._foreach_add_(widths, eta)
+                torch._foreach_mul_(block, widths)
+            else:
+                for a, b in zip(block, point, strict=True):
+                    a.mul_(b.abs().add_(eta))
 
+    def project_out_(self, x: Vector, y: Vector) -> None:
+        """Leave of x the part that is orthogonal to y: x − (⟨x, y⟩/‖y‖²)·y; all of x where y = 0.
 
-def project_out_(x: Vector, y: Vector) -> None:
-    """Leave of x the part that is orthogonal to y: x − (⟨x, y⟩/‖y‖²)·y; all of x where y = 0.
+        >>> x = [[torch.tensor([2.0, 3.0])]]
+        >>> Algebra().project_out_(x, [[torch.tensor([4.0, 0.0])]])
+        >>> x
+        [[tensor([0., 3.])]]
+        """
+        length = self.norm(y)
+        if length == 0:
+            return
+        share = inner(x, y) / length / length
+        self.add_(x, y, [-share] * len(x))
 
-    >>> x = [[torch.tensor([2.0, 3.0])]]
-    >>> project_out_(x, [[torch.tensor([4.0, 0.0])]])
-    >>> x
-    [[tensor([0., 3.])]]
-    """
-    length = norm(y)
-    if length == 0:
-        return
-    share = inner(x, y) / length / length
-    add_(x, y, [-share] * len(x))
+    def difference(self, x: Vector, y: Vector) -> Vector:
+        """Return x − y in new memory.
 
+        >>> Algebra().difference([[torch.tensor([3.0])]], [[torch.tensor([1.0])]])
+        [[tensor([2.])]]
+        """
+        if self.foreach:
+            return [list(torch._foreach_sub(left, right)) for left, right in zip(x, y, strict=True)]
+        return [[a - b for a, b in _pairs(left, right)] for left, right in zip(x, y, strict=True)]
 
-def difference(x: Vector, y: Vector) -> Vector:
-    """Return x − y in new memory.
+    def norm(self, x: Vector) -> float:
+        """Return ‖x‖ over all blocks together, in float32 or wider on the device, then in float64.
 
-    >>> difference([[torch.tensor([3.0])]], [[torch.tensor([1.0])]])
-    [[tensor([2.])]]
-    """
-    return [list(torch._foreach_sub(left, right)) for left, right in zip(x, y, strict=True)]
+        Waits for the device.
 
-
-def norm(x: Vector) -> float:
-    """Return ‖x‖ over all blocks together, in float32 or wider on the device, then in float64.
-
-    Waits for the device.
-
-    >>> norm([[torch.tensor([3.0])], [torch.tensor([4.0], dtype=torch.float64)]])
-    5.0
-    """
-    parts: list[float] = []
-    for block in x:
-        norms = torch._foreach_norm(block, 2, dtype=_wide(block))
-        parts += torch.stack(list(norms)).tolist()
-    return math.hypot(*parts)
+        >>> x = [[torch.tensor([3.0])], [torch.tensor([4.0], dtype=torch.float64)]]
+        >>> Algebra().norm(x)
+        5.0
+        """
+        parts: list[float] = []
+        for block in x:
+            wide = _wide(block)
+            if self.foreach:
+                norms = list(torch._foreach_norm(block, 2, dtype=wide))
+            else:
+                norms = [torch.linalg.vector_norm(tensor, dtype=wide) for tensor in block]
+            parts += torch.stack(norms).tolist()
+        return math.hypot(*parts)
 
 
 def inner(x: Vector, y: Vector) -> float:
-    """Return ⟨x, y⟩ over all blocks together, in the precision of `norm`.
+    """Return ⟨x, y⟩ over all blocks together, in the precision of `Algebra.norm`.
 
     >>> inner([[torch.tensor([1.0, 2.0])]], [[torch.tensor([3.0, 4.0])]])
     11.0
@@ -127,9 +164,13 @@ def inner(x: Vector, y: Vector) -> float:
     for left, right in zip(x, y, strict=True):
         wide = _wide(left)
         # One tensor at a time: a product of whole blocks would need memory for all of them.
-        products = [(a.to(wide) * b.to(wide)).sum() for a, b in zip(left, right, strict=True)]
+        products = [(a.to(wide) * b.to(wide)).sum() for a, b in _pairs(left, right)]
         parts += torch.stack(products).tolist()
     return sum(parts)
+
+
+def _pairs(left: list[Tensor], right: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(left, right, strict=True)
 
 
 def _wide(block: list[Tensor]) -> torch.dtype:

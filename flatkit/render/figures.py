@@ -1,11 +1,12 @@
 """Figures in files: PNG and SVG, whole or absent, the same bytes for the same results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
+from flatkit.checks import check_choice
 from flatkit.errors import FlatkitError, ResultError
 from flatkit.files import make_folder, write_atomically
 from flatkit.render.curvature import curvature_figure, has_curvature
@@ -20,23 +21,35 @@ from flatkit.results import Comparison
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "png": {"dpi": 160, "metadata": {"Software": None}},
     "svg": {"metadata": {"Date": None}},  # a date would make every file a new one
+    "pdf": {"metadata": {"CreationDate": None}},
 }
 """Options of `Figure.savefig` by suffix."""
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+def save_figure(
+    figure: Figure, folder: str | Path, name: str, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
     """Write a figure as `name.png` (160 dpi) and `name.svg`, the same bytes every time.
 
+    Args:
+        figure: what to write.
+        folder: for the files; made if it is missing.
+        name: of the files, without suffix.
+        formats: of `png`, `svg`, `pdf`.
+
     Raises:
+        InvalidArgumentError: another format.
         OutputError: the folder or a file cannot be written.
 
     >>> import tempfile
     >>> [path.name for path in save_figure(Figure(figsize=(1, 1)), tempfile.mkdtemp(), "empty")]
     ['empty.png', 'empty.svg']
     """
+    for suffix in formats:
+        check_choice("format", suffix, FORMATS)
     folder = make_folder(folder)
     return [
-        write_atomically(folder / f"{name}.{suffix}", _writer(figure, suffix)) for suffix in FORMATS
+        write_atomically(folder / f"{name}.{suffix}", _writer(figure, suffix)) for suffix in formats
     ]
 
 

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from flatkit.errors import ResultError
-from flatkit.render.notation import significant
+from flatkit.render.notation import radius, significant
 from flatkit.render.style import (
     MUTED,
     Look,
@@ -27,7 +27,7 @@ _FIRST, _ZEROTH, _CEILING = "first_order_flatness", "zeroth_order_sharpness", "u
 _WIDE_RANGE = 20.0
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
-    "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that"
+    "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that; upper estimate: no bound"
 )
 
 
@@ -89,7 +89,7 @@ def _has_flatness(report: Report) -> bool:
 
 def _draw_run(axis: Axes, report: Report, look: Look) -> None:
     top = report.find("top_eigenvalues")
-    if top is not None and top.value:
+    if top is not None and top.value and _shape(report) == "l2":
         value, residual = top.value[0], (top.error or [0.0])[0] or 0.0
         axis.axhspan(value - residual, value + residual, color="0.25", alpha=0.25, linewidth=0)
         axis.axhline(value, color="0.25", linewidth=0.9, linestyle="--", zorder=1)
@@ -114,6 +114,12 @@ def _draw_run(axis: Axes, report: Report, look: Look) -> None:
         axis.plot(*zip(*sorted(ceiling), strict=True), color=MUTED, linewidth=0.9, linestyle="-.")
 
 
+def _shape(report: Report) -> str:
+    """Return the geometry of the balls; λmax is the limit in the round one only."""
+    found = report.find(_FIRST) or report.find(_ZEROTH)
+    return "l2" if found is None else found.settings.get("geometry", "l2")
+
+
 def _over_rho_squared(
     report: Report, measure: str, factor: float
 ) -> tuple[list[float], list[float]]:
@@ -134,7 +140,8 @@ def _annotate(axis: Axes, group: str, entries: Sequence[Entry]) -> None:
         low, high = (significant(norm, 2) for norm in (min(norms), max(norms)))
         lines.append(f"‖∇L‖ = {low}" if low == high else f"‖∇L‖ = {low} … {high}")
     axis.set_title("\n".join(lines))
-    axis.set_xlabel("radius ρ")
+    shapes = sorted({_shape(entry.report) for entry in entries} - {"l2"})
+    axis.set_xlabel(f"radius ρ, {', '.join(shapes)}" if shapes else "radius ρ")
 
 
 def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
@@ -150,7 +157,7 @@ def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
     for axis in axes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(FixedLocator(_spaced(radii)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda rho, _: f"{rho:g}"))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda rho, _: radius(rho)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.12)
         if wide:
@@ -179,6 +186,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
     ]
     if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):
-        label = "upper estimate of R1/ρ², no bound"
+        label = "R1/ρ², upper estimate"
         handles.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle="-.", label=label))
     legend_above(figure, handles, columns=4 if len(axes) > 2 else 2)

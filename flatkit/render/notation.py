@@ -19,6 +19,15 @@ def significant(value: float, digits: int = 4, *, rounding: str = ROUND_HALF_EVE
     return _text(value, decimals=digits - 1 - _power(value), rounding=rounding)
 
 
+def radius(rho: float) -> str:
+    """Return a radius with two digits at most, for labels.
+
+    >>> radius(0.05), radius(0.0338), radius(0.000187), radius(12.0)
+    ('0.05', '0.034', '1.9e-4', '12')
+    """
+    return f"{rho:.2g}" if 1e-3 <= rho < 100 else significant(rho, 2)
+
+
 def at_least(value: float) -> str:
     """Return a lower bound with three digits, rounded down so that it remains one.
 

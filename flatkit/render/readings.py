@@ -254,9 +254,11 @@ def _cross_check(result: Result) -> list[Reading]:
 def _in_ball(
     result: Result, symbol: str, suffix: str = "", *, scale: float = 1.0, role: Role = "detail"
 ) -> Reading:
-    rho = result.settings["rho"]
-    key = f"{result.measure}{suffix}[rho={rho!r}]"
-    title = f"{symbol} (ρ = {rho:g})"
+    """Return a reading that names its ball, so that balls of different shape are not compared."""
+    rho, geometry = result.settings["rho"], result.settings.get("geometry", "l2")
+    plain = geometry == "l2"
+    key = f"{result.measure}{suffix}[rho={rho!r}{'' if plain else f', {geometry}'}]"
+    title = f"{symbol} (ρ = {rho:g}{'' if plain else f', {geometry}'})"
     return _reading(result, key, title, scale=scale, role=role, rho=rho)
 
 

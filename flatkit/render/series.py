@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from flatkit.errors import ResultError
-from flatkit.render.notation import at_least, significant
+from flatkit.render.notation import at_least, radius, significant
 from flatkit.render.style import MUTED, footnote, legend_above, panels, styled, tidy, title
 from flatkit.results import Comparison, Report
 
@@ -58,32 +60,56 @@ def has_series(comparison: Comparison) -> bool:
     return bool(series_of(comparison))
 
 
-def series_table(comparison: Comparison) -> Table:
-    """Return λmax, R1/ρ² and 2 R0/ρ² of every epoch, and how many claims hold, for rich.
+def series_table(comparison: Comparison) -> RenderableType:
+    """Return tables of every run: what is left and how many claims hold; R1/ρ² and 2 R0/ρ².
 
     Raises:
         ResultError: no folder has checkpoints of two epochs.
     """
     runs = _series(comparison)
     radii = _radii([report for reports in runs.values() for report in reports])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("run", "epoch", "train loss", "‖∇L‖", "λmax"):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    for rho in radii:
-        table.add_column(f"R1/ρ²\nρ = {rho:.3g}", justify="right")
-        table.add_column(f"2 R0/ρ²\nρ = {rho:.3g}", justify="right")
-    table.add_column("claims hold", justify="right")
+    parts: list[RenderableType] = []
     for run, reports in runs.items():
-        for report in reports:
-            claims = [claim["verdict"] for claim in _value(report, "verdict") or []]
-            table.add_row(
-                PurePath(run).name or run,
-                str(report.checkpoint["epoch"]),
-                *(_number(_value(report, name)) for name in ("loss", "gradient_norm")),
-                _number((_value(report, "top_eigenvalues") or [None])[0]),
-                *(_cell(report, name, rho) for rho in radii for name in (_FIRST, _ZEROTH)),
-                f"{claims.count('holds')} of {len(claims)}" if claims else "",
-            )
+        name = PurePath(run).name or run
+        parts.append(escape(f"{name}, epochs {' … '.join(_ends(reports))}"))
+        parts.append(_table_of_states(reports))
+        if radii:
+            parts.append(_table_of_radii(reports, radii))
+    return Group(*parts)
+
+
+def _ends(reports: Sequence[Report]) -> tuple[str, str]:
+    return str(reports[0].checkpoint["epoch"]), str(reports[-1].checkpoint["epoch"])
+
+
+def _table_of_states(reports: Sequence[Report]) -> Table:
+    table = _frame("epoch", "train loss", "‖∇L‖", "λmax", "claims that hold")
+    for report in reports:
+        claims = [claim["verdict"] for claim in _value(report, "verdict") or []]
+        table.add_row(
+            str(report.checkpoint["epoch"]),
+            *(_number(_value(report, name)) for name in ("loss", "gradient_norm")),
+            _number((_value(report, "top_eigenvalues") or [None])[0]),
+            f"{claims.count('holds')} of {len(claims)}" if claims else "",
+        )
+    return table
+
+
+def _table_of_radii(reports: Sequence[Report], radii: Sequence[float]) -> Table:
+    """Return R1/ρ² and 2 R0/ρ² side by side at each radius."""
+    pairs = [(rho, measure) for rho in radii for measure in (_FIRST, _ZEROTH)]
+    names = {_FIRST: "R1/ρ²", _ZEROTH: "2 R0/ρ²"}
+    table = _frame("epoch", *(f"{names[measure]}\nρ={radius(rho)}" for rho, measure in pairs))
+    for report in reports:
+        cells = (_cell(report, measure, rho) for rho, measure in pairs)
+        table.add_row(str(report.checkpoint["epoch"]), *cells)
+    return table
+
+
+def _frame(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right")
     return table
 
 
@@ -118,7 +144,7 @@ def series_figure(comparison: Comparison) -> Figure:
         axes[len(runs)].set_ylabel("loss and gradient norm")
         _scale(axes[: len(runs)])
         tidy(axes)
-        _legend(figure, dict(zip(radii, colours, strict=True)))
+        _legend(figure, dict(zip(radii, colours, strict=True)), len(runs))
         footnote(figure, _NOTE)
     return figure
 
@@ -194,20 +220,20 @@ def _scale(axes: Sequence[Axes]) -> None:
         axes[0].set_ylim(bottom=0.0)
 
 
-def _legend(figure: Figure, colours: Mapping[float, Any]) -> None:
+def _legend(figure: Figure, colours: Mapping[float, Any], runs: int) -> None:
     grey = {"color": MUTED, "marker": "^", "markersize": 5}
     handles: list[Any] = [
         Line2D([], [], linestyle="-", label="R1/ρ²", **grey),
         Line2D([], [], linestyle=":", markerfacecolor="white", label="2 R0/ρ²", **grey),
         Line2D([], [], color="0.15", linestyle="--", label="λmax"),
         *(
-            Line2D([], [], color=c, linewidth=3, label=f"ρ = {rho:.3g}")
+            Line2D([], [], color=c, linewidth=3, label=f"ρ = {radius(rho)}")
             for rho, c in colours.items()
         ),
         Line2D([], [], color="0.25", marker="o", markersize=3, label="train loss"),
         Line2D([], [], color="0.25", marker="o", markersize=3, linestyle="--", label="‖∇L‖"),
     ]
-    legend_above(figure, handles, columns=4)
+    legend_above(figure, handles, columns=2 if runs == 1 else 4)
 
 
 def _value(report: Report, measure: str) -> Any:

@@ -25,6 +25,13 @@ ADVICE: Mapping[str, str] = {
 }
 """What a status other than `converged` means."""
 
+_GEOMETRIES = {
+    "adaptive": "the displacement divided by |θ|, weight by weight",
+    "filter": "the displacement divided by the norm of its filter",
+    "linf": "each coordinate of the displacement",
+}
+"""What ρ means in balls other than the round one."""
+
 _LEGEND = (
     "exact: no solver or sampling error over these samples. residual: an eigenvalue lies within "
     "it. ±: one standard error. ≥: lower bound, the best point that a search found.",
@@ -51,6 +58,7 @@ def report_table(report: Report) -> RenderableType:
     notes = [
         *_status_notes(report),
         *_explanations(report),
+        *(Text(note) for note in _geometry_notes(report)),
         *(Text(line, style="dim") for line in _LEGEND),
     ]
     return Group(*_header(report), table, *notes)
@@ -159,6 +167,20 @@ def _explanations(report: Report) -> Iterator[Text]:
     for result in report.all("cross_check"):
         for line in result.settings.get("explanation", ()):
             yield Text(f"flatkit and PyHessian: {line}")
+
+
+def _geometry_notes(report: Report) -> Iterator[str]:
+    """Say what ρ means in a ball that is not the round one, and what does not move in it."""
+    shapes: dict[str, int] = {}
+    for result in report:
+        shape = result.settings.get("geometry", "l2")
+        if isinstance(shape, str) and shape in _GEOMETRIES:
+            shapes[shape] = max(shapes.get(shape, 0), result.settings.get("frozen_parameters", 0))
+    for shape, frozen in shapes.items():
+        note = f"{shape}: ρ bounds {_GEOMETRIES[shape]}"
+        if frozen:
+            note += f"; {frozen:,} of the parameters have length 0 and do not move"
+        yield note
 
 
 def _title(result: Result) -> str:

@@ -1,9 +1,13 @@
 """Numbers of a picture: width, asymmetry, barrier, roughness, so that eyes need not compare."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy
+from scipy.interpolate import interpn
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.surfaces.surface import Surface
@@ -18,7 +22,6 @@ class Numbers:
         level: the rise of the loss above its value at the centre, that ends the basin.
         width: length of the basin in parameter space, see `basin`; None if it reaches the edge.
         asymmetry: of its sides, see `basin`.
-        barrier: see `barrier_height`.
         roughness: see `roughness`.
     """
 
@@ -26,8 +29,22 @@ class Numbers:
     level: float
     width: float | None
     asymmetry: float | None
-    barrier: float
     roughness: float
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """How far the loss rises between two checkpoints of a surface.
+
+    Attributes:
+        first: name of one.
+        second: name of the other.
+        height: see `barrier_height`; on a plane, of the surface interpolated linearly.
+    """
+
+    first: str
+    second: str
+    height: float
 
 
 def numbers(surface: Surface, *, level: float = 0.1, quantity: str = "loss") -> list[Numbers]:
@@ -40,21 +57,37 @@ def numbers(surface: Surface, *, level: float = 0.1, quantity: str = "loss") -> 
     >>> numbers(line, level=1.0)[0].width, numbers(line, level=1.0)[0].asymmetry
     (2.0, 0.0)
     """
-    if quantity not in surface.quantities:
-        have = ", ".join(surface.quantities)
-        raise InvalidArgumentError(f"the surface has no {quantity!r}; it has {have}")
+    measured = _values(surface, quantity)
     found = []
     centres = {name: int(numpy.abs(steps).argmin()) for name, steps in surface.axes.items()}
     for axis, length in zip(surface.axes, surface.lengths, strict=True):
         others = tuple(
             slice(None) if name == axis else centres[name] for name in reversed(list(surface.axes))
         )
-        values = surface.quantities[quantity][others]
+        values = measured[others]
         steps = surface.axes[axis] * length
         width, asymmetry = basin(steps, values, level=level)
-        barrier, rough = barrier_height(steps, values), roughness(steps, values)
-        found.append(Numbers(axis, level, width, asymmetry, barrier, rough))
+        found.append(Numbers(axis, level, width, asymmetry, roughness(values)))
     return found
+
+
+def barriers(surface: Surface, *, quantity: str = "loss") -> list[Barrier]:
+    """Return the barrier between every two checkpoints that lie in the surface.
+
+    Raises:
+        InvalidArgumentError: no such quantity.
+
+    >>> markers = [{"name": "a", "at": [0.0]}, {"name": "b", "at": [1.0]}]
+    >>> line = Surface({"t": [0.0, 0.5, 1.0]}, {"loss": [1.0, 4.0, 2.0]}, {"markers": markers})
+    >>> barriers(line)
+    [Barrier(first='a', second='b', height=2.5)]
+    """
+    values = _values(surface, quantity)
+    inside = [marker for marker in surface.header.get("markers", ()) if _lies_in(marker, surface)]
+    return [
+        Barrier(first["name"], second["name"], _height(surface, values, first["at"], second["at"]))
+        for first, second in combinations(inside, 2)
+    ]
 
 
 def basin(
@@ -103,17 +136,16 @@ def barrier_height(steps: numpy.ndarray, values: numpy.ndarray) -> float:
     return float((values - (1 - share) * values[0] - share * values[-1]).max())
 
 
-def roughness(steps: numpy.ndarray, values: numpy.ndarray) -> float:
+def roughness(values: numpy.ndarray) -> float:
     """Return how much further the curve goes up and down than a single valley would.
 
     Total variation Σ|L(tᵢ₊₁) − L(tᵢ)| over that of the monotone descent from the left end to the
     minimum and ascent to the right end, minus 1: 0 for any curve with one valley, 1 if it moves
     twice as far. 0 for a constant, infinite if a value is not finite.
 
-    >>> steps = numpy.arange(5.0)
-    >>> roughness(steps, numpy.array([4.0, 1.0, 0.0, 1.0, 4.0]))
+    >>> roughness(numpy.array([4.0, 1.0, 0.0, 1.0, 4.0]))
     0.0
-    >>> roughness(steps, numpy.array([1.0, 0.0, 1.0, 0.0, 1.0]))
+    >>> roughness(numpy.array([1.0, 0.0, 1.0, 0.0, 1.0]))
     1.0
     """
     if not numpy.isfinite(values).all():
@@ -121,6 +153,41 @@ def roughness(steps: numpy.ndarray, values: numpy.ndarray) -> float:
     least = float(values[0] + values[-1] - 2 * values.min())
     total = float(numpy.abs(numpy.diff(values)).sum())
     return total / least - 1.0 if least > 0 else 0.0
+
+
+_BETWEEN = 201
+"""Points of the segment between two checkpoints of a plane, beside its crossings of the grid."""
+
+
+def _values(surface: Surface, quantity: str) -> numpy.ndarray:
+    if quantity not in surface.quantities:
+        have = ", ".join(surface.quantities)
+        raise InvalidArgumentError(f"the surface has no {quantity!r}; it has {have}")
+    return surface.quantities[quantity]
+
+
+def _lies_in(marker: Mapping[str, Any], surface: Surface) -> bool:
+    """Whether a checkpoint lies in the line or plane, and inside its range."""
+    return not marker.get("off_plane") and all(
+        steps[0] <= step <= steps[-1]
+        for step, steps in zip(marker["at"], surface.axes.values(), strict=True)
+    )
+
+
+def _height(
+    surface: Surface, values: numpy.ndarray, start: Sequence[float], end: Sequence[float]
+) -> float:
+    """Return the barrier along the straight way from one point to another."""
+    shares = numpy.linspace(0.0, 1.0, _BETWEEN)
+    for steps, a, b in zip(surface.axes.values(), start, end, strict=True):
+        if a != b:
+            crossings = (steps - a) / (b - a)
+            shares = numpy.union1d(shares, crossings[(crossings > 0) & (crossings < 1)])
+    way = numpy.outer(1 - shares, start) + numpy.outer(shares, end)  # [n, D]
+    way[0], way[-1] = start, end
+    axes = tuple(reversed(list(surface.axes.values())))
+    loss = interpn(axes, values, way[:, ::-1], method="linear")
+    return barrier_height(shares, loss)
 
 
 def _crossing(steps: numpy.ndarray, rise: numpy.ndarray) -> float | None:

@@ -73,6 +73,12 @@ class Surface:
         directions = self.header.get("directions") or {}
         return [float(x) for x in directions.get("norms", [1.0] * len(self.axes))]
 
+    def at_centre(self, quantity: str) -> float:
+        """Return a quantity at the steps nearest to 0."""
+        axes = reversed(list(self.axes.values()))
+        centre = tuple(int(numpy.abs(steps).argmin()) for steps in axes)
+        return float(self.quantities[quantity][centre])
+
     def save(self, path: str | Path) -> Path:
         """Write one `.npz`, whole or not at all; it holds no pickle.
 

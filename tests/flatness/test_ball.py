@@ -195,6 +195,17 @@ def test_past_kinks_the_search_walks_on_and_says_that_it_met_them():
     assert float(found.displacement.norm()) <= 0.03 * (1 + 1e-12)
 
 
+def test_rounding_of_the_loss_is_no_kink():
+    matrix, _ = quadratic(3, size=30, minimum=True)
+    model, loss, data = quadratic_task(matrix.float())
+    lifted = Objective(model, lambda outputs, targets: loss(outputs, targets) + 100.0, data)
+    found = max_loss_increase(lifted, torch.zeros(30), rho=0.05, budget=400)
+    assert found.status == "converged" and "near the best" not in found.trails
+    assert found.gradients < 400
+    largest = 0.5 * 0.05**2 * float(torch.linalg.eigvalsh(matrix).max())
+    assert found.value == pytest.approx(largest, abs=8 * 100 * torch.finfo(torch.float32).eps)
+
+
 def test_the_value_belongs_to_the_displacement_and_the_trail_never_falls():
     case = CASES[0]
     objective = Objective(case.build(), case.loss, case.data())

@@ -1,7 +1,8 @@
 """GAM, both algorithms, against their formulas in NumPy and against a dense Hessian."""
 
 import gc
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.optim import SGD
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.optim import GAM
-from flatkit.optim.excursion import Excursion
+from flatkit.optim.excursion import Excursion, Walk
 from tests.optim.perturbation_reference import (
     BASES,
     FUNCTIONS,
@@ -22,11 +23,13 @@ from tests.optim.perturbation_reference import (
     joined,
     orthogonal_part,
     reference_trajectory,
+    sam,
     split,
     trajectory,
     vector,
 )
 
+T = TypeVar("T")
 SETTINGS: dict[str, Any] = {
     "rho": 0.2,
     "rho_prime": 0.05,
@@ -169,11 +172,10 @@ def dense(theta: Array) -> tuple[Array, Array]:
 def test_the_growth_of_the_gradient_norm_equals_the_dense_hessian_and_differences():
     theta = vector(26, seed=27)
     parameters = [p.clone().requires_grad_() for p in torch.from_numpy(theta).split([12, 4, 8, 2])]
-    walk = Excursion(
-        [{"params": parameters}], lambda: tanh_network(torch.cat(parameters)), eps=1e-12
+    walk = Excursion([{"params": parameters}], eps=1e-12)
+    got_gradient, got_growth = result(
+        walk.gradient_and_growth(), lambda: tanh_network(torch.cat(parameters))
     )
-    with torch.no_grad(), walk:
-        got_gradient, got_growth = walk.gradient_and_growth()
     gradient, hessian = dense(theta)
     growth = joined(got_growth[0])
     np.testing.assert_allclose(joined(got_gradient[0]), gradient, rtol=1e-12, atol=1e-15)
@@ -194,6 +196,16 @@ def test_an_exact_step_on_a_network_equals_the_dense_hessian():
     got = joined([parameter.grad for parameter in parameters if parameter.grad is not None])
     expected = exact_gam(lambda t: dense(t)[0], lambda t: dense(t)[1], theta, rho=0.4, alpha=2.0)
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14)
+
+
+def result(walk: Walk[T], loss: Callable[[], Tensor]) -> T:
+    """Return what a walk returns, with the loss at each of its points."""
+    while True:
+        try:
+            visit = next(walk)
+        except StopIteration as stop:
+            return stop.value
+        visit.backward(loss())
 
 
 def valley_end(settings: dict[str, Any]) -> float:
@@ -285,6 +297,114 @@ def is_vector(thing: object) -> bool:
     return type(thing) is Tensor and thing.shape == (7919,)
 
 
+# Central differences of a quartic: the third derivative times the square of the step, 5e-7.
+engines = pytest.mark.parametrize(
+    ("engine", "precision"), [("double_backward", 1e-12), ("central_difference", 1e-7)]
+)
+
+
+@every_function
+@every_base
+@engines
+@pytest.mark.parametrize("oracle", ["loss", "sam"])
+def test_fifty_exact_steps_follow_algorithm_1_by_either_engine_and_over_sam(
+    name, base, engine, precision, oracle
+):
+    function = FUNCTIONS[name]
+    theta = vector(function.size, seed=30)
+    own: dict[str, Any] = {"rho_sam": 0.3} if oracle == "sam" else {}
+
+    def combined(point: Array) -> Array:
+        if oracle == "loss":
+            return exact_gam(function.gradient, function.hessian, point, rho=0.2, alpha=0.5)
+        growth = exact_gam(function.gradient, function.hessian, point, rho=0.2, alpha=0.5)
+        return sam(function.gradient, point, rho=0.3) + growth - function.gradient(point)
+
+    optimizer = GAM(
+        BASES[base](split(theta)),
+        mode="exact",
+        engine=engine,
+        oracle=oracle,
+        rho=0.2,
+        alpha=0.5,
+        **own,
+    )
+    expected = reference_trajectory(theta, BASES[base], combined, 50)
+    got = trajectory(function, optimizer, 50)
+    if engine == "central_difference" and function.quartic:
+        precision = 1e-5
+    np.testing.assert_allclose(got, expected, rtol=precision, atol=precision)
+
+
+@every_function
+@every_base
+def test_fifty_accelerated_steps_over_sam_put_its_gradient_in_the_place_of_g1(name, base):
+    function = FUNCTIONS[name]
+    theta = vector(function.size, seed=31)
+
+    def combined(point: Array) -> Array:
+        radii = {"rho": SETTINGS["rho"], "rho_prime": SETTINGS["rho_prime"]}
+        g0, _, g2, g3 = four_gradients(function.gradient, point, **radii)
+        over = sam(function.gradient, point, rho=0.3)
+        h_plus = SETTINGS["alpha"] * over + (1 - SETTINGS["alpha"]) * g3
+        h_minus = SETTINGS["beta"] * g0 + (1 - SETTINGS["beta"]) * g2
+        return h_plus - SETTINGS["gamma"] * orthogonal_part(h_minus, h_plus)
+
+    expected = reference_trajectory(theta, BASES[base], combined, 50)
+    optimizer = GAM(BASES[base](split(theta)), oracle="sam", rho_sam=0.3, **SETTINGS)
+    got = trajectory(function, optimizer, 50)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_oracle_of_sam_with_the_radius_of_the_ascent_is_algorithm_2_itself():
+    ends = []
+    over: dict[str, Any] = {"oracle": "sam", "rho_sam": SETTINGS["rho_prime"]}
+    for own in ({}, over):
+        parameters = split(vector(4, seed=32))
+        optimizer = GAM(SGD(parameters, lr=0.1), **SETTINGS, **own)
+        ends.append(trajectory(FUNCTIONS["quartic"], optimizer, 5)[-1])
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("mode", ["accelerated", "exact"])
+def test_adaptive_gam_is_gam_in_the_scaled_coordinates(mode):
+    """With θ = Tu, T held, GAM steps through u; its gradient there is T times the one in θ."""
+    function = FUNCTIONS["quartic"]
+    theta = vector(function.size, seed=33)
+    scale = np.abs(theta) + 0.05
+    parameters = split(theta)
+    settings: dict[str, Any] = SETTINGS | {"gamma": 0.0}  # the projection is in θ
+    if mode == "exact":
+        settings = {"rho": 0.2, "alpha": 0.5}
+    optimizer = GAM(SGD(parameters, lr=0.1), mode=mode, adaptive=True, eta=0.05, **settings)
+    gradient = gradient_after(optimizer, function, parameters)
+
+    def scaled_gradient(u: Array) -> Array:
+        return scale * function.gradient(scale * u)
+
+    def scaled_hessian(u: Array) -> Array:
+        return scale[:, None] * function.hessian(scale * u) * scale
+
+    start = theta / scale
+    if mode == "exact":
+        expected = exact_gam(scaled_gradient, scaled_hessian, start, **settings)
+    else:
+        expected = accelerated_gam(scaled_gradient, start, **settings)
+    np.testing.assert_allclose(scale * gradient, expected, rtol=1e-11)
+
+
+def test_differences_find_the_products_that_double_backward_finds_in_single_precision():
+    grads = []
+    for engine in ("double_backward", "central_difference"):
+        parts = torch.from_numpy(vector(26, seed=34)).float().split([12, 4, 8, 2])
+        parameters = [part.clone().requires_grad_() for part in parts]
+        optimizer = GAM(SGD(parameters, lr=0.0), mode="exact", engine=engine, alpha=3.0)
+        optimizer.step(lambda p=parameters: tanh_network(torch.cat(p).double()))
+        grads.append(joined([p.grad.double() for p in parameters if p.grad is not None]))
+    np.testing.assert_allclose(grads[0], grads[1], rtol=5e-3, atol=1e-4)
+    assert np.abs(grads[0] - grads[1]).max() > 0
+
+
 @pytest.mark.parametrize("mode", ["accelerated", "exact"])
 def test_unknown_and_misplaced_options_are_refused(mode):
     with pytest.raises(InvalidArgumentError, match="rho must be"):
@@ -298,10 +418,22 @@ def test_unknown_and_misplaced_options_are_refused(mode):
 @pytest.mark.parametrize("name", ["rho_prime", "beta", "gamma"])
 def test_options_of_the_accelerated_mode_do_not_pass_in_the_exact_one(name):
     with pytest.raises(InvalidArgumentError, match=f"{name} does not apply"):
-        GAM(sgd(), mode="exact", **{name: 0.1})
+        own: dict[str, Any] = {name: 0.1}
+        GAM(sgd(), mode="exact", **own)
     base = SGD([{"params": [torch.ones(1, requires_grad=True)], name: 0.1}], lr=0.1)
     with pytest.raises(InvalidArgumentError, match=f"{name} does not apply"):
         GAM(base, mode="exact")
+
+
+def test_an_engine_or_radius_that_does_not_apply_is_refused():
+    with pytest.raises(InvalidArgumentError, match='engine does not apply to mode="accelerated"'):
+        GAM(sgd(), engine="double_backward")
+    with pytest.raises(InvalidArgumentError, match='rho_sam does not apply to oracle="loss"'):
+        GAM(sgd(), rho_sam=0.1)
+    with pytest.raises(InvalidArgumentError, match="did you mean 'sam'"):
+        GAM(sgd(), oracle="samm")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidArgumentError, match="rho_sam must be"):
+        GAM(sgd(), oracle="sam", rho_sam=-0.1)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,18 @@ import torch
 from torch.optim import SGD
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim import SAM
+from flatkit.optim import ASAM, GSAM, SAM
 from tests.optim.perturbation_reference import (
     BASES,
     FUNCTIONS,
     Array,
     joined,
+    orthogonal_part,
     reference_trajectory,
     sam,
     split,
     trajectory,
+    unit,
     vector,
 )
 
@@ -120,3 +122,68 @@ def test_eps_must_be_positive(eps):
 
 def test_sam_takes_two_passes():
     assert SAM(SGD([torch.zeros(1, requires_grad=True)], lr=0.1)).passes == 2
+
+
+def asam(function, theta: Array, *, rho: float, eta: float) -> Array:
+    """Kwon et al. (2021), equation 7, with T = |θ| + η."""
+    widths = np.abs(theta) + eta
+    scaled = widths * function.gradient(theta)
+    return function.gradient(theta + rho * widths * unit(scaled))
+
+
+@every_function
+@every_base
+@pytest.mark.parametrize("make", [ASAM, lambda base, **own: SAM(base, adaptive=True, **own)])
+def test_fifty_adaptive_steps_follow_the_formula(name, base, make):
+    function = FUNCTIONS[name]
+    theta = vector(function.size, seed=14)
+    expected = reference_trajectory(
+        theta, BASES[base], lambda point: asam(function, point, rho=0.4, eta=0.02), 50
+    )
+    got = trajectory(function, make(BASES[base](split(theta)), rho=0.4, eta=0.02), 50)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_adaptive_steps_do_not_depend_on_the_scale_of_two_layers():
+    """f = relu(x·a)·b is the same function for (a, b) and (c·a, b/c)."""
+    x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    losses = {}
+    for make in (ASAM, SAM):
+        for c in (1.0, 10.0):
+            a = torch.tensor([0.7 * c], dtype=torch.float64, requires_grad=True)
+            b = torch.tensor([1.3 / c], dtype=torch.float64, requires_grad=True)
+            seen = []
+
+            def closure(a=a, b=b, seen=seen):
+                loss = ((x * a).relu() * b - 1).square().mean()
+                seen.append(loss.item())
+                return loss
+
+            make(SGD([a, b], lr=0.0), rho=0.3, eta=1e-12).step(closure)
+            losses[make, c] = seen[1]
+    assert losses[ASAM, 1.0] == pytest.approx(losses[ASAM, 10.0], rel=1e-10)
+    assert losses[SAM, 1.0] != pytest.approx(losses[SAM, 10.0], rel=0.1)
+
+
+def gsam(function, theta: Array, *, rho: float, alpha: float) -> Array:
+    here, ahead = function.gradient(theta), sam(function.gradient, theta, rho=rho)
+    return ahead - alpha * orthogonal_part(here, ahead)
+
+
+@every_function
+@every_base
+def test_fifty_steps_of_gsam_follow_the_formula(name, base):
+    function = FUNCTIONS[name]
+    theta = vector(function.size, seed=15)
+    expected = reference_trajectory(
+        theta, BASES[base], lambda point: gsam(function, point, rho=0.3, alpha=0.6), 50
+    )
+    got = trajectory(function, GSAM(BASES[base](split(theta)), rho=0.3, alpha=0.6), 50)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
+def test_the_weight_of_gsam_is_a_share(alpha):
+    base = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(InvalidArgumentError, match="alpha must be a number in"):
+        GSAM(base, alpha=alpha)

@@ -323,6 +323,25 @@ def test_histories_may_hold_rows_as_the_trainer_keeps_them():
     assert [ydata(line).tolist() for line in axis.lines] == [[2.0], [2.5]]
 
 
+def test_the_top_eigenvalue_is_the_limit_in_round_balls_only():
+    def figure_of(shape):
+        flat = Result(
+            "first_order_flatness",
+            0.03,
+            error_kind="lower_bound",
+            settings={"rho": 0.1, "geometry": shape},
+        )
+        top = Result("top_eigenvalues", [3.0], [1e-4], "residual")
+        return flatness_figure(alone(gam=Report([top, flat]))).axes[0]
+
+    levels = {
+        shape: [tuple(np.asarray(line.get_ydata())) for line in figure_of(shape).lines]
+        for shape in ("l2", "filter")
+    }
+    assert (3.0, 3.0) in levels["l2"] and (3.0, 3.0) not in levels["filter"]
+    assert figure_of("filter").get_xlabel() == "radius ρ, filter"
+
+
 @pytest.mark.parametrize("draw", [slice_figure, plane_figure, flatness_figure])
 def test_a_figure_without_data_is_an_error_that_names_the_measure(draw):
     with pytest.raises(ResultError, match="--measures"):

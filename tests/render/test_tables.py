@@ -130,6 +130,20 @@ def test_a_status_other_than_converged_is_visible_and_explained():
     assert "! odd reason" in text_of(report_table(report(status="odd_reason")))
 
 
+def test_balls_of_another_shape_are_named_and_never_compared_with_round_ones():
+    shared = {"rho": 0.1, "frozen_parameters": 1234}
+    found = [
+        Result("first_order_flatness", 0.03, error_kind="lower_bound", settings=settings)
+        for settings in ({**shared, "geometry": "l2"}, {**shared, "geometry": "adaptive"})
+    ]
+    runs = Report(found)
+    text = " ".join(text_of(report_table(runs)).split())
+    assert "R1 (ρ = 0.1) ≥ 0.0300" in text and "R1 (ρ = 0.1, adaptive) ≥ 0.0300" in text
+    assert "divided by |θ|" in text and "1,234 of the parameters have length 0" in text
+    assert len({reading.key for result in found for reading in readings(result)}) == 4
+    assert "|θ|" not in text_of(report_table(Report(found[:1])))
+
+
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_tables_fit_the_width_and_are_plain_text_away_from_a_terminal(width):
     runs = [report(top=3.0 + seed, dtype=f"float{seed}") for seed in range(3)]

@@ -100,8 +100,8 @@ def test_barrier_and_roughness_in_closed_form():
     assert barrier_height(t, t**2) == 0.0
     assert barrier_height(t, np.where(t == 0.5, np.inf, t)) == math.inf
     wave = 1 - np.cos(2 * np.pi * np.linspace(-1.5, 1.5, 301))  # 2, 0, 2, 0, 2, 0, 2
-    assert roughness(t, wave[:101]) == pytest.approx(0.0)
-    assert roughness(np.linspace(0, 1, 301), wave) == pytest.approx(2.0)
+    assert roughness(wave[:101]) == pytest.approx(0.0)
+    assert roughness(wave) == pytest.approx(2.0)
 
 
 def test_lengths_of_directions_make_widths_real_displacements():

@@ -1,0 +1,225 @@
+"""The command `flatkit landscape`."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flatkit.checks import check_choice
+from flatkit.files import check_writable
+from flatkit_cli.assignments import parse_numbers
+from flatkit_cli.pictures import (
+    check_pictures,
+    draw_surfaces,
+    names_in,
+    picture_options,
+    show_numbers,
+)
+
+if TYPE_CHECKING:
+    from flatkit.landscape import Survey
+    from flatkit.surfaces import Surface
+
+_LINES = 10
+_SECONDS = 20.0
+"""Between two early pictures."""
+
+
+@click.command(
+    short_help="draw the loss around, between and along checkpoints",
+    help="""Measure and draw the loss, accuracy and gradient norm around CHECKPOINT..., between
+them, or along the trajectory that they are.
+
+Every surface is one .npz file in OUT, beside its pictures. A run that was killed goes on where it
+was when the same command is given again. `flatkit plot` draws the files again, without the model.
+
+\b
+flatkit landscape runs/gam/ckpt.pt --out plane
+flatkit landscape runs/sgd/ckpt.pt runs/gam/ckpt.pt --line --out lines
+flatkit landscape runs/gam/ckpt.pt --directions eigenvectors --out sharpest
+flatkit landscape runs/gam/epoch-*.pt --directions pca --out trajectory
+flatkit landscape a/ckpt.pt b/ckpt.pt c/ckpt.pt --directions checkpoints --out between
+
+\b
+Directions:
+  random        Gaussian, scaled like the weights; a surface at each checkpoint
+  eigenvectors  of the Hessian, the largest eigenvalues first; a surface at each checkpoint
+  pca           principal axes of the checkpoints as a trajectory, through the last
+  checkpoints   the line through two checkpoints, the plane through three
+  FILE.npy      one or two rows with a number for every parameter
+""",
+)
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the files.")
+@click.option(
+    "--directions", default="random", show_default=True, metavar="KIND", help="See above."
+)
+@click.option("--line", is_flag=True, help="One direction instead of two.")
+@click.option("--points", type=int, help="Steps along an axis. [default: 51 on a line, else 21]")
+@click.option("--range", "x_range", metavar="LOW,HIGH", help="Steps from LOW to HIGH on each axis.")
+@click.option("--y-range", metavar="LOW,HIGH", help="Of the second axis, where it differs.")
+@click.option(
+    "--quantities",
+    default="loss,accuracy,gradient_norm",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="Of loss, accuracy, gradient_norm, top_eigenvalue.",
+)
+@click.option("--splits", default="train", show_default=True, help="train, test or train,test.")
+@click.option(
+    "--normalization",
+    type=click.Choice(["filter", "layer", "none"]),
+    help="Of random directions. [default: filter]",
+)
+@click.option(
+    "--biases",
+    "one_dimensional",
+    type=click.Choice(["zero", "whole"]),
+    help="Whether random directions leave biases and BatchNorm alone. [default: zero]",
+)
+@click.option(
+    "--statistics",
+    type=click.Choice(["fixed", "reestimate", "interpolate"]),
+    help="Of BatchNorm, at every point. [default: interpolate between checkpoints, else fixed]",
+)
+@click.option(
+    "--refine",
+    type=float,
+    metavar="MISS",
+    help="Measure a point only where interpolation misses by more than this share, e.g. 0.02.",
+)
+@click.option("--samples", type=int, help="Use N random samples. [default: all]")
+@click.option("--chunk-size", type=int, help="Samples that go through the model at once.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    help="Compute in this type. [default: the checkpoint's]",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps or auto.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@click.option("--export", "exports", metavar="KIND[,KIND]", help="Also csv, h5 or vtk.")
+@click.option("--figures/--no-figures", default=True, help="Whether to draw, in OUT.")
+@picture_options
+@click.option("--overwrite", is_flag=True, help="Replace what was measured otherwise.")
+def landscape(
+    checkpoints: Sequence[Path],
+    out: Path,
+    directions: str,
+    line: bool,
+    exports: str | None,
+    figures: bool,
+    overwrite: bool,
+    style: str,
+    formats: str,
+    interactive: bool,
+    level: float,
+    **options: Any,
+) -> None:
+    """Measure, keep and draw; the help text is that of the command."""
+    settings = _settings(directions, line, options)
+    kinds = names_in(exports)
+    check_pictures(formats, level, interactive=interactive)
+    from flatkit.surfaces import EXPORTS
+
+    for kind in kinds:
+        check_choice("export", kind, EXPORTS)
+    check_writable(out / "surface.npz")
+
+    from flatkit.checkpoints import load
+    from flatkit.landscape import measure_into, surveys
+    from flatkit.surfaces import export
+
+    def draw(surfaces: "Sequence[Surface]") -> None:
+        if figures:
+            draw_surfaces(surfaces, out, style=style, formats=formats, interactive=interactive)
+
+    surfaces = []
+    for job in surveys([load(path) for path in checkpoints], settings):
+        path = out / f"{_stem(job)}.npz"
+        with _progress(job.name) as progress:
+            surface = measure_into(
+                path,
+                job,
+                overwrite=overwrite,
+                progress=progress,
+                preview=_not_too_often(lambda early: draw([*surfaces, early])),
+            )
+        surfaces.append(surface)
+        click.echo(f"surface: {path}", err=True)
+        for kind in kinds:
+            click.echo(f"export: {export(surface, path.with_suffix('.' + kind), kind)}", err=True)
+    draw(surfaces)
+    show_numbers(surfaces, level=level)
+
+
+def _not_too_often(show: "Callable[[Surface], None]") -> "Callable[[Surface], None]":
+    """Return a preview that is drawn only where measuring takes much longer than drawing."""
+    last = time.monotonic()
+
+    def preview(surface: "Surface") -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS:
+            show(surface)
+            last = time.monotonic()
+
+    return preview
+
+
+def _settings(directions: str, line: bool, options: dict[str, Any]) -> Any:
+    from flatkit.landscape.settings import LandscapeSettings
+
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in ("quantities", "splits"):
+        given[name] = names_in(given[name])
+    for name, option in (("x_range", "--range"), ("y_range", "--y-range")):
+        if name in given:
+            given[name] = parse_numbers(given[name], option)
+    if directions.endswith(".npy"):
+        given |= {"directions": "given", "vectors": directions}
+    else:
+        given["directions"] = directions
+    return LandscapeSettings(dimensions=1 if line else 2, **given)
+
+
+def _stem(job: "Survey") -> str:
+    """Return a file name without what shells and file systems dislike."""
+    name = re.sub(r"[^\w.+-]+", "-", job.name).strip("-.") or "surface"
+    return f"{name}-{job.kind}-{'line' if job.dimensions == 1 else 'plane'}"
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that shows on stderr how far a surface is and how long it will take."""
+    if not sys.stderr.isatty():
+        started: list[float] = []  # when the first pass was done, and how many points then were
+        shown = 0
+
+        def log(done: int, total: int) -> None:
+            nonlocal shown
+            if not started:
+                started[:] = time.monotonic(), done
+            elif done * _LINES // total > shown:
+                shown = done * _LINES // total
+                left = (time.monotonic() - started[0]) / (done - started[1]) * (total - done)
+                click.echo(f"{name}: {done} of {total} points, {left:.0f} s left", err=True)
+
+        yield log
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

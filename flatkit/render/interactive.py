@@ -1,0 +1,158 @@
+"""A page with planes that turn and zoom: one HTML file that needs no network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from flatkit.errors import MissingDependencyError, ResultError
+from flatkit.files import write_text_atomically
+from flatkit.render.labels import (
+    axis_label,
+    explanation,
+    in_units,
+    quantity_label,
+    short_name,
+    tick_text,
+)
+from flatkit.render.scales import Scale, scale_of
+from flatkit.surfaces import Surface
+
+
+def save_page(surfaces: Sequence[Surface], path: str | Path, *, quantity: str = "loss") -> Path:
+    """Write planes side by side, on one scale, as a page that turns under the mouse.
+
+    Values are shown under the pointer, also those that are cut off in height. The page holds
+    plotly itself (about 5 MB): it opens anywhere, without a network, and is the same every time.
+
+    Args:
+        surfaces: with axes x and y; those without the quantity are left out.
+        path: of the `.html`.
+        quantity: e.g. `loss`, `test_accuracy`.
+
+    Raises:
+        MissingDependencyError: without the package plotly.
+        ResultError: no plane has a finite value.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import plotly.graph_objects as graph
+        from plotly.subplots import make_subplots
+    except ImportError as error:
+        raise MissingDependencyError(
+            "interactive pages need the package plotly: pip install 'flatkit[interactive]'"
+        ) from error
+    planes = [s for s in surfaces if len(s.axes) == 2 and quantity in s.quantities]
+    values = [in_units(plane, quantity) for plane in planes]
+    if not any(numpy.isfinite(array).any() for array in values):
+        raise ResultError(f"no plane holds a finite {quantity}; measure it with flatkit landscape")
+    scale = scale_of(values, linear=quantity.endswith("accuracy"))
+    figure = make_subplots(
+        cols=len(planes),
+        specs=[[{"type": "surface"}] * len(planes)],
+        subplot_titles=[plane.name for plane in planes],
+        horizontal_spacing=0.02,
+    )
+    for number, (plane, array) in enumerate(zip(planes, values, strict=True), start=1):
+        figure.add_trace(
+            _surface(graph, plane, array, scale, quantity, number == 1), row=1, col=number
+        )
+        for trace in _points(graph, plane, array, scale):
+            figure.add_trace(trace, row=1, col=number)
+        figure.update_scenes(_scene(plane, scale, quantity), row=1, col=number)
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": "DejaVu Sans, Verdana, sans-serif", "size": 12},
+        margin={"l": 10, "r": 10, "t": 60, "b": 60},
+        showlegend=False,
+    )
+    figure.add_annotation(
+        text=explanation(planes), x=0.5, y=-0.06, xref="paper", yref="paper", showarrow=False,
+        font={"size": 11, "color": "gray"},
+    )  # fmt: skip
+    page = figure.to_html(
+        include_plotlyjs=True,
+        full_html=True,
+        div_id="landscape",  # plotly would draw a random one
+        config={"displaylogo": False, "responsive": True},
+    )
+    return write_text_atomically(path, page)
+
+
+def _surface(
+    graph: Any, plane: Surface, array: Any, scale: Scale, quantity: str, with_bar: bool
+) -> Any:
+    height = _height(array, scale)
+    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
+    ticks = [float(x) for x in _height(scale.ticks, scale)]
+    return graph.Surface(
+        x=plane.axes["x"],
+        y=plane.axes["y"],
+        z=height,
+        customdata=numpy.where(numpy.isfinite(array), array, numpy.nan),
+        colorscale="Viridis",
+        cmin=low,
+        cmax=top,
+        showscale=with_bar,
+        colorbar={
+            "title": {"text": quantity_label(quantity)},
+            "tickvals": ticks,
+            "ticktext": [tick_text(tick) for tick in scale.ticks],
+            "len": 0.7,
+        },
+        contours={"z": {"show": True, "start": low, "end": top, "size": (top - low) / 16,
+                        "color": "white", "width": 1}},
+        hovertemplate="%{x:.4g}, %{y:.4g}: %{customdata:.5g}<extra></extra>",
+    )  # fmt: skip
+
+
+def _points(graph: Any, plane: Surface, array: Any, scale: Scale) -> list[Any]:
+    """Return the path and the checkpoints, on the surface."""
+    from scipy.interpolate import RegularGridInterpolator
+
+    axes = (plane.axes["y"], plane.axes["x"])
+    smooth = RegularGridInterpolator(axes, _height(array, scale), bounds_error=False)
+    path, found = plane.header.get("path"), []
+    markers = plane.header.get("markers") or [{"name": plane.name, "at": [0.0, 0.0]}]
+    if path:
+        names = [short_name(name) for name in path["names"]]
+        found.append((path["at"], names, "lines+markers", 3))
+    found.append(([m["at"] for m in markers], [short_name(m["name"]) for m in markers],
+                  "markers+text", 5))  # fmt: skip
+    return [
+        graph.Scatter3d(
+            x=[x for x, _ in at],
+            y=[y for _, y in at],
+            z=smooth([(y, x) for x, y in at]),
+            text=names,
+            mode=mode,
+            marker={"size": size, "color": "white", "line": {"color": "black", "width": 2}},
+            line={"color": "black", "width": 4},
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for at, names, mode, size in found
+    ]
+
+
+def _scene(plane: Surface, scale: Scale, quantity: str) -> dict[str, Any]:
+    ticks = [float(x) for x in _height(scale.ticks, scale)]
+    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
+    return {
+        "xaxis": {"title": {"text": axis_label(plane, 0)}},
+        "yaxis": {"title": {"text": axis_label(plane, 1)}},
+        "zaxis": {
+            "title": {"text": quantity_label(quantity)},
+            "tickvals": ticks,
+            "ticktext": [tick_text(tick) for tick in scale.ticks],
+            "range": [low, top],
+        },
+        "aspectratio": {"x": 1, "y": 1, "z": 0.7},
+        "camera": {"eye": {"x": 1.1, "y": -1.5, "z": 0.9}},
+    }
+
+
+def _height(values: Any, scale: Scale) -> Any:
+    """Return what is drawn upwards: cut at the top of the scale, nothing where none is finite."""
+    cut = numpy.where(numpy.isfinite(values), numpy.minimum(values, scale.top), numpy.nan)
+    return numpy.log10(cut) if scale.is_log else cut

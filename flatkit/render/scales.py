@@ -1,0 +1,120 @@
+"""One scale of colours for all panels, logarithmic where the values allow it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = "viridis"
+"""Even in lightness, also for colour-blind readers and in print."""
+
+_LEVELS = 24
+_MOST = 1e4
+_OUTLIER = 10.0
+"""Colours end at 10⁴ times the smallest value, and before outliers; an arrow says so."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The one scale of colours of all panels.
+
+    Attributes:
+        norm: from values to [0, 1].
+        levels: of contours, from the lowest value to the highest that has its own colour.
+        lines: the levels that get a line.
+        ticks: of the bar.
+        extend: whether values lie above the highest level.
+    """
+
+    norm: Normalize
+    levels: numpy.ndarray
+    lines: numpy.ndarray
+    ticks: numpy.ndarray
+    extend: Any
+
+    @property
+    def low(self) -> float:
+        """The lowest value."""
+        return float(self.levels[0])
+
+    @property
+    def top(self) -> float:
+        """The highest value that has its own colour."""
+        return float(self.levels[-1])
+
+    @property
+    def is_log(self) -> bool:
+        """Whether equal ratios have equal distances."""
+        return isinstance(self.norm, LogNorm)
+
+
+def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
+    """Return the scale of all finite values; at least one must be.
+
+    >>> scale = scale_of([numpy.array([0.01, 1.0]), numpy.array([numpy.inf, 10.0])])
+    >>> scale.is_log, scale.ticks.tolist()
+    (True, [0.01, 0.1, 1.0, 10.0])
+    """
+    values = numpy.concatenate([numpy.asarray(array).ravel() for array in arrays])
+    values = values[numpy.isfinite(values)]
+    low, high = float(values.min()), float(values.max())
+    if linear or low <= 0 or high / low < 1 + 1e-9:
+        return _linear(low, high)
+    usual = float(numpy.quantile(values, 0.98))
+    top = min(high, low * _MOST)
+    if top > _OUTLIER * usual > _OUTLIER * low:
+        top = usual
+    lines = _nice_powers(low, top)
+    levels = numpy.unique([low, *lines, top])
+    extend = "max" if high > top else "neither"
+    return Scale(LogNorm(low, top), levels, lines, _log_ticks(low, top), extend)
+
+
+def _linear(low: float, high: float) -> Scale:
+    high = high if high > low else low + max(abs(low), 1.0) * 1e-6
+    lines = _even_steps(low, high, _LEVELS)
+    lines = lines[(lines > low) & (lines < high)]
+    levels = numpy.unique([low, *lines, high])
+    return Scale(Normalize(low, high), levels, lines, _even_steps(low, high, 6), "neither")
+
+
+def _even_steps(low: float, high: float, most: int) -> numpy.ndarray:
+    """Return round values within, evenly spaced."""
+    steps = numpy.asarray(MaxNLocator(most).tick_values(low, high))
+    return steps[(steps >= low) & (steps <= high)]
+
+
+def _nice_powers(low: float, top: float) -> numpy.ndarray:
+    """Return levels 10^(k/m) strictly between, about as many as wanted.
+
+    m is a power of two, so that two figures share all levels, or every second one.
+
+    >>> _nice_powers(0.5, 30.0).round(3).tolist()[:4]
+    [0.562, 0.649, 0.75, 0.866]
+    """
+    decades = math.log10(top / low)
+    per_decade = min((1, 2, 4, 8, 16, 32, 64), key=lambda m: abs(m * decades - _LEVELS))
+    first = math.floor(per_decade * math.log10(low)) - 1
+    last = math.ceil(per_decade * math.log10(top)) + 1
+    levels = 10.0 ** (numpy.arange(first, last + 1) / per_decade)
+    return levels[(levels > low * (1 + 1e-9)) & (levels < top * (1 - 1e-9))]
+
+
+def _log_ticks(low: float, top: float) -> numpy.ndarray:
+    """Return round values within: powers of ten, or 1, 2, 5 times them, or even steps."""
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = numpy.array(
+            [
+                float(f"{digit}e{power}")
+                for power in range(math.floor(math.log10(low)), math.ceil(math.log10(top)) + 1)
+                for digit in digits
+            ]
+        )
+        ticks = ticks[(ticks >= low) & (ticks <= top)]
+        if len(ticks) >= 4:
+            return ticks
+    return _even_steps(low, top, 5)

@@ -1,0 +1,163 @@
+"""`flatkit landscape`: files, exports, exit codes, and messages of bad input."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from flatkit import checkpoints
+from flatkit.surfaces import load_surface
+from flatkit.training import TrainingConfig, train
+from flatkit_cli.main import main
+
+SMALL = {
+    "data": "digits",
+    "data_kwargs": {"test_fraction": 0.9},
+    "model_kwargs": {"hidden": (8,)},
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two runs of four epochs, each epoch kept, and one of another architecture."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(("a", "b")):
+        train(TrainingConfig(**SMALL, epochs=4, save_every=1, seed=seed), folder / name)
+    other = {**SMALL, "model_kwargs": {"hidden": (9,)}}
+    train(TrainingConfig(**other, epochs=1), folder / "wide")
+    return folder
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = main(["landscape", *(str(argument) for argument in arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_plane_at_each_checkpoint_in_one_file_each_with_exports(runs, tmp_path, capsys):
+    files = [runs / name / "ckpt.pt" for name in ("a", "b")]
+    code, out, err = run(
+        capsys, *files, "--out", tmp_path, "--points", 5, "--splits", "train,test",
+        "--export", "csv,vtk", "--range", "-0.5,0.5", "--no-figures",
+    )  # fmt: skip
+    assert code == 0, err
+    names = {p.name for p in tmp_path.iterdir()}
+    stems = {"a-random-plane", "b-random-plane"}
+    assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("npz", "csv", "vtk")}
+    surface = load_surface(tmp_path / "a-random-plane.npz")
+    expected = {f"{s}{q}" for s in ("", "test_") for q in ("loss", "accuracy", "gradient_norm")}
+    assert set(surface.quantities) == expected
+    task = checkpoints.load(files[0]).task()
+    assert task.test_data is not None
+    for prefix, (x, y) in (("", task.data), ("test_", task.test_data)):
+        loss = torch.nn.functional.cross_entropy(task.model(x), y)
+        assert surface.at_centre(f"{prefix}loss") == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert surface.header["directions"]["normalization"] == "filter"
+    assert surface.header["directions"]["one_dimensional"] == "zero"
+    table = pandas.read_csv(tmp_path / "a-random-plane.csv")
+    assert table.loss.to_numpy() == pytest.approx(surface.quantities["loss"].ravel())
+    assert "width" in out and "asymmetry" in out and "25 of 25 points" in err
+
+
+def test_a_trajectory_and_its_path_in_one_file(runs, tmp_path, capsys):
+    files = [runs / "a" / f"epoch-000{n}.pt" for n in range(1, 5)]
+    code, _, err = run(
+        capsys, *files, "--directions", "pca", "--points", 5, "--out", tmp_path, "--no-figures"
+    )
+    assert code == 0, err
+    surface = load_surface(tmp_path / "a-pca-plane.npz")
+    path = surface.header["path"]
+    assert path["epochs"] == [1, 2, 3, 4] and path["at"][-1] == [0.0, 0.0]
+    for axis, steps in enumerate(surface.axes.values()):
+        places = [at[axis] for at in path["at"]]
+        assert steps[0] < min(places) and steps[-1] > max(places)
+    assert 0 < sum(surface.header["directions"]["explained_variance"]) <= 1
+
+
+def test_the_line_between_two_checkpoints_has_their_own_losses_and_a_barrier(
+    runs, tmp_path, capsys
+):
+    files = [runs / name / "ckpt.pt" for name in ("a", "b")]
+    code, out, err = run(
+        capsys, *files, "--directions", "checkpoints", "--points", 9, "--out", tmp_path,
+        "--no-figures",
+    )  # fmt: skip
+    assert code == 0, err
+    line = load_surface(tmp_path / "a-b-checkpoints-line.npz")
+    for t, path in zip((0.0, 1.0), files, strict=True):
+        task = checkpoints.load(path).task()
+        x, y = task.data
+        loss = float(torch.nn.functional.cross_entropy(task.model(x), y).detach())
+        (at,) = np.flatnonzero(line.axes["t"] == t)
+        assert line.quantities["loss"][at] == pytest.approx(loss, rel=1e-5)
+    assert "barrier" in out
+
+
+def test_directions_from_a_file_are_those_vectors(runs, tmp_path, capsys):
+    model = checkpoints.load(runs / "a" / "ckpt.pt").build_model()
+    size = sum(p.numel() for p in model.parameters())
+    np.save(tmp_path / "v.npy", np.eye(2, size))
+    code, _, err = run(
+        capsys, runs / "a" / "ckpt.pt", "--directions", tmp_path / "v.npy", "--points", 3,
+        "--quantities", "loss", "--out", tmp_path / "out", "--no-figures",
+    )  # fmt: skip
+    assert code == 0, err
+    surface = load_surface(tmp_path / "out" / "a-given-plane.npz")
+    assert surface.header["directions"]["norms"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["{a}", "--range", "1,1"], 2, "no width"),
+        (["{a}", "--range", "1,x"], 2, "--range must be numbers"),
+        (["{a}", "--range", "1"], 2, "two numbers"),
+        (["{a}", "--range", "2,1"], 2, "smaller to a larger"),
+        (["{a}", "--points", "2"], 2, "points must be a whole number >= 3"),
+        (["{a}", "--directions", "pcq"], 2, "did you mean 'pca'"),
+        (["{a}", "--quantities", "los"], 2, "did you mean 'loss'"),
+        (["{a}", "--export", "xls"], 2, "export must be one of"),
+        (["{a}", "--refine", "0"], 2, "refine must be"),
+        (["{a}", "--directions", "pca"], 2, "at least 3 checkpoints"),
+        (["{a}", "--directions", "checkpoints"], 2, "two (a line) or three"),
+        (["{a}", "--directions", "pca", "--normalization", "filter"], 2, "does not apply"),
+        (["{a}", "--directions", "nothing.npy"], 2, "no such file"),
+        (["{a}", "--statistics", "reestimate"], 2, "BatchNorm"),
+        (["{a}", "--statistics", "interpolate"], 2, "checkpoints"),
+        (["{a}", "{wide}", "--directions", "checkpoints"], 1, "another architecture"),
+        (["{a}", "{nan}", "--directions", "checkpoints"], 1, "NaN"),
+        (["{nan}"], 1, "NaN"),
+        (["{missing}"], 1, "no such file"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_left_behind(
+    arguments, code, named, runs, tmp_path, capsys
+):
+    places = {name: runs / name / "ckpt.pt" for name in ("a", "wide", "missing")}
+    nan = checkpoints.load(places["a"])
+    nan.state_dict["output.weight"][0, 0] = float("nan")
+    places["nan"] = checkpoints.save(
+        tmp_path / "nan.pt",
+        model=nan.model,
+        data=nan.data,
+        loss=nan.loss,
+        state_dict=nan.state_dict,
+    )
+    given = [argument.format(**places) for argument in arguments]
+    found, _, err = run(capsys, *given, "--out", tmp_path / "out")
+    assert found == code and named in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_surface_file_cut_short_is_named(runs, tmp_path, capsys):
+    arguments = [runs / "a" / "ckpt.pt", "--line", "--points", 3, "--out", tmp_path, "--no-figures"]
+    assert run(capsys, *arguments)[0] == 0
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-40])
+    code, _, err = run(capsys, *arguments)
+    assert code == 1 and "cut short" in err
+    assert run(capsys, *arguments, "--overwrite")[0] == 0
+    load_surface(path)
