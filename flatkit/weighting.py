@@ -5,6 +5,7 @@ padding, or those that are left when they are shifted by one place. Which it is 
 are joined: with the right weights, L(a ∪ b) = (w_a L(a) + w_b L(b)) / (w_a + w_b).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,13 @@ def find_weights(
     while candidates:
         pairs = _telling_pairs(candidates)
         if not pairs:
-            return _agreed(candidates)
+            row = _disputed(candidates)
+            if row is None:
+                return next(iter(candidates.values())), next(iter(candidates))
+            value = mean_of(torch.tensor([row]))
+            counts = math.isfinite(value) and value != 0  # else nothing was divided by nothing
+            candidates = {n: w for n, w in candidates.items() if bool(w[row] > 0) == counts}
+            continue
         for a, b in pairs:
             rows = torch.tensor([a, b])
             apart, joined = (mean_of(rows[:1]), mean_of(rows[1:])), mean_of(rows)
@@ -81,15 +88,11 @@ def _candidates(labels: Any, size: int) -> dict[str, Tensor]:
     return samples | found
 
 
-def _agreed(candidates: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-    """Return one of several ways that weight alike all samples that have a loss.
-
-    Samples without a label that counts have none; only the count of labels knows them.
-    """
-    names = list(candidates)
-    some_without = any(bool((weights == 0).any()) for weights in candidates.values())
-    name = names[-1] if some_without else names[0]
-    return candidates[name], name
+def _disputed(candidates: Mapping[str, Tensor]) -> int | None:
+    """Return a sample that counts by one way and not by another, or None."""
+    counts = torch.stack(list(candidates.values())) > 0
+    rows = (counts.any(0) & ~counts.all(0)).nonzero().squeeze(1)
+    return int(rows[0]) if len(rows) else None
 
 
 def _telling_pairs(candidates: Mapping[str, Tensor]) -> list[tuple[int, int]]:

@@ -1,14 +1,12 @@
-"""PyHessian as a second opinion, the analysis of layers and blocks, and tracking."""
+"""PyHessian as a second opinion, and the analysis of layers and blocks."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import flatkit
 from flatkit.errors import InvalidArgumentError
-from flatkit.training import CurvatureTracker
-from tests.cases import CASES, Case, classes, dense_hessian, seeded
+from tests.cases import CASES, Case, dense_hessian, quadratic_task, random_symmetric
 
 SMALL = {"rho": [0.05], "slice_points": 3, "plane_points": 3}
 
@@ -25,6 +23,23 @@ def test_the_cross_check_agrees_or_explains():
     np.testing.assert_allclose(result.value["flatkit"], truth, rtol=1e-5)
     gap = np.abs(np.array(result.value["pyhessian"]) - truth) / truth
     assert (gap < 0.1).all() and result.settings["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "ours", "reason"),
+    [([1.0, 0.5, -3.0, 0.2], 1.0, "negative end"), ([1.0, 0.5, -1.02, 0.2], 1.0, "PyHessian")],
+    ids=["negative end", "nearly a tie"],
+)
+def test_a_disagreement_is_explained(spectrum, ours, reason):
+    model, loss, data = quadratic_task(random_symmetric(spectrum))
+    with torch.no_grad():
+        next(model.parameters()).fill_(1.0)
+    result = flatkit.analyze(
+        flatkit.Task(model, loss, data), measures=["cross_check"], num_eigenvalues=1
+    ).result("cross_check")
+    assert result.value["flatkit"][0] == pytest.approx(ours, rel=1e-6)
+    assert abs(result.value["pyhessian"][0] - ours) > 0.05
+    assert result.status == "disagreement" and reason in result.settings["explanation"][0]
 
 
 def test_more_eigenvalues_than_parameters_are_refused():
@@ -62,24 +77,3 @@ def test_the_density_integrates_to_one_and_its_mean_is_that_of_the_trace():
     assert result.settings["mass"] == pytest.approx(1, abs=5e-3)
     truth = float(dense_hessian(CASES[0]).trace())
     assert abs(result.settings["trace"] - truth) <= 5 * result.settings["trace_error"]
-
-
-def test_tracking_starts_warm_and_saves_products():
-    case = Case(
-        "wide",
-        seeded(lambda: nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 3))),
-        classes(60, 8),
-    )
-    totals = []
-    for warm in (True, False):
-        model, (x, y) = case.build(), case.data()
-        tracker = CurvatureTracker("cross_entropy", (x, y), every=5, tolerance=1e-3, warm=warm)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-        for step in range(41):
-            tracker.step(model, step)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        assert len(tracker.history) == 9
-        totals.append(sum(found.matvecs for found in tracker.history[1:]))
-    assert totals[0] < totals[1]

@@ -110,9 +110,17 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path),
     help="Folder of the run: ckpt.pt and history.json.",
 )
+@click.option(
+    "--track-curvature",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Every N steps, write the top Hessian eigenvalues into curvature.json.",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-def train(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
+def train(
+    out: Path, track_curvature: int | None, resume: bool, overwrite: bool, **options: Any
+) -> None:
     """Train a model with SGD, AdamW, SAM or GAM.
 
     Writes ckpt.pt and history.json into --out after every epoch, whole or not at all, and prints
@@ -120,14 +128,24 @@ def train(out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     needs no other option than --out. An option that the chosen optimizer does not know is an
     error.
     """
+    from flatkit.training import RunTracker
     from flatkit.training import train as run_training
     from flatkit_cli.progress import progress
 
     config = _config(options, out if resume else None)
+    tracker = None
+    if track_curvature is not None:
+        tracker = RunTracker(config, out, every=track_curvature, resume=resume)
     with progress(config.epochs) as (on_epoch, on_note):
         try:
             outcome = run_training(
-                config, out, resume=resume, overwrite=overwrite, on_epoch=on_epoch, on_note=on_note
+                config,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                on_epoch=on_epoch,
+                on_note=on_note,
+                on_step=tracker,
             )
         except KeyboardInterrupt:
             on_note(_interrupted(out))

@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from flatkit.errors import FlatkitError, InvalidArgumentError
+from flatkit.errors import FlatkitError, InvalidArgumentError, NonFiniteError
 from flatkit.hessian.engine import (
+    Difference,
     Engine,
     EngineName,
     Prepared,
@@ -28,6 +29,7 @@ _CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
 """Tried together, one group after the other: the later ones cost more or are less exact."""
 _SAMPLES = 32
 _ROUNDS = 3
+_NOT_FINITE = "the product is not finite"
 _SUSPICIOUS = 0.05
 _DOUBLE_MAX = 20_000_000
 """Parameters up to which a copy in float64 is no burden."""
@@ -77,6 +79,7 @@ def choose(
 
     Raises:
         FlatkitError: no engine works here; the message names what each of them said.
+        NonFiniteError: the products are NaN or infinite.
     """
     known = _CHOICES.setdefault(objective, {})
     key = (preference, tolerance)
@@ -108,6 +111,9 @@ def _probe(objective: Objective, theta: Tensor, preference: Preference, toleranc
         trials = [trial for trial in trials if trial is not None]
         for trial in trials:
             trial.error = _difference(trial.product, truth)
+            if truth is None and isinstance(trial.prepared, Difference):
+                trial.error = trial.prepared.relative_error(vector)
+                against = "its own product at twice the step"
         last = number == len(groups) - 1
         good = [t for t in trials if t.error is None or t.error <= tolerance]
         for trial in trials:
@@ -116,6 +122,11 @@ def _probe(objective: Objective, theta: Tensor, preference: Preference, toleranc
         good = good or (trials if last else [])
         if good:
             return _cheapest(good, objective, theta, chunk, vector, against, rejected)
+    if _NOT_FINITE in rejected.values():
+        raise NonFiniteError(
+            "the Hessian-vector product has NaN or infinite entries: the loss is not finite at or "
+            "near this point (try dtype=float64), or not twice differentiable"
+        )
     reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
     raise FlatkitError(f"no engine can multiply with this Hessian: {reasons}")
 
@@ -139,7 +150,7 @@ def _try(
         return None
     if product.isfinite().all() or name == "double_backward":
         return _Trial(name, product, prepared, engine)
-    rejected[name] = "the product is not finite"
+    rejected[name] = _NOT_FINITE
     return None
 
 
@@ -194,21 +205,26 @@ def _truth(
     try:
         precise = objective.in_double()
         part = chunk.in_double()
-        products = [
-            build_engine(name, precise, theta.double())
-            .prepare(part)
-            .products(vector.double()[None])
-            for name in ("double_backward", "central_difference")
-        ]
-        exact, rough = products[0][0], products[1][0]
-        if float((exact - rough).norm()) > _SUSPICIOUS * float(rough.norm()) > 0:
-            if not _settles(precise, theta.double(), part, vector.double()):
-                return exact, "double backward in float64, with a kink of the loss near this point"
-            # Some operations answer twice differentiated with a zero instead of an error.
-            return rough, "central differences in float64, as autograd contradicts them"
-        return exact, "double backward in float64"
-    except Exception as error:
-        return None, f"nothing: no second derivative in float64 ({type(error).__name__})"
+        rough = _double_product("central_difference", precise, theta, part, vector)
+    except Exception as error:  # whatever a model's operations say when they refuse float64
+        return None, f"nothing: no gradient in float64 ({type(error).__name__})"
+    try:
+        exact = _double_product("double_backward", precise, theta, part, vector)
+    except Exception as error:  # likewise, when they have no second derivative
+        return rough, f"central differences in float64 ({type(error).__name__} by double backward)"
+    if float((exact - rough).norm()) > _SUSPICIOUS * float(rough.norm()) > 0:
+        if not _settles(precise, theta.double(), part, vector.double()):
+            return exact, "double backward in float64, with a kink of the loss near this point"
+        # Some operations answer twice differentiated with a zero instead of an error.
+        return rough, "central differences in float64, as autograd contradicts them"
+    return exact, "double backward in float64"
+
+
+def _double_product(
+    name: EngineName, objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor
+) -> Tensor:
+    engine = build_engine(name, objective, theta.double())
+    return engine.prepare(chunk).products(vector.double()[None])[0]
 
 
 def _settles(objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor) -> bool:

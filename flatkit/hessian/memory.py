@@ -93,30 +93,44 @@ class Footprint:
 
 
 def footprint(
-    prepare_and_multiply: Callable[[int], Callable[[], Any]],
-    prepare: Callable[[int], Any],
-    few: int,
+    prepare: Callable[[int], Any], *, few: int, most: int, budget: int, steps: int = 12
 ) -> Footprint:
-    """Return the footprint of a product from two small chunks, of `few` and 2·`few` samples.
+    """Return the footprint of a product, measured on two chunks of growing size.
+
+    The peak is the largest of several stages, each a line in the number of samples with a fixed
+    part of its own, so that what small chunks show may not hold for large ones: chunks are doubled
+    until twice the last one would go beyond the budget.
 
     Args:
-        prepare_and_multiply: samples -> what does both.
-        prepare: samples -> a prepared chunk.
-        few: samples of the smaller chunk.
+        prepare: samples -> a chunk that was prepared and multiplied with.
+        few: samples of the first chunk.
+        most: samples at most.
+        budget: bytes.
+        steps: doublings at most.
     """
-    peaks = [measure_bytes(prepare_and_multiply(size))[0] for size in (few, 2 * few)]
-    kept = []
-    for size in (few, 2 * few):
-        _, left, holder = measure_bytes(lambda size=size: prepare(size))
-        kept.append(left)
-        del holder
-    peak_slope, kept_slope = ((b - a) / few for a, b in (peaks, kept))
+    size, measured = few, [_measure(prepare, few)]
+    for _ in range(steps):
+        size = 2 * size
+        measured.append(_measure(prepare, size))
+        (low, _), (high, _) = measured[-2:]
+        if 2 * size > most or high + 2 * (high - low) > budget:
+            break
+    half = size / 2
+    (low, low_kept), (high, high_kept) = measured[-2:]
+    peak, kept = (high - low) / half, (high_kept - low_kept) / half
     return Footprint(
-        fixed=max(0.0, peaks[0] - peak_slope * few),
-        peak=max(0.0, peak_slope),
-        kept=max(0.0, kept_slope),
-        kept_fixed=max(0.0, kept[0] - kept_slope * few),
+        fixed=max(0.0, high - peak * size),
+        peak=max(0.0, peak),
+        kept=max(0.0, kept),
+        kept_fixed=max(0.0, high_kept - kept * size),
     )
+
+
+def _measure(prepare: Callable[[int], Any], size: int) -> tuple[int, int]:
+    """Return the peak bytes of a chunk and those that it keeps."""
+    peak, left, holder = measure_bytes(lambda: prepare(size))
+    del holder
+    return peak, left
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -138,10 +138,8 @@ class HessianOperator(SymmetricOperator):
             prepared.products(vector)  # what that leaves behind is kept too
             return prepared
 
-        used = footprint(lambda size: lambda: prepare(size), prepare, few)
-        sums = 2 * self.theta.nbytes  # the total and what was last added
-        # Half as much again may live while one chunk gives way to the next.
-        allowed = max(0, int(self.memory / 1.5) - sums)
+        allowed = max(0, self.memory - 2 * self.theta.nbytes)  # the sum and what is added to it
+        used = footprint(prepare, few=few, most=own.num_samples, budget=allowed)
         size, kept = used.plan(own.num_samples, allowed, own.num_samples)
         if own.batchnorm == "train":
             size, kept = own.chunk_size, 0

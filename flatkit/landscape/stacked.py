@@ -118,6 +118,8 @@ class StackedLinear:
         vectors = [self._theta, *self._directions]
         widest, taken = 1, 0
         for chunk in self._objective.chunks():
+            if not (isinstance(chunk.inputs, Tensor) and isinstance(chunk.targets, Tensor)):
+                raise _NotLinear
             recorder = _Recorder([self._objective.space.unflatten(v) for v in vectors])
             parameters = recorder.tables[0]
             with recorder:

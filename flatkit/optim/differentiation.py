@@ -118,6 +118,7 @@ def explained() -> Iterator[None]:
         if missing or "does not currently support double backward" in str(error):
             raise InvalidArgumentError(
                 f"the loss cannot be differentiated twice ({error}); use the accelerated mode, "
-                'engine="central_difference", or for attention the SDPA backend MATH'
+                'for a smooth loss engine="central_difference", or for attention the SDPA backend '
+                "MATH"
             ) from error
         raise

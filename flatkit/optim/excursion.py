@@ -126,7 +126,8 @@ class Excursion:
         """Return g and f as `gradient_and_growth`, f by central differences; three passes.
 
         f ≈ (∇L(θ + s·u) − ∇L(θ − s·u))/2s along u = g/‖g‖ with s = 0.1·ε^(1/3)·max(1, ‖θ‖), which
-        balances rounding (dtype's ε) against the third derivative. The parameters end at θ − s·u.
+        balances rounding (dtype's ε) against the third derivative; kinks within the step are an
+        error that no step removes. The parameters end at θ − s·u.
 
         Raises:
             NonFiniteError: a norm is NaN or infinite.

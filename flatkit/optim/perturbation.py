@@ -55,6 +55,7 @@ class PerturbedOptimizer(Optimizer, ABC):
         batch: under DistributedDataParallel, whose gradient perturbs: `global`, that of the whole
             batch, averaged in each pass; `local`, each replica its own, and only the combined
             gradient is averaged, once (needs `model`). The weights of all replicas stay equal.
+            Sharded parameters (FSDP) are not supported.
         adaptive: measure steps by ‖T⁻¹δ‖ with T = |θ| + η, entry by entry, so that a radius does
             not depend on the scale of the weights (Kwon et al., 2021): a step along d is
             ρ·T²d/‖Td‖. Takes two more vectors for a moment.
@@ -218,10 +219,9 @@ class PerturbedOptimizer(Optimizer, ABC):
             for visit in phases:
                 with torch.enable_grad():
                     visit.take(closure())
-        if scaler is not None:  # it skips an overflow
-            scaler.step(self.base)
-        else:
-            self.base.step()
+        if scaler is None or not scaler.is_enabled():
+            return self._step_prepared()
+        scaler.step(self.base)  # or not, after an overflow
         return self._stepped()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

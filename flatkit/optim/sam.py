@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, final
 from torch.optim import Optimizer
 
 from flatkit.checks import check_fraction, check_non_negative
+from flatkit.errors import InvalidArgumentError
 from flatkit.optim.excursion import Excursion, Walk
 from flatkit.optim.perturbation import PerturbedOptimizer
 from flatkit.optim.settings import Keywords
@@ -94,7 +95,9 @@ class ASAM(PerturbedOptimizer):
     def __init__(
         self, base: Optimizer, *, rho: float = 0.5, **settings: "Unpack[Keywords]"
     ) -> None:
-        super().__init__(base, options={"rho": rho}, **{**settings, "adaptive": True})
+        if not settings.setdefault("adaptive", True):
+            raise InvalidArgumentError("adaptive must be True for ASAM, got False; use SAM")
+        super().__init__(base, options={"rho": rho}, **settings)
 
     @property
     def passes(self) -> int:

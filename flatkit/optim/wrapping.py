@@ -73,5 +73,11 @@ def _check_free(base: Optimizer) -> None:
         raise InvalidArgumentError(
             f"base must step from given gradients, but {name} calls the closure itself"
         )
-    if any(p.is_complex() for group in base.param_groups for p in group["params"]):
+    parameters = [p for group in base.param_groups for p in group["params"]]
+    if any(p.is_complex() for p in parameters):
         raise InvalidArgumentError("parameters must be real, got complex ones")
+    if any(hasattr(p, "full_tensor") for p in parameters):  # a DTensor
+        raise InvalidArgumentError(
+            "parameters must be whole, got sharded ones (DTensor), whose norms are not known to "
+            "one process; use DistributedDataParallel"
+        )

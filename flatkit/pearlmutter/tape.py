@@ -280,10 +280,12 @@ class Tape:
             if len(node.args) == 2 and not node.kwargs and len(shapes) == 1:
                 return Addition()
         names = tuple(dict.fromkeys(named.values()))
+        needed = {self._alias.get(source, source) for source in node.all_input_nodes}
+        values, alias = {n: self._values[n] for n in needed if n not in tensors}, self._alias
 
         def call(*inputs: Tensor, **given: Tensor) -> Tensor:
             parameters = {source: given[name] for source, name in named.items()}
-            return self._bound(node, tensors, parameters)(*inputs)
+            return _fill_in(node, tensors, {**values, **parameters}, alias)(*inputs)
 
         return Opaque(call, names)
 
@@ -293,26 +295,7 @@ class Tape:
         tensors: list[fx.Node],
         parameters: Mapping[fx.Node, Tensor] | None = None,
     ) -> Callable[..., Any]:
-        """Return the function of a node with everything but some tensors filled in."""
-        plain: dict[fx.Node, Any] = dict(parameters or {})
-        for source in node.all_input_nodes:
-            real = self._alias.get(source, source)
-            if real not in tensors and real not in plain:
-                plain[real] = self._values[real]
-
-        def call(*inputs: Tensor) -> Any:
-            given = {**plain, **dict(zip(tensors, inputs, strict=True))}
-
-            def look(source: fx.Node) -> Any:
-                return given[self._alias.get(source, source)]
-
-            arguments: Any = fx.map_arg(node.args, look)
-            options: Any = fx.map_arg(node.kwargs, look)
-            if isinstance(node.target, str):
-                return getattr(arguments[0], node.target)(*arguments[1:], **options)
-            return node.target(*arguments, **options)  # type: ignore[operator]
-
-        return call
+        return _fill_in(node, tensors, {**self._values, **(parameters or {})}, self._alias)
 
     def _convolution(self, node: fx.Node, module: Any) -> Affine:
         weight, bias = self._own_names(module)
@@ -363,6 +346,34 @@ class Tape:
         if names & set(self._space.names) or any(source in self._depends for source in sources):
             self._depends.add(node)
             self._steps.append(_Step(layer, tuple(sources), node))
+
+
+def _fill_in(
+    node: fx.Node,
+    tensors: list[fx.Node],
+    values: Mapping[fx.Node, Any],
+    alias: Mapping[fx.Node, fx.Node],
+) -> Callable[..., Any]:
+    """Return the function of a node with everything but some tensors filled in.
+
+    It must not refer to the tape: a cycle would keep its memory until it is collected.
+    """
+    others = {alias.get(source, source) for source in node.all_input_nodes}
+    plain = {source: values[source] for source in others if source not in tensors}
+
+    def call(*inputs: Tensor) -> Any:
+        given = {**plain, **dict(zip(tensors, inputs, strict=True))}
+
+        def look(source: fx.Node) -> Any:
+            return given[alias.get(source, source)]
+
+        arguments: Any = fx.map_arg(node.args, look)
+        options: Any = fx.map_arg(node.kwargs, look)
+        if isinstance(node.target, str):
+            return getattr(arguments[0], node.target)(*arguments[1:], **options)
+        return node.target(*arguments, **options)  # type: ignore[operator]
+
+    return call
 
 
 def _parameter_names(layer: Layer) -> list[str]:

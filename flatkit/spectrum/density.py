@@ -9,7 +9,7 @@ from scipy.integrate import trapezoid
 
 from flatkit.checks import check_count, check_positive
 from flatkit.operators import SymmetricOperator
-from flatkit.spectrum.lanczos import krylov_rule
+from flatkit.spectrum.krylov import krylov_rule
 
 
 @dataclass(frozen=True)

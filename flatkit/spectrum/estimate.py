@@ -16,11 +16,14 @@ class Estimate:
     Attributes:
         value: float64 on the CPU; eigenvalues [K], largest first, or a trace, shape [].
         error: of the same shape; its meaning is `error_kind`.
-        error_kind: `residual`: ‖Av − μv‖ with ‖v‖ = 1, so that some eigenvalue lies within it
-            (which one is not certified: a Krylov method can miss an eigenvector that is
-            orthogonal to its start); `standard_error`: of a mean over random probes.
-        status: `converged`, `budget` (products ran out; value and error hold all the same), or a
-            named reason.
+        error_kind: `residual`: ‖Av − μv‖ with ‖v‖ = 1 and the rounding of the products, so that
+            some eigenvalue lies within it; that it is the one of that rank is as certain as the
+            method says, up to neighbours within some ten tolerances, which are not told apart.
+            `standard_error`: of a mean over random probes.
+        status: `converged`; `budget` (products ran out; value and error hold all the same);
+            `rounding` (the products are not exact enough for the tolerance); or `multiplicity` (a
+            multiple eigenvalue may be reported too few times; the error says by how much that would
+            displace the others).
         matvecs: products with the operator.
         seconds: wall-clock time.
         vectors: eigenvectors [K, P] as orthonormal rows, if any.

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
-from flatkit.errors import InvalidArgumentError, NonFiniteError
-from flatkit.operators import SymmetricOperator, random_vector
-from flatkit.spectrum.estimate import Estimate, residual_norms
+from flatkit.errors import InvalidArgumentError
+from flatkit.operators import SymmetricOperator
+from flatkit.spectrum.copies import displacements, found_copies
+from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.krylov import KrylovBasis
 from flatkit.spectrum.power import check_wanted
 
 End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
@@ -38,8 +41,10 @@ def lanczos(
     are computed explicitly, from k more products.
 
     Each value holds to its residual: some eigenvalue lies within it, and the largest Ritz value is
-    at most the largest eigenvalue. A single-vector Krylov method may report an eigenvalue of
-    multiplicity m fewer than m times.
+    at most the largest eigenvalue. One start sees a multiple eigenvalue once; for k > 1 random
+    vectors in the complement of what was found look for further copies, until these are found or
+    ruled out (see `flatkit.spectrum.copies`). Where that takes as many products as the search
+    itself, the status is `multiplicity`, and the error includes what a copy would displace.
 
     Cost: a product and 4·M·P multiplications a step; memory M + 1 vectors, M = `max_basis`.
 
@@ -77,41 +82,140 @@ def lanczos(
     check_count("max_matvecs", max_matvecs)
     capacity = min(operator.size, _capacity(k, max_basis))
     started = time.perf_counter()
-    basis = _Basis(operator, capacity, generator, initial)
+    basis = KrylovBasis(operator, capacity, generator, initial)
+    search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs)
+    checks, last = 0, math.inf
     while True:
-        basis.expand()
-        values, weights = basis.ritz(which)
-        scale = float(np.abs(values).max())
-        every = basis.coupling * np.abs(weights[-1])
-        residuals = every[:k] if stop == "residual" else value_errors(values, every)[:k]
-        enough = len(values) >= k and not basis.fresh
-        converged = enough and bool((residuals <= tolerance * scale).all())
-        if converged or basis.matvecs >= max_matvecs:
+        search.run()
+        vectors, found = search.vectors(), torch.from_numpy(search.values[:k].copy())
+        gaps = operator.matmat(vectors) - found.to(vectors)[:, None] * vectors  # [K, P]
+        errors = gaps.double().norm(dim=1).cpu()
+        checks += len(found)
+        estimated = search.estimated_errors(errors.numpy())
+        status = search.status(errors.numpy() if stop == "residual" else estimated)
+        # The recurrence promised more than the explicit residuals hold: its restarts drop small
+        # parts, which another direction brings back; what remains is rounding of the products.
+        worst = int(errors.argmax())
+        if status != "rounding" or float(errors[worst]) > 0.5 * last:
             break
-        if basis.full:
-            basis.restart(values, weights, kept=_kept(k, capacity))
-    vectors = basis.vectors(weights[:, :k])
-    found = torch.from_numpy(values[:k].copy())
-    errors = residual_norms(operator, found, vectors)
-    estimated = value_errors(values, np.concatenate([errors.numpy(), every[len(errors) :]]))
-    checked = errors if stop == "residual" else torch.from_numpy(estimated[:k].copy())
+        last = float(errors[worst])
+        search.refine(gaps[worst])
     return Estimate(
         value=found,
-        error=errors + operator.rounding * scale,
+        error=errors + operator.rounding * search.scale + torch.from_numpy(search.displaced),
         error_kind="residual",
-        status=_status(converged, checked, tolerance * scale),
-        matvecs=basis.matvecs + len(found),
+        status=status,
+        matvecs=basis.matvecs + checks,
         seconds=time.perf_counter() - started,
         vectors=vectors,
         notes={
             "basis": capacity,
             "restarts": basis.restarts,
             "stop": stop,
-            "value_error_estimate": estimated[:k].tolist(),
-            "rounding": operator.rounding * scale,
+            "value_error_estimate": estimated.tolist(),
+            "rounding": operator.rounding * search.scale,
+            "displacement": search.displaced.tolist(),
             "warm_start": initial is not None,
         },
     )
+
+
+@dataclass
+class _Search:
+    """The running state: a basis, its Ritz values, and what they say of the wanted ones.
+
+    Attributes:
+        values: Ritz values, the wanted ones first.
+        displaced: by how much missing copies may displace the wanted ones.
+        searched: products until the residuals were small; 0 before.
+    """
+
+    basis: KrylovBasis
+    capacity: int
+    k: int
+    which: End
+    stop: Stop
+    tolerance: float
+    max_matvecs: int
+    searched: int = 0
+
+    def run(self) -> None:
+        """Expand until the wanted values converged and no copies are missing, or products end."""
+        basis = self.basis
+        while True:
+            basis.expand()
+            self._look()
+            if (self.converged and self.certain) or basis.matvecs >= self.max_matvecs:
+                return
+            if self.converged and self._gave_up():
+                return
+            elsewhere = self.converged and (basis.full or not basis.probes)
+            if elsewhere or basis.full:
+                self._restart(elsewhere=elsewhere)
+
+    def refine(self, direction: Tensor) -> None:
+        """Go on from the Ritz vectors and a direction that they lack."""
+        self._restart(onward=direction)
+
+    def vectors(self) -> Tensor:
+        """Return the wanted Ritz vectors [K, P]."""
+        return self.basis.vectors(self._weights[:, : self.k])
+
+    def estimated_errors(self, residuals: np.ndarray) -> np.ndarray:
+        """Return estimates of the errors of the wanted values from their explicit residuals."""
+        every = np.concatenate([residuals, self._residuals[len(residuals) :]])
+        return value_errors(self.values, every)[: self.k]
+
+    def status(self, errors: np.ndarray) -> str:
+        """Return how it ended, given explicit errors of the wanted values."""
+        if not self.converged:
+            return "budget"
+        if (errors > 2 * self.tolerance * self.scale).any():
+            return "rounding"
+        return "converged" if self.certain else "multiplicity"
+
+    def _look(self) -> None:
+        basis, k = self.basis, self.k
+        self.values, self._weights = _in_order(*basis.ritz(), self.which)
+        self.scale = float(np.abs(self.values).max())
+        allowed = self.tolerance * self.scale
+        self._residuals = basis.coupling * np.abs(self._weights[-1])
+        errors = self._residuals
+        if self.stop == "value":
+            errors = value_errors(self.values, errors)
+        enough = k if basis.coupling == 0 else min(basis.size, k + _MORE)
+        self.converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
+        self.displaced = np.zeros(min(k, len(errors)))
+        if not basis.complete:
+            self.displaced = displacements(
+                self.values[:k],
+                self.which,
+                basis.probes,
+                size=basis.size,
+                rounding=basis.rounding,
+            )
+        self.certain = bool((self.displaced <= allowed).all())
+
+    def _gave_up(self) -> bool:
+        """Whether as many products as the search took did not settle what is multiple."""
+        basis, wanted = self.basis, self.values[: self.k]
+        self.searched = self.searched or basis.matvecs
+        if found_copies(wanted, self.which, basis.probes, rounding=basis.rounding):
+            basis.forget_probes()
+            self.searched = basis.matvecs
+        return bool(basis.probes) and basis.full and basis.matvecs >= 2 * self.searched
+
+    def _restart(self, *, elsewhere: bool = False, onward: Tensor | None = None) -> None:
+        # What a random direction saw in part must not be hidden from the next one.
+        more = 0 if elsewhere and self.basis.has_turned else (self.capacity - self.k) // 3
+        kept = min(self.capacity - 1, len(self.values), self.k + more)
+        self.basis.restart(
+            self.values, self._weights, kept=kept, elsewhere=elsewhere, onward=onward
+        )
+
+
+_MORE = 3
+"""Ritz values beyond the wanted ones before these are believed: a gap needs two sides."""
 
 
 def value_errors(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
@@ -140,150 +244,16 @@ def _capacity(k: int, max_basis: int | None) -> int:
     return max_basis
 
 
-def _kept(k: int, capacity: int) -> int:
-    return min(capacity - 1, k + (capacity - k) // 3)
-
-
-def _status(converged: bool, errors: Tensor, allowed: float) -> str:
-    if not converged:
-        return "budget"
-    # The recurrence promised more than the explicit residuals hold: rounding of the products.
-    return "converged" if bool((errors <= 2 * allowed).all()) else "rounding"
+def _in_order(values: np.ndarray, weights: np.ndarray, which: End) -> tuple[np.ndarray, np.ndarray]:
+    """Return Ritz values and weights, ascending before, with the wanted ones first."""
+    keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
+    if which == "both":
+        order = np.array(_from_both_ends(len(values)))
+    else:
+        order = np.argsort(keys[which], kind="stable")
+    return values[order], weights[:, order]
 
 
 def _from_both_ends(count: int) -> list[int]:
     """Return places of an ascending sequence: the last, the first, the last but one, ..."""
     return [number // 2 if number % 2 else count - 1 - number // 2 for number in range(count)]
-
-
-_FRESH = 0.05
-"""Part of a random vector in a warm start."""
-
-
-class _Basis:
-    """An orthonormal Krylov basis V and the projection T = V A Vᵀ onto it."""
-
-    def __init__(
-        self,
-        operator: SymmetricOperator,
-        capacity: int,
-        generator: torch.Generator,
-        initial: Tensor | None = None,
-    ) -> None:
-        self._operator, self._generator = operator, generator
-        start = random_vector(operator, generator=generator)
-        if initial is not None:  # a little of everything, lest what is new be invisible
-            known = initial.to(start).sum(0)
-            start = known / known.norm() + _FRESH * start / start.norm()
-        self._rows = torch.empty(
-            capacity + 1, operator.size, dtype=start.dtype, device=start.device
-        )
-        self._rows[0] = start / start.norm()
-        self._projection = np.zeros((capacity, capacity))
-        self._capacity, self._size = capacity, 0
-        self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
-        self.matvecs = self.restarts = 0
-        self._age = 0  # expansions since the last random direction
-        self._settled = False  # the rest of the space is one eigenspace
-
-    @property
-    def full(self) -> bool:
-        return self._size == self._capacity
-
-    @property
-    def fresh(self) -> bool:
-        """Whether a new random direction has not had time to show what it holds."""
-        return not self._settled and self._age < min(3, self._operator.size - self._size)
-
-    def expand(self) -> None:
-        """Multiply the newest direction, extend T, and find the next direction."""
-        last = self._size
-        product = self._operator.matvec(self._rows[last])
-        norm = float(product.norm())
-        if not math.isfinite(norm):
-            raise NonFiniteError("a product with the operator has NaN or infinite entries")
-        coefficients = self._orthogonalise(product, count=last + 1)
-        self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
-        self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
-        self.coupling = float(product.norm())
-        complete = self._size == self._operator.size
-        if not complete and self.coupling > 10 * torch.finfo(product.dtype).eps * norm:
-            self._rows[self._size] = product / self.coupling
-        else:
-            self._break_down()
-
-    def ritz(self, which: End) -> tuple[np.ndarray, np.ndarray]:
-        """Return Ritz values [M] and weights [M, M] in columns, the wanted ones first."""
-        values, weights = np.linalg.eigh(self._projection[: self._size, : self._size])
-        keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
-        if which == "both":
-            order = np.array(_from_both_ends(len(values)))
-        else:
-            order = np.argsort(keys[which], kind="stable")
-        return values[order], weights[:, order]
-
-    def vectors(self, weights: np.ndarray) -> Tensor:
-        """Return the vectors [K, P] of weights [M, K], normalised."""
-        columns = torch.as_tensor(weights.copy()).to(self._rows)
-        vectors = columns.T @ self._rows[: self._size]
-        return vectors / vectors.norm(dim=1, keepdim=True)
-
-    def restart(self, values: np.ndarray, weights: np.ndarray, *, kept: int) -> None:
-        """Keep the first Ritz vectors and the newest direction."""
-        newest = self._rows[self._size].clone()
-        self._rows[:kept] = self.vectors(weights[:, :kept])
-        self._rows[kept] = newest
-        self._projection[:] = 0
-        self._projection[range(kept), range(kept)] = values[:kept]
-        self._size = kept
-        self.restarts += 1
-
-    def _orthogonalise(self, vector: Tensor, *, count: int) -> np.ndarray:
-        """Remove the basis from a vector in place, twice, and return what was removed."""
-        rows = self._rows[:count]
-        removed = torch.zeros(count, dtype=vector.dtype, device=vector.device)
-        for _ in range(2):
-            part = rows @ vector
-            vector -= part @ rows
-            removed += part
-        return removed.double().cpu().numpy()
-
-    def _break_down(self) -> None:
-        """Go on from a random direction: the space is invariant, its Ritz values are exact.
-
-        A random direction that is an eigenvector by itself shows that all the rest is one
-        eigenspace, and ends the search for more.
-        """
-        self.coupling = 0.0
-        self._settled = self._age == 1 or self._size >= self._operator.size
-        if self._size >= self._operator.size:
-            return
-        vector = random_vector(self._operator, generator=self._generator)
-        self._orthogonalise(vector, count=self._size)
-        self._rows[self._size] = vector / vector.norm()
-        self._age = 0
-
-
-def krylov_rule(
-    operator: SymmetricOperator, *, steps: int, generator: torch.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes and weights of the Gauss rule of a random vector's spectral measure.
-
-    The weights add up to 1. The rule ends early where the vector's Krylov space does.
-
-    Cost: a product a step; memory `steps` vectors.
-
-    >>> from flatkit.operators import DenseOperator
-    >>> nodes, weights = krylov_rule(
-    ...     DenseOperator(torch.eye(3)), steps=3, generator=torch.Generator()
-    ... )
-    >>> nodes.round(4).tolist(), weights.round(4).tolist()
-    ([1.0], [1.0])
-    """
-    basis = _Basis(operator, steps, generator)
-    for _ in range(steps):
-        basis.expand()
-        if basis.coupling == 0:
-            break
-    values, weights = basis.ritz("largest")
-    return values, weights[0] ** 2

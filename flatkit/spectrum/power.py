@@ -34,6 +34,7 @@ class _Search:
     vectors: list[Tensor] = field(default_factory=list)
     negative_end: float | None = None
     tie: bool = False
+    at_wrong_end: bool = False  # products ran out before the upper end was looked at
 
     @property
     def allowed(self) -> float:
@@ -97,10 +98,11 @@ def power_iteration(
     if k > 1:  # what deflation removed belongs to the residual too
         errors = residual_norms(operator, values, vectors)
         search.matvecs += len(order)
-    complete = len(order) == k and bool((errors <= tolerance * search.scale).all())
+    settled = bool((errors <= tolerance * search.scale).all()) and not search.at_wrong_end
+    complete = len(order) == k and settled
     return Estimate(
         value=values,
-        error=errors,
+        error=errors + operator.rounding * search.scale,
         error_kind="residual",
         status="converged" if complete else "budget",
         matvecs=search.matvecs,
@@ -134,13 +136,16 @@ def _find_next(operator: SymmetricOperator, search: _Search, generator: torch.Ge
     start = random_vector(operator, generator=generator)
     value, error, vector, size = _iterate(operator, 0.0, search, start)
     settled = error <= search.allowed
-    if not search.exhausted and not (settled and value >= 0):
-        if settled:
+    if not (settled and value >= 0):
+        if search.exhausted:
+            search.at_wrong_end = True
+        elif settled:
             search.negative_end = min(value, search.negative_end or 0.0)
             vector = random_vector(operator, generator=generator)
         else:
             search.tie = True
-        value, error, vector, _ = _iterate(operator, size, search, vector)
+        if not search.exhausted:
+            value, error, vector, _ = _iterate(operator, size, search, vector)
     search.values.append(value)
     search.errors.append(error)
     search.vectors.append(vector)

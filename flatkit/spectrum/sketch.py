@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -28,8 +28,10 @@ def trace(
     """Return tr A to a requested standard error.
 
     `xtrace` (Epperly, Tropp and Webber, 2024) projects out what a sketch of n random vectors saw
-    of the range, each vector once left out, so that the n estimates are exchangeable and their
-    spread is the standard error; n doubles until it meets the tolerance. `hutch++` (Meyer et al.,
+    of the range, each vector once left out; n doubles until the standard error meets the tolerance.
+    The n estimates share the sketch, so that their spread would be too small an error; it is that
+    of the jackknife, from the n values that a vector fewer gives, whose expected square is at least
+    the variance with n - 1 vectors (Efron and Stein, 1981). `hutch++` (Meyer et al.,
     2021) takes the trace on a sketch exactly and that of the rest by Hutchinson's estimator; its
     standard error is of the rest alone, as the sketch has none. `auto` sketches with XTrace while
     `max_vectors` allow, and goes on as Hutch++ with the sketch that it has; if P is small, the
@@ -113,10 +115,6 @@ def _rest(
             return value, error, len(draws)
 
 
-_SHARED = 1.5
-"""By which the spread of XTrace's estimates is enlarged, from its measured coverage."""
-
-
 class _Sketch:
     """Random vectors Ω, A Ω, an orthonormal basis Q of the latter, and A Q; rows are vectors."""
 
@@ -172,7 +170,7 @@ class _Sketch:
         return float((self.basis.double() * self._products.double()).sum())
 
     def xtrace(self) -> tuple[float, float]:
-        """Return the mean of the leave-one-out estimates and its standard error.
+        """Return the mean of the leave-one-out estimates and its jackknife standard error.
 
         If the basis holds the whole range of A, the trace is that of the projection.
         """
@@ -180,19 +178,43 @@ class _Sketch:
             return self.projected_trace(), 0.0
         q, z = self.basis.double(), self._products.double()  # [n, P]
         omega, y = self._probes.double(), self._images.double()
-        triangle = q @ y.T  # R, [n, n]
-        projected = q @ z.T  # Qᵀ A Q
-        outside = torch.linalg.inv(triangle).T  # column i ⊥ the images of all but the i-th
+        whole = _Small(q @ y.T, q @ omega.T, q @ z.T, (omega * y).sum(1))
+        fewer = torch.stack([whole.without(i).estimate() for i in range(len(q))])
+        spread = (fewer - fewer.mean()).square().sum() * (len(q) - 1) / len(q)
+        return float(whole.estimate()), math.sqrt(float(spread))
+
+
+class _Small(NamedTuple):
+    """What XTrace needs of n vectors, in the basis Q of their images: n×n matrices.
+
+    Attributes:
+        images: Qᵀ A Ω.
+        probes: Qᵀ Ω.
+        projected: Qᵀ A Q.
+        squares: ωᵢᵀ A ωᵢ, [n].
+    """
+
+    images: Tensor
+    probes: Tensor
+    projected: Tensor
+    squares: Tensor
+
+    def estimate(self) -> Tensor:
+        """Return the mean of the n estimates that leave one vector out of the projection each."""
+        outside = torch.linalg.inv(self.images).T  # column i ⊥ the images of all but the i-th
         outside = outside / outside.norm(dim=0)
-        inside = q @ omega.T  # Qᵀ Ω
-        total = torch.trace(projected)
-        estimates = []
-        for i in range(len(q)):
-            s = outside[:, i]
-            kept = inside[:, i] - s * (s @ inside[:, i])
-            part = omega[i] - kept @ q
-            image = y[i] - kept @ z
-            estimates.append(total - s @ projected @ s + part @ image)
-        values = torch.stack(estimates)
-        # The estimates share their sketch, so their spread alone is too optimistic.
-        return float(values.mean()), _SHARED * float(values.std()) / math.sqrt(len(values))
+        kept = self.probes - outside * (outside * self.probes).sum(0)
+        on_sketch = self.projected.trace() - (outside * (self.projected @ outside)).sum(0)
+        bent = self.projected @ kept - 2 * self.images
+        return (on_sketch + self.squares + (kept * bent).sum(0)).mean()
+
+    def without(self, i: int) -> "_Small":
+        """Return the same for all vectors but the i-th."""
+        rest = [j for j in range(len(self.squares)) if j != i]
+        turn, images = torch.linalg.qr(self.images[:, rest])
+        return _Small(
+            images,
+            turn.T @ self.probes[:, rest],
+            turn.T @ self.projected @ turn,
+            self.squares[rest],
+        )

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from flatkit.training.config import TrainingConfig
     from flatkit.training.history import EpochRow, read_history
     from flatkit.training.run import TrainingOutcome, stored_config, train
-    from flatkit.training.tracking import CurvatureTracker, TrackedCurvature
+    from flatkit.training.tracking import CurvatureTracker, RunTracker, TrackedCurvature
 
 _HOMES = {
     "CurvatureTracker": "tracking",
+    "RunTracker": "tracking",
     "TrackedCurvature": "tracking",
     "EpochRow": "history",
     "TrainingConfig": "config",
@@ -26,6 +27,7 @@ _HOMES = {
 __all__ = [
     "CurvatureTracker",
     "EpochRow",
+    "RunTracker",
     "TrackedCurvature",
     "TrainingConfig",
     "TrainingOutcome",

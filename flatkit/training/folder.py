@@ -28,6 +28,11 @@ class RunFolder:
         """One row an epoch, as JSON."""
         return self.path / "history.json"
 
+    @property
+    def curvature(self) -> Path:
+        """The eigenvalues that were tracked, as JSON."""
+        return self.path / "curvature.json"
+
     def kept(self, epoch: int) -> Path:
         """Return the checkpoint that is kept of an epoch."""
         return self.path / f"epoch-{epoch:04d}.pt"
@@ -61,10 +66,11 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a run that was killed while writing left beside its files."""
-        for pattern in (".ckpt.pt.*", ".history.json.*", ".epoch-[0-9]*.pt.*"):
+        for pattern in (".ckpt.pt.*", ".history.json.*", ".curvature.json.*", ".epoch-[0-9]*.pt.*"):
             for file in self.path.glob(pattern):
                 file.unlink()
 
     def _files(self) -> Iterator[Path]:
         yield from sorted(self.path.glob("epoch-[0-9]*.pt"))
-        yield from (file for file in (self.history, self.checkpoint) if file.exists())
+        files = (self.curvature, self.history, self.checkpoint)
+        yield from (file for file in files if file.exists())

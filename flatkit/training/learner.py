@@ -71,7 +71,7 @@ class Learner:
         for step, batch in enumerate(batches):
             losses[step] = self._step(batch, epoch=epoch, number=step + 1)
             if self.on_step is not None:
-                self.on_step(self.model, (epoch - 1) * len(batches) + step + 1)
+                self._report((epoch - 1) * len(batches) + step + 1, epoch)
             if step % _CHECK_EVERY == 0:
                 self._check_losses(losses[: step + 1], epoch)
         self._check_losses(losses, epoch)
@@ -107,6 +107,13 @@ class Learner:
             f"training diverged: {what} in epoch {epoch} "
             f"(lr {learning_rate(config, epoch):g}); {fix}"
         )
+
+    def _report(self, step: int, epoch: int) -> None:
+        assert self.on_step is not None
+        try:
+            self.on_step(self.model, step)
+        except NonFiniteError as error:
+            raise self.diverged(f"{error} (after step {step} of the run)", epoch) from error
 
     def _step(self, batch: Tensor, *, epoch: int, number: int) -> Tensor:
         inputs = self._train.inputs.index_select(0, batch)

@@ -1,15 +1,28 @@
 """Curvature along a training: the top eigenvalues every so many steps, each from the last."""
 
-from dataclasses import dataclass
-from typing import final
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from flatkit.checks import check_count, check_positive
+from flatkit.data import DATASETS
+from flatkit.errors import ResultError
+from flatkit.files import write_text_atomically
 from flatkit.hessian import HessianOperator
+from flatkit.losses import CrossEntropy
 from flatkit.objective import Data, Loss, Objective
 from flatkit.spectrum import lanczos
+from flatkit.training.config import TrainingConfig
+from flatkit.training.folder import RunFolder
+from flatkit.training.history import read_history
+
+SCHEMA = 1
+_SAMPLES = 512
+"""Training samples at most that a tracked run is measured on."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class TrackedCurvature:
         step: of the training.
         values: largest first.
         errors: their residuals.
-        status: `converged` or `budget`.
+        status: as of `flatkit.spectrum.Estimate`.
         matvecs: products that it took.
     """
 
@@ -111,3 +124,72 @@ class CurvatureTracker:
             )
         )
         return self.history[-1]
+
+
+@final
+class RunTracker:
+    """Tracks a run of `flatkit.training.train` and leaves `curvature.json` beside its checkpoint.
+
+    Measured are the loss of the training, over up to 512 of its samples that the seed of the run
+    chooses. A run that is resumed keeps what was measured until its last whole epoch; the next
+    measurement starts cold.
+
+    Args:
+        config: of the run; for a resumed one, with the epochs that it will have.
+        out: its folder.
+        every: steps between measurements.
+        resume: go on after the last whole epoch in `out`.
+        settings: more of `CurvatureTracker`.
+
+    >>> import tempfile
+    >>> from flatkit.training import train
+    >>> config, out = TrainingConfig(data="gaussians", epochs=1, device="cpu"), tempfile.mkdtemp()
+    >>> tracker = RunTracker(config, out, every=2)
+    >>> outcome = train(config, out, on_step=tracker)
+    >>> [row["step"] for row in json.loads((Path(out) / "curvature.json").read_text())["rows"]]
+    [2, 4]
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        out: str | Path,
+        *,
+        every: int,
+        resume: bool = False,
+        **settings: Any,
+    ) -> None:
+        check_count("every", every)
+        split = DATASETS.build(config.data, **config.data_kwargs).train
+        generator = torch.Generator().manual_seed(config.seed)
+        chosen = torch.randperm(split.samples, generator=generator)[:_SAMPLES].sort().values
+        self._tracker = CurvatureTracker(
+            CrossEntropy(label_smoothing=config.label_smoothing),
+            (split.inputs[chosen], split.targets[chosen]),
+            every=every,
+            seed=config.seed,
+            **settings,
+        )
+        self._folder, self._samples = RunFolder(Path(out)), len(chosen)
+        if resume and self._folder.curvature.exists():
+            steps = len(read_history(self._folder.history)) * -(-split.samples // config.batch_size)
+            rows = _read_rows(self._folder.curvature)
+            self._tracker.history += [row for row in rows if row.step <= steps]
+
+    def __call__(self, model: nn.Module, step: int) -> None:
+        """Measure and write, if the step is one of those to measure at."""
+        if self._tracker.step(model, step) is None:
+            return
+        rows = [asdict(row) for row in self._tracker.history]
+        content = {"schema": SCHEMA, "samples": self._samples, "rows": rows}
+        write_text_atomically(self._folder.curvature, json.dumps(content, indent=1) + "\n")
+
+
+def _read_rows(path: Path) -> list[TrackedCurvature]:
+    try:
+        rows = json.loads(path.read_text("utf-8"))["rows"]
+        return [TrackedCurvature(**row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(
+            f"{path} does not hold tracked eigenvalues ({error}); remove it"
+        ) from error

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.amp import GradScaler
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
@@ -141,6 +143,16 @@ def without_model(name: str, **more: Any) -> str:
     return ""
 
 
+def sharded() -> str:
+    mesh = init_device_mesh("cpu", (2,))
+    theta = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    try:
+        SAM(SGD([theta], lr=0.1))
+    except FlatkitError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
@@ -160,6 +172,7 @@ def main() -> None:
     out["statistics"] = statistics(rank)
     out["exact without model"] = without_model("exact gam")
     out["local without model"] = without_model("sam", batch="local")
+    out["sharded"] = sharded()
     torch.save(out, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 

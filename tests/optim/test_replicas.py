@@ -160,6 +160,10 @@ def test_the_model_is_asked_for_where_it_is_needed(results):
         assert 'batch="local" needs the model' in result["local without model"]
 
 
+def test_sharded_parameters_are_refused(results):
+    assert all("parameters must be whole" in result["sharded"] for result in results)
+
+
 def test_one_process_needs_no_model():
     model = network()
     optimizer = wrapped("sam", sgd(model), batch="local")

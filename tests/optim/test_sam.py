@@ -187,3 +187,9 @@ def test_the_weight_of_gsam_is_a_share(alpha):
     base = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     with pytest.raises(InvalidArgumentError, match="alpha must be a number in"):
         GSAM(base, alpha=alpha)
+
+
+def test_adaptive_sam_is_adaptive():
+    base = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(InvalidArgumentError, match="use SAM"):
+        ASAM(base, adaptive=False)

@@ -90,21 +90,40 @@ def test_a_warm_start_saves_products():
     assert warm.converged and warm.matvecs < cold.matvecs
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_told_the_truth(seed):
-    draws = np.random.default_rng(seed)
-    kinds = (
-        draws.standard_normal(50) ** 3,
-        np.r_[5.0, 5.0 - 1e-4, 4.99, draws.uniform(0, 1, 40)],
-        1e-8 * draws.standard_normal(50),
-        np.r_[draws.uniform(1, 2, 5), np.zeros(45)],
-        np.r_[1.0, -1.0, draws.uniform(-0.9, 0.9, 40)],
-    )
-    spectrum = kinds[seed % 5]
-    dtype = torch.float32 if seed % 2 else torch.float64
-    matrix = random_symmetric(list(spectrum), seed).to(dtype)
-    truth = np.linalg.eigvalsh(matrix.double().numpy())
-    for stop in ("residual", "value"):
-        found = lanczos(DenseOperator(matrix), k=3, stop=stop, generator=seeded(seed))
-        for value, error in zip(found.value.tolist(), found.error.tolist(), strict=True):
-            assert np.abs(truth - value).min() <= error
+def test_xtrace_is_the_mean_over_sketches_that_leave_one_vector_out():
+    matrix = random_symmetric([*DECAY[:30], *np.linspace(-0.02, 0.05, 30)])
+    found = trace(DenseOperator(matrix), method="xtrace", max_matvecs=16, generator=seeded())
+    signs = torch.Generator().manual_seed(0)
+    probes = torch.stack([2.0 * torch.randint(0, 2, (60,), generator=signs) - 1 for _ in range(8)])
+
+    def by_definition(vectors):
+        estimates = []
+        for i in range(len(vectors)):
+            rest = torch.cat([vectors[:i], vectors[i + 1 :]])
+            q = torch.linalg.qr(matrix @ rest.T)[0]
+            left = vectors[i] - q @ (q.T @ vectors[i])
+            estimates.append(torch.trace(q.T @ matrix @ q) + left @ matrix @ left)
+        return float(torch.stack(estimates).mean())
+
+    probes = probes.double()
+    assert float(found.value) == pytest.approx(by_definition(probes), rel=1e-10)
+    fewer = np.array([by_definition(torch.cat([probes[:i], probes[i + 1 :]])) for i in range(8)])
+    jackknife = np.sqrt(7 / 8 * ((fewer - fewer.mean()) ** 2).sum())
+    assert float(found.error) == pytest.approx(jackknife, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "spectrum",
+    [np.linspace(-1, 3, 120), 1 / np.arange(1, 121), 0.9 ** np.arange(120), np.ones(120)],
+    ids=["flat", "slow decay", "decay", "identity"],
+)
+def test_the_error_of_xtrace_is_not_too_small_on_average(spectrum):
+    operator, truth = DenseOperator(random_symmetric(list(spectrum))), spectrum.sum()
+    found = [
+        trace(operator, method="xtrace", tolerance=1e-9, max_matvecs=32, generator=seeded(seed))
+        for seed in range(100)
+    ]
+    squares = np.array([(float(f.value) - truth) ** 2 for f in found])
+    assert squares.mean() <= np.mean([float(f.error) ** 2 for f in found])
+    covered = np.sqrt(squares) <= 2 * np.array([float(f.error) for f in found])
+    assert covered.mean() >= 0.9

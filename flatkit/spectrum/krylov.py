@@ -1,0 +1,210 @@
+"""An orthonormal Krylov basis that can be restarted, and look elsewhere."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatkit.errors import NonFiniteError
+from flatkit.operators import SymmetricOperator, random_vector
+
+_FRESH = 0.05
+"""Part of a random vector in a warm start."""
+
+
+class Probe(NamedTuple):
+    """What a random vector saw of the complement of the vectors that were known before it.
+
+    Attributes:
+        values: Ritz values of its Krylov space.
+        log_couplings: log of the product of the couplings of its steps; -inf if the space is
+            exhausted.
+    """
+
+    values: np.ndarray
+    log_couplings: float
+
+
+class KrylovBasis:
+    """An orthonormal Krylov basis V and the projection T = V A Vᵀ onto it.
+
+    Args:
+        operator: A, symmetric.
+        capacity: vectors at most.
+        generator: draws the start.
+        initial: vectors [J, P] to start from.
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        capacity: int,
+        generator: torch.Generator,
+        initial: Tensor | None = None,
+    ) -> None:
+        self._operator, self._generator = operator, generator
+        start = random_vector(operator, generator=generator)
+        if initial is not None:  # a little of everything, lest what is new be invisible
+            known = initial.to(start).sum(0)
+            start = known / known.norm() + _FRESH * start / start.norm()
+        self._rows = torch.empty(
+            capacity + 1, operator.size, dtype=start.dtype, device=start.device
+        )
+        self._rows[0] = start / start.norm()
+        self._projection = np.zeros((capacity, capacity))
+        self._capacity, self._size = capacity, 0
+        self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
+        self.matvecs = self.restarts = 0
+        self._age = 0  # expansions since the last random direction
+        self._log_couplings = 0.0  # of these
+        self.has_turned = False  # to a random direction after the start
+        self._elsewhere = 0  # where the last random direction stands; 0: none since the start
+        self._probes: list[Probe] = []
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self._operator.size
+
+    @property
+    def rounding(self) -> float:
+        """By how much a Ritz value may be off because of the dtype."""
+        return 10 * torch.finfo(self._rows.dtype).eps * float(np.abs(self._projection).max())
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another vector."""
+        return self._size == self._capacity
+
+    @property
+    def complete(self) -> bool:
+        """Whether it spans the whole space."""
+        return self._size == self._operator.size
+
+    @property
+    def probes(self) -> list[Probe]:
+        """What random directions after the start saw, of the complement of what was known then."""
+        if self._elsewhere == 0 or self._age == 0:
+            return self._probes
+        return [*self._probes, self._probe()]
+
+    def _probe(self) -> Probe:
+        part = slice(self._elsewhere, self._size)
+        return Probe(np.linalg.eigvalsh(self._projection[part, part]), self._log_couplings)
+
+    def expand(self) -> None:
+        """Multiply the newest direction, extend T, and find the next direction."""
+        last = self._size
+        product = self._operator.matvec(self._rows[last])
+        norm = float(product.norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError("a product with the operator has NaN or infinite entries")
+        coefficients = self._orthogonalise(product, count=last + 1)
+        self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
+        self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
+        self.coupling = float(product.norm())
+        self._log_couplings += math.log(max(self.coupling, 1e-300))
+        if self.coupling > 10 * torch.finfo(product.dtype).eps * norm and not self.complete:
+            self._rows[self._size] = product / self.coupling
+        else:
+            self._break_down()
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return Ritz values [M], ascending, and weights [M, M] in columns."""
+        return np.linalg.eigh(self._projection[: self._size, : self._size])
+
+    def vectors(self, weights: np.ndarray) -> Tensor:
+        """Return the vectors [K, P] of weights [M, K], normalised."""
+        columns = torch.as_tensor(weights.copy()).to(self._rows)
+        vectors = columns.T @ self._rows[: self._size]
+        return vectors / vectors.norm(dim=1, keepdim=True)
+
+    def restart(
+        self,
+        values: np.ndarray,
+        weights: np.ndarray,
+        *,
+        kept: int,
+        elsewhere: bool = False,
+        onward: Tensor | None = None,
+    ) -> None:
+        """Keep the first Ritz vectors and the newest direction.
+
+        Args:
+            values: Ritz values [M], the best ones first.
+            weights: [M, M] in columns.
+            kept: how many Ritz vectors.
+            elsewhere: go on from a random direction instead of the newest.
+            onward: go on from this direction [P] instead.
+        """
+        self._probes = self.probes
+        newest = self._rows[self._size].clone() if onward is None else onward.clone()
+        self._rows[:kept] = self.vectors(weights[:, :kept])
+        if onward is not None:
+            self._orthogonalise(newest, count=kept)
+            newest /= newest.norm()
+        self._rows[kept] = newest
+        self._projection[:] = 0
+        self._projection[range(kept), range(kept)] = values[:kept]
+        self.restarts += 1
+        self._size, self._elsewhere = kept, 0
+        if elsewhere:
+            self._turn()
+
+    def forget_probes(self) -> None:
+        """Forget them, as what they found has become part of what is known."""
+        self._probes, self._elsewhere = [], 0
+
+    def _orthogonalise(self, vector: Tensor, *, count: int) -> np.ndarray:
+        """Remove the basis from a vector in place, twice, and return what was removed."""
+        rows = self._rows[:count]
+        removed = torch.zeros(count, dtype=vector.dtype, device=vector.device)
+        for _ in range(2):
+            part = rows @ vector
+            vector -= part @ rows
+            removed += part
+        return removed.double().cpu().numpy()
+
+    def _break_down(self) -> None:
+        """Go on from a random direction: the space is invariant, its Ritz values are exact."""
+        self.coupling = 0.0
+        if self._elsewhere:
+            self._log_couplings = -math.inf
+            self._probes.append(self._probe())
+        if not self.complete:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Let a random direction be the next."""
+        vector = random_vector(self._operator, generator=self._generator)
+        self._orthogonalise(vector, count=self._size)
+        self._rows[self._size] = vector / vector.norm()
+        self._age, self._elsewhere, self._log_couplings = 0, self._size, 0.0
+        self.has_turned = True
+
+
+def krylov_rule(
+    operator: SymmetricOperator, *, steps: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes and weights of the Gauss rule of a random vector's spectral measure.
+
+    The weights add up to 1. The rule ends early where the vector's Krylov space does.
+
+    Cost: a product a step; memory `steps` vectors.
+
+    >>> from flatkit.operators import DenseOperator
+    >>> nodes, weights = krylov_rule(
+    ...     DenseOperator(torch.eye(3)), steps=3, generator=torch.Generator()
+    ... )
+    >>> nodes.round(4).tolist(), weights.round(4).tolist()
+    ([1.0], [1.0])
+    """
+    basis = KrylovBasis(operator, steps, generator)
+    for _ in range(steps):
+        basis.expand()
+        if basis.coupling == 0:
+            break
+    values, weights = basis.ritz()
+    return values, weights[0] ** 2
