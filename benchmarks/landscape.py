@@ -1,13 +1,22 @@
 """What a plane costs, against bare loops of passes and the package loss-landscapes.
 
-Run with `python -m benchmarks.landscape`; writes benchmarks/results/landscape.md. The ResNet-20 is
+Run with `python -m benchmarks.landscape [SECTION...]`; writes those sections (small, resnet,
+killed, memory, refined; all by default) of benchmarks/results/landscape.md. The ResNet-20 is
 untrained and its images are random: only the arithmetic matters for the cost.
 """
 
 import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +25,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.resnet20 import resnet20
-from benchmarks.timing import medians, save
-from flatkit import Objective
-from flatkit.landscape import loss_plane, random_direction
+from benchmarks.timing import medians, save_section
+from flatkit import Objective, load
+from flatkit.landscape import Survey, loss_plane, random_direction, random_frame
 from flatkit.landscape.engine import Engine
 from flatkit.landscape.surface import symmetric_grid
+from flatkit.surfaces import Surface, axis_steps, load_surface
+from flatkit.training import TrainingConfig, train
 
 POINTS = 21
 
@@ -131,7 +142,7 @@ def mlp(*widths: int) -> nn.Module:
 def small_lines() -> list[str]:
     """Compare small networks with the bare loop."""
     lines = [
-        "## Small networks, 21x21 points, loss and accuracy",
+        "21x21 points, loss and accuracy.",
         "",
         "| network, samples | points in a pass | bare loop, us a point | bar | speed-up |",
         "|---|---|---|---|---|",
@@ -180,9 +191,6 @@ def resnet_lines(rounds: int, rows: int) -> list[str]:
         rounds=rounds,
     )
     return [
-        "",
-        "## ResNet-20, 512 images of 32x32",
-        "",
         "| what | bar | measured |",
         "|---|---|---|",
         f"| {rows} row of the 21x21 plane (loss and accuracy) over the bare loop | <= 1.05 "
@@ -200,12 +208,163 @@ def resnet_lines(rounds: int, rows: int) -> list[str]:
     ]
 
 
+def killed_lines() -> list[str]:
+    """Kill the command at half of its points, start it again, and compare with one that ran."""
+    folder = Path(tempfile.mkdtemp())
+    config = TrainingConfig(
+        data="digits", model="cnn", model_kwargs={"width": 4}, epochs=2, device="cpu"
+    )
+    checkpoint = train(config, folder / "run").checkpoint
+    command = [sys.executable, "-m", "flatkit_cli.main", "landscape", str(checkpoint)]
+    command += ["--points", "15", "--samples", "200", "--no-figures", "--out"]
+    environment = {**os.environ, "PYTHONPATH": "cli", "OMP_NUM_THREADS": "1"}
+    total = 15 * 15
+    job = subprocess.Popen([*command, str(folder / "killed")], env=environment)
+    journal = folder / "killed" / "run-random-plane.npz.journal"
+    while job.poll() is None and _num_points(journal) < total // 2:
+        time.sleep(0.005)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished = _num_points(journal)
+    kept = journal.read_bytes()
+    second = subprocess.Popen([*command, str(folder / "killed")], env=environment)
+    seen = kept
+    while second.poll() is None:  # the journal goes when the surface is saved
+        seen = _read(journal) or seen
+        time.sleep(0.001)
+    subprocess.run([*command, str(folder / "whole")], env=environment, check=True)
+    one, other = (
+        load_surface(folder / name / "run-random-plane.npz") for name in ("killed", "whole")
+    )
+    identical = all(
+        np.array_equal(one.quantities[name], other.quantities[name]) for name in other.quantities
+    )
+    untouched = seen.startswith(kept[: kept.rindex(b"\n") + 1])
+    points = [tuple(p) for line in seen.splitlines()[1:] for p in _points_of(line)]
+    twice = len(points) - len(set(points))
+    return [
+        f"`flatkit landscape` of {total} points, killed with SIGKILL once half were finished.",
+        "",
+        "| what | bar | measured |",
+        "|---|---|---|",
+        f"| points finished before the kill, of {total} | half | {finished} |",
+        f"| points measured twice (seen in the journal) | 0 | {twice} |",
+        f"| finished points were left as they were | yes | {'yes' if untouched else 'NO'} |",
+        f"| surface identical, bit for bit, to an uninterrupted one | yes "
+        f"| {'yes' if identical else 'NO'} |",
+    ]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _points_of(line: bytes) -> list[list[int]]:
+    try:
+        return json.loads(line.partition(b" ")[2])["points"]
+    except ValueError:
+        return []
+
+
+def _num_points(journal: Path) -> int:
+    return sum(len(_points_of(line)) for line in _read(journal).splitlines()[1:])
+
+
+MEMORY = """
+import resource, sys, tempfile
+import torch
+from benchmarks.landscape import survey_of
+torch.set_num_threads(1)
+survey_of(int(sys.argv[1])).measure(journal=tempfile.mkdtemp() + "/j")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def survey_of(points: int) -> Survey:
+    """Return a plane of so many steps along an axis, of a network with 0.5 million weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, 600), nn.Tanh(), nn.LayerNorm(600), nn.Linear(600, 600))
+    data = torch.randn(20, 100), torch.arange(20)
+    objective = Objective(model, "cross_entropy", data)
+    frame = random_frame(objective.space, objective.theta)
+    steps = axis_steps(-1, 1, points)
+    quantities = ("loss", "gradient_norm")
+    return Survey({"train": objective}, frame, {"x": steps, "y": steps}, quantities=quantities)
+
+
+def memory_lines() -> list[str]:
+    """Compare the peak memory of planes with few and with many points."""
+    lines = ["Loss and gradient norm, 420,000 weights, one process each; to be independent.", ""]
+    lines += ["| points | peak memory, MiB |", "|---|---|"]
+    for points in (11, 31, 91):
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(points)], capture_output=True, text=True, check=True
+        )
+        lines.append(f"| {points}x{points} | {int(done.stdout) / 1024:.0f} |")
+    return lines
+
+
+def refined_lines() -> list[str]:
+    """Count the points that refinement takes, and how wrong it is, on trained networks."""
+    lines = [
+        "Digits, MLP 64-64-64-10 and a CNN with BatchNorm, trained; random filter-normalised",
+        "planes of loss and gradient norm over 300 samples; the error is the largest relative one",
+        "over all points that were not measured, held against the whole plane.",
+        "",
+        "| network | grid | tolerance | points measured | largest error, loss | gradient norm |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, arguments in (("mlp", {"hidden": (64, 64)}), ("cnn", {"width": 4})):
+        config = TrainingConfig(
+            data="digits", model=name, model_kwargs=arguments, epochs=20, device="cpu"
+        )
+        task = load(train(config, tempfile.mkdtemp() + "/run").checkpoint).task()
+        objective = Objective(task.model, task.loss, task.data, samples=300)
+        frame = random_frame(objective.space, objective.theta)
+        for points in (21, 51):
+            whole = _plane(objective, frame, points, None)
+            for tolerance in (0.01, 0.03):
+                found = _plane(objective, frame, points, tolerance)
+                share = found.measured.mean()
+                errors = [
+                    np.abs(found.quantities[q] / whole.quantities[q] - 1).max()
+                    for q in ("loss", "gradient_norm")
+                ]
+                lines.append(
+                    f"| {name} | {points}x{points} | {tolerance} | {share:.0%} "
+                    f"| {errors[0]:.4f} | {errors[1]:.4f} |"
+                )
+    return lines
+
+
+def _plane(objective: Objective, frame: Any, points: int, tolerance: float | None) -> Surface:
+    steps = axis_steps(-1, 1, points)
+    axes, quantities = {"x": steps, "y": steps}, ("loss", "gradient_norm")
+    return Survey(
+        {"train": objective}, frame, axes, quantities=quantities, refine=tolerance
+    ).measure()
+
+
+SECTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    "small": ("Small networks", small_lines),
+    "resnet": ("ResNet-20, 512 images of 32x32", lambda: resnet_lines(rounds=2, rows=1)),
+    "killed": ("Killed at half time", killed_lines),
+    "memory": ("Memory", memory_lines),
+    "refined": ("Adaptive refinement", refined_lines),
+}
+
+
 def main() -> None:
-    """Measure everything and write the results."""
+    """Measure the named sections and write the results."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # the peer's own
-    lines = small_lines() + resnet_lines(rounds=2, rows=1)
-    save("landscape", "Landscapes", "python -m benchmarks.landscape", lines, "loss-landscapes")
+    for name in sys.argv[1:] or SECTIONS:
+        heading, measure = SECTIONS[name]
+        command = f"python -m benchmarks.landscape {name}"
+        save_section("landscape", "Landscapes", heading, command, measure())
 
 
 if __name__ == "__main__":

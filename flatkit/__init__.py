@@ -27,7 +27,7 @@ _HOMES = {
     "compare": "flatkit.analysis",
     "load": "flatkit.checkpoints",
 }
-_SUBPACKAGES = ("flatness", "landscape", "optim", "render", "spectrum", "training")
+_SUBPACKAGES = ("flatness", "landscape", "optim", "render", "spectrum", "surfaces", "training")
 
 __all__ = [
     "Checkpoint",

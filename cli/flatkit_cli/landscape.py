@@ -91,7 +91,7 @@ Directions:
     "--refine",
     type=float,
     metavar="MISS",
-    help="Measure a point only where interpolation misses by more than this share, e.g. 0.02.",
+    help="Measure finer only where interpolation would miss by more than this share, e.g. 0.02.",
 )
 @click.option("--samples", type=int, help="Use N random samples. [default: all]")
 @click.option("--chunk-size", type=int, help="Samples that go through the model at once.")

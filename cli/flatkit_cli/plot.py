@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flatkit_cli.pictures import check_pictures, draw_surfaces, picture_options, show_numbers
+
+if TYPE_CHECKING:
+    from flatkit.results import Comparison
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -50,24 +54,25 @@ def plot(
     """Draw; the help text is that of the command."""
     from flatkit.files import check_writable, make_folder
     from flatkit.surfaces import load_surface
+    from flatkit_cli.compare import merge, warn
 
     check_pictures(formats, level, interactive=interactive)
     surfaces = [load_surface(path) for path in files if path.suffix == ".npz"]
     reports = [path for path in files if path.suffix != ".npz"]
+    comparison = merge(reports, repeats=repeats) if reports else None
     check_writable(make_folder(figures) / "figure.png")
-    if reports:
-        _draw_reports(reports, figures, repeats=repeats)
+    if comparison is not None:
+        warn(comparison)
+        _draw_reports(comparison, figures)
     if surfaces:
         draw_surfaces(surfaces, figures, style=style, formats=formats, interactive=interactive)
         show_numbers(surfaces, level=level)
 
 
-def _draw_reports(files: Sequence[Path], figures: Path, *, repeats: bool) -> None:
+def _draw_reports(comparison: "Comparison", figures: Path) -> None:
     from flatkit.errors import ResultError
-    from flatkit_cli.compare import draw, merge, warn
+    from flatkit_cli.compare import draw
 
-    comparison = merge(files, repeats=repeats)
-    warn(comparison)
     if not draw(comparison, figures):
         measures = ", ".join(
             sorted({result.measure for entry in comparison.entries for result in entry.report})

@@ -116,7 +116,9 @@ class Engine:
                 return [self._single(point) for point in steps]
             found = self._stacked.values(steps)
             return [
-                values if any(point) else self._single(point)
+                {name: values[name] for name in self.quantities if name in values}
+                if any(point)
+                else self._single(point)
                 for point, values in zip(steps, found, strict=True)
             ]
 

@@ -1,9 +1,9 @@
 """What landscape to measure; no torch, so that the command line can check its options at once."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import InvalidArgumentError
@@ -118,13 +118,6 @@ class LandscapeSettings:
         if self.dtype is not None:
             check_choice("dtype", self.dtype, ("float32", "float64"))
         check_count("seed", self.seed, minimum=0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings as plain data."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-        }
 
     def _check_scaling(self) -> None:
         if (self.vectors is not None) != (self.directions == "given"):

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from flatkit.errors import ResultError
 from flatkit.render.labels import (
-    axis_label,
+    common_label,
     explanation,
     in_units,
     kind_of,
@@ -106,7 +106,7 @@ def _panel(
     style: Sequence[Look],
     log_scale: bool | None,
 ) -> None:
-    axis.set_xlabel(axis_label(lines[0], 0) if _agree(lines) else "step t")
+    axis.set_xlabel(common_label(lines))
     for place in _upright(lines):
         axis.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     for number, quantities in enumerate(side for side in sides if side):
@@ -163,10 +163,6 @@ def _colour(name: str, look: Look, *, alone: bool) -> Any:
     if alone and name == "gradient_norm":
         return looks(["loss", "gradient_norm"])["gradient_norm"].colour
     return look.colour
-
-
-def _agree(lines: Sequence[Surface]) -> bool:
-    return len({axis_label(line, 0) for line in lines}) == 1
 
 
 def _upright(lines: Sequence[Surface]) -> list[float]:

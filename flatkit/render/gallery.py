@@ -36,6 +36,11 @@ def save_pictures(
         ResultError: a plane has no finite loss.
         MissingDependencyError: `interactive` without the package plotly.
         OutputError: a file cannot be written.
+
+    >>> import tempfile
+    >>> line = Surface({"t": [0.0, 1.0]}, {"loss": [1.0, 2.0]})
+    >>> [path.name for path in save_pictures([line], tempfile.mkdtemp(), formats=["pdf"])]
+    ['random-line.pdf']
     """
     written: list[Path] = []
     for kind in dict.fromkeys(kind_of(surface) for surface in surfaces):

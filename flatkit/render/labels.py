@@ -84,6 +84,30 @@ def axis_label(surface: Surface, number: int) -> str:
     return f"step t{index}{length}"
 
 
+def _norms(surface: Surface) -> Sequence[float]:
+    return (surface.header.get("directions") or {}).get("norms") or ()
+
+
+def common_label(lines: Sequence[Surface]) -> str:
+    """Return the label of an axis that several lines share.
+
+    >>> lines = [Surface({"t": [0, 1]}, {}, {"directions": {"norms": [n]}}) for n in (2.0, 3.0)]
+    >>> common_label(lines)
+    'step t  (‖d‖ = 2.00 to 3.00)'
+    """
+    labels = {axis_label(line, 0) for line in lines}
+    if len(labels) == 1:
+        return labels.pop()
+    kinds = {kind_of(line) for line in lines}
+    if kinds == {"eigenvectors"}:
+        return "along eigenvector 1 of each"
+    norms = [float(x) for line in lines for x in _norms(line)[:1]]
+    if kinds <= {"random", "given"} and len(norms) == len(lines):
+        low, high = (significant(end(norms), 3) for end in (min, max))
+        return f"step t  (‖d‖ = {low} to {high})"
+    return "step t"
+
+
 def explanation(surfaces: Sequence[Surface]) -> str:
     """Return the footnote: along what, what stands still, what was interpolated.
 

@@ -70,11 +70,11 @@ class Refinement:
             level = numpy.zeros(self.shape, bool)
             level[numpy.ix_(*indices)] = True
             new = level & ~seen & wanted
+            self._done = number + 1
             yield [tuple(map(int, point)) for point in numpy.argwhere(new)]
             if self._tolerance is not None and number > 0:
                 wanted = self._around(self._missed(number, new, self._tolerance), number)
             seen |= level
-            self._done = number + 1
 
     def put(self, point: tuple[int, ...], values: Mapping[str, float]) -> None:
         """Keep what was measured at a point."""

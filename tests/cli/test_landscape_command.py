@@ -161,3 +161,17 @@ def test_a_surface_file_cut_short_is_named(runs, tmp_path, capsys):
     assert code == 1 and "cut short" in err
     assert run(capsys, *arguments, "--overwrite")[0] == 0
     load_surface(path)
+
+
+def test_from_python_the_same_surfaces_come_without_files(runs):
+    from flatkit.landscape import survey
+
+    found = survey(
+        [checkpoints.load(runs / name / "ckpt.pt") for name in ("a", "b")],
+        points=3,
+        quantities=("loss",),
+    )
+    assert [surface.name for surface in found] == ["a", "b"]
+    assert found[0].at_centre("loss") != found[1].at_centre("loss")
+    norms = [surface.header["directions"]["norms"] for surface in found]
+    assert norms[0] != norms[1]  # each is scaled like its own weights

@@ -143,10 +143,12 @@ def test_a_line_between_checkpoints_has_each_ones_own_loss_at_its_end():
     fixed = Survey({"train": objectives[0]}, frame, axes).measure().quantities["loss"]
     assert fixed[2] != pytest.approx(loss[2], rel=1e-3)  # the statistics of the first
     other = torch.randn(len(stops[0].theta), generator=torch.Generator().manual_seed(0)).double()
-    plane = plane_through(stops[0], stops[1], Stop("c", other, stops[1].buffers))
+    third = {name: buffer + 0.7 for name, buffer in stops[0].buffers.items()}
+    stops.append(Stop("c", other, third))
+    plane = plane_through(*stops)
     places = np.array([marker["at"] for marker in plane.markers])
     assert plane.buffers is not None
-    for stop, (x, y) in zip(stops, places, strict=False):
+    for stop, (x, y) in zip(stops, places, strict=True):
         for name, (base, right, up) in plane.buffers.items():
             assert torch.allclose(base + x * right + y * up, stop.buffers[name], atol=1e-12)
 
