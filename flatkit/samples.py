@@ -107,8 +107,8 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
 
     >>> pairs = [(torch.tensor([1.0]), 0), (torch.tensor([2.0]), 1), (torch.tensor([3.0]), 0)]
     >>> some = collect(pairs, samples=2, seed=0)
-    >>> some.targets, some.available, len(some.numbers().split(","))
-    (tensor([0, 1]), 3, 1)
+    >>> some.targets, some.available, some.numbers()
+    (tensor([0, 0]), 3, '0,2')
     """
     if samples is not None:
         check_count("samples", samples)
