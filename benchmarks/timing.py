@@ -12,15 +12,20 @@ import torch
 from flatkit.files import write_text_atomically
 
 
-def medians(contenders: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+def medians(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Return the median seconds of each contender after one round of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn > 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -1,9 +1,11 @@
 """Bytes: how many a computation holds at once, and how many samples a budget allows."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -124,6 +126,19 @@ def footprint(
         kept=max(0.0, kept),
         kept_fixed=max(0.0, high_kept - kept * size),
     )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that nobody uses on a device; 0 if it cannot be told.
+
+    >>> free_bytes(torch.device("meta"))
+    0
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _measure(prepare: Callable[[int], Any], size: int) -> tuple[int, int]:

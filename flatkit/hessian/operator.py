@@ -10,9 +10,12 @@ from torch import Tensor
 from flatkit.errors import NonFiniteError
 from flatkit.hessian.choice import Choice, Preference, choose
 from flatkit.hessian.engine import Engine, Prepared, build_engine
-from flatkit.hessian.memory import footprint
+from flatkit.hessian.memory import footprint, free_bytes, measure_bytes
 from flatkit.objective import Objective
 from flatkit.operators import SymmetricOperator
+
+_SHARE = 0.25
+"""Of the free memory, that what products share may take if no budget is given."""
 
 
 @final
@@ -24,15 +27,16 @@ class HessianOperator(SymmetricOperator):
     choice, its measured cost and error stand in `settings`.
 
     What the products of a chunk share (its layers, or the graph of its gradient) is kept while it
-    fits: without a budget if all the samples are one chunk, else as far as `memory` allows. A
-    product then costs about 2 gradients or less, instead of 3.
+    fits: without a budget if all the samples are one chunk, or all chunks take at most a quarter of
+    the free memory; else as far as `memory` allows. A product then costs about 2 gradients or less,
+    instead of 3.
 
     Args:
         objective: the function.
         theta: the point [P]; the objective's own by default.
         engine: `auto`, or a name of `flatkit.hessian.ENGINES`.
         tolerance: relative error of a product that `auto` accepts.
-        retain_graph: keep what products share; by default if there is only one chunk.
+        retain_graph: keep what products share; by default as far as it fits.
         memory: bytes that a product may hold at once, beside the model, the data and the vectors
             of the caller; chunk size and what is kept then follow from it.
 
@@ -125,9 +129,6 @@ class HessianOperator(SymmetricOperator):
     def _plan(self) -> tuple[int, int]:
         """The chunk size and how many chunks are kept."""
         own = self.objective
-        if self.memory is None:
-            retain = own.num_chunks == 1 if self._retain is None else self._retain
-            return own.chunk_size, own.num_chunks if retain and self._engine.keeps else 0
         few = max(1, min(8, own.num_samples // 2))
         if own.batchnorm == "train":  # the chunks are part of the function
             few = own.chunk_size
@@ -138,6 +139,12 @@ class HessianOperator(SymmetricOperator):
             prepared.products(vector)  # what that leaves behind is kept too
             return prepared
 
+        if self.memory is None:
+            retain = own.num_chunks == 1 if self._retain is None else self._retain
+            if self._retain is None and engine.keeps and not retain:
+                everything = measure_bytes(lambda: prepare(few))[1] * own.num_samples / few
+                retain = everything <= _SHARE * free_bytes(self.device)
+            return own.chunk_size, own.num_chunks if retain and engine.keeps else 0
         allowed = max(0, self.memory - 2 * self.theta.nbytes)  # the sum and what is added to it
         used = footprint(prepare, few=few, most=own.num_samples, budget=allowed)
         size, kept = used.plan(own.num_samples, allowed, own.num_samples)

@@ -15,6 +15,8 @@ ADVICE: Mapping[str, str] = {
     "budget": "the budget ran out before the tolerance was met; value and error hold, "
     "more work may sharpen them",
     "rounding": "rounding of the dtype is as large as the tolerance; float64 helps",
+    "multiplicity": "an eigenvalue may be a multiple one that is reported too few times; the error "
+    "says by how much that would displace the others",
     "kinks": "the gradient jumps where the search ended, as in a piecewise linear network; the "
     "bound holds, and a larger budget may raise it",
     "search_missed_maximum": "another search proves that a larger value exists in the ball; "

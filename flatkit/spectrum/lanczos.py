@@ -96,7 +96,8 @@ def lanczos(
         # The recurrence promised more than the explicit residuals hold: its restarts drop small
         # parts, which another direction brings back; what remains is rounding of the products.
         worst = int(errors.argmax())
-        if status != "rounding" or float(errors[worst]) > 0.5 * last:
+        spent = basis.matvecs >= max_matvecs
+        if status != "rounding" or spent or float(errors[worst]) > 0.5 * last:
             break
         last = float(errors[worst])
         search.refine(gaps[worst])

@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from flatkit.errors import InvalidArgumentError, ResultError
-from flatkit.surfaces import Surface, export, load_surface, numbers
+from flatkit.surfaces import Surface, barriers, export, load_surface, numbers
 from flatkit.surfaces.numbers import barrier_height, basin, roughness
 
 
@@ -102,6 +102,21 @@ def test_barrier_and_roughness_in_closed_form():
     wave = 1 - np.cos(2 * np.pi * np.linspace(-1.5, 1.5, 301))  # 2, 0, 2, 0, 2, 0, 2
     assert roughness(wave[:101]) == pytest.approx(0.0)
     assert roughness(wave) == pytest.approx(2.0)
+
+
+def test_barriers_of_a_plane_run_straight_between_checkpoints_that_lie_in_it():
+    loss = np.zeros((3, 5))  # [ny, nx]
+    loss[1, 2] = 3.0  # a summit at x = 2, y = 1
+    loss[0, 4] = 1.0  # and an end that lies higher
+    places = {"a": [0.0, 0.0], "b": [4.0, 2.0], "c": [4.0, 0.0], "off": [1.0, 1.0]}
+    markers = [
+        {"name": name, "at": at, "off_plane": 0.5 if name == "off" else 0.0}
+        for name, at in places.items()
+    ]
+    axes = {"x": np.arange(5.0), "y": np.arange(3.0)}
+    found = barriers(Surface(axes, {"loss": loss}, {"markers": markers}))
+    heights = {(b.first, b.second): b.height for b in found}
+    assert heights == {("a", "b"): 3.0, ("a", "c"): 0.0, ("b", "c"): 0.0}
 
 
 def test_lengths_of_directions_make_widths_real_displacements():
