@@ -14,6 +14,7 @@ DRAWING = {"matplotlib", "plotly", "seaborn", "rich"}
 KNOW_MODULES = {
     "objective",
     "replicas",
+    "assembly",
     "pearlmutter",
     "models",
     "checkpoints",
