@@ -1,9 +1,9 @@
 """What a step of SAM, GAM and their relatives costs, in steps of SGD, on ResNet-20 with batch 128.
 
-Run with `python -m benchmarks.optim [steps] [exact] [overhead] [memory]`; writes these sections of
-benchmarks/results/optim.md, all by default. Needs the extra `bench`. Times do not depend on the
-images, so that these are noise. One thread, so that the time of the processor, which hardly sees
-what else the machine does, can stand beside that of the clock.
+Run with `python -m benchmarks.optim [steps] [exact] [overhead] [outside] [memory]`; writes these
+sections of benchmarks/results/optim.md, all by default. Needs the extra `bench`. Times do not
+depend on the images, so that these are noise. One thread, so that the time of the processor, which
+sees less of what else the machine does, can stand beside that of the clock.
 """
 
 import copy
@@ -165,7 +165,7 @@ def measure_exact() -> list[str]:
                 setting.ours(GAM, mode="exact", engine="central_difference"),
             ),
         },
-        rounds=7,
+        rounds=3,
     )
 
 
@@ -185,6 +185,66 @@ def measure_overhead() -> list[str]:
         },
         rounds=101,
     )
+
+
+class Stopwatch:
+    """A closure that calls `backward`, and the processor's time in it."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
+        self.model, self.loss = model, loss
+        self.inside, self.calls = 0.0, 0
+
+    def __call__(self) -> Tensor:
+        start = time.process_time()
+        self.model.zero_grad()
+        value = self.loss()
+        value.backward()
+        self.inside += time.process_time() - start
+        self.calls += 1
+        return value
+
+
+def measure_outside() -> list[str]:
+    """Divide the time of a step by the mean time of its own passes: noise hits both alike."""
+    setting = resnet20()
+    steppers: dict[str, tuple[Stopwatch, Stepper]] = {}
+    for name in ("SGD", "SAM", PEER, "GAM, accelerated"):
+        model, loss = setting.own()
+        watch = Stopwatch(model, loss)
+        steppers[name] = watch, _stepper(name, model, watch)
+    ratios: dict[str, list[float]] = {name: [] for name in steppers}
+    for turn in range(16):
+        for name, (watch, run) in steppers.items():
+            watch.inside, watch.calls, start = 0.0, 0, time.process_time()
+            run()
+            if turn > 0:
+                used = time.process_time() - start
+                ratios[name].append(used / (watch.inside / watch.calls))
+    middle = {name: statistics.median(values) for name, values in ratios.items()}
+    return [
+        "The processor's time of a step over the mean time of the passes in that same step; "
+        "medians of 15 interleaved rounds.",
+        "",
+        "| step | in its passes | in steps of SGD |",
+        "|---|---|---|",
+        *(f"| {name} | {m:.3f} | {m / middle['SGD']:.3f} |" for name, m in middle.items()),
+    ]
+
+
+def _stepper(name: str, model: nn.Module, watch: Stopwatch) -> Stepper:
+    if name == PEER:
+        optimizer = pytorch_optimizer.SAM(model.parameters(), SGD, rho=0.05, **OPTIONS)
+
+        def step() -> None:
+            watch()
+            optimizer.step(watch)
+
+        return step
+    base = SGD(model.parameters(), **OPTIONS)
+    if name == "SGD":
+        return lambda: (watch(), base.step())
+    ours = (SAM if name == "SAM" else GAM)(base, model=model)
+    return lambda: ours.step(watch)
 
 
 def measure_memory() -> list[str]:
@@ -223,6 +283,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], list[str]]]] = {
     "steps": ("Steps, ResNet-20, batch 128", measure_steps),
     "exact": ("The exact mode, ResNet-20, batch 128", measure_exact),
     "overhead": ("Steps of a network of 13 thousand parameters, batch 64", measure_overhead),
+    "outside": ("What a step adds to its passes, ResNet-20, batch 128", measure_outside),
     "memory": ("Memory, ResNet-20, batch 128", measure_memory),
 }
 

@@ -197,6 +197,8 @@ class PerturbedOptimizer(Optimizer, ABC):
     def step(self, closure: Closure | None = None, *, scaler: "GradScaler | None" = None) -> Any:
         """Make one step and return the loss at the parameters before it, detached.
 
+        After a loop that called `loss.backward()` itself the loss is not known: None.
+
         Args:
             closure: returns the loss. It may call `backward()` once or more, as closures of torch
                 do (on `scaler.scale(loss)` if there is a scaler), or leave that to the optimizer;
@@ -342,7 +344,6 @@ class PerturbedOptimizer(Optimizer, ABC):
         return self._stepped()
 
     def _stepped(self) -> Any:
-        torch.clear_autocast_cache()  # it may hold casts of the weights before the step
         self._prepared = False
         loss, self._loss = self._loss, None
         return loss

@@ -107,10 +107,8 @@ class Step:
         """Keep the buffers after the first pass, and replicas to themselves where that is meant."""
         try:
             while True:
-                try:
-                    visit = next(
-                        inner
-                    )  # what it still differentiates needs the buffers as they are
+                try:  # the end of the last pass may still differentiate: no buffer changes yet
+                    visit = next(inner)
                 except StopIteration as stop:
                     return stop.value
                 self._buffers.put_back()

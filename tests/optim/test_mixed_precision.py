@@ -67,9 +67,9 @@ def test_autocast_around_the_whole_step_does_not_keep_the_casts_of_the_last_poin
     ends = []
     for around in (True, False):
         model, optimizer = built(wrapper)
-        for _ in range(2):
-            # Not enabled=False: that nests too, and the cache lives until the outermost ends.
-            with torch.autocast("cpu", torch.bfloat16) if around else nullcontext():
+        # Not enabled=False: that nests too, and the cache lives until the outermost ends.
+        with torch.autocast("cpu", torch.bfloat16) if around else nullcontext():
+            for _ in range(2):
                 if style == "closure":
                     optimizer.step(lambda model=model: loss_of(model, half=torch.bfloat16))
                 else:
