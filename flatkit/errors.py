@@ -37,6 +37,10 @@ class MismatchError(CheckpointError):
         self.message, self.details = message, details
 
 
+class TaskError(FlatkitError, RuntimeError):
+    """A task file cannot be loaded or builds no task; the message names the line of the file."""
+
+
 class ResultError(FlatkitError, ValueError):
     """A saved result is malformed, or a value may not be stored as a result."""
 

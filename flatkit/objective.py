@@ -2,16 +2,16 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import replace
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from flatkit.checks import check_choice, check_count
 from flatkit.errors import (
@@ -20,16 +20,21 @@ from flatkit.errors import (
     NonDeterministicError,
     NonFiniteError,
 )
-from flatkit.losses import LOSSES
+from flatkit.losses import LOSSES, ModelLoss, as_sums
 from flatkit.parameters import ParameterSpace
-from flatkit.passes import Chunk, Evaluation, Tally, add_correct, differentiate
+from flatkit.passes import Chunk, Evaluation, Tally, add_correct, arguments, differentiate
+from flatkit.replicas import BatchNormMode, accepted_inputs, private_copy
+from flatkit.samples import collect
+from flatkit.trees import leaves
+from flatkit.weighting import find_weights
 
-BatchNormMode: TypeAlias = Literal["eval", "train"]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
-Data: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]"
+Data: TypeAlias = Any
+"""See `flatkit.samples`."""
 
 _CHUNK_ELEMENTS = 2**20
 """Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
+_WIDTH = 1024
 
 
 class Objective:
@@ -39,21 +44,30 @@ class Objective:
     that with BatchNorm in `eval` mode any chunking, also a ragged one, gives the same value up to
     rounding. Weight decay is not part of L, dropout is off.
 
+    Where samples count differently (padding that a loss ignores, class weights), L is Σ wₙℓₙ / Σ wₙ
+    over all the samples: the one number that a single batch of all of them would give.
+
     The model is copied once: parameters, buffers, modes, gradients and random state of the user's
     model are never touched. θ holds the parameters with `requires_grad`, tied ones once; the
     others are constants.
 
     On construction, one chunk is evaluated twice (`probe=True`), and a value that differs is an
     error that names the cause. A loss that returns one number is checked to be a mean over
-    samples; one that returns a value per sample needs no check.
+    samples; one that returns a value per sample needs no check. `nn.CrossEntropyLoss` and
+    `nn.NLLLoss` are taken apart into sums and weights.
 
     Args:
-        model: maps a batch of inputs to outputs.
-        loss: a name known to `flatkit.losses`, or a function of (outputs, targets) that returns
-            one value per sample, shape [B], or their mean.
-        data: a pair (inputs [N, ...], targets [N, ...]), a map-style dataset of such pairs, or a
-            DataLoader over one (its order does not matter, every sample counts once).
-        samples: how many of the samples to use, drawn without replacement by `seed`; or all.
+        model: maps a batch of inputs to outputs; inputs in a dict go to it by name, those that
+            it takes.
+        loss: a name known to `flatkit.losses` (`model`: the loss that the model returns), or a
+            function of (outputs, targets) that returns one value per sample, shape [B], or their
+            mean. Of a batch in a dict the targets are its `labels` (or `label`, `targets`,
+            `target`, `y`), or the whole dict if there is none of these.
+        data: a pair (inputs [N, ...], targets [N, ...]), a dict or longer tuple of tensors, a
+            data set of samples, or a DataLoader over one (its order does not matter, every sample
+            counts once); see `flatkit.samples`.
+        samples: how many of the samples to use, drawn without replacement by `seed`; or all. Of
+            an iterable data set they are the first.
         batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
             `chunk_size` is part of the function that is measured, and must be given.
         chunk_size: samples that go through the model at once; by default about a million numbers.
@@ -95,8 +109,10 @@ class Objective:
             raise InvalidArgumentError(
                 "batchnorm='train' needs chunk_size: the loss then depends on the batching"
             )
-        self.loss_function = self._loss = LOSSES.build(loss) if isinstance(loss, str) else loss
-        self._model = _private_copy(model, batchnorm, dtype, device)
+        named = LOSSES.build(loss) if isinstance(loss, str) else loss
+        self.loss_function = self._loss = as_sums(named)
+        self._asks_the_model = isinstance(self._loss, ModelLoss)
+        self._model = private_copy(model, batchnorm, dtype, device)
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
@@ -104,6 +120,7 @@ class Objective:
         self.batchnorm: BatchNormMode = batchnorm
         self.tally = Tally()
         self._take_samples(data, samples, seed)
+        self._weigh()
         self.chunk_size = check_count("chunk_size", chunk_size or self._default_chunk_size())
         self._check_finite()
         if probe:
@@ -118,7 +135,7 @@ class Objective:
     @property
     def num_samples(self) -> int:
         """N, the samples in use."""
-        return self._inputs.shape[0]
+        return len(self.samples)
 
     @property
     def num_chunks(self) -> int:
@@ -139,8 +156,11 @@ class Objective:
         """Return which function this is, ready for JSON."""
         return {
             "samples": self.num_samples,
-            "samples_available": self._samples_available,
+            "samples_available": self.samples.available,
+            "drawn": self.samples.drawn,
+            "indices": self.samples.numbers(),
             "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+            "mean_over": self.weighting,
             "loss": _name_of(self._loss),
             "batchnorm": self.batchnorm,
             "dropout": "off",
@@ -155,8 +175,18 @@ class Objective:
         """Yield the samples in parts of `size` or `chunk_size`, the last possibly smaller."""
         size = self.chunk_size if size is None else size
         for start in range(0, self.num_samples, size):
-            stop = start + size
-            yield Chunk(self._inputs[start:stop], self._targets[start:stop])
+            yield self.rows(slice(start, start + size))
+
+    def rows(self, rows: slice | Tensor) -> Chunk:
+        """Return some of the samples as a chunk."""
+        part = self.samples.rows(rows)
+        weights = self._weights[rows.cpu() if isinstance(rows, Tensor) else rows]
+        return Chunk(part.inputs, part.targets, float(weights.sum()))
+
+    @property
+    def indices(self) -> Tensor:
+        """Which samples of the data are in use, int64 [N]."""
+        return self.samples.indices
 
     def chunk_loss(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Tensor:
         """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L.
@@ -262,7 +292,8 @@ class Objective:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 if self._has_recurrence:  # nor have those of cuDNN
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            return functional_call(self._model, self.space.unflatten(theta), (chunk.inputs,))
+            args, kwargs = arguments(chunk.inputs)
+            return functional_call(self._model, self.space.unflatten(theta), args, kwargs)
 
     def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the loss of every sample of a chunk, [B].
@@ -271,7 +302,7 @@ class Objective:
             InvalidArgumentError: the loss returns their mean alone.
         """
         values = self._loss(outputs, chunk.targets)
-        if values.shape != (len(chunk.targets),):
+        if values.shape != (chunk.size,) or self.total_weight != self.num_samples:
             raise InvalidArgumentError(
                 "the empirical Fisher matrix needs the loss of every sample; give a loss that "
                 "returns one value per sample, e.g. reduction='none'"
@@ -286,36 +317,69 @@ class Objective:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
         values = self._loss(outputs, chunk.targets)
         if values.ndim == 0:
-            return values * (len(chunk.targets) / self.num_samples)
-        if values.shape != (len(chunk.targets),):
+            return values * (chunk.weight / self.total_weight)
+        if values.shape != (chunk.size,):
             raise InvalidArgumentError(
-                f"the loss must return one value per sample, shape [{len(chunk.targets)}], "
+                f"the loss must return one value per sample, shape [{chunk.size}], "
                 f"or their mean, got the shape {list(values.shape)}"
             )
-        return values.sum() / self.num_samples
+        return values.sum() / self.total_weight
 
     def _take_samples(self, data: Data, samples: int | None, seed: int) -> None:
-        inputs, targets = _as_tensors(data)
-        available = len(inputs)
-        self._samples_available = available
-        if samples is not None and check_count("samples", samples) > available:
-            raise InvalidArgumentError(
-                f"samples must be at most {available}, the size of the data, got {samples}"
-            )
-        self.indices = torch.arange(available)
-        if samples is not None and samples < available:
-            generator = torch.Generator().manual_seed(seed)
-            self.indices = torch.randperm(available, generator=generator)[:samples].sort().values
-            inputs, targets = inputs[self.indices], targets[self.indices]
-        self._inputs, self._targets = (self._convert(part) for part in (inputs, targets))
+        drawn = collect(data, samples=samples, seed=seed)
+        if isinstance(drawn.inputs, Mapping):
+            drawn = replace(drawn, inputs=accepted_inputs(self._model, drawn.inputs))
+        self.samples = drawn.to(self.dtype, self.device)
 
-    def _convert(self, tensor: Tensor) -> Tensor:
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.device, dtype)
+    def _weigh(self) -> None:
+        """Find how much each sample counts; leave out those that count nothing."""
+        self.weighting, weights = "samples", None
+        if self._asks_the_model:
+            weights, self.weighting = find_weights(
+                self._mean_nearby,
+                self.samples.targets,
+                self.num_samples,
+                tolerance=0.1 * self._slack,
+            )
+        elif hasattr(self._loss, "weights"):
+            weights, self.weighting = (
+                self._loss.weights(self.samples.targets).double().cpu(),
+                "loss",
+            )
+        if weights is None:
+            weights = torch.ones(self.num_samples, dtype=torch.float64)
+        if not bool((weights > 0).any()):
+            raise InvalidArgumentError("no sample counts: every target is ignored by the loss")
+        counted = weights > 0
+        if not bool(counted.all()):
+            self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
+            weights = weights[counted]
+        self._weights, self.total_weight = weights, float(weights.sum())
+
+    @property
+    def _slack(self) -> float:
+        """How exactly means must add up, relatively."""
+        # Models that return their loss often compute it in float32, whatever their weights are.
+        dtype = torch.float32 if self._asks_the_model else self.dtype
+        return 1e3 * torch.finfo(dtype).eps
+
+    @torch.no_grad()
+    def _mean_nearby(self, rows: Tensor) -> float:
+        """Return the model's own loss of some samples near θ, where no two of them lose alike."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(self.num_parameters, generator=generator).to(self.theta)
+        step = 0.02 * self.theta.norm() / math.sqrt(self.num_parameters)
+        part = self.samples.rows(rows.to(self.device))
+        chunk = Chunk(part.inputs, part.targets, 1.0)
+        return float(self._loss(self.outputs(self.theta + step * noise, chunk), chunk.targets))
 
     def _default_chunk_size(self) -> int:
-        elements = max(1, self._inputs[0].numel())
-        return min(self.num_samples, max(1, _CHUNK_ELEMENTS // elements))
+        # A whole number is an index into a table of vectors: there is more behind it.
+        sizes = (
+            leaf[0].numel() * (1 if leaf.is_floating_point() else _WIDTH)
+            for leaf in leaves(self.samples.inputs)
+        )
+        return min(self.num_samples, max(1, _CHUNK_ELEMENTS // max(1, sum(sizes))))
 
     def _check_finite(self) -> None:
         for name, part in self.space.unflatten(self.theta).items():
@@ -325,7 +389,7 @@ class Objective:
                     f"the weights are not finite: {name} has {count} NaN or infinite entries; "
                     "the training diverged, analyze an earlier checkpoint"
                 )
-        if self._inputs.is_floating_point() and not self._inputs.isfinite().all():
+        if not all(leaf.isfinite().all() for leaf in leaves(self.samples.inputs)):
             raise NonFiniteError("the inputs have NaN or infinite entries")
 
     @torch.no_grad()
@@ -353,92 +417,24 @@ class Objective:
 
     @torch.no_grad()
     def _probe_additivity(self) -> None:
-        chunk = next(self.chunks())
-        size = len(chunk.targets)
-        outputs = self.outputs(self.theta, chunk)
-        whole = self._loss(outputs, chunk.targets)
-        if whole.ndim > 0 or size < 2 or not isinstance(outputs, Tensor):
+        whole, chunk = self.rows(slice(self.chunk_size)), self.rows(slice(1))
+        size, first = whole.size, self._loss(self.outputs(self.theta, chunk), chunk.targets)
+        if first.ndim > 0 or size < 2 or self.batchnorm == "train":
             return
         cut = max(1, size // 3)
-        parts = [
-            float(self._loss(outputs[piece], chunk.targets[piece])) * weight / size
-            for piece, weight in ((slice(cut), cut), (slice(cut, size), size - cut))
-        ]
-        tolerance = 1e3 * torch.finfo(self.dtype).eps * max(map(abs, parts))
-        if whole.isfinite() and not abs(sum(parts) - float(whole)) <= tolerance:
+        pieces = (whole, self.rows(slice(cut)), self.rows(slice(cut, size)))
+        joined, *parts = (
+            float(self.share(self.outputs(self.theta, piece), piece))
+            * (self.total_weight / whole.weight)
+            for piece in pieces
+        )
+        tolerance = self._slack * max(map(abs, parts))
+        if math.isfinite(joined) and not abs(sum(parts) - joined) <= tolerance:
             raise NonAdditiveLossError(
-                f"the loss is not a mean over samples: {float(whole):.6g} for a batch but "
+                f"the loss is not a mean over samples: {joined:.6g} for a batch but "
                 f"{sum(parts):.6g} from its parts (a sum, class weights or an ignored class?); "
                 "give a loss that returns one value per sample, e.g. reduction='none'"
             )
-
-
-def _private_copy(
-    model: nn.Module,
-    batchnorm: BatchNormMode,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> nn.Module:
-    model = getattr(model, "_orig_mod", model)  # a compiled model wraps the plain one
-    private = copy.deepcopy(model)
-    private.to(device=device, dtype=_dtype_of(private) if dtype is None else dtype)
-    private.zero_grad(set_to_none=True)
-    private.eval()
-    if batchnorm == "train":
-        for module in private.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
-                module.track_running_stats = False  # batch statistics, nothing remembered
-    return private
-
-
-def _dtype_of(model: nn.Module) -> torch.dtype:
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return torch.float64 if dtypes == {torch.float64} else torch.float32
-
-
-def _as_tensors(data: Data) -> tuple[Tensor, Tensor]:
-    if isinstance(data, DataLoader):
-        return _collate(data.dataset, data.collate_fn)
-    if isinstance(data, Dataset):
-        return _collate(data, default_collate)
-    if not _is_pair(data):
-        raise InvalidArgumentError(
-            "data must be a pair of tensors (inputs, targets), a map-style dataset or a "
-            f"DataLoader, got {type(data).__name__}"
-        )
-    inputs, targets = data
-    if len(inputs) == 0 or len(inputs) != len(targets):
-        raise InvalidArgumentError(
-            f"inputs and targets must be of one length > 0, got {len(inputs)} and {len(targets)}"
-        )
-    return inputs.detach(), targets.detach()
-
-
-def _is_pair(data: Any) -> bool:
-    return (
-        isinstance(data, Sequence)
-        and len(data) == 2
-        and all(isinstance(part, Tensor) and part.ndim > 0 for part in data)
-    )
-
-
-def _collate(dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> tuple[Tensor, Tensor]:
-    length = getattr(dataset, "__len__", None)
-    if length is None:
-        raise InvalidArgumentError(
-            "data must be a map-style dataset (with a length), got an iterable one; "
-            "collect its samples into a pair of tensors"
-        )
-    with torch.random.fork_rng(devices=[]):
-        first, again = (collate([dataset[0]])[0] for _ in range(2))
-        batch = collate([dataset[index] for index in range(length())])
-    if isinstance(first, Tensor) and not torch.equal(first, again):
-        raise NonDeterministicError(
-            "the dataset gives a different sample each time it is asked (random augmentation?); "
-            "give the data without augmentation"
-        )
-    return _as_tensors((batch[0], batch[1]))
 
 
 def _name_of(loss: Loss) -> str:

@@ -1,5 +1,6 @@
 """One pass over the samples: its parts, its result, and the count of passes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,13 +8,35 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
+from flatkit.trees import Tree, leaves, main_tensor, map_tree
 
 
 class Chunk(NamedTuple):
-    """A part of the samples that goes through the model at once."""
+    """A part of the samples that goes through the model at once.
 
-    inputs: Tensor
-    targets: Tensor
+    Attributes:
+        inputs: a tree of tensors [B, ...].
+        targets: likewise.
+        weight: what a mean over the chunk counts in the mean over all; the number of samples,
+            unless the loss says otherwise.
+    """
+
+    inputs: Tree
+    targets: Tree
+    weight: float
+
+    @property
+    def size(self) -> int:
+        """The number of samples B."""
+        return len(next(leaves(self.inputs)))
+
+    def in_double(self) -> "Chunk":
+        """Return the chunk in float64."""
+
+        def double(leaf: Tensor) -> Tensor:
+            return leaf.double() if leaf.is_floating_point() else leaf
+
+        return Chunk(map_tree(double, self.inputs), map_tree(double, self.targets), self.weight)
 
 
 class Evaluation(NamedTuple):
@@ -66,7 +89,18 @@ def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) 
     return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
 
 
-def add_correct(correct: int | None, outputs: Any, targets: Tensor) -> int | None:
+def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return how inputs go into a model: a dict by name, a tuple by position.
+
+    >>> arguments({"x": 1}), arguments((1, 2)), arguments(1)
+    (((), {'x': 1}), ((1, 2), {}), ((1,), {}))
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def add_correct(correct: int | None, outputs: Any, targets: Any) -> int | None:
     """Return `correct` and how many more outputs are right; None unless it is a classifier.
 
     Args:
@@ -77,8 +111,9 @@ def add_correct(correct: int | None, outputs: Any, targets: Tensor) -> int | Non
     >>> add_correct(1, torch.eye(2), torch.tensor([0, 0]))
     2
     """
-    if correct is None or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+    logits = main_tensor(outputs)
+    if correct is None or logits is None or logits.ndim != 2 or not isinstance(targets, Tensor):
         return None
     if targets.ndim != 1 or targets.is_floating_point():
         return None
-    return correct + int((outputs.argmax(dim=1) == targets).sum())
+    return correct + int((logits.argmax(dim=1) == targets).sum())

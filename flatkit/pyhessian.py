@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from flatkit.errors import MissingDependencyError, NonFiniteError
+from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
 from flatkit.objective import Objective
 from flatkit.spectrum import Estimate
 from flatkit.spectrum.power import check_wanted
@@ -30,7 +30,7 @@ def pyhessian_eigenvalues(
     Cost: up to k·max_iterations products of PyHessian's, and k of flatkit's.
 
     Raises:
-        InvalidArgumentError: k > P.
+        InvalidArgumentError: k > P, or inputs that are not one tensor.
         MissingDependencyError: PyHessian is not installed.
         NonFiniteError: it returned NaN.
     """
@@ -49,10 +49,16 @@ def pyhessian_eigenvalues(
     model = copy.deepcopy(objective.model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in objective.space.names)
-    inputs, targets = next(objective.chunks(objective.num_samples))
+    chunk = next(objective.chunks(objective.num_samples))
+    inputs, targets = chunk.inputs, chunk.targets
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+        raise InvalidArgumentError(
+            "PyHessian takes a tensor of inputs and one of targets; this batch is a dictionary or "
+            "tuple"
+        )
 
     def mean_loss(outputs: Tensor, _: Tensor) -> Tensor:
-        return objective.share(outputs, next(objective.chunks(objective.num_samples)))
+        return objective.share(outputs, chunk)
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Using backward")  # PyHessian's own affair

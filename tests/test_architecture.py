@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NO_TORCH = {"version", "errors", "checks", "files", "results", "registry", "render", "surfaces"}
 DRAWING = {"matplotlib", "plotly", "seaborn", "rich"}
-KNOW_MODULES = {"objective", "pearlmutter", "models", "checkpoints", "task", "training", "analysis"}
+KNOW_MODULES = {
+    "objective",
+    "replicas",
+    "assembly",
+    "pearlmutter",
+    "models",
+    "checkpoints",
+    "task",
+    "training",
+    "analysis",
+}
 
 
 def floors() -> dict[str, int]:

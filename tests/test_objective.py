@@ -66,18 +66,21 @@ def test_accuracy_of_a_regression_is_an_error():
 def test_a_loss_that_returns_the_mean_equals_one_that_returns_every_sample():
     case = CASES[0]
     per_sample = Objective(case.build(), "cross_entropy", case.data(), chunk_size=5)
-    mean = Objective(case.build(), F.cross_entropy, case.data(), chunk_size=5)
+    mean = Objective(case.build(), case.mean_loss, case.data(), chunk_size=5)
     assert mean.loss() == pytest.approx(per_sample.loss(), rel=1e-13)
 
 
+def with_weights(outputs, targets):
+    weight = torch.tensor([1.0, 5.0, 0.1], dtype=torch.float64)
+    return F.cross_entropy(outputs, targets, weight=weight)
+
+
+def with_an_ignored_class(outputs, targets):
+    return F.cross_entropy(outputs, targets, ignore_index=0)
+
+
 @pytest.mark.parametrize(
-    "loss",
-    [
-        nn.CrossEntropyLoss(reduction="sum"),
-        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1]).double()),
-        nn.CrossEntropyLoss(ignore_index=0),
-    ],
-    ids=["sum", "class weights", "ignored class"],
+    "loss", [nn.CrossEntropyLoss(reduction="sum"), with_weights, with_an_ignored_class]
 )
 def test_a_loss_that_is_no_mean_over_samples_is_refused(loss):
     case = CASES[0]

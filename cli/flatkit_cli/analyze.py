@@ -12,6 +12,7 @@ import click
 from flatkit.analysis.settings import MEASURES, AnalysisSettings
 from flatkit.errors import InvalidArgumentError
 from flatkit.files import check_writable
+from flatkit_cli.subject import subject_options, take_subject
 
 _RHO_HELP = "Radius of a ball; repeatable.  [default: 0.01, 0.03, 0.1]"
 _DEFAULTS = {field.name: field.default for field in fields(AnalysisSettings)}
@@ -22,7 +23,8 @@ _MEASURE_HELP = "".join(f"\n  {name:<23} {text}" for name, text in MEASURES.item
     short_help="measure curvature, flatness and landscape of a checkpoint",
     help=f"""Measure curvature, flatness and landscape of CHECKPOINT.
 
-The model and the data are rebuilt from what the checkpoint names; no code from the file runs.
+Model and data are rebuilt from what a checkpoint of flatkit names; those of other programs name
+none, so that --task, or --model and --data, must. No code from the file runs.
 Every number comes with how wrong it may be: a residual, a standard error, or the word that it is
 a lower bound.
 
@@ -30,12 +32,14 @@ a lower bound.
 flatkit analyze runs/gam/ckpt.pt
 flatkit analyze runs/gam/ckpt.pt --rho 0.01 --rho 0.05 --figures figures --json report.json
 flatkit analyze runs/gam/ckpt.pt --measures loss,top_eigenvalues --method power --json -
+flatkit analyze weights.safetensors --task my_task.py:build
 
 \b
 Measures (the costly ones and what follows from others only when named):{_MEASURE_HELP}
 """,
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@subject_options
 @click.option(
     "--measures", multiple=True, metavar="NAME[,NAME]", help="What to measure; repeatable."
 )
@@ -122,7 +126,9 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 @click.option(
     "--batchnorm", type=click.Choice(["eval", "train"]), default="eval", show_default=True
 )
-@click.option("--chunk-size", type=int, help="Samples that go through the model at once.")
+@click.option(
+    "--chunk-size", "--batch-size", type=int, help="Samples that go through the model at once."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
@@ -150,6 +156,7 @@ def analyze(
     checkpoint: Path, json_file: str | None, figures: Path | None, device: str, **options: Any
 ) -> None:
     """Measure and show; the help text is that of the command."""
+    make_task = take_subject(options)
     settings = _settings(options, device)
     if json_file not in (None, "-"):
         check_writable(json_file)
@@ -157,11 +164,10 @@ def analyze(
         check_writable(figures / "figure.png")
 
     from flatkit.analysis import analyze as run
-    from flatkit.checkpoints import load
 
     with progress_bar() as progress:
         report = run(
-            load(checkpoint),
+            make_task(checkpoint),
             settings=settings,
             progress=progress,
             command=["flatkit", *sys.argv[1:]],

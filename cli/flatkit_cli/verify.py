@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from flatkit.checks import check_positive
 from flatkit.errors import InvalidArgumentError
 from flatkit.files import check_writable
+from flatkit_cli.subject import subject_options, take_subject
 
 
 @click.command(
@@ -26,8 +28,10 @@ flatkit verify runs/gam/epoch-*.pt --figures figures
 """,
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@subject_options
 @click.option("--rho", multiple=True, type=float, help="Radius; repeatable. [default: a ladder]")
 @click.option("--samples", type=int, help="Use N random training samples. [default: all]")
+@click.option("--batch-size", "chunk_size", type=int, help="Samples that go through at once.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Compute in this type.")
 @click.option("--budget", type=int, default=600, show_default=True, help="Gradients a search.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
@@ -43,6 +47,7 @@ def verify(
     **options: Any,
 ) -> None:
     """Measure and show; the help text is that of the command."""
+    make_task = take_subject(options)
     for radius in rho:
         check_positive("rho", radius, hint="the radius of a ball in parameter space")
     if options["samples"] is not None and options["samples"] < 1:
@@ -59,7 +64,8 @@ def verify(
     given = {name: value for name, value in options.items() if value is not None}
     command = ["flatkit", *sys.argv[1:]]
     with progress_bar() as progress:
-        series = verify_series(checkpoints, rho=rho, progress=progress, command=command, **given)
+        subjects = [partial(make_task, path) for path in checkpoints]
+        series = verify_series(subjects, rho=rho, progress=progress, command=command, **given)
         reports = list(series)
     names = [str(path) for path in checkpoints]
     comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])

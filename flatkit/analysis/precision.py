@@ -48,9 +48,7 @@ def gradient_noise(session: Session, geometry: Geometry) -> float:
         Objective(
             task.model,
             task.loss,
-            task.data,
-            samples=settings.samples,
-            seed=settings.seed,
+            own.samples,
             batchnorm=settings.batchnorm,
             chunk_size=settings.chunk_size,
             dtype=dtype,

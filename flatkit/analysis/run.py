@@ -5,29 +5,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from flatkit.analysis.measures import RUNNERS
 from flatkit.analysis.session import Progress, Session
 from flatkit.analysis.settings import AnalysisSettings
-from flatkit.checkpoints import Checkpoint, load
+from flatkit.assembly import as_task
+from flatkit.checkpoints import Checkpoint
 from flatkit.errors import InvalidArgumentError
 from flatkit.results import Comparison, Entry, Report, environment
-from flatkit.task import Task
+from flatkit.task import LossFunction, Task
 
 Subject = Task | Checkpoint | str | Path
 
 
 def analyze(
-    subject: Subject,
+    subject: Subject | nn.Module,
+    loss: LossFunction | str | None = None,
+    data: Any = None,
     *,
+    test_data: Any = None,
     settings: AnalysisSettings | None = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
     **changes: Any,
 ) -> Report:
-    """Measure curvature, flatness and landscape of a task or a checkpoint.
+    """Measure curvature, flatness and landscape of a model, a task or a checkpoint.
 
     Args:
-        subject: a `Task`, a `Checkpoint`, or the path of a checkpoint that flatkit wrote.
+        subject: a model, with loss and data; or a `Task`, a `Checkpoint`, or the path of a
+            checkpoint that flatkit wrote, which have their own.
+        loss: of a model: a name, or a function of (outputs, targets); see `flatkit.Objective`.
+        data: of a model: tensors, a data set or a DataLoader; see `flatkit.samples`.
+        test_data: of a model: samples on which loss and accuracy are reported beside.
         settings: what to measure and how.
         progress: called as the measures advance, with name, steps done and steps in all.
         command: kept in the report.
@@ -43,17 +53,14 @@ def analyze(
         NonDeterministicError: the model gives different values at one point.
 
     >>> import torch
-    >>> from torch import nn
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
-    >>> task = Task(nn.Linear(1, 1, bias=False), "mse", data)
-    >>> report = analyze(task, measures=["top_eigenvalues"])
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> report = analyze(model, "mse", data, measures=["top_eigenvalues"])
     >>> [round(value, 4) for value in report.result("top_eigenvalues").value]
     [5.0]
     """
     settings = replace(settings or AnalysisSettings(), **changes)
-    if isinstance(subject, str | Path):
-        subject = load(subject)
-    task = subject if isinstance(subject, Task) else subject.task()
+    task = as_task(subject, loss, data, test_data)
     session = Session(task, settings, progress)
     results = []
     runners = dict.fromkeys(RUNNERS[measure] for measure in settings.measures)
@@ -63,7 +70,7 @@ def analyze(
     session.report("analysis", len(runners), len(runners))
     return Report(
         results,
-        checkpoint={"name": task.name} if isinstance(subject, Task) else subject.describe(),
+        checkpoint={"name": task.name, **task.origin},
         objective={**session.objective.describe(), "seed": settings.seed},
         command=command,
         environment=environment(),

@@ -1,10 +1,10 @@
 """Does the theory of flatness hold at a checkpoint? A ladder of radii and a verdict."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flatkit.analysis.curvature import top_eigenvalues
 from flatkit.analysis.evaluation import evaluations, gradient_norm
@@ -12,12 +12,15 @@ from flatkit.analysis.flatness import flatness
 from flatkit.analysis.precision import Jump, gradient_jump, gradient_noise, rounding_radius
 from flatkit.analysis.session import Progress, Session
 from flatkit.analysis.settings import AnalysisSettings
-from flatkit.checkpoints import Checkpoint, load
+from flatkit.assembly import as_task
+from flatkit.checkpoints import Checkpoint
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness import Geometry
 from flatkit.results import Report, Result, environment
 from flatkit.spectrum import lanczos
 from flatkit.task import Task
+
+Subject: TypeAlias = Task | Checkpoint | str | Path | Callable[[], Task]
 
 _MEASURES = (
     "loss",
@@ -76,7 +79,7 @@ class _Facts:
 
 
 def verify(
-    subject: Task | Checkpoint | str | Path,
+    subject: Subject,
     *,
     rho: Sequence[float] = (),
     progress: Progress | None = None,
@@ -90,7 +93,7 @@ def verify(
     `rounding_radius` names the largest of them.
 
     Args:
-        subject: a `Task`, a `Checkpoint`, or the path of one.
+        subject: a `Task` or what makes one, a `Checkpoint`, or the path of one.
         rho: the radii; by default nine, up to 5 % of the length of the weights.
         progress: see `analyze`.
         command: likewise.
@@ -108,9 +111,7 @@ def verify(
     >>> [claim["verdict"] for claim in report.result("verdict").value][:2]
     ['holds', 'holds']
     """
-    if isinstance(subject, str | Path):
-        subject = load(subject)
-    task = subject if isinstance(subject, Task) else subject.task()
+    task = subject() if callable(subject) else as_task(subject)
     given = {"rho": tuple(rho)} if rho else {}
     session = Session(task, AnalysisSettings(measures=_MEASURES, **given, **changes), progress)
     results, facts = _measure(session)
@@ -124,7 +125,7 @@ def verify(
     results.append(Result("verdict", _verdict(facts, rungs)))
     return Report(
         results,
-        checkpoint={"name": task.name} if isinstance(subject, Task) else subject.describe(),
+        checkpoint={"name": task.name, **task.origin},
         objective={**session.objective.describe(), "seed": session.settings.seed},
         command=command,
         environment=environment(),
@@ -132,7 +133,7 @@ def verify(
 
 
 def verify_series(
-    subjects: Sequence[Task | Checkpoint | str | Path],
+    subjects: Sequence[Subject],
     *,
     rho: Sequence[float] = (),
     **settings: Any,

@@ -106,8 +106,11 @@ class Checkpoint:
         load_state(model, self.state_dict, where=f"{self.path} and {call_text(**spec)}")
         return model.eval()
 
-    def build_data(self) -> Dataset:
+    def build_data(self, root: str | None = None) -> Dataset:
         """Return the data on which the model was trained.
+
+        Args:
+            root: folder of the data, where they lie in another one now.
 
         Raises:
             CheckpointError: no or unknown data, or the rebuilt tensors differ from those trained
@@ -115,7 +118,8 @@ class Checkpoint:
             MissingDependencyError: a package that holds the data is not installed.
         """
         named = self._named("data")
-        spec = {key: named[key] for key in ("name", "kwargs")}
+        moved = {} if root is None else {"root": root}
+        spec = {"name": named["name"], "kwargs": {**named["kwargs"], **moved}}
         dataset: Dataset = self._build(DATASETS, spec)
         digest = dataset.sha256()
         if digest != named["sha256"]:
@@ -134,21 +138,25 @@ class Checkpoint:
         """
         return self._build(LOSSES, self._named("loss"))
 
-    def task(self) -> Task:
+    def task(self, *, data_root: str | None = None) -> Task:
         """Return model, loss and data as the file names them, ready to be analyzed.
+
+        Args:
+            data_root: folder of the data, where they lie in another one now.
 
         Raises:
             CheckpointError: as the builders; or a weight is NaN or infinite.
         """
         self._named("model")
         self._check_finite()
-        dataset = self.build_data()
+        dataset = self.build_data(data_root)
         return Task(
             model=self.build_model(),
             loss=self.build_loss(),
             data=dataset.train,
             test_data=dataset.test,
             name=self.name,
+            origin=self.describe(),
         )
 
     def non_finite(self) -> dict[str, int]:
@@ -197,7 +205,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} ({self.format}) holds weights but does not say which model, loss "
                 "and data they belong to: name them with --task FILE.py:build, or --model, --data "
-                "and --loss; from Python, load_into(model)"
+                "and --loss (flatkit analyze, verify); from Python, load_into(model)"
             )
         return spec
 

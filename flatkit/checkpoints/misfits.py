@@ -101,15 +101,17 @@ def _pairs(
     """Return both ways which missing name may be which unexpected one: one shape, like names."""
     pairs: dict[str, str] = {}
     for name in missing:
-        candidates = [
+        *_, parent, leaf = ("", *name.split("."))
+        alike = [
             other
             for other in unexpected
-            if other not in pairs
-            and state[other].shape == own[name].shape
-            and other.rpartition(".")[2] == name.rpartition(".")[2]
+            if state[other].shape == own[name].shape and other.rpartition(".")[2] == leaf
         ]
-        if candidates:
-            best = max(candidates, key=lambda other: SequenceMatcher(None, name, other).ratio())
+        # Of several matrices of one shape (those of attention) a wrong guess would go unnoticed.
+        related = [other for other in alike if other.split(".")[-2:-1] == [parent]]
+        free = [other for other in related or alike if other not in pairs]
+        if free and (related or len(alike) == 1):
+            best = max(free, key=lambda other: SequenceMatcher(None, name, other).ratio())
             pairs[name], pairs[best] = best, name
     return pairs
 

@@ -37,10 +37,13 @@ _NAMES = {
 def looks_like_safetensors(start: bytes) -> bool:
     """Whether the first bytes of a file are a length and the opening of a table.
 
-    >>> looks_like_safetensors(bytes([8, 0, 0, 0, 0, 0, 0, 0]) + b'{}')
+    To be asked before anything else: the length may begin with any byte, also with those that
+    begin a pickle, a zip archive or JSON. As a length, these are larger than any table.
+
+    >>> looks_like_safetensors(bytes([128, 0, 0, 0, 0, 0, 0, 0]) + b'{}')
     True
     """
-    return len(start) > 8 and start[8:9] == b"{" and not start.startswith((b"{", b"\x80", b"PK"))
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_TABLE
 
 
 def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:

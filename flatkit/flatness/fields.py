@@ -11,6 +11,7 @@ from torch.func import vmap
 from flatkit.flatness.geometry import Geometry
 from flatkit.hessian import HessianOperator
 from flatkit.objective import Chunk, Objective
+from flatkit.trees import leaves
 
 _MOST_ROWS = 64
 _MULTIPLICATIONS = 2**25
@@ -155,9 +156,9 @@ def batch_rows(objective: Objective, theta: Tensor) -> int:
     """
     if objective.num_chunks > 1:
         return 1
-    inputs = next(objective.chunks()).inputs
+    numbers = sum(leaf.numel() for leaf in leaves(objective.samples.inputs))
     work = max(1, objective.num_parameters * objective.num_samples)
-    rows = min(_MOST_ROWS, _MULTIPLICATIONS // work, _INPUT_NUMBERS // max(1, inputs.numel()))
+    rows = min(_MOST_ROWS, _MULTIPLICATIONS // work, _INPUT_NUMBERS // max(1, numbers))
     return rows if rows >= 4 and _can_batch(objective, theta) else 1
 
 

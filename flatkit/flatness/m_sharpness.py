@@ -52,7 +52,7 @@ class _BatchLoss:
         point = theta.detach().requires_grad_()
         # A chunk's part of L is weighted by its size over N; the batch has its own mean.
         loss = self.objective.chunk_loss(point, self.batch)
-        loss = loss * (self.objective.num_samples / len(self.batch.targets))
+        loss = loss * (self.objective.total_weight / self.batch.weight)
         return float(loss.detach()), differentiate(loss, point)
 
 
@@ -104,13 +104,10 @@ def m_sharpness(
         )
     if objective.batchnorm == "train":
         raise InvalidArgumentError("m_sharpness needs batchnorm='eval': a batch has its own loss")
-    chunks = list(objective.chunks())
-    inputs = torch.cat([chunk.inputs for chunk in chunks])
-    targets = torch.cat([chunk.targets for chunk in chunks])
-    order = torch.randperm(objective.num_samples, generator=generator).to(inputs.device)
+    order = torch.randperm(objective.num_samples, generator=generator)
     values, one_steps, spent = [], [], 0
     for rows in order.split(m)[: min(max_batches, objective.num_samples // m)]:
-        field = _BatchLoss(objective, theta, geometry, Chunk(inputs[rows], targets[rows]))
+        field = _BatchLoss(objective, theta, geometry, objective.rows(rows.to(objective.device)))
         best, one_step, cost = _climb(field, rho, budget)
         values.append(best)
         one_steps.append(one_step)

@@ -204,7 +204,7 @@ def _truth(
         return None, "nothing: too large for a copy in float64"
     try:
         precise = objective.in_double()
-        part = Chunk(*(t.double() if t.is_floating_point() else t for t in chunk))
+        part = chunk.in_double()
         rough = _double_product("central_difference", precise, theta, part, vector)
     except Exception as error:  # whatever a model's operations say when they refuse float64
         return None, f"nothing: no gradient in float64 ({type(error).__name__})"

@@ -12,6 +12,7 @@ from torch.func import jvp
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective import Chunk, Objective, differentiate
 from flatkit.pearlmutter import Network, Tape, trace
+from flatkit.pearlmutter.trace import UntraceableError
 
 EngineName: TypeAlias = Literal[
     "layers",
@@ -79,6 +80,8 @@ class LayersEngine(Engine):
     def tape(self, chunk: Chunk) -> Tape:
         """Return the recorded layers."""
         own = self.objective
+        if not isinstance(chunk.inputs, Tensor):
+            raise UntraceableError("the model takes more than one tensor")
         return Tape(
             self.network, own.space, self.theta, chunk.inputs, lambda out: own.share(out, chunk)
         )

@@ -21,7 +21,8 @@ from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedLinear
-from flatkit.objective import Objective
+from flatkit.objective import Chunk, Objective
+from flatkit.passes import arguments
 from flatkit.spectrum import lanczos
 
 Values = dict[str, float]
@@ -131,7 +132,7 @@ class Engine:
             parameter.grad = None
         with torch.set_grad_enabled(with_gradient):
             for chunk in self.objective.chunks():
-                outputs = self._model(chunk.inputs)
+                outputs = self._run(chunk)
                 part, right = self.objective.part(outputs, chunk)
                 if with_gradient:
                     part.backward()
@@ -166,6 +167,10 @@ class Engine:
                 for part, step in zip(parts[1:], steps, strict=True):
                     place.add_(part, alpha=step)
 
+    def _run(self, chunk: Chunk) -> Any:
+        args, kwargs = arguments(chunk.inputs)
+        return self._model(*args, **kwargs)
+
     def _gradient_norm(self) -> float:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
@@ -193,7 +198,7 @@ class Engine:
             module.momentum = None  # type: ignore[assignment]  # a cumulative average
             module.train()
         for chunk in self._samples.chunks():
-            self._model(chunk.inputs)
+            self._run(chunk)
         self.objective.tally.losses += 1
         for module in self._norms:
             module.eval()

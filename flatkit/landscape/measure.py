@@ -16,6 +16,7 @@ from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.objective import Objective
 from flatkit.surfaces import Journal, Refinement, Surface
 from flatkit.surfaces.journal import Point
+from flatkit.trees import leaves
 from flatkit.version import __version__
 
 Progress = Callable[[int, int], object]
@@ -182,7 +183,7 @@ def _digest(frame: Frame, objectives: Mapping[str, Objective]) -> str:
     for objective in objectives.values():
         tensors += objective.model.buffers()
         for chunk in objective.chunks():
-            tensors += [chunk.inputs, chunk.targets]
+            tensors += [*leaves(chunk.inputs), *leaves(chunk.targets)]
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from flatkit.losses import CrossEntropy
 from flatkit.objective import Objective
+from flatkit.passes import arguments
 
 MEMORY = 2**20
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
@@ -71,9 +72,9 @@ class StackedLinear:
         correct: Tensor | None = torch.zeros(size, dtype=torch.float64)
         for number, chunk in enumerate(self._objective.chunks()):
             with _Stack(t, self._first[number]):
-                outputs = functional_call(self._model, stacked, (chunk.inputs,))  # [K, B, C]
-            values = self._losses(outputs, chunk.targets)  # [K, B]
-            loss += (values.sum(1) / self._objective.num_samples).double().cpu()
+                outputs = functional_call(self._model, stacked, *arguments(chunk.inputs))
+            values = self._losses(outputs, chunk.targets)  # [K, B] of outputs [K, B, C]
+            loss += (values.sum(1) / self._objective.total_weight).double().cpu()
             if outputs.ndim != 3 or chunk.targets.ndim != 1 or chunk.targets.is_floating_point():
                 correct = None
             elif correct is not None:
@@ -117,10 +118,12 @@ class StackedLinear:
         vectors = [self._theta, *self._directions]
         widest, taken = 1, 0
         for chunk in self._objective.chunks():
+            if not (isinstance(chunk.inputs, Tensor) and isinstance(chunk.targets, Tensor)):
+                raise _NotLinear
             recorder = _Recorder([self._objective.space.unflatten(v) for v in vectors])
             parameters = recorder.tables[0]
             with recorder:
-                outputs = functional_call(self._model, parameters, (chunk.inputs,))
+                outputs = functional_call(self._model, parameters, *arguments(chunk.inputs))
             if self._objective.loss_function(outputs, chunk.targets).ndim != 1:
                 raise _NotLinear
             widest = max(widest, recorder.widest)

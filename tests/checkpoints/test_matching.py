@@ -110,6 +110,21 @@ def test_another_name_of_the_head_is_suggested_and_the_suggestion_works():
     assert_equal(model, trained())
 
 
+def test_of_several_tensors_of_one_shape_none_is_guessed():
+    class Attention(nn.Module):
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, nn.Linear(2, 2))
+
+    state = Attention("query", "key", "value").state_dict()
+    message = mismatch(Attention("q", "k", "v"), state)
+    assert "is it" not in message and "--rename" not in message
+    inside = {f"block.{name}": tensor for name, tensor in state.items()}
+    inside["block.query.bias"] = inside.pop("block.query.bias")
+    assert "--rename" not in mismatch(Attention("q", "k", "v"), inside)
+
+
 def test_what_is_beside_the_model_is_named_and_can_be_ignored():
     state = dict(trained().state_dict())
     state |= {"criterion.weight": torch.ones(3), "criterion.bias": torch.ones(1)}

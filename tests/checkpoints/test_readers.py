@@ -136,6 +136,20 @@ def test_safetensors_are_read(tmp_path):
     assert assert_holds(tmp_path / "weights", state).format == "safetensors"
 
 
+def test_safetensors_are_recognised_whatever_byte_their_length_begins_with(tmp_path):
+    """It may be that of a pickle, of a zip archive or of JSON."""
+    for padding in range(0, 2048, 8):
+        save_file({"w": torch.ones(1)}, tmp_path / "x", metadata={"": "x" * padding})
+        assert load(tmp_path / "x").state_dict["w"].tolist() == [1]
+    data = (tmp_path / "x").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    for first in range(256):  # the library pads to multiples of eight; the format need not
+        more = (first - length) % 256
+        text = data[8 : 8 + length] + b" " * more
+        (tmp_path / "x").write_bytes((length + more).to_bytes(8, "little") + text + data[-4:])
+        assert load(tmp_path / "x").state_dict["w"].tolist() == [1]
+
+
 def shards(folder, state, *, suffix="safetensors") -> None:
     names = list(state)
     parts = {f"model-{i}-of-2.{suffix}": names[i::2] for i in range(2)}

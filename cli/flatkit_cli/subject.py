@@ -1,0 +1,95 @@
+"""Options that say what a checkpoint belongs to: a task file, or model, data and loss by name."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flatkit.data import DATASETS
+from flatkit.errors import InvalidArgumentError
+from flatkit.models import MODELS
+from flatkit_cli.assignments import parse_assignments
+
+if TYPE_CHECKING:
+    from flatkit.task import Task
+
+_LOSSES = ("cross_entropy", "token_cross_entropy", "mse")
+
+_OPTIONS = (
+    click.option(
+        "--task",
+        metavar="FILE.py:FUNCTION",
+        help="Your function that returns flatkit.Task(model, loss, data); its code is run.",
+    ),
+    click.option(
+        "--model", type=click.Choice(MODELS.names), help="Model, where the file names none."
+    ),
+    click.option(
+        "--model-arg", multiple=True, metavar="NAME=VALUE", help="Its argument; repeatable."
+    ),
+    click.option("--data", type=click.Choice(DATASETS.names), help="Data set of that model."),
+    click.option(
+        "--data-arg", multiple=True, metavar="NAME=VALUE", help="Its argument; repeatable."
+    ),
+    click.option("--data-root", metavar="DIR", help="Folder of the data."),
+    click.option("--loss", type=click.Choice(_LOSSES), help="[default: cross_entropy]"),
+    click.option("--entry", metavar="NAME", help="Part of the file with the weights, e.g. ema."),
+    click.option(
+        "--rename",
+        multiple=True,
+        metavar="OLD=NEW",
+        help="Names in the file that begin with OLD begin with NEW in the model; repeatable.",
+    ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        metavar="PATTERN",
+        help="Names that may be in only one of file and model; repeatable.",
+    ),
+)
+_NAMES = ("model", "data", "data_root", "loss", "task", "ignore")
+
+
+def subject_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_subject(options: dict[str, Any]) -> Callable[[Path], "Task"]:
+    """Take these options out of all of a command, check them, and return what makes the tasks.
+
+    Raises:
+        InvalidArgumentError: they exclude each other, or are malformed.
+
+    >>> options = {name: None for name in (*_NAMES, "entry")}
+    >>> options |= {"model_arg": (), "data_arg": (), "rename": (), "seed": 3}
+    >>> make = take_subject(options)
+    >>> options
+    {'seed': 3}
+    """
+    entry = options.pop("entry")
+    given: dict[str, Any] = {name: options.pop(name) for name in _NAMES}
+    given["ignore"] = given["ignore"] or ()
+    for part in ("model", "data"):
+        texts = options.pop(f"{part}_arg")
+        given[f"{part}_args"] = parse_assignments(texts, f"--{part}-arg")
+    given["rename"] = _renames(options.pop("rename"))
+
+    from flatkit.assembly import Parts, assemble
+    from flatkit.checkpoints import load
+
+    parts = Parts(**given)
+    return lambda path: assemble(load(path, entry=entry), parts)
+
+
+def _renames(texts: tuple[str, ...]) -> Mapping[str, str]:
+    renames = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not equals or not old:
+            raise InvalidArgumentError(f"--rename must be OLD=NEW, got {text!r}")
+        renames[old] = new
+    return renames

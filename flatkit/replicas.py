@@ -1,0 +1,70 @@
+"""Private copies of models, so that the user's own is never touched, and what they take."""
+
+import copy
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from flatkit.errors import InvalidArgumentError
+
+BatchNormMode: TypeAlias = Literal["eval", "train"]
+
+
+def private_copy(
+    model: nn.Module,
+    batchnorm: BatchNormMode,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """Return a copy of a model in the mode in which it is measured, without gradients.
+
+    Args:
+        model: left as it is; of a compiled one, what it wraps.
+        batchnorm: `train` lets BatchNorm use the statistics of each batch, and remember none.
+        dtype: by default that of the parameters, float32 for 16-bit ones.
+        device: by default where they are.
+
+    >>> private_copy(nn.Dropout(), "eval", None, None).training
+    False
+    """
+    model = getattr(model, "_orig_mod", model)  # a compiled model wraps the plain one
+    private = copy.deepcopy(model)
+    private.to(device=device, dtype=_dtype_of(private) if dtype is None else dtype)
+    private.zero_grad(set_to_none=True)
+    private.eval()
+    if batchnorm == "train":
+        for module in private.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+                module.track_running_stats = False  # batch statistics, nothing remembered
+    return private
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return torch.float64 if dtypes == {torch.float64} else torch.float32
+
+
+def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those inputs by name that a model takes.
+
+    Raises:
+        InvalidArgumentError: it takes none of them.
+
+    >>> accepted_inputs(nn.Linear(1, 1), {"input": 1, "label": 2})
+    {'input': 1}
+    """
+    taken = signature(model.forward).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values()):
+        return dict(inputs)
+    found = {name: part for name, part in inputs.items() if name in taken}
+    if not found:
+        raise InvalidArgumentError(
+            f"the batch has {', '.join(inputs)}, but the model takes {', '.join(taken)}; name the "
+            "entries of the batch after the arguments of the model"
+        )
+    return found
