@@ -33,10 +33,10 @@ type: $(READY) ## pyright
 	$(BIN)/pyright
 
 test: $(READY) ## the everyday tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 test-all: $(READY) ## also the slow experiments
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	$(BIN)/python -m pytest -q -n auto -m 'not gpu'
 
 bench: $(READY) ## measure speed against peers, in pairs
 	$(BIN)/python -m benchmarks.main_job
