@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-@final
 class SAM(PerturbedOptimizer):
     """SAM over any optimizer: seeks a small maximum of L in the ball ‖δ‖ ≤ ρ.
 
@@ -62,7 +61,7 @@ class SAM(PerturbedOptimizer):
 
 
 @final
-class ASAM(PerturbedOptimizer):
+class ASAM(SAM):
     """Adaptive SAM over any optimizer: SAM in the ball ‖T⁻¹δ‖ ≤ ρ with T = |θ| + η.
 
     With g = ∇L(θ), the base steps from θ with the gradient ∇L(θ + ρ·T²g/(‖Tg‖+ξ)); scaling one
@@ -97,18 +96,7 @@ class ASAM(PerturbedOptimizer):
     ) -> None:
         if not settings.setdefault("adaptive", True):
             raise InvalidArgumentError("adaptive must be True for ASAM, got False; use SAM")
-        super().__init__(base, options={"rho": rho}, **settings)
-
-    @property
-    def passes(self) -> int:
-        """Gradients a perturbed step: 2."""
-        return 2
-
-    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
-        return sam_gradient(walk, rho=self._option("rho", walk))
-
-    def _check_option(self, name: str, value: float) -> None:
-        check_non_negative(name, value)
+        super().__init__(base, rho=rho, **settings)
 
 
 @final
