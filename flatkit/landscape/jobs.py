@@ -12,6 +12,7 @@ import torch
 from flatkit.checkpoints import Checkpoint
 from flatkit.devices import resolve_device
 from flatkit.errors import CheckpointError, InvalidArgumentError, ResultError
+from flatkit.files import sole_writer
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.frames import Frame, eigen_frame, given_frame, random_frame
 from flatkit.landscape.measure import Preview, Progress, Survey
@@ -79,22 +80,48 @@ def measure_into(
 
     Raises:
         ResultError: the file, or the journal beside it, is of another job.
+        OutputError: another process measures into this file, or it cannot be written.
     """
     path = Path(path)
     journal = path.with_name(path.name + ".journal")
-    if overwrite:
-        for old in (path, journal):
-            old.unlink(missing_ok=True)
-    if path.exists():
-        found = load_surface(path)
-        if found.header.get("complete", True):
-            if found.header.get("fingerprint") != job.fingerprint:
-                raise ResultError(
-                    f"{path} holds a surface that was measured otherwise; pass --overwrite to "
-                    "replace it, or choose another --out"
-                )
-            journal.unlink(missing_ok=True)
+    if not overwrite and not journal.exists():
+        found = _finished(path, job)
+        if found is not None:
             return found
+    with sole_writer(path):
+        if overwrite:
+            for old in (path, journal):
+                old.unlink(missing_ok=True)
+        surface = _finished(path, job)  # the other process may have ended just now
+        if surface is None:
+            surface = _measured(path, journal, job, progress, preview)
+        journal.unlink(missing_ok=True)
+    return surface
+
+
+def _finished(path: Path, job: Survey) -> Surface | None:
+    """Return the whole surface of a job that is there already, or None."""
+    if not path.exists():
+        return None
+    found = load_surface(path)
+    if not found.header.get("complete", True):
+        return None
+    if found.header.get("fingerprint") != job.fingerprint:
+        raise ResultError(
+            f"{path} holds a surface that was measured otherwise; pass --overwrite to "
+            "replace it, or choose another --out"
+        )
+    return found
+
+
+def _measured(
+    path: Path,
+    journal: Path,
+    job: Survey,
+    progress: Progress | None,
+    preview: Preview | None,
+) -> Surface:
+    """Measure a surface, save it and its previews."""
 
     def show(surface: Surface) -> None:
         surface.save(path)
@@ -103,7 +130,6 @@ def measure_into(
 
     surface = job.measure(journal=journal, progress=progress, preview=show)
     surface.save(path)
-    journal.unlink(missing_ok=True)
     return surface
 
 
