@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and have one writer: write beside the target, then rename."""
+"""Files that are whole or absent (written beside the target, then renamed), and of one writer."""
 
 import os
 import tempfile

@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from torch import nn
 
 from flatkit import checkpoints
 from flatkit.surfaces import load_surface
@@ -237,3 +238,34 @@ def test_from_python_the_same_surfaces_come_without_files(runs):
     assert found[0].at_centre("loss") != found[1].at_centre("loss")
     norms = [surface.header["directions"]["norms"] for surface in found]
     assert norms[0] != norms[1]  # each is scaled like its own weights
+
+
+def test_tasks_of_ones_own_make_surfaces_also_of_what_they_have_frozen():
+    from flatkit import Task
+    from flatkit.errors import CheckpointError, InvalidArgumentError
+    from flatkit.landscape import survey
+
+    def task(seed: int, backbone: int = 0, **more) -> Task:
+        torch.manual_seed(backbone)
+        first = nn.Linear(3, 4).requires_grad_(False)
+        torch.manual_seed(seed)
+        x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+        pairs = [(row, n % 2) for n, row in enumerate(x)]
+        return Task(
+            nn.Sequential(first, nn.Linear(4, 2)), "cross_entropy", pairs, pairs[:5], **more
+        )
+
+    given = {"points": 3, "samples": 8, "splits": ("train", "test"), "quantities": ("loss",)}
+    one, two = survey([task(1, name="mine"), lambda: task(2)], **given)
+    assert (one.name, two.name) == ("mine", "model")
+    assert one.header["objective"]["test"]["samples"] == 5  # of those, all
+    (line,) = survey([task(1), task(2)], directions="checkpoints", x_range=(0, 1), points=3)
+    for t, seed in ((0, 1), (2, 2)):
+        model, pairs = task(seed).model, task(seed).data
+        x, y = torch.stack([row for row, _ in pairs]), torch.tensor([label for _, label in pairs])
+        loss = float(nn.functional.cross_entropy(model(x), y).detach())
+        assert line.quantities["loss"][t] == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(CheckpointError, match=r"0\.weight, which the model has frozen"):
+        survey([task(1), task(2, backbone=3)], directions="checkpoints")
+    with pytest.raises(InvalidArgumentError, match=r"flatkit\.load"):
+        survey(["runs/ckpt.pt"])  # type: ignore[list-item]
