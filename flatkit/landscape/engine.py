@@ -96,7 +96,7 @@ class Engine:
         plain = not {"gradient_norm", "top_eigenvalue"} & set(quantities)
         small = batched and plain and not self._moving
         if small and objective.batchnorm == "eval":
-            self._stacked = StackedLinear.of(objective, self._theta, self._directions)
+            self._stacked = StackedLinear.of(objective, self._theta, self._directions, self._model)
             if self._stacked is not None and not self._agrees(self._stacked):
                 self._stacked = None
 
@@ -114,7 +114,7 @@ class Engine:
         with sdpa_kernel(SDPBackend.MATH):
             if self._stacked is None:
                 return [self._single(point) for point in steps]
-            found = self._stacked.values(steps)
+            found = self._stacked.values(steps, with_accuracy="accuracy" in self.quantities)
             return [
                 {name: values[name] for name in self.quantities if name in values}
                 if any(point)
@@ -214,7 +214,7 @@ class Engine:
         steps = [[0.013 * (i + 1)] * len(self._directions) for i in range(2)]
         before = self.objective.tally.losses
         try:
-            found = stacked.values(steps)
+            found = stacked.values(steps, fill=False)
             plain = [self._single(point) for point in steps]
         except (RuntimeError, ValueError, TypeError, IndexError):
             return False
