@@ -336,7 +336,7 @@ class _Stack(TorchFunctionMode):
         names = self._owner.names
         matrix = self._stacked[names[id(weight)]]  # [K, out, in]
         columns = inputs.transpose(1, 2)  # [K, in, B]
-        out = self._owner.buffer(self._calls, *matrix.shape[:2], columns.shape[2])
+        out = self._owner.buffer(self._calls, len(matrix), matrix.shape[1], columns.shape[2])
         if bias is None:
             return torch.bmm(matrix, columns, out=out).transpose(1, 2)
         offset = self._stacked[names[id(bias)]].unsqueeze(2)

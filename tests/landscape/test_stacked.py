@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ NETWORKS = {
 }
 
 
-def problem(build, n: int = 40, dtype=torch.float64, loss="cross_entropy", **settings):
+def problem(build, n: int = 40, dtype=torch.float64, loss: Any = "cross_entropy", **settings):
     torch.manual_seed(0)
     model = build().to(dtype)
     x, y = torch.randn(n, 6, dtype=dtype), torch.randint(0, 4, (n,))
