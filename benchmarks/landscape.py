@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.refinement import refined_lines
 from benchmarks.resnet20 import resnet20
 from benchmarks.timing import medians, save_section
-from flatkit import Objective, load
-from flatkit.landscape import (
-    Stop,
-    Survey,
-    loss_plane,
-    plane_through,
-    random_direction,
-    random_frame,
-)
+from flatkit import Objective
+from flatkit.landscape import Survey, loss_plane, random_direction, random_frame
 from flatkit.landscape.engine import Engine
 from flatkit.landscape.surface import symmetric_grid
-from flatkit.surfaces import Surface, axis_steps, load_surface
+from flatkit.surfaces import axis_steps, load_surface
 from flatkit.training import TrainingConfig, train
 
 POINTS = 21
@@ -363,70 +357,6 @@ def memory_lines() -> list[str]:
         )
         lines.append(f"| {points}x{points} | {int(done.stdout) / 1024:.0f} |")
     return lines
-
-
-def refined_lines() -> list[str]:
-    """Count the points that refinement takes, and how wrong it is, on trained networks."""
-    lines = [
-        "Digits, 300 samples, trained for 20 epochs: random filter-normalised planes of an MLP",
-        "64-64-64-10 and of a CNN with BatchNorm, and the plane through three MLPs; all of loss,",
-        "accuracy and gradient norm. The error is the largest over all points, against the plane",
-        "measured whole, as a share of the range (logarithmic over at most four decades; of",
-        "accuracies: of 1); to be within the tolerance. Points that were measured have the same",
-        "bits in both.",
-        "",
-        "| plane | grid | tolerance | points measured | largest error: loss | accuracy "
-        "| gradient norm |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, objective, frame in _refined_cases():
-        for points in (21, 51):
-            whole = _plane(objective, frame, points, None)
-            for tolerance in (0.01, 0.03):
-                found = _plane(objective, frame, points, tolerance)
-                errors = [_miss(found, whole, q) for q in whole.quantities]
-                lines.append(
-                    f"| {name} | {points}x{points} | {tolerance} | {found.measured.mean():.0%} | "
-                    + " | ".join(f"{error:.4f}" for error in errors)
-                    + " |"
-                )
-    return lines
-
-
-def _refined_cases() -> Iterator[tuple[str, Objective, Any]]:
-    """Yield the name, objective and frame of each plane."""
-    tasks = []
-    for name, seed in (("mlp", 0), ("cnn", 0), ("mlp", 1), ("mlp", 2)):
-        arguments = {"hidden": (64, 64)} if name == "mlp" else {"width": 4}
-        config = TrainingConfig(
-            data="digits", model=name, model_kwargs=arguments, epochs=20, seed=seed, device="cpu"
-        )
-        tasks.append(load(train(config, tempfile.mkdtemp() + "/run").checkpoint).task())
-    objectives = [Objective(task.model, task.loss, task.data, samples=300) for task in tasks]
-    for name, objective in zip(("mlp", "cnn"), objectives, strict=False):
-        yield name, objective, random_frame(objective.space, objective.theta)
-    mlps = [objectives[number] for number in (0, 2, 3)]
-    stops = [Stop(str(number), objective.theta) for number, objective in enumerate(mlps)]
-    yield "between", mlps[0], plane_through(*stops)
-
-
-def _miss(found: Surface, whole: Surface, quantity: str) -> float:
-    """Return the largest error as a share of the range."""
-    ours, right = found.quantities[quantity], whole.quantities[quantity]
-    assert np.array_equal(ours[found.measured], right[found.measured])
-    if quantity == "accuracy":
-        return float(np.abs(ours - right).max())
-    spread = np.log(min(right.max() / right.min(), 1e4))
-    return float(np.abs(ours / right - 1).max() / spread)
-
-
-def _plane(objective: Objective, frame: Any, points: int, tolerance: float | None) -> Surface:
-    reach = 1.0 if frame.kind == "random" else 1.2 * max(frame.markers[1]["at"])
-    steps = axis_steps(-1.0 if frame.kind == "random" else -0.2 * reach, reach, points)
-    axes, quantities = {"x": steps, "y": steps}, ("loss", "accuracy", "gradient_norm")
-    return Survey(
-        {"train": objective}, frame, axes, quantities=quantities, refine=tolerance
-    ).measure()
 
 
 SECTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {

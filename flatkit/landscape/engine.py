@@ -46,6 +46,13 @@ class Engine:
 
     Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
     bounded by `stacked.MEMORY`; it does not grow with the number of points.
+
+    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ²
+    >>> objective = Objective(torch.nn.Linear(1, 1, bias=False), "mse", data)
+    >>> quantities = ("loss", "gradient_norm")
+    >>> engine = Engine(objective, torch.ones(1), torch.ones(1, 1), quantities=quantities)
+    >>> engine.values([[0.0]]) + engine.values([[2.0]])
+    [{'loss': 1.0, 'gradient_norm': 2.0}, {'loss': 9.0, 'gradient_norm': 6.0}]
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from flatkit.losses import CrossEntropy
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
 
-MEMORY = 2**20
+MEMORY = 2**21
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
 
 Two points go through at once also beyond it where the first layer is most of the network.
@@ -91,10 +91,7 @@ class StackedLinear:
         size = self.batch if fill else count
         filled = [*steps, *[[0.0] * len(self._directions)] * (size - count)]
         t = torch.tensor(filled, dtype=self._theta.dtype, device=self._theta.device)  # [K, D]
-        stacked = {
-            name: torch.addmm(axes[0], t, axes[1:]).view(size, *shape)
-            for name, axes, shape in self._axes
-        }
+        stacked = self._weights(t)
         sums = torch.zeros(2, size, dtype=torch.float64)  # losses, and what is classified correctly
         for chunk, first in zip(self._chunks, self._first, strict=True):
             with _Stack(t, first, stacked, self):
@@ -113,7 +110,7 @@ class StackedLinear:
         ]
 
     def buffer(self, name: int | str, points: int, width: int, rows: int) -> Tensor:
-        """Return memory [K, width, B] for a call of `linear`, the same every time.
+        """Return memory [K, width, B] for a call of `linear` or a parameter, the same every time.
 
         Fresh memory of this size costs more than what is computed in it.
         """
@@ -121,6 +118,14 @@ class StackedLinear:
         if kept is None:
             kept = self._buffers[name, rows] = self._theta.new_empty(self.batch, width, rows)
         return kept[:points]
+
+    def _weights(self, t: Tensor) -> dict[str, Tensor]:
+        """Return the parameters at points with steps [K, D], by name."""
+        found = {}
+        for name, axes, shape in self._axes:
+            out = self.buffer(name, len(t), axes.shape[1], 1).squeeze(2)
+            found[name] = torch.addmm(axes[0], t, axes[1:], out=out).view(-1, *shape)
+        return found
 
     def _sums(self, outputs: Tensor, targets: Tensor, with_accuracy: bool) -> Tensor:
         """Return what samples add to the loss, and how many are correct, at every point [2, K]."""

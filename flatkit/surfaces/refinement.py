@@ -12,7 +12,8 @@ values are positive, over at most four decades. On one that goes from 0.1 to 10,
 decades deep would take most of the points, and no picture would show it.
 
 This is an estimate, no bound: a feature that lies between the points of the second level can be
-overlooked.
+overlooked. Held against planes measured whole, losses and gradient norms were within the tolerance,
+and accuracies, which go in steps, within three times it (`python -m benchmarks.landscape refined`).
 """
 
 import math

@@ -173,5 +173,5 @@ def test_a_value_does_not_depend_on_the_points_measured_with_it(dtype):
 
 
 def test_wide_networks_whose_passes_are_arithmetic_take_one_point_at_a_time():
-    _, _, objective, directions = problem(lambda: plain(6, 2048, 2048, 4), dtype=torch.float32)
+    _, _, objective, directions = problem(lambda: plain(6, 2048, 2048, 4), 300, torch.float32)
     assert Engine(objective, objective.theta, directions).batch == 1
