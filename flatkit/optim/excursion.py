@@ -276,7 +276,7 @@ class Excursion:
             self._rows.setdefault(id(parameter), []).append(gradient.indices())
             return torch.empty_like(parameter).copy_(gradient.to_dense())
         self._used.add(id(parameter))
-        if not (kept or gradient.requires_grad) and gradient.dtype == parameter.dtype:
+        if not (kept or gradient.requires_grad or gradient.dtype != parameter.dtype):
             return gradient
         return torch.empty_like(parameter).copy_(gradient)
 
