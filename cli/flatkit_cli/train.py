@@ -15,6 +15,8 @@ from flatkit.training.applicable import (
     GAM_MODES,
     GAM_ORACLES,
     OPTIMIZERS,
+    PRECISIONS,
+    RHO_SCHEDULES,
     SCHEDULES,
     WRAPPERS,
 )
@@ -92,11 +94,27 @@ _OPTIONS = (
         f"{GAM_ORACLES['sam']['rho_sam']}",
         type=float,
     ),
+    _setting(
+        "--rho-schedule",
+        "Of the radii over the epochs; proportional to the learning rate.",
+        "constant",
+        type=_names(RHO_SCHEDULES),
+    ),
+    _setting("--rho-final", "Share of the radii that --rho-schedule leaves.", "0.0", type=float),
     _setting("--eta", "Added to the weights' sizes, of asam.", "0.01", type=float),
     _setting("--every", "Look around in each so many steps only.", "1", type=int),
     _setting("--max-norm", "Clip the gradient that the base uses.", "none", type=float),
     _setting("--epochs", "Passes over the training data.", "60", type=int),
     _setting("--batch-size", "Samples a step.", "64", type=int),
+    _setting(
+        "--accumulate", "Parts of a batch, one after the other, to save memory.", "1", type=int
+    ),
+    _setting(
+        "--precision",
+        "Of the model's training passes, by autocast; float16 scales the loss.",
+        "float32",
+        type=_names(PRECISIONS),
+    ),
     _setting(
         "--lr", "Learning rate.", f"{_SGD['lr']} with sgd, {_ADAMW['lr']} with adamw", type=float
     ),

@@ -41,6 +41,8 @@ def test_every_option_reaches_the_settings(tmp_path):
         "--lr": 0.05, "--momentum": 0.8, "--weight-decay": 0.001, "--schedule": "step",
         "--milestones": "0.25,0.5", "--decay": 0.2, "--label-smoothing": 0.1, "--seed": 7,
         "--save-every": 1, "--model": "mlp", "--ema": 0.5, "--evaluate-every": 2,
+        "--rho-schedule": "cosine", "--rho-final": 0.1,
+        "--accumulate": 3, "--precision": "bfloat16",
     }  # fmt: skip
     arguments = [str(part) for item in options.items() for part in item]
     result = run(
