@@ -7,6 +7,7 @@ from click.testing import CliRunner, Result
 
 from flatkit import checkpoints
 from flatkit.errors import FlatkitError, InvalidArgumentError, TrainingDivergedError
+from flatkit.training import read_history
 from flatkit_cli.train import train
 from tests.data.local_folders import cifar_binary
 
@@ -31,6 +32,14 @@ def test_a_long_run_writes_about_ten_lines_into_a_log(tmp_path):
     result = run("--epochs", 45, "--out", tmp_path)
     assert 10 <= len(result.stderr.splitlines()) <= 13
     assert "epoch 45/45" in result.stderr
+
+
+def test_steps_that_overflow_float16_are_told(tmp_path):
+    data = ["--data-arg", "spread=50", "--model-arg", "activation=relu", "--lr", 1e-4]
+    result = run(*data, "--precision", "float16", "--epochs", 1, "--out", tmp_path)
+    (row,) = read_history(tmp_path / "history.json")
+    assert row.skipped
+    assert f"{row.skipped} steps skipped so far (float16 overflow)" in result.stderr
 
 
 def test_every_option_reaches_the_settings(tmp_path):

@@ -133,6 +133,8 @@ def test_settings_survive_json():
         ({"deterministic": "yes"}, "deterministic must be true or false"),
         ({"evaluate_every": 0}, "evaluate_every must be"),
         ({"schedule": "linear"}, "schedule must be one of"),
+        ({"schedule": ["step"]}, r"schedule must be one of .*, got \['step'\]"),
+        ({"optimizer": "sam", "rho_schedule": ["cosine"]}, "rho_schedule must be one of"),
         ({"device": "tpu"}, "device must be one of"),
         ({"optimizer": "sam", "rho": -0.1}, "rho must be a finite number >= 0"),
         ({"optimizer": "sam", "rho": float("nan")}, "rho must be a finite number >= 0"),
