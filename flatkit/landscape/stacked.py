@@ -40,10 +40,8 @@ class StackedLinear:
         self.names = {id(p): name for name, p in model.named_parameters()}
         widest, first = self._watch()
         space, size = objective.space, theta.element_size()
-        self._later = [n not in first for n in space.names]
-        self._axes = self._parts([theta, *directions])
         self._buffers: dict[tuple[int | str, int], Tensor] = {}
-        later = sum(n for n, is_later in zip(space.sizes, self._later, strict=True) if is_later)
+        later = sum(n for key, n in zip(space.names, space.sizes, strict=True) if key not in first)
         self.first_share = 1 - later / space.size
         samples = min(objective.chunk_size, objective.num_samples)
         fitting = MEMORY // (widest * size)  # samples times points
@@ -51,6 +49,7 @@ class StackedLinear:
         batch = max(least, fitting // min(samples, _ROWS))
         self.batch = min(_MOST, batch, 64 * MEMORY // max(later * size, 1))
         self._rows = min(samples, max(_ROWS, fitting // max(self.batch, 1)))
+        self._once = first
 
     @classmethod
     def of(
@@ -69,6 +68,7 @@ class StackedLinear:
                 stacked = cls(objective, theta, directions, model)
                 if stacked.batch < 2 or (stacked.batch < _ENOUGH and stacked.first_share < 0.5):
                     return None  # a pass is arithmetic already: nothing to gain
+                stacked._split()
                 stacked._record()
         except (_NotLinear, RuntimeError, ValueError, TypeError, AttributeError):
             return None
@@ -110,7 +110,7 @@ class StackedLinear:
         ]
 
     def buffer(self, name: int | str, points: int, width: int, rows: int) -> Tensor:
-        """Return memory [K, width, B] for a call of `linear` or a parameter, the same every time.
+        """Return memory [K, width, B] for a call of `linear`, the same every time.
 
         Fresh memory of this size costs more than what is computed in it.
         """
@@ -120,12 +120,13 @@ class StackedLinear:
         return kept[:points]
 
     def _weights(self, t: Tensor) -> dict[str, Tensor]:
-        """Return the parameters at points with steps [K, D], by name."""
-        found = {}
-        for name, axes, shape in self._axes:
-            out = self.buffer(name, len(t), axes.shape[1], 1).squeeze(2)
-            found[name] = torch.addmm(axes[0], t, axes[1:], out=out).view(-1, *shape)
-        return found
+        """Return the parameters of all but first layers at points with steps [K, D], by name."""
+        if not self._later.numel():
+            return {}
+        torch.addmm(self._later[0], t, self._later[1:], out=self._place[: len(t)])
+        if len(t) == self.batch:
+            return self._stacked
+        return {name: matrices[: len(t)] for name, matrices in self._stacked.items()}
 
     def _sums(self, outputs: Tensor, targets: Tensor, with_accuracy: bool) -> Tensor:
         """Return what samples add to the loss, and how many are correct, at every point [2, K]."""
@@ -142,12 +143,18 @@ class StackedLinear:
             hits = (outputs.argmax(2) == targets).sum(1).to(hits)
         return torch.stack([values.sum(1) / total, hits])
 
-    def _parts(self, vectors: Sequence[Tensor]) -> list[tuple[str, Tensor, tuple[int, ...]]]:
-        """Return name, values [1 + D, size] and shape of the parameters of all but first layers."""
+    def _split(self) -> None:
+        """Lay out the parameters of all but first layers, as views [K, ...] of one memory."""
         space = self._objective.space
-        parts = torch.stack(list(vectors)).split(space.sizes, dim=1)
-        every = zip(space.names, parts, space.shapes, self._later, strict=True)
-        return [(name, part.contiguous(), shape) for name, part, shape, later in every if later]
+        parts = torch.stack([self._theta, *self._directions]).split(space.sizes, dim=1)
+        rest = [n for n, name in enumerate(space.names) if name not in self._once]
+        self._later = torch.cat([parts[n] for n in rest] or [self._theta[:0]], dim=-1)
+        self._place = self._theta.new_empty(self.batch, self._later.shape[-1])
+        places = self._place.split([space.sizes[n] for n in rest], dim=1) if rest else ()
+        self._stacked = {
+            space.names[n]: place.view(-1, *space.shapes[n])
+            for n, place in zip(rest, places, strict=True)
+        }
 
     def _watch(self) -> tuple[int, set[str]]:
         """Return the largest width that moves, and which parameters are only in first layers.
