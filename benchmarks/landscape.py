@@ -195,7 +195,7 @@ def small_lines() -> list[str]:
         "all layers but the first, stacked, and nothing else. Operators: they and all that is done",
         "to elements (the first layer, an affine function of the steps, included), in memory that",
         "is there already. Bare loop over operators is the speed-up that no engine made of these",
-        "operators can exceed.",
+        "operators can exceed: below 3, the bar is beyond the arithmetic.",
         "",
         "| network, samples | points in a pass | bare loop | products | operators | plane "
         "| speed-up, bar >= 3 | bare loop over operators |",
