@@ -186,7 +186,7 @@ def as_task(
 def _weights_alone(checkpoint: Checkpoint) -> Checkpoint:
     """Refuse parts that are of no use without a model."""
     raise InvalidArgumentError(
-        f"to analyze {checkpoint.path} with other data, another loss or other names, name the "
+        f"to look at {checkpoint.path} with other data, another loss or other names, name the "
         "model too: --model or --task"
     )
 

@@ -73,7 +73,7 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> str:
     >>> check_choice("method", "lanczos", ["power", "lanczos"])
     'lanczos'
     """
-    if value in allowed:
+    if value in tuple(allowed):  # a list, say from a file, is no key of a dictionary
         return value
     nearest = get_close_matches(str(value), allowed, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,8 +1,9 @@
-"""Files that are either whole or absent: write beside the target, then rename."""
+"""Files that are whole or absent (written beside the target, then renamed), and of one writer."""
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,6 +75,53 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def sole_writer(path: str | Path) -> Iterator[None]:
+    """Be the only process that writes a file while the context lasts.
+
+    A lock of the operating system on `NAME.lock` beside the file, so that a process that dies by
+    any means frees it; removed at the end. It holds among those that ask for it, and not between
+    machines whose network file system keeps no locks.
+
+    Args:
+        path: of the file; missing folders are made.
+
+    Raises:
+        OutputError: another process writes it (named, where the system tells), or the lock cannot
+            be made.
+
+    >>> path = Path(tempfile.mkdtemp()) / "a.npz"
+    >>> with sole_writer(path), sole_writer(path):
+    ...     pass
+    Traceback (most recent call last):
+    flatkit.errors.OutputError: .../a.npz is being written by another process...
+    >>> with sole_writer(path):
+    ...     pass
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    name = make_folder(path.parent) / f"{path.name}.lock"
+    lock = FileLock(name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"{path} is being written by another process{_holder(name)}; wait until it has "
+            "finished, stop it, or choose another file or folder"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot lock {name}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        # Who has opened the file meanwhile finds it unlinked, and makes a new one. Windows lets
+        # nobody remove an open file: there it stays, empty.
+        with suppress(OSError):
+            name.unlink()
+        lock.release()
+
+
 def check_writable(path: str | Path) -> Path:
     """Return `path` if a file can be written there, so that long work does not end in an error.
 
@@ -95,6 +143,21 @@ def check_writable(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: no permission to write in {folder}")
     return path
+
+
+def _holder(lock: Path) -> str:
+    """Return which process has locked a file, as far as Linux tells; else nothing."""
+    try:
+        status = lock.stat()
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            # number, FLOCK, ADVISORY, WRITE, process, device:inode, start, end
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5] == f"{device}:{status.st_ino}":
+                return f" (process {fields[4]})"
+    except (OSError, AttributeError, IndexError):
+        pass
+    return ""
 
 
 def _umask() -> int:

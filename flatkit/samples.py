@@ -125,6 +125,20 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         return _from_iterable(source, loader, samples)
 
 
+def num_available(data: Any) -> int | None:
+    """Return how many samples data hold; None where only reading them would tell.
+
+    >>> num_available((torch.ones(5, 2), torch.ones(5))), num_available(DataLoader(range(3)))
+    (5, 3)
+    """
+    if isinstance(data, DataLoader):
+        known = num_available(data.dataset)
+        return None if known is None else len(_sampled(data, known))
+    if _is_batch(data):
+        return len(next(leaves(data)))
+    return len(data) if isinstance(data, Samples) or _has_length(data) else None
+
+
 def check_data(name: str, data: Any) -> None:
     """Refuse what is no kind of data, without reading any.
 

@@ -20,6 +20,7 @@ from flatkit_cli.pictures import (
     picture_options,
     show_numbers,
 )
+from flatkit_cli.subject import subject_options, take_subjects
 
 if TYPE_CHECKING:
     from flatkit.landscape import Survey
@@ -35,6 +36,9 @@ _SECONDS = 20.0
     help="""Measure and draw the loss, accuracy and gradient norm around CHECKPOINT..., between
 them, or along the trajectory that they are.
 
+Model and data are rebuilt from what a checkpoint of flatkit names; those of other programs name
+none, so that --task, or --model and --data, must.
+
 Every surface is one .npz file in OUT, beside its pictures. A run that was killed goes on where it
 was when the same command is given again. `flatkit plot` draws the files again, without the model.
 
@@ -44,6 +48,7 @@ flatkit landscape runs/sgd/ckpt.pt runs/gam/ckpt.pt --line --out lines
 flatkit landscape runs/gam/ckpt.pt --directions eigenvectors --out sharpest
 flatkit landscape runs/gam/epoch-*.pt --directions pca --out trajectory
 flatkit landscape a/ckpt.pt b/ckpt.pt c/ckpt.pt --directions checkpoints --out between
+flatkit landscape a.pth b.pth --task my_task.py:build --directions checkpoints --out own
 
 \b
 Directions:
@@ -55,6 +60,7 @@ Directions:
 """,
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@subject_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the files.")
 @click.option(
     "--directions", default="random", show_default=True, metavar="KIND", help="See above."
@@ -121,6 +127,7 @@ def landscape(
     **options: Any,
 ) -> None:
     """Measure, keep and draw; the help text is that of the command."""
+    make_subject = take_subjects(options)
     settings = _settings(directions, line, options)
     kinds = names_in(exports)
     check_pictures(formats, level, interactive=interactive)
@@ -130,7 +137,6 @@ def landscape(
         check_choice("export", kind, EXPORTS)
     check_writable(out / "surface.npz")
 
-    from flatkit.checkpoints import load
     from flatkit.landscape import measure_into, surveys
     from flatkit.surfaces import export
 
@@ -139,7 +145,7 @@ def landscape(
             draw_surfaces(surfaces, out, style=style, formats=formats, interactive=interactive)
 
     surfaces = []
-    for job in surveys([load(path) for path in checkpoints], settings):
+    for job in surveys([make_subject(path) for path in checkpoints], settings):
         path = out / f"{_stem(job)}.npz"
         with _progress(job.name) as progress:
             surface = measure_into(

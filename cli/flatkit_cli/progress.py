@@ -62,6 +62,7 @@ def _note(text: str) -> None:
 
 
 def _text(row: "EpochRow") -> str:
+    skipped = f"  {row.skipped} steps skipped so far (float16 overflow)" if row.skipped else ""
     if row.train_loss is None:
-        return f"{row.seconds:.1f} s, not evaluated"
-    return f"loss {row.train_loss:.4f}  test accuracy {row.test_accuracy:.4f}"
+        return f"{row.seconds:.1f} s, not evaluated{skipped}"
+    return f"loss {row.train_loss:.4f}  test accuracy {row.test_accuracy:.4f}{skipped}"

@@ -1,6 +1,7 @@
 """Options that say what a checkpoint belongs to: a task file, or model, data and loss by name."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from flatkit.models import MODELS
 from flatkit_cli.assignments import parse_assignments
 
 if TYPE_CHECKING:
+    from flatkit.checkpoints import Checkpoint
     from flatkit.task import Task
 
 _LOSSES = ("cross_entropy", "token_cross_entropy", "mse")
@@ -49,6 +51,8 @@ _OPTIONS = (
     ),
 )
 _NAMES = ("model", "data", "data_root", "loss", "task", "ignore")
+_KEYS = (*_NAMES, "model_arg", "data_arg", "rename")
+"""Of the options that complete a checkpoint."""
 
 
 def subject_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,6 +87,29 @@ def take_subject(options: dict[str, Any]) -> Callable[[Path], "Task"]:
 
     parts = Parts(**given)
     return lambda path: assemble(load(path, entry=entry), parts)
+
+
+def take_subjects(
+    options: dict[str, Any],
+) -> "Callable[[Path], Checkpoint | Callable[[], Task]]":
+    """Return what makes the subjects of a command that may need no more of some than the weights.
+
+    A checkpoint that needs no completion stays one: its data are built only where they are used.
+    Of others, the function that it returns makes the task.
+
+    Raises:
+        InvalidArgumentError: see `take_subject`.
+    """
+    entry = options["entry"]
+    completed = any(value for name, value in options.items() if name in _KEYS)
+    make_task = take_subject(options)
+
+    def make(path: Path) -> "Checkpoint | Callable[[], Task]":
+        from flatkit.checkpoints import load
+
+        return partial(make_task, path) if completed else load(path, entry=entry)
+
+    return make
 
 
 def _renames(texts: tuple[str, ...]) -> Mapping[str, str]:

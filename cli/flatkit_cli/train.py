@@ -15,6 +15,8 @@ from flatkit.training.applicable import (
     GAM_MODES,
     GAM_ORACLES,
     OPTIMIZERS,
+    PRECISIONS,
+    RHO_SCHEDULES,
     SCHEDULES,
     WRAPPERS,
 )
@@ -92,11 +94,39 @@ _OPTIONS = (
         f"{GAM_ORACLES['sam']['rho_sam']}",
         type=float,
     ),
+    _setting(
+        "--rho-schedule",
+        "The radii over the epochs: as they are, along half a cosine, or proportional to the "
+        "learning rate.",
+        "constant",
+        type=_names(RHO_SCHEDULES),
+    ),
+    _setting(
+        "--rho-final",
+        "Share of the radii that the cosine, or a rate of 0, leaves.",
+        "0.0",
+        type=float,
+    ),
     _setting("--eta", "Added to the weights' sizes, of asam.", "0.01", type=float),
-    _setting("--every", "Look around in each so many steps only.", "1", type=int),
+    _setting(
+        "--every", "Perturb in every N-th step only; the base steps in the others.", "1", type=int
+    ),
     _setting("--max-norm", "Clip the gradient that the base uses.", "none", type=float),
     _setting("--epochs", "Passes over the training data.", "60", type=int),
     _setting("--batch-size", "Samples a step.", "64", type=int),
+    _setting(
+        "--accumulate",
+        "Parts of a batch, each in memory by itself; their gradients add up to the batch's.",
+        "1",
+        type=int,
+    ),
+    _setting(
+        "--precision",
+        "Of the training passes, by autocast, with scaled losses in float16; weights and "
+        "evaluations stay float32.",
+        "float32",
+        type=_names(PRECISIONS),
+    ),
     _setting(
         "--lr", "Learning rate.", f"{_SGD['lr']} with sgd, {_ADAMW['lr']} with adamw", type=float
     ),
@@ -107,7 +137,7 @@ _OPTIONS = (
         f"{_SGD['weight_decay']} with sgd, {_ADAMW['weight_decay']} with adamw",
         type=float,
     ),
-    _setting("--schedule", "Of the learning rate.", "cosine", type=_names(SCHEDULES)),
+    _setting("--schedule", "Learning rate over the epochs.", "cosine", type=_names(SCHEDULES)),
     _setting(
         "--milestones",
         "Fractions of the epochs at which --schedule step lowers the rate.",
@@ -115,12 +145,12 @@ _OPTIONS = (
         metavar="F,F,...",
     ),
     _setting("--decay", "Factor of --schedule step.", "0.1", type=float),
-    _setting("--label-smoothing", "Of the cross-entropy.", "0.0", type=float),
+    _setting("--label-smoothing", "Label smoothing of the cross-entropy.", "0.0", type=float),
     _setting("--augment", "Random moves of images.", "none", type=_names(AUGMENTATIONS)),
     _setting(
         "--ema", "Decay of a moving average of the weights, kept in ema.pt.", "0: none", type=float
     ),
-    _setting("--seed", "Of weights, data order and augmentation.", "0", type=int),
+    _setting("--seed", "Seed of weights, data order and augmentation.", "0", type=int),
     _setting("--device", "auto takes cuda, then mps, then cpu.", "auto", type=_names(DEVICES)),
     click.option(
         "--deterministic/--no-deterministic",

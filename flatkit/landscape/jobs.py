@@ -1,7 +1,7 @@
-"""From checkpoints to surfaces: objectives, directions, ranges, and files that resume."""
+"""From checkpoints and tasks to surfaces: objectives, directions, ranges, and files that resume."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,17 @@ from typing import Any
 import numpy
 import torch
 
-from flatkit.checkpoints import Checkpoint
 from flatkit.devices import resolve_device
-from flatkit.errors import CheckpointError, InvalidArgumentError, ResultError
+from flatkit.errors import InvalidArgumentError, ResultError
+from flatkit.files import sole_writer
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.frames import Frame, eigen_frame, given_frame, random_frame
 from flatkit.landscape.measure import Preview, Progress, Survey
 from flatkit.landscape.settings import LandscapeSettings
-from flatkit.landscape.through import Stop, line_between, pca_frame, plane_through
+from flatkit.landscape.subjects import Place, Subject, distinct, folder_of, origin_of, task_of
+from flatkit.landscape.through import line_between, pca_frame, plane_through
 from flatkit.objective import Objective
+from flatkit.samples import num_available
 from flatkit.surfaces import Surface, axis_steps, load_surface
 from flatkit.task import Task
 
@@ -25,35 +27,56 @@ _MARGIN = 0.2
 """Of the extent of the checkpoints, added on every side."""
 
 
-def surveys(checkpoints: Sequence[Checkpoint], settings: LandscapeSettings) -> Iterator[Survey]:
-    """Yield what is to be measured: one surface through all checkpoints, or one at each.
+def surveys(subjects: Sequence[Subject], settings: LandscapeSettings) -> Iterator[Survey]:
+    """Yield what is to be measured: one surface through all subjects, or one at each.
 
-    Several checkpoints with random directions are looked at along the same random draws, each
-    scaled like its own weights.
+    Several subjects with random directions are looked at along the same random draws, each scaled
+    like its own weights.
+
+    Args:
+        subjects: checkpoints that name their model and data, tasks, or functions that make tasks.
+            Through several, the data and loss are those of the last of a trajectory, else of the
+            first.
+        settings: what to measure.
 
     Raises:
-        InvalidArgumentError: the settings do not fit the checkpoints.
-        CheckpointError: checkpoints of different architectures, or with weights that are not
-            finite.
+        InvalidArgumentError: the settings do not fit the subjects.
+        CheckpointError: subjects of different architectures, or with weights that are not finite.
+
+    >>> from torch import nn
+    >>> task = Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1)), name="line")
+    >>> settings = LandscapeSettings(dimensions=1, points=3)
+    >>> [(job.name, job.kind, job.dimensions) for job in surveys([task, task], settings)]
+    [('line', 'random', 1), ('line (2)', 'random', 1)]
     """
     if settings.directions in ("pca", "checkpoints"):
-        yield _through(checkpoints, settings)
+        yield _through(subjects, settings)
         return
-    names = _distinct([checkpoint.name for checkpoint in checkpoints])
-    for name, checkpoint in zip(names, checkpoints, strict=True):
-        yield _at(name, checkpoint, settings)
+    names: list[str] = []
+    for subject in subjects:
+        task = task_of(subject)
+        names.append(origin_of(task)["name"])
+        yield _at(distinct(names)[-1], task, settings)
 
 
 def survey(
-    checkpoints: Sequence[Checkpoint], *, progress: Progress | None = None, **settings: Any
+    subjects: Sequence[Subject], *, progress: Progress | None = None, **settings: Any
 ) -> list[Surface]:
-    """Return the surfaces of checkpoints; the keyword arguments are those of `LandscapeSettings`.
+    """Return the surfaces of subjects; the keyword arguments are those of `LandscapeSettings`.
 
     Raises:
-        InvalidArgumentError: the settings do not fit together or the checkpoints.
+        InvalidArgumentError: the settings do not fit together or the subjects.
         CheckpointError: see `surveys`.
+
+    >>> from torch import nn
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.ones_(model.weight)  # L(w) = w², and the direction is as long as w
+    >>> task = Task(model, "mse", (torch.ones(1, 1), torch.zeros(1, 1)))
+    >>> (line,) = survey([task], dimensions=1, points=3)
+    >>> sorted(line.quantities["loss"].tolist()), sorted(line.quantities["gradient_norm"].tolist())
+    ([0.0, 1.0, 4.0], [0.0, 2.0, 4.0])
     """
-    jobs = surveys(checkpoints, LandscapeSettings(**settings))
+    jobs = surveys(subjects, LandscapeSettings(**settings))
     return [job.measure(progress=progress) for job in jobs]
 
 
@@ -79,22 +102,61 @@ def measure_into(
 
     Raises:
         ResultError: the file, or the journal beside it, is of another job.
+        OutputError: another process measures into this file, or it cannot be written.
+
+    >>> import tempfile
+    >>> from torch import nn
+    >>> task = Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1)))
+    >>> (job,) = surveys([task], LandscapeSettings(dimensions=1, points=3))
+    >>> path = Path(tempfile.mkdtemp()) / "line.npz"
+    >>> surface = measure_into(path, job, progress=lambda done, total: print(done, "of", total))
+    1 of 3
+    2 of 3
+    3 of 3
+    >>> again = measure_into(path, job, progress=print)  # nothing is left to measure
+    >>> numpy.array_equal(again.quantities["loss"], surface.quantities["loss"])
+    True
     """
     path = Path(path)
     journal = path.with_name(path.name + ".journal")
-    if overwrite:
-        for old in (path, journal):
-            old.unlink(missing_ok=True)
-    if path.exists():
-        found = load_surface(path)
-        if found.header.get("complete", True):
-            if found.header.get("fingerprint") != job.fingerprint:
-                raise ResultError(
-                    f"{path} holds a surface that was measured otherwise; pass --overwrite to "
-                    "replace it, or choose another --out"
-                )
-            journal.unlink(missing_ok=True)
+    if not overwrite and not journal.exists():
+        found = _finished(path, job)
+        if found is not None:
             return found
+    with sole_writer(path):
+        if overwrite:
+            for old in (path, journal):
+                old.unlink(missing_ok=True)
+        surface = _finished(path, job)  # the other process may have ended just now
+        if surface is None:
+            surface = _measured(path, journal, job, progress, preview)
+        journal.unlink(missing_ok=True)
+    return surface
+
+
+def _finished(path: Path, job: Survey) -> Surface | None:
+    """Return the whole surface of a job that is there already, or None."""
+    if not path.exists():
+        return None
+    found = load_surface(path)
+    if not found.header.get("complete", True):
+        return None
+    if found.header.get("fingerprint") != job.fingerprint:
+        raise ResultError(
+            f"{path} holds a surface that was measured otherwise; pass --overwrite to "
+            "replace it, or choose another --out"
+        )
+    return found
+
+
+def _measured(
+    path: Path,
+    journal: Path,
+    job: Survey,
+    progress: Progress | None,
+    preview: Preview | None,
+) -> Surface:
+    """Measure a surface, save it and its previews."""
 
     def show(surface: Surface) -> None:
         surface.save(path)
@@ -103,13 +165,12 @@ def measure_into(
 
     surface = job.measure(journal=journal, progress=progress, preview=show)
     surface.save(path)
-    journal.unlink(missing_ok=True)
     return surface
 
 
-def _at(name: str, checkpoint: Checkpoint, settings: LandscapeSettings) -> Survey:
-    """Return the job of one checkpoint."""
-    objectives = _objectives(checkpoint.task(), settings)
+def _at(name: str, task: Task, settings: LandscapeSettings) -> Survey:
+    """Return the job of one task."""
+    objectives = _objectives(task, settings)
     objective = _any(objectives)
     space, theta = objective.space, objective.theta
     scaling = {"normalization": settings.normalization, "one_dimensional": settings.one_dimensional}
@@ -124,43 +185,51 @@ def _at(name: str, checkpoint: Checkpoint, settings: LandscapeSettings) -> Surve
         frame = eigen_frame(hessian, theta, dimensions=settings.dimensions, seed=settings.seed)
     else:
         frame = given_frame(space, theta, _read_vectors(settings), **chosen)
-    return _job(name, [checkpoint], objectives, frame, settings)
+    return _job(name, [origin_of(task)], objectives, frame, settings)
 
 
-def _through(checkpoints: Sequence[Checkpoint], settings: LandscapeSettings) -> Survey:
-    """Return the job of a trajectory, or of the line or plane through checkpoints."""
+def _through(subjects: Sequence[Subject], settings: LandscapeSettings) -> Survey:
+    """Return the job of a trajectory, or of the line or plane through subjects."""
     trajectory = settings.directions == "pca"
-    if not trajectory and len(checkpoints) not in (2, 3):
-        raise InvalidArgumentError(
-            "directions 'checkpoints' go through two (a line) or three (a plane) of them, got "
-            f"{len(checkpoints)}; use pca for a trajectory"
-        )
-    if trajectory and len(checkpoints) < settings.dimensions + 1:
-        raise InvalidArgumentError(
-            f"directions 'pca' need at least {settings.dimensions + 1} checkpoints of a "
-            f"trajectory in {settings.dimensions} dimension(s), got {len(checkpoints)}"
-        )
-    names = _distinct([checkpoint.name for checkpoint in checkpoints])
-    centre = checkpoints[-1] if trajectory else checkpoints[0]
-    objectives = _objectives(centre.task(), settings)
-    stops = [
-        _stop(name, checkpoint, _any(objectives), buffers=not trajectory)
-        for name, checkpoint in zip(names, checkpoints, strict=True)
-    ]
+    _check_number(len(subjects), settings)
+    at = len(subjects) - 1 if trajectory else 0
+    centre = task_of(subjects[at])
+    objectives = _objectives(centre, settings)
+    stops, origins = [], []
+    for number, subject in enumerate(subjects):
+        place = Place.of(centre if number == at else subject)
+        origins.append(place.origin)
+        name = distinct([origin["name"] for origin in origins])[-1]
+        stops.append(place.stop(name, _any(objectives), buffers=not trajectory))
     if trajectory:
         frame = pca_frame(stops, dimensions=settings.dimensions)
-        path = {**(frame.path or {}), "epochs": [checkpoint.epoch for checkpoint in checkpoints]}
-        frame = replace(frame, path=path)
-        name = Path(centre.path).absolute().parent.name or centre.name
+        epochs = [origin["epoch"] for origin in origins]
+        known = {} if None in epochs else {"epochs": epochs}
+        frame = replace(frame, path={**(frame.path or {}), **known})
+        name = folder_of(centre)
     else:
         frame = line_between(*stops) if len(stops) == 2 else plane_through(*stops)
-        name = " – ".join(names)
-    return _job(name, checkpoints, objectives, frame, settings)
+        name = " – ".join(stop.name for stop in stops)
+    return _job(name, origins, objectives, frame, settings)
+
+
+def _check_number(count: int, settings: LandscapeSettings) -> None:
+    """Refuse too few or too many subjects for a trajectory, line or plane."""
+    if settings.directions != "pca" and count not in (2, 3):
+        raise InvalidArgumentError(
+            "directions 'checkpoints' go through two (a line) or three (a plane) of them, got "
+            f"{count}; use pca for a trajectory"
+        )
+    if settings.directions == "pca" and count < settings.dimensions + 1:
+        raise InvalidArgumentError(
+            f"directions 'pca' need at least {settings.dimensions + 1} checkpoints of a "
+            f"trajectory in {settings.dimensions} dimension(s), got {count}"
+        )
 
 
 def _job(
     name: str,
-    checkpoints: Sequence[Checkpoint],
+    origins: Sequence[Mapping[str, Any]],
     objectives: dict[str, Objective],
     frame: Frame,
     settings: LandscapeSettings,
@@ -174,12 +243,7 @@ def _job(
         quantities=_applicable(objectives, settings),
         statistics=settings.statistics or usual,
         refine=settings.refine,
-        about={
-            "name": name,
-            "checkpoints": [
-                {"name": c.name, "sha256": c.sha256, "epoch": c.epoch} for c in checkpoints
-            ],
-        },
+        about={"name": name, "checkpoints": list(origins)},
     )
 
 
@@ -221,10 +285,10 @@ def _objectives(task: Task, settings: LandscapeSettings) -> dict[str, Objective]
     for split in settings.splits:
         data = task.data if split == "train" else task.test_data
         if data is None:
-            raise InvalidArgumentError("the checkpoint has no test data; leave out the split test")
-        samples = settings.samples
-        if samples is not None and split == "test":
-            samples = min(samples, len(data[0]))
+            raise InvalidArgumentError("there are no test data; leave out the split test")
+        samples, known = settings.samples, num_available(data)
+        if samples is not None and known is not None and split == "test":
+            samples = min(samples, known)
         found[split] = Objective(
             task.model,
             task.loss,
@@ -247,34 +311,6 @@ def _applicable(objectives: dict[str, Objective], settings: LandscapeSettings) -
     return [name for name in settings.quantities if name != "accuracy" or right is not None]
 
 
-def _stop(name: str, checkpoint: Checkpoint, objective: Objective, *, buffers: bool) -> Stop:
-    """Return a checkpoint as a point of the objective's space."""
-    for tensor, count in checkpoint.non_finite().items():
-        raise CheckpointError(
-            f"{checkpoint.path} cannot be used: {count} values of {tensor} are NaN or infinite; "
-            "leave this checkpoint out"
-        )
-    model = checkpoint.build_model()
-    own = {n: p.detach().to(objective.theta) for n, p in model.named_parameters()}
-    wanted = {n: p.shape for n, p in objective.model.named_parameters()}
-    for parameter in sorted(own.keys() ^ wanted.keys()):
-        where = "has no" if parameter in wanted else "has another"
-        raise CheckpointError(
-            f"{checkpoint.path} {where} parameter {parameter}: the checkpoints are of different "
-            "architectures"
-        )
-    for parameter, shape in wanted.items():
-        if own[parameter].shape != shape:
-            raise CheckpointError(
-                f"{checkpoint.path} is of another architecture: {parameter} has the shape "
-                f"{list(own[parameter].shape)} there and {list(shape)} in the others"
-            )
-    kept = {
-        n: b.detach().to(objective.theta) for n, b in model.named_buffers() if b.is_floating_point()
-    }
-    return Stop(name, objective.space.flatten(own), kept if buffers else {})
-
-
 def _read_vectors(settings: LandscapeSettings) -> torch.Tensor:
     path = settings.vectors
     assert path is not None
@@ -291,12 +327,3 @@ def _read_vectors(settings: LandscapeSettings) -> torch.Tensor:
 
 def _any(objectives: dict[str, Objective]) -> Objective:
     return next(iter(objectives.values()))
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, those that are used before with a number."""
-    found: list[str] = []
-    for name in names:
-        used = found.count(name) or sum(other.startswith(f"{name} (") for other in found)
-        found.append(name if not used else f"{name} ({used + 1})")
-    return found

@@ -68,6 +68,7 @@ class Excursion:
         patient: bool = False,
     ) -> None:
         self.groups, self._theta = _blocks(param_groups)
+        self._parameters = [parameter for block in self._theta for parameter in block]
         self.algebra = Algebra(foreach)
         self.pass_number = -1
         self.loss: Any = None
@@ -75,12 +76,11 @@ class Excursion:
         self._scaler = scaler
         self._average, self._patient = average, patient
         self._home: Vector = []
-        self._used: set[Tensor] = set()
-        self._rows: dict[Tensor, list[Tensor]] = {}
+        self._used: set[int] = set()  # ids: tensors are slow to hash
+        self._rows: dict[int, list[Tensor]] = {}
         self._failure: str | None = None
 
     def __enter__(self) -> "Excursion":
-        self._home = copy(self._theta)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -88,13 +88,17 @@ class Excursion:
         self._home = []
         self.clear_gradients()  # after an error, nothing is left that might be stepped with
 
-    def gradient(self) -> Walk[Vector]:
+    def gradient(self, *, kept: bool = True) -> Walk[Vector]:
         """Return g = ∇L at the parameters as they are; one pass.
 
         A missing gradient counts as zero.
+
+        Args:
+            kept: it is wanted beyond the next pass. Otherwise it may be what autograd left, which
+                data-parallel buckets and CUDA graphs overwrite in their next pass.
         """
         yield from self._visit(twice=False)
-        return self._own(_taken(parameter) for parameter in self.parameters())
+        return self._own(map(_taken, self._parameters), kept=kept)
 
     def gradient_and_growth(self) -> Walk[tuple[Vector, Vector]]:
         """Return g = ∇L and f = H·g/(‖g‖+eps), the gradient of ‖∇L‖; one pass.
@@ -107,7 +111,7 @@ class Excursion:
             NonFiniteError: ‖g‖ is NaN or infinite.
         """
         visit = yield from self._visit(twice=True)
-        parameters = list(self.parameters())
+        parameters = self._parameters
         with torch.enable_grad():  # a scaled loss is a product, whose graph must be recorded
             loss = visit.total if self._scaler is None else self._scaler.scale(visit.total)
             gradients = differentiate(loss, parameters)
@@ -136,7 +140,7 @@ class Excursion:
         ahead, length = self._ahead(gradient, "gradient")
         size = self.norm(ahead, "gradient")
         rounding = max(torch.finfo(tensor.dtype).eps for block in self._theta for tensor in block)
-        reach = 0.1 * rounding ** (1 / 3) * max(1.0, self.algebra.norm(self._home))
+        reach = 0.1 * rounding ** (1 / 3) * max(1.0, self.algebra.norm(self._home or self._theta))
         blocks, moves = len(ahead), 0 < size < float("inf")
         step = reach / size if moves else 0.0
         self._shift(ahead, [step] * blocks)
@@ -144,7 +148,7 @@ class Excursion:
         self.norm(growth, "gradient")
         self._shift(ahead, [-2 * step] * blocks)
         del ahead
-        behind = yield from self.gradient()
+        behind = yield from self.gradient(kept=False)
         self.norm(behind, "gradient")
         self.algebra.add_(growth, behind, [-1.0] * blocks)
         weight = 1 / (2 * step * (length + self._eps)) if moves else 0.0
@@ -167,8 +171,9 @@ class Excursion:
 
     def return_home(self) -> None:
         """Put the parameters back, bit for bit."""
-        self.algebra.assign_(self._theta, self._home)
-        torch.clear_autocast_cache()
+        if self._home:
+            self.algebra.assign_(self._theta, self._home)
+            torch.clear_autocast_cache()
 
     def norm(self, vector: Vector, what: str) -> float:
         """Return the norm of a vector; infinite after a failure that is kept until `check`.
@@ -207,22 +212,22 @@ class Excursion:
         """
         for block, tensors in zip(self._theta, gradient, strict=True):
             for parameter, tensor in zip(block, tensors, strict=True):
-                rows = self._rows.get(parameter)
-                used = tensor if parameter in self._used else None
+                rows = self._rows.get(id(parameter))
+                used = tensor if id(parameter) in self._used else None
                 parameter.grad = _sparse(tensor, rows) if used is None and rows else used
 
     def clear_gradients(self) -> None:
         """Set `.grad` of each parameter to `None`."""
-        for parameter in self.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
 
     def parameters(self) -> Iterator[Tensor]:
         """Return the parameters that take part, in the order of the blocks."""
-        return (parameter for block in self._theta for parameter in block)
+        return iter(self._parameters)
 
     def _visit(self, *, twice: bool) -> Walk[Visit]:
         self.pass_number += 1
-        visit = Visit(self.pass_number, list(self.parameters()), twice=twice, scaler=self._scaler)
+        visit = Visit(self.pass_number, self._parameters, twice=twice, scaler=self._scaler)
         yield visit
         visit.check_done()
         if self.pass_number == 0:
@@ -233,13 +238,14 @@ class Excursion:
         """Return d and ‖d‖, or in the scaled space T²d and ‖Td‖."""
         if self._eta is None:
             return vector, self.norm(vector, what)
-        ahead = copy(vector)
-        self.algebra.stretch_(ahead, self._home, self._eta)
+        ahead, home = copy(vector), self._home or self._theta
+        self.algebra.stretch_(ahead, home, self._eta)
         length = self.norm(ahead, what)
-        self.algebra.stretch_(ahead, self._home, self._eta)
+        self.algebra.stretch_(ahead, home, self._eta)
         return ahead, length
 
     def _shift(self, direction: Vector, weights: Weights) -> None:
+        self._home = self._home or copy(self._theta)
         self.algebra.add_(self._theta, direction, weights)
         # Autocast keeps casts of weights by identity and would serve those of the last point.
         torch.clear_autocast_cache()
@@ -248,27 +254,30 @@ class Excursion:
         if self._average is not None:
             self._average(vector)
 
-    def _own(self, gradients: Iterable[Tensor | None]) -> Vector:
+    def _own(self, gradients: Iterable[Tensor | None], *, kept: bool = True) -> Vector:
         """Return copies in the layout of the parameters, zeros where there is no gradient.
 
-        Copies, because autograd and data-parallel buckets may keep, share or overwrite theirs.
+        Copies, because autograd and data-parallel buckets may keep, share or overwrite theirs;
+        the gradients themselves only where they are not to be kept.
         Gradients are drawn one by one, so that each may be freed before the next is copied.
         """
         remaining = iter(gradients)
-        vector = [[self._own_one(p, next(remaining)) for p in block] for block in self._theta]
+        vector = [[self._own_one(p, next(remaining), kept) for p in block] for block in self._theta]
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         if scale != 1:
             self.algebra.scale_(vector, [1 / scale] * len(vector))
         return vector
 
-    def _own_one(self, parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    def _own_one(self, parameter: Tensor, gradient: Tensor | None, kept: bool) -> Tensor:
         if gradient is None:
             return torch.zeros_like(parameter)
         if gradient.layout is torch.sparse_coo:
             gradient = gradient.coalesce()
-            self._rows.setdefault(parameter, []).append(gradient.indices())
+            self._rows.setdefault(id(parameter), []).append(gradient.indices())
             return torch.empty_like(parameter).copy_(gradient.to_dense())
-        self._used.add(parameter)
+        self._used.add(id(parameter))
+        if not (kept or gradient.requires_grad or gradient.dtype != parameter.dtype):
+            return gradient
         return torch.empty_like(parameter).copy_(gradient)
 
 
@@ -283,17 +292,19 @@ def without_grad(inner: Generator[T, None, R]) -> Generator[T, None, R]:
     inside False
     outside True
     """
+    without = torch.no_grad()  # entered again and again: to make one costs as much
     try:
         while True:
-            with torch.no_grad():
+            with without:
                 try:
                     item = next(inner)
                 except StopIteration as stop:
                     return stop.value
             yield item
-    finally:
-        with torch.no_grad():
+    except BaseException:
+        with without:
             inner.close()
+        raise
 
 
 def _sparse(tensor: Tensor, rows: list[Tensor]) -> Tensor:

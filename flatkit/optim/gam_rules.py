@@ -61,11 +61,11 @@ def accelerated_gradient(
         walk.return_home()
     walk.move(change, rho, what="change of the gradient")
     del change
-    g2 = yield from walk.gradient()
+    g2 = yield from walk.gradient(kept=False)
     walk.move(g2, rho_prime)
     algebra.mix_(h_minus, g2, beta)
     del g2  # its memory is free for the last pass
-    g3 = yield from walk.gradient()
+    g3 = yield from walk.gradient(kept=False)
     algebra.mix_(h_plus, g3, alpha)
     algebra.project_out_(h_minus, h_plus)
     algebra.add_(h_plus, h_minus, [-weight for weight in gamma])

@@ -163,8 +163,8 @@ def sam_gradient(walk: Excursion, *, rho: Weights) -> Walk[Vector]:
     Raises:
         NonFiniteError: ‖g‖ is NaN or infinite.
     """
-    walk.move((yield from walk.gradient()), rho)
-    return (yield from walk.gradient())
+    walk.move((yield from walk.gradient(kept=False)), rho)
+    return (yield from walk.gradient(kept=False))
 
 
 def gsam_gradient(walk: Excursion, *, rho: Weights, alpha: Weights) -> Walk[Vector]:
@@ -180,7 +180,7 @@ def gsam_gradient(walk: Excursion, *, rho: Weights, alpha: Weights) -> Walk[Vect
     """
     here = yield from walk.gradient()
     walk.move(here, rho)
-    ahead = yield from walk.gradient()
+    ahead = yield from walk.gradient(kept=False)
     walk.algebra.project_out_(here, ahead)
     walk.algebra.add_(ahead, here, [-weight for weight in alpha])
     return ahead

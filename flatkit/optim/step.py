@@ -130,10 +130,10 @@ class Step:
     def _leave(self, gradient: Vector, owner: Optimizer) -> None:
         """Leave the gradient to the base, and let the scaler see that it is finite."""
         scaler = self._scaler
-        with torch.no_grad():
-            if scaler is not None:
+        if scaler is not None:
+            with torch.no_grad():
                 self._walk.algebra.scale_(gradient, [scaler.get_scale()] * len(gradient))
-            self._walk.write_gradient(gradient)
+        self._walk.write_gradient(gradient)
         if scaler is not None:
             scaler.unscale_(owner)
         self.prepared = True

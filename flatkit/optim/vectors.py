@@ -22,13 +22,13 @@ Weights: TypeAlias = Sequence[float]
 
 
 def copy(x: Vector) -> Vector:
-    """Return a copy that shares no memory.
+    """Return a copy that shares no memory; to be called under `torch.no_grad`.
 
     >>> x = [[torch.ones(2)]]
     >>> copy(x)[0][0] is x[0][0]
     False
     """
-    return [[tensor.detach().clone() for tensor in block] for block in x]
+    return [[tensor.clone() for tensor in block] for block in x]
 
 
 @final

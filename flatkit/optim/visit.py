@@ -59,8 +59,8 @@ class Visit:
             InvalidArgumentError: the loss is no tensor of one element, depends on no free
                 parameter, or was differentiated before.
         """
-        check_differentiable(loss)
         if self.twice:
+            check_differentiable(loss)
             self._total = loss if self._total is None else self._total + loss
         else:
             backward(loss, scaler=self._scaler)

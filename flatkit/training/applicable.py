@@ -28,11 +28,27 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "step": {"milestones": (0.5, 0.75), "decay": 0.1},
     "none": {},
 }
+RHO_SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "cosine": {"rho_final": 0.0},
+    "proportional": {"rho_final": 0.0},
+}
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
 _OPTIONAL = ("base", "gam_mode", "oracle", "rho", "rho_prime", "rho_sam", "alpha", "beta", "gamma")
-_OPTIONAL += ("eta", "every", "lr", "momentum", "weight_decay", "milestones", "decay")
+_OPTIONAL += (
+    "rho_schedule",
+    "rho_final",
+    "eta",
+    "every",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "milestones",
+    "decay",
+)
 
 
 def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,12 +75,28 @@ def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         oracle = check_choice("oracle", given.get("oracle") or "loss", GAM_ORACLES)
         defaults |= {"gam_mode": mode, "oracle": oracle, **GAM_MODES[mode], **GAM_ORACLES[oracle]}
         chosen += f" ({mode}, oracle {oracle})"
+    chosen += f", schedule {given['schedule']}"
+    if optimizer in WRAPPERS:
+        kind = _rho_schedule(given)
+        defaults |= {"rho_schedule": kind, **RHO_SCHEDULES[kind]}
+        chosen += f", rho_schedule {kind}"
     defaults |= BASES[base] | SCHEDULES[given["schedule"]]
-    _refuse_others(given, defaults, f"{chosen}, schedule {given['schedule']}")
+    _refuse_others(given, defaults, chosen)
     return {
         name: default if given.get(name) is None else given[name]
         for name, default in defaults.items()
     }
+
+
+def _rho_schedule(given: Mapping[str, Any]) -> str:
+    kind = given.get("rho_schedule") or "constant"
+    check_choice("rho_schedule", kind, RHO_SCHEDULES)
+    if kind == "proportional" and given["schedule"] == "none":
+        raise InvalidArgumentError(
+            "rho_schedule proportional follows the learning rate, which schedule none keeps as it "
+            "is; choose rho_schedule cosine or constant, or schedule cosine or step"
+        )
+    return kind
 
 
 def _refuse_others(given: Mapping[str, Any], allowed: Mapping[str, Any], chosen: str) -> None:

@@ -19,6 +19,7 @@ from flatkit.training.applicable import (
     AUGMENTATIONS,
     DEVICES,
     OPTIMIZERS,
+    PRECISIONS,
     SCHEDULES,
     applicable_settings,
 )
@@ -29,7 +30,9 @@ Base: TypeAlias = Literal["sgd", "adamw"]
 GamMode: TypeAlias = Literal["accelerated", "exact"]
 Oracle: TypeAlias = Literal["loss", "sam"]
 Schedule: TypeAlias = Literal["cosine", "step", "none"]
+RhoSchedule: TypeAlias = Literal["constant", "cosine", "proportional"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Augment: TypeAlias = Literal["none", "flip", "crop", "crop_flip"]
 Log: TypeAlias = Literal["csv", "tensorboard"]
 
@@ -58,6 +61,9 @@ class TrainingConfig:
         rho: radius of the ball, of all four.
         rho_prime: second radius, of accelerated `gam`.
         rho_sam: radius of SAM, of `gam` with the oracle `sam`.
+        rho_schedule: of the radii over the epochs, of all four: `constant` (default), `cosine`, or
+            `proportional` to the learning rate. One factor for `rho`, `rho_prime` and `rho_sam`.
+        rho_final: the share of the radii that is left where the cosine ends, or the rate is 0: 0.
         alpha: weight, of `gsam` and `gam`; its meaning differs between them and between the modes.
         beta: weight, of accelerated `gam`.
         gamma: weight, of accelerated `gam`.
@@ -66,6 +72,13 @@ class TrainingConfig:
         max_norm: the gradient that the base uses is shortened to this norm; None leaves it.
         epochs: passes over the training data.
         batch_size: samples a step; the last batch of an epoch may be smaller.
+        accumulate: parts into which a batch is split, to need the memory of one; their gradients
+            add up to those of the batch, and SAM and GAM perturb once for the whole. BatchNorm
+            normalizes each part by itself, and its running statistics move once a part. Not for
+            exact `gam`, whose products need the graphs of all parts at once.
+        precision: `float32`, or of the model in training passes, by autocast, `bfloat16` or
+            `float16`. The latter scales losses; a step whose gradients overflow is not made.
+            Weights, losses, evaluations and checkpoints are float32 always.
         lr: learning rate before the schedule: 0.1 with sgd, 0.001 with adamw.
         momentum: of sgd, 0.9.
         weight_decay: 0.0005 with sgd, 0.01 (decoupled) with adamw.
@@ -107,6 +120,8 @@ class TrainingConfig:
     rho: float | None = None
     rho_prime: float | None = None
     rho_sam: float | None = None
+    rho_schedule: RhoSchedule | None = None
+    rho_final: float | None = None
     alpha: float | None = None
     beta: float | None = None
     gamma: float | None = None
@@ -115,6 +130,8 @@ class TrainingConfig:
     max_norm: float | None = None
     epochs: int = 60
     batch_size: int = 64
+    accumulate: int = 1
+    precision: Precision = "float32"
     lr: float | None = None
     momentum: float | None = None
     weight_decay: float | None = None
@@ -139,6 +156,7 @@ class TrainingConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("device", self.device, DEVICES)
         check_choice("augment", self.augment, AUGMENTATIONS)
+        check_choice("precision", self.precision, PRECISIONS)
         for log in self.log:
             check_choice("log", log, LOGS)
         given = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -215,6 +233,7 @@ class TrainingConfig:
     def _check_numbers(self) -> None:
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
+        self._check_accumulate()
         check_count("evaluate_every", self.evaluate_every)
         check_count("save_every", self.save_every, minimum=0)
         check_count("seed", self.seed, minimum=0)
@@ -232,10 +251,29 @@ class TrainingConfig:
             self._check(name, check_positive)
         for name in ("rho", "rho_prime", "rho_sam", "weight_decay", "gamma", "alpha"):
             self._check(name, check_non_negative)
-        for name in ("momentum", "beta", *([] if self.gam_mode == "exact" else ["alpha"])):
+        for name in (
+            "momentum",
+            "beta",
+            "rho_final",
+            *([] if self.gam_mode == "exact" else ["alpha"]),
+        ):
             self._check(name, check_fraction)
         if self.milestones is not None:
             _check_milestones(self.milestones)
+
+    def _check_accumulate(self) -> None:
+        parts = check_count("accumulate", self.accumulate)
+        if parts > self.batch_size:
+            raise InvalidArgumentError(
+                f"accumulate must be at most batch_size, which is {self.batch_size}, got {parts}: "
+                "each part of a batch needs a sample"
+            )
+        if parts > 1 and self.gam_mode == "exact":
+            raise InvalidArgumentError(
+                f"accumulate does not apply to gam_mode exact, got {parts}: its Hessian-vector "
+                "products need the graphs of all parts at once; leave it out, or choose gam_mode "
+                "accelerated"
+            )
 
     def _check(self, name: str, check: Any) -> None:
         value = getattr(self, name)

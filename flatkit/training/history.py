@@ -25,10 +25,13 @@ class EpochRow:
         train_accuracy: the same model and samples, in [0, 1].
         test_loss: as `train_loss`, over the test samples.
         test_accuracy: as `train_accuracy`, over the test samples.
-        gradients: mini-batch gradients since the start of the run; a step of SAM takes two.
+        gradients: gradients of batches since the start of the run; a step of SAM takes two.
         seconds: wall-clock time of the epoch with its evaluation.
         average_test_loss: as `test_loss`, of the moving average of the weights; None without one.
         average_test_accuracy: as `average_test_loss`, of the accuracy.
+        rho: radius ρ of its steps; None with an optimizer that has none.
+        skipped: steps since the start of the run that were not made, because scaled gradients
+            overflowed float16; None in another precision.
     """
 
     epoch: int
@@ -41,6 +44,8 @@ class EpochRow:
     seconds: float
     average_test_loss: float | None = None
     average_test_accuracy: float | None = None
+    rho: float | None = None
+    skipped: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
@@ -62,7 +67,7 @@ class EpochRow:
             name
             for name, value in values.items()
             if not isinstance(value, (int, float))
-            and not (value is None and name.endswith(("_loss", "_accuracy")))
+            and not (value is None and name.endswith(("_loss", "_accuracy", "rho", "skipped")))
         ]
         if bad:
             raise ResultError(f"malformed row of a history: no number for {', '.join(bad)}")

@@ -14,7 +14,9 @@ from flatkit.optim import PerturbedOptimizer
 from flatkit.training.augmentation import Augmentation, epoch_augmentation
 from flatkit.training.batches import epoch_batches
 from flatkit.training.config import TrainingConfig
+from flatkit.training.optimizers import build_rho_schedule
 from flatkit.training.schedules import learning_rate
+from flatkit.training.steps import BatchSteps
 
 _CHECK_EVERY = 32
 """Steps between looks at the losses: on a GPU each look waits for the device."""
@@ -28,10 +30,7 @@ class Learner:
         optimizer: over its parameters; SAM and GAM run the closure several times a step.
         loss: values of the samples.
         train: the training samples, on the device.
-        config: seed, batch size, learning rate and schedule.
-
-    Attributes:
-        gradients: mini-batch gradients so far.
+        config: seed, batches, precision, learning rate and schedules.
     """
 
     def __init__(
@@ -45,12 +44,13 @@ class Learner:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.gradients = 0
         self.on_step: Callable[[nn.Module, int], object] | None = None
-        self._loss = loss
         self._train = train
+        device = train.targets.device
+        self._steps = BatchSteps(model, optimizer, loss=loss, config=config, device=device)
         self._config = config
         self._augmentation: Augmentation | None = None
+        self._rho_schedule = build_rho_schedule(config, optimizer)
         self._averaged: AveragedModel | None = None
         if config.ema:
             average = get_ema_multi_avg_fn(config.ema)
@@ -61,6 +61,23 @@ class Learner:
         """The model with the moving average of weights and buffers."""
         return None if self._averaged is None else self._averaged.module
 
+    @property
+    def rho(self) -> float | None:
+        """The radius ρ of the present epoch; None with an optimizer that has none."""
+        if not isinstance(self.optimizer, PerturbedOptimizer):
+            return None
+        return self.optimizer.param_groups[0][self.optimizer.radius_keys[0]]
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of batches so far."""
+        return self._steps.gradients
+
+    @property
+    def skipped(self) -> int | None:
+        """Steps so far that overflowed and were not made; None where no loss is scaled."""
+        return self._steps.skipped if self._steps.scales else None
+
     def run_epoch(self, epoch: int) -> None:
         """Make one pass over the training samples, in the order of this epoch.
 
@@ -70,6 +87,8 @@ class Learner:
         lr = learning_rate(self._config, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self._rho_schedule is not None:  # a function of epoch and rate, whatever was before
+            self._rho_schedule.load_state_dict({"steps": epoch - 1})
         batches = epoch_batches(
             samples=self._train.samples,
             batch_size=self._config.batch_size,
@@ -107,27 +126,29 @@ class Learner:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "random": random,
-            "gradients": self.gradients,
             "device": device.type,
+            **self._steps.state(),
         }
         if self._averaged is not None:
             state["average"] = self._averaged.state_dict()
         return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over the optimizer state, the average, the random states and the count."""
+        """Take over the optimizer state, the average, the random states and the counts."""
         if self._averaged is not None:
             self._averaged.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["torch"])
         if "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self._train.targets.device)
-        self.gradients = state["gradients"]
+        self._steps.load_state(state)
 
     def diverged(self, what: str, epoch: int) -> TrainingDivergedError:
         """Return the error that names the epoch, the learning rate and the likely fix."""
         config = self._config
         fix = "lower lr" + (" or rho" if config.rho is not None else "")
+        if config.precision == "float16":
+            fix += ", or choose precision bfloat16 or float32"
         return TrainingDivergedError(
             f"training diverged: {what} in epoch {epoch} "
             f"(lr {learning_rate(config, epoch):g}); {fix}"
@@ -145,23 +166,10 @@ class Learner:
         targets = self._train.targets.index_select(0, batch)
         if self._augmentation is not None:
             inputs = self._augmentation(inputs, (number - 1) * self._config.batch_size)
-
-        def mean_loss() -> Tensor:
-            self.gradients += 1
-            return self._loss(self.model(inputs), targets).mean()
-
-        if isinstance(self.optimizer, PerturbedOptimizer):
-            try:
-                return self.optimizer.step(mean_loss).detach()
-            except NonFiniteError as error:
-                raise self.diverged(f"{error} at step {number}", epoch) from error
-        self.optimizer.zero_grad()
-        loss = mean_loss()
-        loss.backward()
-        if self._config.max_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._config.max_norm)
-        self.optimizer.step()
-        return loss.detach()
+        try:
+            return self._steps(inputs, targets)
+        except NonFiniteError as error:
+            raise self.diverged(f"{error} at step {number}", epoch) from error
 
     def _check_losses(self, losses: Tensor, epoch: int) -> None:
         finite = losses.isfinite()

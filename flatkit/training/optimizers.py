@@ -1,10 +1,10 @@
-"""The optimizer that the settings name."""
+"""The optimizer that the settings name, and the schedule of its radii."""
 
 from typing import Any
 
 from torch import nn, optim
 
-from flatkit.optim import ASAM, GAM, GSAM, SAM
+from flatkit.optim import ASAM, GAM, GSAM, SAM, CosineRho, ProportionalRho, RhoSchedule
 from flatkit.training.config import TrainingConfig
 
 
@@ -29,6 +29,24 @@ def build_optimizer(config: TrainingConfig, model: nn.Module) -> optim.Optimizer
         names = ("oracle", "rho", "rho_prime", "rho_sam", "alpha", "beta", "gamma")
         return GAM(base, mode=config.gam_mode or "accelerated", **_given(config, *names), **shared)
     return base
+
+
+def build_rho_schedule(config: TrainingConfig, optimizer: optim.Optimizer) -> RhoSchedule | None:
+    """Return the schedule of the radii, one step of it an epoch; None where they stay.
+
+    >>> config = TrainingConfig(optimizer="sam", rho=0.2, rho_schedule="cosine", epochs=2)
+    >>> optimizer = build_optimizer(config, nn.Linear(2, 1))
+    >>> schedule = build_rho_schedule(config, optimizer)
+    >>> schedule.load_state_dict({"steps": 1})  # the second epoch
+    >>> round(optimizer.param_groups[0]["rho"], 3)
+    0.1
+    """
+    final = config.rho_final or 0.0
+    if config.rho_schedule == "cosine":
+        return CosineRho(optimizer, total_steps=config.epochs, final=final)
+    if config.rho_schedule == "proportional":
+        return ProportionalRho(optimizer, lr=config.lr, final=final)
+    return None
 
 
 def _build_base(config: TrainingConfig, model: nn.Module) -> optim.Optimizer:

@@ -27,6 +27,7 @@ from flatkit.training.history import EpochRow, write_history
 from flatkit.training.learner import Learner
 from flatkit.training.logs import check_logs, open_logs
 from flatkit.training.optimizers import build_optimizer
+from flatkit.training.precision import check_precision
 from flatkit.training.schedules import learning_rate
 
 
@@ -161,6 +162,7 @@ def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) 
             f"of {config.data}, got {config.batch_size}"
         )
     check_augmentable(config.augment, dataset.in_shape)
+    check_precision(config.precision, device)
     return _Plan(
         config=config,
         folder=folder,
@@ -248,6 +250,8 @@ def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
         seconds=time.perf_counter() - start,
         average_test_loss=average and average.loss,
         average_test_accuracy=average and average.accuracy,
+        rho=learner.rho,
+        skipped=learner.skipped,
     )
 
 
@@ -305,9 +309,12 @@ def _resumption(stored: Checkpoint, config: TrainingConfig) -> str:
         return f"nothing to do: {stored.path} has all its {config.epochs} epochs"
     text = f"resuming {stored.path} after epoch {stored.epoch} of {config.epochs}"
     before = stored.config["epochs"]
-    if config.epochs > before and config.schedule != "none":
+    kind = config.schedule
+    if kind == "none" and config.rho_schedule == "cosine":
+        kind = "cosine rho"
+    if config.epochs > before and kind != "none":
         text += (
-            f"; the {config.schedule} schedule stretches from {before} to {config.epochs} epochs, "
+            f"; the {kind} schedule stretches from {before} to {config.epochs} epochs, "
             "so the result is not that of a run that was planned so long"
         )
     return text

@@ -1,11 +1,17 @@
 """`flatkit landscape`: files, exports, exit codes, and messages of bad input."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 import torch
+from torch import nn
 
 from flatkit import checkpoints
 from flatkit.surfaces import load_surface
@@ -163,6 +169,63 @@ def test_a_surface_file_cut_short_is_named(runs, tmp_path, capsys):
     load_surface(path)
 
 
+# Runs the command, and stops in the third pass of the engine until it is killed.
+STUCK = """
+import json, sys, time
+from flatkit.landscape.engine import Engine
+from flatkit_cli.main import main
+passes, values = 0, Engine.values
+def wait(self, steps):
+    global passes
+    passes += 1
+    if passes == 3:
+        print("stuck", flush=True)
+        time.sleep(600)
+    return values(self, steps)
+Engine.values = wait
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+
+
+def test_a_second_command_leaves_a_surface_to_the_first_until_that_is_killed(runs, tmp_path):
+    arguments = ["landscape", str(runs / "a" / "ckpt.pt"), "--out", str(tmp_path / "out")]
+    arguments += ["--points", "5", "--line", "--no-figures", "--samples", "20"]
+    command = [sys.executable, "-m", "flatkit_cli.main", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cli"])}
+
+    def second(*more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, *more], env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    first = subprocess.Popen(
+        [sys.executable, "-c", STUCK, json.dumps(arguments)],
+        env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "stuck\n"
+        (journal,) = (tmp_path / "out").glob("*.journal")
+        kept = journal.read_bytes()
+        for more in ((), ("--overwrite",)):
+            refused = second(*more)
+            assert refused.returncode == 1 and "Traceback" not in refused.stderr
+            (line,) = [x for x in refused.stderr.splitlines() if x.startswith("error:")]
+            assert "a-random-line.npz is being written by another process" in line
+            assert "wait until it has finished" in line
+            if Path("/proc/locks").exists():
+                assert f"(process {first.pid})" in line
+            assert journal.read_bytes() == kept
+        other = second("--seed", "3", "--out", str(tmp_path / "elsewhere"))  # not in its way
+        assert other.returncode == 0, other.stderr
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+    done = second()
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a-random-line.npz"}
+    assert load_surface(tmp_path / "out" / "a-random-line.npz").header["complete"]
+
+
 def test_from_python_the_same_surfaces_come_without_files(runs):
     from flatkit.landscape import survey
 
@@ -175,3 +238,34 @@ def test_from_python_the_same_surfaces_come_without_files(runs):
     assert found[0].at_centre("loss") != found[1].at_centre("loss")
     norms = [surface.header["directions"]["norms"] for surface in found]
     assert norms[0] != norms[1]  # each is scaled like its own weights
+
+
+def test_tasks_of_ones_own_make_surfaces_also_of_what_they_have_frozen():
+    from flatkit import Task
+    from flatkit.errors import CheckpointError, InvalidArgumentError
+    from flatkit.landscape import survey
+
+    def task(seed: int, backbone: int = 0, **more) -> Task:
+        torch.manual_seed(backbone)
+        first = nn.Linear(3, 4).requires_grad_(False)
+        torch.manual_seed(seed)
+        x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+        pairs = [(row, n % 2) for n, row in enumerate(x)]
+        return Task(
+            nn.Sequential(first, nn.Linear(4, 2)), "cross_entropy", pairs, pairs[:5], **more
+        )
+
+    given = {"points": 3, "samples": 8, "splits": ("train", "test"), "quantities": ("loss",)}
+    one, two = survey([task(1, name="mine"), lambda: task(2)], **given)
+    assert (one.name, two.name) == ("mine", "model")
+    assert one.header["objective"]["test"]["samples"] == 5  # of those, all
+    (line,) = survey([task(1), task(2)], directions="checkpoints", x_range=(0, 1), points=3)
+    for t, seed in ((0, 1), (2, 2)):
+        model, pairs = task(seed).model, task(seed).data
+        x, y = torch.stack([row for row, _ in pairs]), torch.tensor([label for _, label in pairs])
+        loss = float(nn.functional.cross_entropy(model(x), y).detach())
+        assert line.quantities["loss"][t] == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(CheckpointError, match=r"0\.weight, which the model has frozen"):
+        survey([task(1), task(2, backbone=3)], directions="checkpoints")
+    with pytest.raises(InvalidArgumentError, match=r"flatkit\.load"):
+        survey(["runs/ckpt.pt"])  # type: ignore[list-item]

@@ -9,6 +9,7 @@ from torch import nn
 from flatkit.assembly import Parts, as_task, assemble, load_task
 from flatkit.checkpoints import load
 from flatkit.errors import CheckpointError, InvalidArgumentError, MismatchError, TaskError
+from flatkit.surfaces import load_surface
 from flatkit_cli.main import main
 
 TASK = """
@@ -56,7 +57,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def trained() -> nn.Module:
-    torch.manual_seed(5)
+    return trained_with(5)
+
+
+def trained_with(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
 
@@ -97,6 +102,86 @@ def test_verify_takes_the_same_options(folder, capsys):
     assert code == 0
     assert report["checkpoint"]["path"] == "weights.pth"
     assert report["checkpoint"]["task"] == "my_task.py:build"
+
+
+def losses_between(first: nn.Module, second: nn.Module, steps) -> list[float]:
+    """Return the loss of the task's data on the way from one network to another, by hand."""
+    x, y = load_task("my_task.py:build").data
+    model, found = trained(), []
+    pairs = list(zip(first.parameters(), second.parameters(), strict=True))
+    for t in steps:
+        with torch.no_grad():
+            for p, (a, b) in zip(model.parameters(), pairs, strict=True):
+                p.copy_((1 - t) * a + t * b)
+            found.append(float(nn.functional.cross_entropy(model(x), y)))
+    return found
+
+
+def test_a_landscape_of_raw_state_dicts_takes_the_same_options(folder, capsys):
+    first, second = trained(), trained_with(6)
+    for name, model in (("first", first), ("second", second)):
+        torch.save({k.replace("2.", "head."): v for k, v in model.state_dict().items()}, name)
+    between = ("landscape", "first", "second", "--directions", "checkpoints")
+    given = ("--rename", "head.=2.", "--points", "5", "--no-figures", "--range", "0,1")
+    assert run(*between, *given, "--out", "line") == 0, capsys.readouterr().err
+    (path,) = (folder / "line").glob("*.npz")
+    line = load_surface(path)
+    expected = losses_between(first, second, line.axes["t"])
+    assert line.quantities["loss"] == pytest.approx(expected, rel=1e-12)
+    names = [checkpoint["name"] for checkpoint in line.header["checkpoints"]]
+    assert [name.rpartition("/")[2] for name in names] == ["first", "second"]
+    assert all(len(c["sha256"]) == 64 for c in line.header["checkpoints"])
+    assert run(*between, "--out", "other") == 1  # without --rename they do not fit
+    assert "try --rename head.=2." in capsys.readouterr().err
+
+
+def test_landscapes_at_and_along_raw_state_dicts(folder, capsys):
+    files = []
+    for seed in (5, 6, 7):
+        torch.manual_seed(seed)
+        state = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double().state_dict()
+        files.append(f"step-{seed}.pth")
+        torch.save(state, files[-1])
+    small = ("--points", "3", "--quantities", "loss", "--no-figures", "--out")
+    assert run("landscape", *files, "--samples", "7", *small, "planes") == 0
+    assert len(list((folder / "planes").glob("*.npz"))) == 3
+    path = folder / "planes" / f"{folder.name}-step-5-random-plane.npz"
+    surface = load_surface(path)
+    assert surface.header["objective"]["train"]["samples"] == 7
+    x, y = load_task("my_task.py:build").data
+    assert run("landscape", *files, "--directions", "pca", *small, "trajectory") == 0
+    (path,) = (folder / "trajectory").glob("*.npz")
+    trajectory = load_surface(path)
+    last = float(nn.functional.cross_entropy(trained_with(7)(x), y).detach())
+    assert trajectory.at_centre("loss") == pytest.approx(last, rel=1e-12)
+    assert "epochs" not in trajectory.header["path"]  # these files do not say which
+    assert main(["landscape", files[0], *small, "none"]) == 1
+    assert "name them with --task" in capsys.readouterr().err
+    assert run("landscape", files[0], "--model", "mlp", *small, "none") == 2
+    assert "leave out model" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
+def test_a_landscape_of_a_model_and_data_by_name(folder, capsys):
+    from flatkit.data import DATASETS
+    from flatkit.models import MODELS
+
+    torch.manual_seed(0)
+    model = MODELS.build("mlp", in_shape=[8], classes=4, hidden=[3])
+    torch.save({f"net.{k}": v for k, v in model.state_dict().items()}, "x.pth")
+    names = ("--model", "mlp", "--model-arg", "hidden=3,", "--data", "gaussians")
+    splits = ("--splits", "train,test", "--samples", "1000000")
+    small = ("--points", "3", "--line", "--no-figures", "--out", "out")
+    assert main(["landscape", "x.pth", *names, *splits, *small]) == 2
+    assert "samples must be at most" in capsys.readouterr().err
+    data = DATASETS.build("gaussians")
+    splits = ("--splits", "train,test", "--samples", str(len(data.train[0])))
+    assert len(data.train[0]) > len(data.test[0])  # of these, all
+    assert main(["landscape", "x.pth", *names, *splits, *small]) == 0
+    (path,) = (folder / "out").glob("*.npz")
+    x, y = data.test
+    loss = float(nn.functional.cross_entropy(model.eval()(x), y).detach())
+    assert load_surface(path).at_centre("test_loss") == pytest.approx(loss, rel=1e-6)
 
 
 def test_samples_seed_and_batch_size_reach_the_objective(folder, capsys):

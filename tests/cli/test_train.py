@@ -7,6 +7,7 @@ from click.testing import CliRunner, Result
 
 from flatkit import checkpoints
 from flatkit.errors import FlatkitError, InvalidArgumentError, TrainingDivergedError
+from flatkit.training import read_history
 from flatkit_cli.train import train
 from tests.data.local_folders import cifar_binary
 
@@ -33,6 +34,14 @@ def test_a_long_run_writes_about_ten_lines_into_a_log(tmp_path):
     assert "epoch 45/45" in result.stderr
 
 
+def test_steps_that_overflow_float16_are_told(tmp_path):
+    data = ["--data-arg", "spread=50", "--model-arg", "activation=relu", "--lr", 1e-4]
+    result = run(*data, "--precision", "float16", "--epochs", 1, "--out", tmp_path)
+    (row,) = read_history(tmp_path / "history.json")
+    assert row.skipped
+    assert f"{row.skipped} steps skipped so far (float16 overflow)" in result.stderr
+
+
 def test_every_option_reaches_the_settings(tmp_path):
     options = {
         "--optimizer": "gam", "--base": "sgd", "--gam-mode": "accelerated", "--rho": 0.3,
@@ -41,6 +50,8 @@ def test_every_option_reaches_the_settings(tmp_path):
         "--lr": 0.05, "--momentum": 0.8, "--weight-decay": 0.001, "--schedule": "step",
         "--milestones": "0.25,0.5", "--decay": 0.2, "--label-smoothing": 0.1, "--seed": 7,
         "--save-every": 1, "--model": "mlp", "--ema": 0.5, "--evaluate-every": 2,
+        "--rho-schedule": "cosine", "--rho-final": 0.1,
+        "--accumulate": 3, "--precision": "bfloat16",
     }  # fmt: skip
     arguments = [str(part) for item in options.items() for part in item]
     result = run(

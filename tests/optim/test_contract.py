@@ -473,6 +473,21 @@ def test_the_copy_of_a_gradient_does_not_depend_on_what_holds_it(wrapper):
 
 
 @backward_wrapper
+def test_the_gradient_that_is_left_has_no_graph(wrapper):
+    """Also where the closure made one, which would keep every step alive."""
+    theta = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+    def closure() -> Tensor:
+        loss = theta.pow(4).sum()
+        (theta.grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+        return loss
+
+    WRAPPERS[wrapper](SGD([theta], lr=0.01)).step(closure)
+    assert theta.grad is not None
+    assert not theta.grad.requires_grad
+
+
+@backward_wrapper
 def test_gradients_that_a_backend_writes_into_its_own_memory_are_safe(wrapper):
     """Data-parallel buckets keep one buffer for `.grad` and overwrite it in each pass."""
     theta, twin = (nn.Parameter(torch.tensor([1.0, -2.0]).double()) for _ in range(2))

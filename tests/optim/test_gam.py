@@ -290,7 +290,7 @@ def test_the_accelerated_mode_holds_three_vectors_beside_the_parameters():
         return theta.square().sum() + theta.sin().sum()
 
     GAM(SGD([theta], lr=0.1)).step(closure)
-    assert live == [2, 3, 4, 4]  # θ and its copy; then g0; then g0 and g1; then h₋ and h₊
+    assert live == [1, 3, 4, 4]  # θ; then its copy and g0; then also g1; then h₋ and h₊
 
 
 def is_vector(thing: object) -> bool:

@@ -96,6 +96,24 @@ def test_settings_survive_json():
         ({"optimizer": "asam", "eta": 0.0}, "eta must be"),
         ({"optimizer": "gsam", "alpha": 1.5}, "alpha must be"),
         ({"max_norm": 0.0}, "max_norm must be"),
+        ({"rho_schedule": "cosine"}, "rho_schedule does not apply to optimizer sgd"),
+        ({"optimizer": "gam", "rho_schedule": "cosin"}, "rho_schedule must be.*mean 'cosine'"),
+        ({"optimizer": "sam", "rho_final": 0.1}, "rho_final does not apply.*rho_schedule constant"),
+        (
+            {"optimizer": "sam", "rho_schedule": "cosine", "rho_final": 1.5},
+            r"rho_final must be a number in \[0, 1\]",
+        ),
+        (
+            {"optimizer": "sam", "rho_schedule": "proportional", "schedule": "none"},
+            "rho_schedule proportional follows the learning rate, which schedule none keeps",
+        ),
+        ({"accumulate": 0}, "accumulate must be a whole number >= 1"),
+        ({"accumulate": 65}, "accumulate must be at most batch_size, which is 64, got 65"),
+        (
+            {"optimizer": "gam", "gam_mode": "exact", "accumulate": 2},
+            "accumulate does not apply to gam_mode exact",
+        ),
+        ({"precision": "fp16"}, "precision must be one of bfloat16, float16, float32, got 'fp16'"),
         (
             {"optimizer": "gam", "gam_mode": "exact", "beta": 0.1},
             r"beta does not apply to optimizer gam over sgd \(exact, oracle loss\)",
@@ -115,6 +133,8 @@ def test_settings_survive_json():
         ({"deterministic": "yes"}, "deterministic must be true or false"),
         ({"evaluate_every": 0}, "evaluate_every must be"),
         ({"schedule": "linear"}, "schedule must be one of"),
+        ({"schedule": ["step"]}, r"schedule must be one of .*, got \['step'\]"),
+        ({"optimizer": "sam", "rho_schedule": ["cosine"]}, "rho_schedule must be one of"),
         ({"device": "tpu"}, "device must be one of"),
         ({"optimizer": "sam", "rho": -0.1}, "rho must be a finite number >= 0"),
         ({"optimizer": "sam", "rho": float("nan")}, "rho must be a finite number >= 0"),

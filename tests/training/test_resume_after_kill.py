@@ -42,10 +42,25 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", **CNN},
     "sam": {"optimizer": "sam", "base": "adamw", **CNN},
     "gam": {"optimizer": "gam", **CNN},
+    "in parts": {
+        "optimizer": "gam",
+        "accumulate": 3,
+        "precision": "bfloat16",
+        "rho_schedule": "cosine",
+        "rho_final": 0.1,
+        **CNN,
+    },
+    "scaled": {
+        "optimizer": "asam",
+        "accumulate": 2,
+        "precision": "float16",
+        "rho_schedule": "proportional",
+        **CNN,
+    },
     "augmented": {"optimizer": "sgd", "augment": "crop_flip", "ema": 0.8, **CNN},
 }
 STEPS = 6  # ceil(180 / 32)
-PASSES = {"sgd": 1, "sam": 2, "gam": 4, "augmented": 1}
+PASSES = {"sgd": 1, "sam": 2, "gam": 4, "in parts": 4 * 3, "scaled": 2 * 2, "augmented": 1}
 
 
 def identical(first: Any, second: Any) -> bool:

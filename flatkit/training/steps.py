@@ -1,0 +1,140 @@
+"""Steps over batches: in parts, under autocast, with scaled losses and clipped gradients."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn, optim
+from torch.amp import GradScaler
+
+from flatkit.errors import NonFiniteError
+from flatkit.losses import Loss
+from flatkit.optim import PerturbedOptimizer
+from flatkit.training.config import TrainingConfig
+from flatkit.training.precision import autocast
+
+Parts: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Inputs and targets of each part of a batch."""
+
+_SMALLEST_SCALE = 2.0**-16
+"""Gradients that overflow float16 although scaled by less are beyond 4e9: no use to go on."""
+
+
+class BatchSteps:
+    """Steps of an optimizer, each with the mean loss over a batch.
+
+    Args:
+        model: in training mode.
+        optimizer: over its parameters; SAM and GAM go through the batch several times a step.
+        loss: values of the samples, taken in float32 of what the model computes under autocast.
+        config: accumulate, precision and max_norm.
+        device: of the batches.
+
+    Attributes:
+        gradients: gradients of batches so far.
+        skipped: steps that were not made so far, because scaled gradients overflowed float16.
+
+    >>> model = nn.Linear(1, 2)
+    >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
+    >>> from flatkit.losses import CrossEntropy
+    >>> settings = {"config": TrainingConfig(accumulate=3), "device": torch.device("cpu")}
+    >>> steps = BatchSteps(model, optimizer, loss=CrossEntropy(), **settings)
+    >>> _ = steps(torch.ones(8, 1), torch.ones(8, dtype=torch.long))  # in parts of 3, 3 and 2
+    >>> steps.gradients, steps.skipped
+    (1, 0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        *,
+        loss: Loss,
+        config: TrainingConfig,
+        device: torch.device,
+    ) -> None:
+        self.gradients = self.skipped = 0
+        self._model, self._optimizer, self._loss = model, optimizer, loss
+        self._config, self._device = config, device
+        self._scaler = GradScaler(device.type, enabled=config.precision == "float16")
+
+    @property
+    def scales(self) -> bool:
+        """Whether losses are scaled."""
+        return self._scaler.is_enabled()
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Make one step, or where a scaled gradient overflows skip it; return the loss, detached.
+
+        Raises:
+            NonFiniteError: a gradient of SAM or GAM is NaN or infinite without scaling, or those
+                of any optimizer overflow at every scale.
+        """
+        count = min(self._config.accumulate, len(targets))
+        parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+        scale = self._scaler.get_scale()
+        loss = self._step(parts)
+        if self.scales:
+            self._scaler.update()
+            self._look_at_scale(scale)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` takes."""
+        state: dict[str, Any] = {"gradients": self.gradients}
+        if self.scales:
+            state |= {"scaler": self._scaler.state_dict(), "skipped": self.skipped}
+        return state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the counts and the scale."""
+        self.gradients = state["gradients"]
+        if self.scales:
+            self._scaler.load_state_dict(dict(state["scaler"]))
+            self.skipped = state["skipped"]
+
+    def _step(self, parts: Parts) -> Tensor:
+        if isinstance(self._optimizer, PerturbedOptimizer):
+            return self._optimizer.step(lambda: self._pass(parts), scaler=self._scaler).detach()
+        self._optimizer.zero_grad()
+        loss = self._pass(parts)
+        if len(parts) == 1:
+            self._scaler.scale(loss).backward()
+        if self._config.max_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_norm)
+        self._scaler.step(self._optimizer)
+        return loss.detach()
+
+    def _pass(self, parts: Parts) -> Tensor:
+        """Return the mean loss; of several parts the gradients are taken already.
+
+        One part is left to the optimizer, which may differentiate twice.
+        """
+        self.gradients += 1
+        if len(parts) == 1:
+            return self._mean(*parts[0])
+        samples = sum(len(targets) for _, targets in parts)
+        total = torch.zeros((), device=self._device)
+        for inputs, targets in parts:
+            loss = self._mean(inputs, targets) * (len(targets) / samples)
+            self._scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    def _mean(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self._config.precision == "float32":
+            return self._loss(self._model(inputs), targets).mean()
+        with autocast(self._config.precision, self._device):
+            outputs = self._model(inputs)
+        return self._loss(outputs.float(), targets).mean()
+
+    def _look_at_scale(self, before: float) -> None:
+        scale = self._scaler.get_scale()
+        if scale >= before:
+            return
+        self.skipped += 1
+        if scale < _SMALLEST_SCALE:
+            raise NonFiniteError(
+                f"gradients overflow float16 although the loss is scaled by {scale:g}"
+            )
