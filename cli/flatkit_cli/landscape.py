@@ -97,7 +97,8 @@ Directions:
     "--refine",
     type=float,
     metavar="MISS",
-    help="Measure finer only where interpolation would miss by more than this share, e.g. 0.02.",
+    help="Measure finer only where interpolation would miss by more than this share of the range, "
+    "which is logarithmic, e.g. 0.02.",
 )
 @click.option("--samples", type=int, help="Use N random samples. [default: all]")
 @click.option("--chunk-size", type=int, help="Samples that go through the model at once.")

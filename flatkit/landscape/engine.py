@@ -46,6 +46,13 @@ class Engine:
 
     Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
     bounded by `stacked.MEMORY`; it does not grow with the number of points.
+
+    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ²
+    >>> objective = Objective(torch.nn.Linear(1, 1, bias=False), "mse", data)
+    >>> quantities = ("loss", "gradient_norm")
+    >>> engine = Engine(objective, torch.ones(1), torch.ones(1, 1), quantities=quantities)
+    >>> engine.values([[0.0]]) + engine.values([[2.0]])
+    [{'loss': 1.0, 'gradient_norm': 2.0}, {'loss': 9.0, 'gradient_norm': 6.0}]
     """
 
     def __init__(
@@ -96,7 +103,7 @@ class Engine:
         plain = not {"gradient_norm", "top_eigenvalue"} & set(quantities)
         small = batched and plain and not self._moving
         if small and objective.batchnorm == "eval":
-            self._stacked = StackedLinear.of(objective, self._theta, self._directions)
+            self._stacked = StackedLinear.of(objective, self._theta, self._directions, self._model)
             if self._stacked is not None and not self._agrees(self._stacked):
                 self._stacked = None
 
@@ -114,7 +121,7 @@ class Engine:
         with sdpa_kernel(SDPBackend.MATH):
             if self._stacked is None:
                 return [self._single(point) for point in steps]
-            found = self._stacked.values(steps)
+            found = self._stacked.values(steps, with_accuracy="accuracy" in self.quantities)
             return [
                 {name: values[name] for name in self.quantities if name in values}
                 if any(point)
@@ -214,7 +221,7 @@ class Engine:
         steps = [[0.013 * (i + 1)] * len(self._directions) for i in range(2)]
         before = self.objective.tally.losses
         try:
-            found = stacked.values(steps)
+            found = stacked.values(steps, fill=False)
             plain = [self._single(point) for point in steps]
         except (RuntimeError, ValueError, TypeError, IndexError):
             return False

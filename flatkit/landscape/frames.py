@@ -33,6 +33,12 @@ class Frame:
             distance of each point from the line or plane.
         buffers: name -> [1 + D, ...]: floating-point buffers (running statistics) at the centre,
             and how much a step of 1 along each direction adds; None where they stay.
+
+    >>> Frame("given", torch.zeros(2), torch.tensor([[3.0, 0.0], [1.0, 1.0]])).describe()["norms"]
+    [3.0, 1.4142135...]
+    >>> Frame("given", torch.zeros(2), torch.ones(2, 2))
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: the two directions are parallel and span no plane
     """
 
     kind: str

@@ -42,9 +42,9 @@ class LandscapeSettings:
         splits: of `train` and `test`.
         statistics: of BatchNorm; see `flatkit.landscape.engine.Engine`. By default `interpolate`
             between checkpoints, so that each has its own loss, else `fixed`.
-        refine: None measures every point; a tolerance measures a coarse grid first and goes on
-            only where the surface misses its interpolation by more, see
-            `flatkit.surfaces.refinement`.
+        refine: None measures every point; a tolerance, as a share of the (logarithmic) range,
+            measures a coarse grid first and goes on only where the surface misses its
+            interpolation by more, see `flatkit.surfaces.refinement`.
         samples: samples in use of each split, drawn at random; all by default. Of a test split
             with fewer, all.
         chunk_size: samples that go through the model at once; chosen by default.
@@ -111,7 +111,11 @@ class LandscapeSettings:
                 "choose fixed or reestimate"
             )
         if self.refine is not None:
-            check_positive("refine", self.refine, hint="the miss that is small enough, e.g. 0.02")
+            check_positive(
+                "refine",
+                self.refine,
+                hint="the miss that is small enough, as a share of the range, e.g. 0.02",
+            )
         for name in ("samples", "chunk_size"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))

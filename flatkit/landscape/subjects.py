@@ -42,7 +42,13 @@ def task_of(subject: Subject) -> Task:
 
 
 def origin_of(task: Task) -> dict[str, Any]:
-    """Return what a surface says of the weights, ready for JSON."""
+    """Return what a surface says of the weights, ready for JSON.
+
+    >>> from torch import nn
+    >>> data = (torch.ones(1, 1), torch.ones(1, 1))
+    >>> origin_of(Task(nn.Linear(1, 1), "mse", data, name="mine"))
+    {'name': 'mine', 'sha256': None, 'epoch': None}
+    """
     origin = task.origin
     return {
         "name": task.name or "model",
@@ -52,7 +58,13 @@ def origin_of(task: Task) -> dict[str, Any]:
 
 
 def folder_of(task: Task) -> str:
-    """Return the name of the folder of a checkpoint, for the run that it is of."""
+    """Return the name of the folder of a checkpoint, for the run that it is of.
+
+    >>> from torch import nn
+    >>> data = (torch.ones(1, 1), torch.ones(1, 1))
+    >>> folder_of(Task(nn.Linear(1, 1), "mse", data, origin={"path": "runs/gam/epoch-1.pt"}))
+    'gam'
+    """
     path = task.origin.get("path")
     return (Path(path).absolute().parent.name if path else "") or task.name or "model"
 
@@ -65,6 +77,12 @@ class Place:
         origin: `{"name", "sha256", "epoch"}`.
         where: the file, for messages.
         model: holds the weights.
+
+    >>> from torch import nn
+    >>> data = (torch.ones(1, 1), torch.ones(1, 1))
+    >>> task = Task(nn.Linear(1, 1), "mse", data)
+    >>> Place.of(task).stop("a", Objective(task.model, "mse", data), buffers=False).theta.shape
+    torch.Size([2])
     """
 
     origin: dict[str, Any]

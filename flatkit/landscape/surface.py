@@ -26,6 +26,9 @@ class Slice:
         loss: D rows of n values; infinite beyond the float range, None where it is no number.
         accuracy: likewise, or None if the model is not a classifier.
         gradient_norm: likewise, or None if it was not asked for.
+
+    >>> Slice([0.0, 1.0], loss=[[0.0, 2.0]], accuracy=None, gradient_norm=None).loss[0][1]
+    2.0
     """
 
     coordinate: list[float]
@@ -43,6 +46,10 @@ class Plane:
         y: steps along the second direction [ny].
         loss: ny rows of nx values; infinite beyond the float range, None where it is no number.
         accuracy: likewise, or None if the model is not a classifier.
+
+    >>> plane = Plane([0.0, 1.0], [0.0], loss=[[0.0, 2.0]], accuracy=None)
+    >>> plane.loss[0][1]  # at x[1], y[0]
+    2.0
     """
 
     x: list[float]

@@ -21,6 +21,9 @@ class Stop:
         name: for the picture.
         theta: its parameters [P].
         buffers: its floating-point buffers by name, such as running statistics.
+
+    >>> Stop("epoch 1", torch.zeros(2)).name
+    'epoch 1'
     """
 
     name: str

@@ -46,13 +46,21 @@ def quantity_label(quantity: str) -> str:
 
 
 def in_units(surface: Surface, quantity: str) -> Any:
-    """Return the values in the units of the label; a surface without the quantity has none."""
+    """Return the values in the units of the label; a surface without the quantity has none.
+
+    >>> in_units(Surface({"t": [0.0, 1.0]}, {"accuracy": [0.5, 1.0]}), "accuracy").tolist()
+    [50.0, 100.0]
+    """
     factor = 100.0 if quantity.endswith("accuracy") else 1.0
     return factor * surface.quantities[quantity]
 
 
 def kind_of(surface: Surface) -> str:
-    """Return `random`, `eigenvectors`, `pca`, `checkpoints` or `given`."""
+    """Return `random`, `eigenvectors`, `pca`, `checkpoints` or `given`.
+
+    >>> kind_of(Surface({"t": [0.0, 1.0]}, {}, {"directions": {"kind": "pca"}}))
+    'pca'
+    """
     return str((surface.header.get("directions") or {}).get("kind", "random"))
 
 

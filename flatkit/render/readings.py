@@ -93,7 +93,14 @@ def compared(report: Report) -> dict[str, Reading]:
 
 
 def rank(reading: Reading) -> tuple[int, float]:
-    """Return the place of a reading in a table."""
+    """Return the place of a reading in a table.
+
+    >>> small, large = (
+    ...     Reading("loss", "loss", 1.0, 0.0, "exact", "exact", rho=rho) for rho in (0.1, 0.2)
+    ... )
+    >>> rank(small) < rank(large)
+    True
+    """
     name = reading.key.partition("[")[0]
     return (_ORDER.index(name) if name in _ORDER else len(_ORDER), reading.rho or 0.0)
 

@@ -131,13 +131,25 @@ def panels(
 
 
 def tidy(axes: Sequence[Axes]) -> None:
-    """Leave only the axes that carry ticks."""
+    """Leave only the axes that carry ticks.
+
+    >>> figure, axes = panels(1, width=2.0, height=2.0)
+    >>> tidy(axes)
+    >>> [side for side, spine in axes[0].spines.items() if spine.get_visible()]
+    ['left', 'bottom']
+    """
     for axis in axes:
         seaborn.despine(ax=axis)
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int = 4) -> None:
-    """Put one legend above all panels, where it covers nothing."""
+    """Put one legend above all panels, where it covers nothing.
+
+    >>> figure, axes = panels(1, width=2.0, height=2.0)
+    >>> legend_above(figure, axes[0].plot([0, 1], [0, 1], label="gam"))
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['gam']
+    """
     if handles:
         figure.legend(
             handles=list(handles),
@@ -158,13 +170,25 @@ def title(name: str) -> str:
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """Say below all panels what the marks mean."""
+    """Say below all panels what the marks mean.
+
+    >>> figure, _ = panels(1, width=2.0, height=2.0)
+    >>> footnote(figure, "x: no number")
+    >>> figure.get_supxlabel()
+    'x: no number'
+    """
     characters = int(figure.get_figwidth() / _INCHES_PER_CHARACTER)
     figure.supxlabel("\n".join(wrap(text, characters)), fontsize=_NOTE_SIZE, color=MUTED)
 
 
 def mark_above(axis: Axes, positions: Sequence[float], *, marker: str, colour: Any) -> None:
-    """Mark at the upper edge where there is no finite value to draw."""
+    """Mark at the upper edge where there is no finite value to draw.
+
+    >>> _, (axis,) = panels(1, width=2.0, height=2.0)
+    >>> mark_above(axis, [0.5, 0.7], marker="^", colour="black")
+    >>> axis.lines[0].get_xdata().tolist()
+    [0.5, 0.7]
+    """
     if not len(positions):
         return
     (marks,) = axis.plot(

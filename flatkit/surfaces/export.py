@@ -83,9 +83,14 @@ def _vtk(surface: Surface) -> bytes:
         out.write(f"{letter}_COORDINATES {len(axis)} double\n".encode())
         out.write(axis.astype(">f8").tobytes() + b"\n")
     out.write(f"POINT_DATA {surface.measured.size}\n".encode())
-    for name, values in {**surface.quantities, "measured": surface.measured}.items():
-        out.write(f"SCALARS {name} double 1\nLOOKUP_TABLE default\n".encode())
-        out.write(values.astype(">f8").tobytes() + b"\n")  # x runs fastest, as in [ny, nx]
+    (first, values), *others = [*surface.quantities.items(), ("measured", surface.measured)]
+    out.write(f"SCALARS {first} double 1\nLOOKUP_TABLE default\n".encode())
+    out.write(values.astype(">f8").tobytes() + b"\n")  # x runs fastest, as in [ny, nx]
+    if others:  # as fields: of several SCALARS, readers take the first alone
+        out.write(f"FIELD FieldData {len(others)}\n".encode())
+    for name, values in others:
+        out.write(f"{name} 1 {values.size} double\n".encode())
+        out.write(values.astype(">f8").tobytes() + b"\n")
     return out.getvalue()
 
 

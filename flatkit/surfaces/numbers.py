@@ -23,6 +23,9 @@ class Numbers:
         width: length of the basin in parameter space, see `basin`; None if it reaches the edge.
         asymmetry: of its sides, see `basin`.
         roughness: see `roughness`.
+
+    >>> Numbers("t", level=0.1, width=None, asymmetry=None, roughness=0.0).axis
+    't'
     """
 
     axis: str
@@ -40,6 +43,9 @@ class Barrier:
         first: name of one.
         second: name of the other.
         height: see `barrier_height`; on a plane, of the surface interpolated linearly.
+
+    >>> Barrier("sgd", "gam", 0.25).height
+    0.25
     """
 
     first: str
@@ -106,6 +112,10 @@ def basin(
 
     Returns:
         (None, None) if the basin reaches an edge of the grid, or L(0) is not finite.
+
+    >>> steps = numpy.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    >>> basin(steps, abs(steps), level=1.5), basin(steps, abs(steps), level=2.5)
+    ((3.0, 0.0), (None, None))
     """
     if not (math.isfinite(level) and level > 0):
         raise InvalidArgumentError(f"level must be a finite number > 0, got {level!r}")

@@ -1,12 +1,19 @@
 """Which points to measure next: all of them from coarse to fine, or only where the surface bends.
 
 A level has every second step of the next. Cubic interpolation of a level predicts the next; half
-the distance makes a quarter of the miss (a sixteenth, where the surface is smooth enough), so where
-a measured point misses its prediction by more than four times the tolerance, the finer points
-around it are measured; elsewhere they are interpolated. The first two levels are measured whole.
+the distance makes half of the miss at a kink (as the gradient norm has at a minimum, or that of
+ReLU networks anywhere), and a sixteenth where the surface is smooth. So where a measured point
+misses its prediction by more than twice the tolerance, the finer points around it are measured;
+elsewhere they are interpolated. The first two levels are measured whole.
+
+A miss is a share of the range, on the scale on which surfaces are drawn: logarithmic where all
+values are positive, over at most four decades. On one that goes from 0.1 to 10, a share of 0.01 is
+4.6 % of the value at every point; relative to the value alone, the bottom of a valley that is
+decades deep would take most of the points, and no picture would show it.
 
 This is an estimate, no bound: a feature that lies between the points of the second level can be
-overlooked.
+overlooked. Held against planes measured whole, losses and gradient norms were within the tolerance,
+and accuracies, which go in steps, within three times it (`python -m benchmarks.landscape refined`).
 """
 
 import math
@@ -18,8 +25,11 @@ from flatkit.surfaces.grids import interpolate, levels, weights
 
 _Level = Sequence[Sequence[int] | numpy.ndarray]
 
-_FALL = 4.0
-"""The miss of a level over that of the next."""
+_FALL = 2.0
+"""The miss of a level over that of the next, at worst."""
+
+_NARROWEST, _WIDEST = 1.001, 1e4
+"""The least and the most that the largest value counts over the smallest."""
 
 _REACH = 2
 """Refine within so many steps of the coarser grid around a point that missed."""
@@ -30,8 +40,8 @@ class Refinement:
 
     Args:
         axes: name -> steps, as in `Surface`.
-        tolerance: None for every point; else the miss that is small enough, relative to the value
-            (of accuracies: absolute), e.g. 0.02.
+        tolerance: None for every point; else the miss that is small enough, as a share of the
+            range (logarithmic, see the module; of accuracies: of 1), e.g. 0.02.
 
     Attributes:
         values: name -> what is known so far, NaN elsewhere, in the shape of the surface.
@@ -113,11 +123,22 @@ class Refinement:
             if name.endswith("_residual"):
                 continue
             own, predicted = self.values[name][grid], self._predicted(name, number)
-            scale = 1.0 if name.endswith("accuracy") else numpy.abs(own)
+            scale = 1.0 if name.endswith("accuracy") else self._range(name, own)
             with numpy.errstate(invalid="ignore"):
                 close = numpy.abs(own - predicted) <= _FALL * tolerance * scale
             missed[grid] |= ~(close | (own == predicted))
         return missed & new
+
+    def _range(self, name: str, own: numpy.ndarray) -> numpy.ndarray | float:
+        """Return what a share of 1 is at points with such values."""
+        known = self.values[name][self.measured]
+        known = known[numpy.isfinite(known)]
+        if not known.size:
+            return 0.0
+        low, high = float(known.min()), float(known.max())
+        if low > 0:
+            return numpy.abs(own) * math.log(min(max(high / low, _NARROWEST), _WIDEST))
+        return max(high - low, (_NARROWEST - 1) * max(abs(low), abs(high)))
 
     def _around(self, missed: numpy.ndarray, number: int) -> numpy.ndarray:
         """Return the points within reach of those that missed."""

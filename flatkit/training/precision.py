@@ -4,6 +4,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from torch.amp import GradScaler
 
 from flatkit.errors import InvalidArgumentError
 
@@ -21,6 +22,15 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     if precision == "float32":
         return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, _DTYPES[precision])
+
+
+def loss_scaler(precision: str, device: torch.device) -> GradScaler:
+    """Return what scales losses for `float16`, and does nothing for the others.
+
+    >>> loss_scaler("float16", torch.device("cpu")).scale(torch.ones(1))
+    tensor([65536.])
+    """
+    return GradScaler(device.type, enabled=precision == "float16")
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -51,9 +61,13 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def _trial(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a convolution and a product under autocast, forward and backward."""
+    """Return the dtype of a convolution and a product under autocast, after one whole step."""
     image = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     with torch.enable_grad(), autocast(precision, device):
         out = F.conv2d(image, image).flatten(1) @ torch.ones(1, 1, device=device)
-    out.float().sum().backward()
+    optimizer = torch.optim.SGD([image], lr=0.0)
+    scaler = loss_scaler(precision, device)
+    scaler.scale(out.float().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
     return out.dtype

@@ -5,13 +5,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn, optim
-from torch.amp import GradScaler
 
 from flatkit.errors import NonFiniteError
 from flatkit.losses import Loss
 from flatkit.optim import PerturbedOptimizer
 from flatkit.training.config import TrainingConfig
-from flatkit.training.precision import autocast
+from flatkit.training.precision import autocast, loss_scaler
 
 Parts: TypeAlias = list[tuple[Tensor, Tensor]]
 """Inputs and targets of each part of a batch."""
@@ -56,7 +55,7 @@ class BatchSteps:
         self.gradients = self.skipped = 0
         self._model, self._optimizer, self._loss = model, optimizer, loss
         self._config, self._device = config, device
-        self._scaler = GradScaler(device.type, enabled=config.precision == "float16")
+        self._scaler = loss_scaler(config.precision, device)
 
     @property
     def scales(self) -> bool:

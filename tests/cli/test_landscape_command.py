@@ -99,6 +99,8 @@ def test_the_line_between_two_checkpoints_has_their_own_losses_and_a_barrier(
         loss = float(torch.nn.functional.cross_entropy(task.model(x), y).detach())
         (at,) = np.flatnonzero(line.axes["t"] == t)
         assert line.quantities["loss"][at] == pytest.approx(loss, rel=1e-5)
+    markers = [(marker["name"], marker["at"]) for marker in line.header["markers"]]
+    assert markers == [("a", [0.0]), ("b", [1.0])]
     assert "barrier" in out
 
 

@@ -52,6 +52,22 @@ def test_a_refined_surface_has_the_measured_values_of_the_whole_one():
     assert found.header["points_measured"] == at.sum()
 
 
+@pytest.mark.parametrize("tolerance", [0.01, 0.03])
+def test_refinement_of_a_smooth_plane_saves_most_points_and_stays_within_its_tolerance(tolerance):
+    settings = {"n": 51, "quantities": ("loss", "gradient_norm")}
+    whole = survey_of(**settings).measure()
+    found = survey_of(**settings, refine=tolerance).measure()
+    at = found.measured
+    assert 0.05 < at.mean() < 0.25
+    for name, values in whole.quantities.items():
+        np.testing.assert_array_equal(found.quantities[name][at], values[at])
+        assert not np.array_equal(found.quantities[name][~at], values[~at])  # not measured
+        miss = (
+            np.abs(found.quantities[name] - values) / values / np.log(values.max() / values.min())
+        )
+        assert miss.max() <= tolerance, name
+
+
 def test_the_fingerprint_tells_apart_whatever_changes_a_value():
     x, y = CASE.data()
     other = torch.cat([x[:1] + 1e-9, x[1:]])

@@ -262,7 +262,8 @@ def test_the_page_holds_everything_and_asks_no_network(tmp_path):
     body = first[first.rindex("Plotly.newPlot") :]
     for words in ("principal axis 1", "epoch 1", "step t", '"sgd"', "loss"):
         assert words in body
-    assert "Plotly" in first and len(first) > 2e6  # the library itself
+    assert '"showSendToCloud": false' in body  # no button that would ask for one
+    assert "<title>loss: " in first and "Plotly" in first and len(first) > 2e6  # the library itself
 
 
 def test_pictures_are_the_same_bytes_again_and_vectors_are_written(tmp_path):

@@ -65,6 +65,15 @@ def test_the_vtk_file_holds_axes_and_values_with_x_running_fastest(tmp_path):
     start = data.index(b"SCALARS loss double 1\nLOOKUP_TABLE default\n") + 43
     values = np.frombuffer(data[start : start + 15 * 8], ">f8").reshape(3, 5)
     np.testing.assert_array_equal(values, plane().quantities["loss"])
+    # The rest are fields: a reader takes only the first of several SCALARS by itself.
+    fields = [*list(plane().quantities)[1:], "measured"]
+    assert data.count(b"SCALARS") == 1 and b"FIELD FieldData %d\n" % len(fields) in data
+    for name in fields:
+        label = b"\n%s 1 15 double\n" % name.encode()
+        start = data.index(label) + len(label)
+        values = np.frombuffer(data[start : start + 15 * 8], ">f8").reshape(3, 5)
+        expected = plane().measured if name == "measured" else plane().quantities[name]
+        np.testing.assert_array_equal(values, expected)
 
 
 def test_xarray_reads_the_h5_with_its_dimensions(tmp_path):

@@ -1,0 +1,177 @@
+"""Many points in a pass against moved copies of the network, one at a time, in plain PyTorch."""
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flatkit import Objective
+from flatkit.landscape.engine import Engine
+from flatkit.losses import CrossEntropy
+
+STEPS = [[0.3, -0.2], [-1.0, 0.5], [0.0, 0.7], [0.4, 0.0]]
+
+
+class Skip(nn.Module):
+    """Uses what a layer gave a second time, after its activation."""
+
+    def __init__(self, act: Callable = F.relu):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 9), nn.Linear(9, 9), nn.Linear(9, 4)
+        self.act = act
+
+    def forward(self, x):
+        h = self.first(x)
+        h = h + self.act(h)
+        again = self.middle(h)
+        return self.last(self.act(again) - 0.1 * again)
+
+
+class Twice(nn.Module):
+    """Has one layer on the inputs and again further on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(6, 6), nn.Linear(6, 4, bias=False)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(torch.sigmoid(self.layer(x)))))
+
+
+class TwoInputs(nn.Module):
+    """Has two first layers, and ends in an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(3, 7), nn.Linear(6, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        return torch.relu(self.last(torch.tanh(self.one(x[:, :3]) * self.two(x))))
+
+
+class OnTheSide(nn.Module):
+    """Keeps an activation of what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        outputs = self.last(torch.tanh(self.first(x)))
+        self.seen = torch.relu(outputs)
+        return outputs
+
+
+def plain(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Module:
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), act()]
+    return nn.Sequential(*layers[:-1])
+
+
+NETWORKS = {
+    "relu": lambda: plain(6, 8, 7, 4),
+    "relu in place": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)),
+    "tanh": lambda: plain(6, 8, 4, act=nn.Tanh),
+    "gelu": lambda: plain(6, 8, 4, act=nn.GELU),
+    "one layer": lambda: plain(6, 4),
+    "skip": Skip,
+    "skip tanh": lambda: Skip(torch.tanh),
+    "a layer twice": Twice,
+    "two first layers": TwoInputs,
+    "on the side": OnTheSide,
+    "normalised": lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=-1), nn.Linear(8, 4)),
+}
+
+
+def problem(build, n: int = 40, dtype=torch.float64, loss: Any = "cross_entropy", **settings):
+    torch.manual_seed(0)
+    model = build().to(dtype)
+    x, y = torch.randn(n, 6, dtype=dtype), torch.randint(0, 4, (n,))
+    objective = Objective(model, loss, (x, y), **settings)
+    directions = torch.randn(2, objective.num_parameters, dtype=dtype)
+    return model, (x, y), objective, directions
+
+
+def moved(model: nn.Module, directions, steps) -> nn.Module:
+    """Return a copy of the network whose weights have moved."""
+    other = copy.deepcopy(model)
+    start = nn.utils.parameters_to_vector(model.parameters()).detach()
+    point = start + torch.tensor(steps, dtype=start.dtype) @ directions
+    nn.utils.vector_to_parameters(point, other.parameters())
+    return other
+
+
+@pytest.mark.parametrize("n", [40, 700])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_loss_and_accuracy_are_those_of_the_moved_network(name, n):
+    model, (x, y), objective, directions = problem(NETWORKS[name], n)
+    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert engine.batch > len(STEPS)
+    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+        with torch.no_grad():
+            outputs = moved(model, directions, steps)(x)
+        assert values["loss"] == pytest.approx(float(F.cross_entropy(outputs, y)), rel=1e-12)
+        assert values["accuracy"] == float((outputs.argmax(1) == y).double().mean())
+
+
+def test_smoothed_labels_are_those_of_the_moved_network():
+    loss = CrossEntropy(label_smoothing=0.2)
+    model, (x, y), objective, directions = problem(NETWORKS["relu"], loss=loss)
+    engine = Engine(objective, objective.theta, directions)
+    assert engine.batch > 1
+    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+        outputs = moved(model, directions, steps)(x)
+        expected = F.cross_entropy(outputs, y, label_smoothing=0.2)
+        assert values["loss"] == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+def test_of_equal_largest_outputs_the_first_is_the_answer():
+    model, (x, y), _, _ = problem(NETWORKS["relu"])
+    last: nn.Linear = model[4]  # type: ignore[assignment, index]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.1, 0.5, 0.2, 0.5]))
+    objective = Objective(model, "cross_entropy", (x, y))
+    directions = torch.zeros(2, objective.num_parameters, dtype=torch.float64)
+    directions[:, :48] = torch.randn(2, 48).double()  # the first layer alone moves
+    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert engine.batch > 1
+    found = [values["accuracy"] for values in engine.values(STEPS)]
+    assert found == [float((y == 1).double().mean())] * len(STEPS)
+
+
+def test_losses_beyond_the_float_range_are_as_those_one_by_one():
+    _, _, objective, directions = problem(NETWORKS["relu"], dtype=torch.float32)
+    steps = [[1e13, 0.0], [1e30, 1e30], [0.1, 0.2]]
+    many, single = (
+        Engine(objective, objective.theta, directions, batched=batched) for batched in (True, False)
+    )
+    assert many.batch > 1
+    one_by_one = [single.values([step])[0]["loss"] for step in steps]
+    found = [values["loss"] for values in many.values(steps)]
+    assert found == pytest.approx(one_by_one, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_value_does_not_depend_on_the_points_measured_with_it(dtype):
+    _, _, objective, directions = problem(lambda: plain(6, 64, 64, 4), 700, dtype)
+    quantities = ("loss", "accuracy")
+    engine = Engine(objective, objective.theta, directions, quantities=quantities)
+    steps = [[0.01 * i, 0.02 * j] for i in range(1, 4) for j in (1, 2)]
+    assert engine.batch > len(steps)
+    together = engine.values(steps)
+    assert [engine.values([step])[0] for step in steps] == together
+    assert engine.values(steps[::-1])[::-1] == together
+    again = Engine(objective, objective.theta, directions, quantities=quantities)
+    assert again.values(steps) == together
+
+
+def test_wide_networks_whose_passes_are_arithmetic_take_one_point_at_a_time():
+    _, _, objective, directions = problem(lambda: plain(6, 2048, 2048, 4), 300, torch.float32)
+    assert Engine(objective, objective.theta, directions).batch == 1
