@@ -239,7 +239,9 @@ def test_a_disagreement_is_that_of_two_halves_of_the_samples():
     objective = Objective(model, "cross_entropy", (inputs, targets), chunk_size=64)
     found = disagreement(objective, objective.theta, torch.Generator().manual_seed(5))
     losses = torch.nn.functional.cross_entropy(model(inputs), targets, reduction="none") / 300
-    rows = [torch.autograd.grad(part, model.parameters(), retain_graph=True) for part in losses]
+    rows = [
+        torch.autograd.grad(part, list(model.parameters()), retain_graph=True) for part in losses
+    ]
     slopes = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])  # [N, P]
     signs = torch.linalg.lstsq(slopes.T, found[:, None]).solution[:, 0]  # N < P: they are unique
     assert slopes.shape[0] < slopes.shape[1]
