@@ -28,6 +28,7 @@ from flatkit.flatness.fields import GradientNorm
 from tests.cases import quadratic_task
 
 STARTS, STEPS, IMAGES = 1000, 60, 300
+STREAMS = 3
 STEPS_RESNET, RESTARTS_RESNET = 20, 20
 
 
@@ -153,15 +154,23 @@ def networks(name: str, activation: type[nn.Module], smoothing: float, seed: int
         for rho in (0.05, 0.5):
             best, theirs = long_ascents(Objective(*task), rho)
             for budget in (600, theirs // 50):
-                objective = Objective(*task)  # the choice of the engine is part of the time
                 started = time.perf_counter()
-                found = max_gradient_norm(objective, rho=rho, budget=budget)
-                ratio, cost = found.value / best, found.gradients / theirs
+                runs = [
+                    max_gradient_norm(
+                        Objective(*task),  # the choice of the engine is part of the time
+                        rho=rho,
+                        budget=budget,
+                        generator=torch.Generator().manual_seed(stream),
+                    )
+                    for stream in range(STREAMS)
+                ]
+                seconds = (time.perf_counter() - started) / STREAMS
+                ratios, cost = [run.value / best for run in runs], max(r.gradients for r in runs)
                 lines.append(
                     f"| {name} {seed}, {'trained' if trained else 'untrained'} | {norm:.1e} "
-                    f"| {rho} | {budget} | {ratio:.5f} | {found.gradients} | {cost:.2%} "
-                    f"| {time.perf_counter() - started:.1f} | {found.status} "
-                    f"| {_met(ratio >= 0.999 and cost <= 0.02)} |"
+                    f"| {rho} | {budget} | {', '.join(f'{ratio:.4f}' for ratio in ratios)} "
+                    f"| {cost} | {cost / theirs:.2%} | {seconds:.1f} | {runs[0].status} "
+                    f"| {_met(min(ratios) >= 0.999 and cost <= theirs / 50)} |"
                 )
                 print(lines[-1], flush=True)
     return lines
@@ -188,7 +197,7 @@ def measure_networks() -> list[str]:
     lines = [
         f"P = 1,482, {IMAGES} digits, float64; best of {STARTS} random ascents of {STEPS} steps "
         f"({3 * STARTS * STEPS:,} gradients). Ours has its default budget, and 2 % of theirs, "
-        "starts included.",
+        f"starts included; the values of {STREAMS} random streams, of which the worst counts.",
         "",
         "| network, seed | ‖∇L‖ | ρ | budget | value / best | gradients | of theirs | s | status "
         "| ≥ 0.999 at ≤ 2 % |",

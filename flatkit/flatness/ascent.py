@@ -47,7 +47,7 @@ class Ascents:
     ) -> None:
         self.function, self.radius, self.noise = function, radius, noise
         self.tolerance, self.budget = tolerance, budget
-        self.evaluations = self.ascents = 0
+        self.evaluations = self.ascents = self.drawn = 0  # the last: directions, a gradient each
 
     def least_gain(self, value: float) -> float:
         """Return the gain over a value that is none: within the tolerance, or the rounding."""
@@ -57,7 +57,8 @@ class Ascents:
     def spent(self) -> int:
         """Gradients of the loss so far."""
         cost = self.function
-        return self.evaluations * cost.value_cost + self.ascents * cost.ascent_cost
+        climbing = self.evaluations * cost.value_cost + self.ascents * cost.ascent_cost
+        return climbing + self.drawn
 
     def land(self, u: Tensor) -> Landing:
         """Evaluate the function at the rows of u [K, P].

@@ -12,7 +12,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.ascent import Ascents, Climb
 from flatkit.flatness.fields import Field
 from flatkit.flatness.sphere import polish
-from flatkit.flatness.wander import wander
+from flatkit.flatness.wander import Explore, wander
 
 _SAME_PLACE = 1e-3
 """Distance, in radii, below which two climbs are at one maximum."""
@@ -22,7 +22,7 @@ _ROUGH = 3e-3
 """Angle, in radians, to the ascent direction at which no climb over a smooth function ends."""
 _ROUNDINGS = 8
 """Units of rounding of a value that a climb does not see."""
-_RESERVE = 0.4
+_RESERVE = 0.8
 """Part of the budget that is kept for walks once a climb ended at a jump of the gradient."""
 
 
@@ -70,6 +70,7 @@ def maximize_over_ball(
     budget: int = 600,
     tolerance: float = 1e-7,
     noise: float = 0.0,
+    explore: Explore | None = None,
     generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search the maximum of a function over the ball ‖u‖ ≤ ρ.
@@ -95,6 +96,9 @@ def maximize_over_ball(
             first are always taken.
         tolerance: a climb ends when a step gains less than this, relative to the value.
         noise: by how much rounding may change a value; smaller gains are none.
+        explore: draws a direction [P] for a walk from far away, at a gradient of the loss each,
+            such as that in which two halves of the samples disagree; without it all walks begin
+            near the best point.
         generator: draws where the walks begin, if there are any.
 
     Raises:
@@ -123,9 +127,8 @@ def maximize_over_ball(
     _halve(search, climbs)
     best = max(climbs, key=lambda climb: climb.value)
     if any(_is_rough(search, climb) for climb in climbs):
-        walked = wander(
-            search, best, list(starts.values()), generator or torch.Generator().manual_seed(0)
-        )
+        generator = generator or torch.Generator().manual_seed(0)
+        walked = wander(search, best, list(starts.values()), explore, generator)
         climbs.append(walked)
         best = walked if walked.value > best.value else best
     return _summary(search, climbs, best)

@@ -10,7 +10,7 @@ from flatkit.flatness.fields import Field, product_cost
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.model import QuadraticModel, Quantity, ScaledOperator
 from flatkit.hessian import HessianOperator
-from flatkit.objective import Objective
+from flatkit.objective import Objective, differentiate
 
 NUM_VECTORS = 20
 _ALONE, _MIXED, _ANYWHERE = 8, 64, 8
@@ -130,6 +130,31 @@ def default_starts(
         generator=generator,
     )
     return Starts(points, spent)
+
+
+def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ∇(L_A − L_B)(θ) [P] for the losses of a random half of the samples and of the others.
+
+    Its covariance is that of the gradients of single samples, so that it lies where these, and with
+    them the curvature, are large, and reaches much more of that than a few eigenvectors do.
+
+    Cost: one gradient.
+
+    >>> from torch import nn
+    >>> data = (torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))  # L = (θ² + 4θ²) / 2
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> abs(disagreement(objective, torch.ones(1), torch.Generator()).item())  # ±(1 − 4)
+    3.0
+    """
+    order = torch.randperm(objective.num_samples, generator=generator).to(objective.device)
+    total = torch.zeros_like(theta)
+    for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):
+        for part in rows.split(objective.chunk_size):
+            point = theta.detach().requires_grad_()
+            loss = objective.chunk_loss(point, objective.rows(part), smooth=False)
+            total += sign * differentiate(loss, point)
+    objective.tally.gradients += 1
+    return total
 
 
 def _sharpen(model: QuadraticModel, function: Field, which: Quantity, rho: float, most: int) -> int:

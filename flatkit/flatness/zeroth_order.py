@@ -9,7 +9,7 @@ from torch import Tensor
 from flatkit.flatness.ball import BallMaximum, maximize_over_ball
 from flatkit.flatness.fields import LossIncrease
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.flatness.starts import default_starts
+from flatkit.flatness.starts import default_starts, disagreement
 from flatkit.objective import Objective
 
 
@@ -67,6 +67,7 @@ def max_loss_increase(
         budget=max(1, budget - spent),
         tolerance=tolerance,
         noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
+        explore=lambda drawn: geometry.displacement(disagreement(objective, theta, drawn)),
         generator=generator,
     )
     return replace(best, gradients=best.gradients + spent)

@@ -27,8 +27,11 @@ _CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
     ("central_difference",),
 )
 """Tried together, one group after the other: the later ones cost more or are less exact."""
-_SAMPLES = 32
+_SHARE, _FEWEST, _MOST = 1 / 16, 8, 32
+"""Samples of the probe: that part of all, lest it cost more than what it saves, within these."""
 _ROUNDS = 3
+_CLEARLY = 0.75
+"""Of the second fastest engine's time: below this one round decides."""
 _NOT_FINITE = "the product is not finite"
 _SUSPICIOUS = 0.05
 _DOUBLE_MAX = 20_000_000
@@ -177,6 +180,9 @@ def _cheapest(
             run()
             _wait(theta)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
+        first, *others = sorted(seconds[trial.name] for trial in trials)
+        if all(first < _CLEARLY * other for other in others[:1]):
+            break
     best = min(trials, key=lambda trial: seconds[trial.name])
     for trial in trials:
         if trial is not best:
@@ -187,8 +193,11 @@ def _cheapest(
 
 
 def _few(objective: Objective) -> Chunk:
-    size = objective.chunk_size if objective.batchnorm == "train" else _SAMPLES
-    return next(objective.chunks(min(size, objective.num_samples)))
+    every = objective.num_samples
+    size = min(_MOST, max(_FEWEST, int(_SHARE * every)))
+    if objective.batchnorm == "train":
+        size = objective.chunk_size
+    return next(objective.chunks(min(size, every)))
 
 
 def _direction(theta: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def lanczos(
     max_matvecs: int = 1000,
     max_basis: int | None = None,
     stop: Stop = "residual",
+    copies: bool = True,
     initial: Tensor | None = None,
     generator: torch.Generator,
 ) -> Estimate:
@@ -60,6 +61,9 @@ def lanczos(
             Temple, 1928), quadratically smaller, with the gap taken from the Ritz values. That
             estimate is not certain, as an eigenvalue that was not seen may lie in the gap; the
             returned error is the residual either way, the estimate stands in the notes.
+        copies: look for further copies of multiple eigenvalues. Without, as elsewhere, one that is
+            multiple may be counted once, and the values after it are then those of later ranks; the
+            notes say that none was looked for. Saves about a fifth of the products for k = 5.
         initial: vectors [J, P] that are nearly wanted, such as those of a nearby operator; the
             basis starts from their sum.
         generator: draws the start.
@@ -83,7 +87,7 @@ def lanczos(
     capacity = min(operator.size, _capacity(k, max_basis))
     started = time.perf_counter()
     basis = KrylovBasis(operator, capacity, generator, initial)
-    search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs)
+    search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs, copies)
     checks, last = 0, math.inf
     while True:
         search.run()
@@ -115,7 +119,7 @@ def lanczos(
             "stop": stop,
             "value_error_estimate": estimated.tolist(),
             "rounding": operator.rounding * search.scale,
-            "displacement": search.displaced.tolist(),
+            "displacement": search.displaced.tolist() if copies else None,
             "warm_start": initial is not None,
         },
     )
@@ -138,6 +142,7 @@ class _Search:
     stop: Stop
     tolerance: float
     max_matvecs: int
+    copies: bool
     searched: int = 0
 
     def run(self) -> None:
@@ -187,7 +192,7 @@ class _Search:
         enough = k if basis.coupling == 0 else min(basis.size, k + _MORE)
         self.converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
         self.displaced = np.zeros(min(k, len(errors)))
-        if not basis.complete:
+        if self.copies and not basis.complete:
             self.displaced = displacements(
                 self.values[:k],
                 self.which,

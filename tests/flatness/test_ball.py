@@ -10,7 +10,11 @@ from scipy.optimize import brentq
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.flatness import max_gradient_norm, max_loss_increase
+from flatkit.flatness.ascent import Ascents, Climb
+from flatkit.flatness.fields import Landing
 from flatkit.flatness.geometry import Geometry
+from flatkit.flatness.starts import disagreement
+from flatkit.flatness.wander import wander
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
 
 
@@ -185,8 +189,8 @@ def test_past_kinks_the_search_walks_on_and_says_that_it_met_them():
     best = brute_force(function, theta, 0.03, gradient_norm=True, seeds=20)
     found = max_gradient_norm(objective, rho=0.03, budget=1500)
     assert found.value >= 0.999 * best
-    assert found.status == "kinks" and found.start == "near the best"
-    walked = found.trails["near the best"]
+    assert found.status == "kinks" and found.start == "walks"
+    walked = found.trails["walks"]
     monotone = max(v for name, trail in found.trails.items() for v in trail if name != found.start)
     assert walked == sorted(walked) and walked[-1] == found.value > monotone
     point = (theta + found.displacement).requires_grad_()
@@ -195,12 +199,62 @@ def test_past_kinks_the_search_walks_on_and_says_that_it_met_them():
     assert float(found.displacement.norm()) <= 0.03 * (1 + 1e-12)
 
 
+class Hidden:
+    """|u₁| everywhere; on both sides of the plane u₂ = 0, beyond 0.3, a rise to 9 at u₂ = ±1."""
+
+    geometry, rows, value_cost, ascent_cost = Geometry("l2"), 3, 1, 2
+
+    def __call__(self, u):
+        high = u[:, 1].abs() > 0.3
+        ascents = torch.zeros_like(u)
+        ascents[~high, 0], ascents[high, 1] = u[~high, 0].sign(), 9 * u[high, 1].sign()
+        return Landing(torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda: ascents)
+
+
+@pytest.mark.parametrize("explores", [True, False])
+def test_walks_from_far_away_find_what_none_of_the_starts_sees(explores):
+    axes, function = torch.eye(40, dtype=torch.float64), Hidden()
+    search = Ascents(function, 1.0, tolerance=1e-7, budget=1500)
+    best = Climb("start", axes[0], 1.0, axes[0])
+    drawn = []
+
+    def explore(generator):  # long along a third axis, as gradients are along the few largest
+        drawn.append(1)
+        parts = torch.randn(3, generator=generator, dtype=torch.float64)
+        return parts[0] * axes[1] + 100 * parts[1] * axes[2] + 100 * parts[2] * axes[0]
+
+    found = wander(
+        search, best, [axes[0], axes[2]], explore if explores else None, torch.Generator()
+    )
+    assert found.value == pytest.approx(9.0 if explores else 1.0, rel=1e-9)
+    assert found.trail == sorted(found.trail)
+    assert float(found.u.norm()) <= 1 + 1e-12 and best.value == 1.0
+    passes = search.evaluations + 2 * search.ascents
+    assert search.spent == passes + len(drawn) and 1400 < search.spent <= 1500
+    assert bool(drawn) == explores
+
+
+def test_a_disagreement_is_that_of_two_halves_of_the_samples():
+    model, inputs, targets = kinked_task()
+    objective = Objective(model, "cross_entropy", (inputs, targets), chunk_size=64)
+    found = disagreement(objective, objective.theta, torch.Generator().manual_seed(5))
+    losses = torch.nn.functional.cross_entropy(model(inputs), targets, reduction="none") / 300
+    rows = [
+        torch.autograd.grad(part, list(model.parameters()), retain_graph=True) for part in losses
+    ]
+    slopes = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])  # [N, P]
+    signs = torch.linalg.lstsq(slopes.T, found[:, None]).solution[:, 0]  # N < P: they are unique
+    assert slopes.shape[0] < slopes.shape[1]
+    assert signs.abs().numpy() == pytest.approx(np.ones(300), abs=1e-6)
+    assert abs(float(signs.sum())) < 1e-6 and objective.tally.gradients == 1
+
+
 def test_rounding_of_the_loss_is_no_kink():
     matrix, _ = quadratic(3, size=30, minimum=True)
     model, loss, data = quadratic_task(matrix.float())
     lifted = Objective(model, lambda outputs, targets: loss(outputs, targets) + 100.0, data)
     found = max_loss_increase(lifted, torch.zeros(30), rho=0.05, budget=400)
-    assert found.status == "converged" and "near the best" not in found.trails
+    assert found.status == "converged" and "walks" not in found.trails
     assert found.gradients < 400
     largest = 0.5 * 0.05**2 * float(torch.linalg.eigvalsh(matrix).max())
     assert found.value == pytest.approx(largest, abs=8 * 100 * torch.finfo(torch.float32).eps)

@@ -80,6 +80,19 @@ def test_every_copy_of_a_multiple_eigenvalue_is_reported(name, dtype):
         assert found.converged or name == "small basis"
 
 
+def test_without_a_look_for_copies_each_is_seen_once_for_fewer_products():
+    spectrum = [5.0, 5.0, 5.0, 3.0, 3.0, *np.linspace(-1, 1, 60)]
+    operator = DenseOperator(random_symmetric(spectrum))
+    found, quick = (
+        lanczos(operator, k=2, copies=copies, generator=torch.Generator().manual_seed(0))
+        for copies in (True, False)
+    )
+    np.testing.assert_allclose(found.value, [5, 5], rtol=1e-4)
+    np.testing.assert_allclose(quick.value, [5, 3], rtol=1e-4)
+    assert quick.matvecs < found.matvecs - 3 and quick.converged
+    assert quick.notes["displacement"] is None and float(quick.error.max()) <= 2e-3
+
+
 def test_copies_that_cannot_be_ruled_out_are_in_the_error_and_in_the_status():
     spectrum = [1.0, 0.99, 0.98, 0.97, *np.linspace(-1, 0.96, 400)]  # no gaps to tell copies by
     operator = DenseOperator(random_symmetric(spectrum))
