@@ -25,6 +25,9 @@ class Reading:
         status: of the result.
         role: where it is shown; the smaller a `flatness`, the flatter.
         rho: the radius, if there is one.
+
+    >>> Reading("trace", "trace tr H", 12.0, 0.5, "standard_error", "converged").converged
+    True
     """
 
     key: str

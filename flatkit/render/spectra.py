@@ -23,6 +23,15 @@ def density_figure(comparison: Comparison) -> Figure:
 
     Raises:
         ResultError: no run has a density.
+
+    >>> from flatkit.results import Entry, Report
+    >>> curve = {"eigenvalue": [0.0, 1.0], "density": [0.5, 0.1]}
+    >>> settings = {"bandwidth": 0.05, "mass": 1.0}
+    >>> error = {"density": [0.1, 0.0]}
+    >>> density = Result("spectral_density", curve, error, "standard_error", settings=settings)
+    >>> figure = density_figure(Comparison([Entry("sgd", "sgd", Report([density]))]))
+    >>> [axis.get_yscale() for axis in figure.axes]
+    ['linear', 'log']
     """
     found = _of(comparison, "spectral_density")
     style = looks(list(found))
@@ -62,6 +71,14 @@ def layer_figure(comparison: Comparison) -> Figure:
 
     Raises:
         ResultError: no run has curvature by layer.
+
+    >>> from flatkit.results import Entry, Report
+    >>> layers = {"layer": ["first", "last"], "top": [2.0, 1.0], "trace": [4.0, 2.0]}
+    >>> error = {"top": [0.1, 0.1], "trace": [0.3, 0.2]}
+    >>> blocks = Result("layer_curvature", layers, error, "standard_error")
+    >>> figure = layer_figure(Comparison([Entry("sgd", "sgd", Report([blocks]))]))
+    >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
+    [2.0, 1.0]
     """
     found = _of(comparison, "layer_curvature")
     style = looks(list(found))

@@ -23,6 +23,10 @@ class Cell:
     Attributes:
         readings: one per run.
         flattest: lower than every other row beyond the spread; see `summarise`.
+
+    >>> readings = (Reading("x", "x", value, 0.1, "residual", "converged") for value in (1.0, 3.0))
+    >>> Cell(tuple(readings)).mean
+    2.0
     """
 
     readings: tuple[Reading, ...]
@@ -124,6 +128,15 @@ def summarise(comparison: Comparison) -> Summary:
 
     Raises:
         ResultError: the comparison has no run.
+
+    >>> from flatkit.results import Entry, Report, Result
+    >>> entries = [
+    ...     Entry(name, name, Report([Result("top_eigenvalues", [top], [0.1], "residual")]))
+    ...     for name, top in (("sgd", 3.0), ("gam", 1.0))
+    ... ]
+    >>> rows = summarise(Comparison(entries)).rows
+    >>> [(row.name, [cell.flattest for cell in row.cells.values()]) for row in rows]
+    [('sgd', [False]), ('gam', [True])]
     """
     if not comparison.entries:
         raise ResultError("the comparison holds no run")
