@@ -361,7 +361,7 @@ def memory_lines() -> list[str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "small": ("Small networks", small_lines),
-    "resnet": ("ResNet-20, 512 images of 32x32", lambda: resnet_lines(rounds=2, rows=1)),
+    "resnet": ("ResNet-20, 512 images of 32x32", lambda: resnet_lines(rounds=3, rows=1)),
     "killed": ("Killed at half time", killed_lines),
     "memory": ("Memory", memory_lines),
     "refined": ("Adaptive refinement", refined_lines),
