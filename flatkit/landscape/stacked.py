@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from flatkit.losses import CrossEntropy
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
+from flatkit.trees import leaves
 
 MEMORY = 2**21
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
@@ -271,7 +272,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        given = list(leaves((args, kwargs)))
         self._steps += 1
         for tensor in given:
             self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
@@ -280,10 +281,11 @@ class _Recorder(TorchFunctionMode):
         if func in _IN_PLACE and len(given) == 1 and id(given[0]) in self._outputs:
             self._activations[self._steps] = id(given[0])
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and any(id(a) in self._names for a in given):
+        made = list(leaves(result))  # also of those that give several, such as chunk
+        if made and any(id(a) in self._names for a in given):
             raise _NotLinear
-        if isinstance(result, Tensor) and any(id(a) in self._moved for a in given):
-            self._moved[id(result)] = result
+        if any(id(a) in self._moved for a in given):
+            self._moved.update((id(tensor), tensor) for tensor in made)
         return result
 
     def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
