@@ -95,9 +95,7 @@ class StackedLinear:
         stacked = self._weights(t)
         sums = torch.zeros(2, size, dtype=torch.float64)  # losses, and what is classified correctly
         for chunk, first in zip(self._chunks, self._first, strict=True):
-            with _Stack(t, first, stacked, self):
-                args, kwargs = arguments(chunk.inputs)
-                outputs = self._model(*args, **kwargs)
+            outputs = self._run(chunk, first, t, stacked)
             with_accuracy = with_accuracy and _is_classifier(outputs, chunk.targets)
             sums += self._sums(outputs, chunk.targets, with_accuracy).double().cpu()
         self._objective.tally.losses += sum(any(point) for point in steps)
@@ -110,6 +108,13 @@ class StackedLinear:
             for loss, hits in zip(losses, correct, strict=True)
         ]
 
+    @torch.no_grad()
+    def outputs(self, steps: Sequence[Sequence[float]]) -> tuple[Chunk, Tensor]:
+        """Return the first samples, and what the model gives for them at points [n, D]."""
+        t = torch.tensor(steps, dtype=self._theta.dtype, device=self._theta.device)
+        chunk, first = self._chunks[0], self._first[0]
+        return chunk, self._run(chunk, first, t, self._weights(t))
+
     def buffer(self, name: int | str, points: int, width: int, rows: int) -> Tensor:
         """Return memory [K, width, B] for a call of `linear`, the same every time.
 
@@ -119,6 +124,13 @@ class StackedLinear:
         if kept is None:
             kept = self._buffers[name, rows] = self._theta.new_empty(self.batch, width, rows)
         return kept[:points]
+
+    def _run(
+        self, chunk: Chunk, first: Mapping[int, Tensor], t: Tensor, stacked: Mapping[str, Tensor]
+    ) -> Tensor:
+        with _Stack(t, first, stacked, self):
+            args, kwargs = arguments(chunk.inputs)
+            return self._model(*args, **kwargs)
 
     def _weights(self, t: Tensor) -> dict[str, Tensor]:
         """Return the parameters of all but first layers at points with steps [K, D], by name."""
@@ -192,8 +204,13 @@ class StackedLinear:
         with recorder:
             outputs = functional_call(self._model, recorder.tables[0], *arguments(chunk.inputs))
         recorder.uses[id(outputs)] = 2  # its activation stays
-        if not recorder.first or self._objective.loss_function(outputs, chunk.targets).ndim != 1:
+        loss = self._objective.loss_function
+        if not isinstance(outputs, Tensor) or not recorder.first:
             raise _NotLinear
+        if loss(outputs, chunk.targets).ndim != 1:
+            raise _NotLinear
+        if isinstance(loss, CrossEntropy) and chunk.targets.min() < 0:
+            raise _NotLinear  # a sample that does not count
         return recorder
 
 
