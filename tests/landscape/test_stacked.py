@@ -187,7 +187,7 @@ def test_a_network_that_mixes_other_axes_is_refused_though_all_losses_are_almost
 
 
 def test_outputs_by_name_and_targets_that_do_not_count_take_one_point_at_a_time():
-    model, (x, y), objective, directions = problem(Named)
+    _, (x, y), objective, directions = problem(Named)
     ignored = torch.where(torch.arange(len(y)) % 3 == 0, -100, y)
     some = Objective(NETWORKS["one layer"](), "cross_entropy", (x.float(), ignored))
     for case in (objective, some):
