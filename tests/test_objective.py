@@ -157,6 +157,15 @@ def test_training_batchnorm_uses_the_statistics_of_each_chunk():
     assert objective.loss() != pytest.approx(objective_of(case).loss(), rel=1e-3)
 
 
+def test_training_batchnorm_is_never_given_a_single_sample():
+    """As its statistics are none, torch refuses; so no probe may look at one sample alone."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1] * 4)
+    objective = Objective(model, "cross_entropy", (x, y), batchnorm="train", chunk_size=4)
+    whole = [F.cross_entropy(model(x[i : i + 4]), y[i : i + 4]).item() for i in (0, 4)]
+    assert objective.loss() == pytest.approx(sum(whole) / 2, rel=1e-12)
+
+
 def test_training_batchnorm_needs_a_chunk_size():
     with pytest.raises(InvalidArgumentError, match="depends on the batching"):
         objective_of(CASES[3], batchnorm="train")

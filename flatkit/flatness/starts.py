@@ -1,5 +1,6 @@
 """Where a search in the ball starts: the quadratic model's maximiser, known directions, chance."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -148,8 +149,10 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     """
     order = torch.randperm(objective.num_samples, generator=generator).to(objective.device)
     total = torch.zeros_like(theta)
+    least = 2 if objective.batchnorm == "train" else 1  # BatchNorm refuses single samples
     for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):
-        for part in rows.split(objective.chunk_size):
+        parts = min(math.ceil(len(rows) / objective.chunk_size), len(rows) // least)
+        for part in rows.tensor_split(max(1, parts)):
             point = theta.detach().requires_grad_()
             loss = objective.chunk_loss(point, objective.rows(part), smooth=False)
             total += sign * differentiate(loss, point)

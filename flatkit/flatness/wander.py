@@ -20,7 +20,7 @@ _SPAN = 32
 _NEW = 1e-4
 """Length, relative to the largest, below which a direction among these is rounding."""
 _MOST_NUMBERS = 2**28
-"""Of these directions together, so that those of a large network fit in memory."""
+"""Of these directions together, and of walks, so that those of a large network fit in memory."""
 _FEWEST = 8
 """Walks from anywhere; fewer are left out."""
 _SPRINT, _LONGEST = 5, 60
@@ -101,8 +101,9 @@ def _roam(
     They begin in the span of some explored directions, with no regard to the lengths of these.
     """
     a_walk = a_step * _SPRINT * _KEPT // (_KEPT - _GROWTH)  # all rounds, for each that begins
-    span = min(_SPAN, int(allowance) // a_walk, max(1, _MOST_NUMBERS // found.u.numel()))
-    count = int(allowance - span) // a_walk
+    most = _MOST_NUMBERS // found.u.numel()
+    span = min(_SPAN, int(allowance) // a_walk, max(1, most))
+    count = min(int(allowance - span) // a_walk, max(_FEWEST, most))
     if count < _FEWEST:
         return
     drawn = torch.stack([explore(generator) for _ in range(span)])

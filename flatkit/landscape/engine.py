@@ -217,21 +217,40 @@ class Engine:
             self.objective.tally.losses += 1
 
     def _agrees(self, stacked: StackedLinear) -> bool:
-        """Whether both ways give one value, at points away from the centre."""
+        """Whether both ways give one value, at points away from the centre.
+
+        Outputs are compared too: where all losses are almost 0, those of another function are.
+        """
         steps = [[0.013 * (i + 1)] * len(self._directions) for i in range(2)]
         before = self.objective.tally.losses
         try:
             found = stacked.values(steps, fill=False)
             plain = [self._single(point) for point in steps]
+            same = self._same_outputs(stacked, steps)
         except (RuntimeError, ValueError, TypeError, IndexError):
             return False
         finally:
             self.objective.tally.losses = before
-        allowed = 1e3 * torch.finfo(self._theta.dtype).eps
-        return all(
-            abs(a["loss"] - b["loss"]) <= allowed * max(1.0, abs(b["loss"]))
+        return same and all(
+            abs(a["loss"] - b["loss"]) <= self._slack * max(1.0, abs(b["loss"]))
             for a, b in zip(found, plain, strict=True)
         )
+
+    @torch.no_grad()
+    def _same_outputs(self, stacked: StackedLinear, steps: Sequence[Sequence[float]]) -> bool:
+        chunk, found = stacked.outputs(steps)
+        for point, outputs in zip(steps, found, strict=True):
+            self._move(point)
+            plain = self._run(chunk)
+            allowed = self._slack * float(plain.abs().max())
+            if outputs.shape != plain.shape or not (outputs - plain).abs().max() <= allowed:
+                return False
+        return True
+
+    @property
+    def _slack(self) -> float:
+        """The relative difference that rounding may make."""
+        return 1e3 * torch.finfo(self._theta.dtype).eps
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from flatkit.losses import CrossEntropy
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
+from flatkit.trees import leaves
 
 MEMORY = 2**21
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
@@ -94,9 +95,7 @@ class StackedLinear:
         stacked = self._weights(t)
         sums = torch.zeros(2, size, dtype=torch.float64)  # losses, and what is classified correctly
         for chunk, first in zip(self._chunks, self._first, strict=True):
-            with _Stack(t, first, stacked, self):
-                args, kwargs = arguments(chunk.inputs)
-                outputs = self._model(*args, **kwargs)
+            outputs = self._run(chunk, first, t, stacked)
             with_accuracy = with_accuracy and _is_classifier(outputs, chunk.targets)
             sums += self._sums(outputs, chunk.targets, with_accuracy).double().cpu()
         self._objective.tally.losses += sum(any(point) for point in steps)
@@ -109,6 +108,13 @@ class StackedLinear:
             for loss, hits in zip(losses, correct, strict=True)
         ]
 
+    @torch.no_grad()
+    def outputs(self, steps: Sequence[Sequence[float]]) -> tuple[Chunk, Tensor]:
+        """Return the first samples, and what the model gives for them at points [n, D]."""
+        t = torch.tensor(steps, dtype=self._theta.dtype, device=self._theta.device)
+        chunk, first = self._chunks[0], self._first[0]
+        return chunk, self._run(chunk, first, t, self._weights(t))
+
     def buffer(self, name: int | str, points: int, width: int, rows: int) -> Tensor:
         """Return memory [K, width, B] for a call of `linear`, the same every time.
 
@@ -118,6 +124,13 @@ class StackedLinear:
         if kept is None:
             kept = self._buffers[name, rows] = self._theta.new_empty(self.batch, width, rows)
         return kept[:points]
+
+    def _run(
+        self, chunk: Chunk, first: Mapping[int, Tensor], t: Tensor, stacked: Mapping[str, Tensor]
+    ) -> Tensor:
+        with _Stack(t, first, stacked, self):
+            args, kwargs = arguments(chunk.inputs)
+            return self._model(*args, **kwargs)
 
     def _weights(self, t: Tensor) -> dict[str, Tensor]:
         """Return the parameters of all but first layers at points with steps [K, D], by name."""
@@ -191,8 +204,13 @@ class StackedLinear:
         with recorder:
             outputs = functional_call(self._model, recorder.tables[0], *arguments(chunk.inputs))
         recorder.uses[id(outputs)] = 2  # its activation stays
-        if not recorder.first or self._objective.loss_function(outputs, chunk.targets).ndim != 1:
+        loss = self._objective.loss_function
+        if not isinstance(outputs, Tensor) or not recorder.first:
             raise _NotLinear
+        if loss(outputs, chunk.targets).ndim != 1:
+            raise _NotLinear
+        if isinstance(loss, CrossEntropy) and chunk.targets.min() < 0:
+            raise _NotLinear  # a sample that does not count
         return recorder
 
 
@@ -271,7 +289,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        given = list(leaves((args, kwargs)))
         self._steps += 1
         for tensor in given:
             self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
@@ -280,10 +298,11 @@ class _Recorder(TorchFunctionMode):
         if func in _IN_PLACE and len(given) == 1 and id(given[0]) in self._outputs:
             self._activations[self._steps] = id(given[0])
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and any(id(a) in self._names for a in given):
+        made = list(leaves(result))  # also of those that give several, such as chunk
+        if made and any(id(a) in self._names for a in given):
             raise _NotLinear
-        if isinstance(result, Tensor) and any(id(a) in self._moved for a in given):
-            self._moved[id(result)] = result
+        if any(id(a) in self._moved for a in given):
+            self._moved.update((id(tensor), tensor) for tensor in made)
         return result
 
     def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -258,17 +258,19 @@ class Excursion:
         """Return copies in the layout of the parameters, zeros where there is no gradient.
 
         Copies, because autograd and data-parallel buckets may keep, share or overwrite theirs;
-        the gradients themselves only where they are not to be kept.
+        the gradients themselves only where they are not to be kept, and share no memory.
         Gradients are drawn one by one, so that each may be freed before the next is copied.
         """
-        remaining = iter(gradients)
-        vector = [[self._own_one(p, next(remaining), kept) for p in block] for block in self._theta]
+        remaining, taken = iter(gradients), None if kept else set()
+        vector = [[self._own_one(p, next(remaining), taken) for p in b] for b in self._theta]
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         if scale != 1:
             self.algebra.scale_(vector, [1 / scale] * len(vector))
         return vector
 
-    def _own_one(self, parameter: Tensor, gradient: Tensor | None, kept: bool) -> Tensor:
+    def _own_one(
+        self, parameter: Tensor, gradient: Tensor | None, taken: set[int] | None
+    ) -> Tensor:
         if gradient is None:
             return torch.zeros_like(parameter)
         if gradient.layout is torch.sparse_coo:
@@ -276,8 +278,11 @@ class Excursion:
             self._rows.setdefault(id(parameter), []).append(gradient.indices())
             return torch.empty_like(parameter).copy_(gradient.to_dense())
         self._used.add(id(parameter))
-        if not (kept or gradient.requires_grad or gradient.dtype != parameter.dtype):
-            return gradient
+        if taken is not None and _is_alike(gradient, parameter):
+            memory = gradient.untyped_storage().data_ptr()
+            if memory not in taken:  # of a sum of views, autograd leaves one gradient to both
+                taken.add(memory)
+                return gradient
         return torch.empty_like(parameter).copy_(gradient)
 
 
@@ -330,6 +335,16 @@ def _blocks(
         groups += [group] * len(kinds)
         theta += kinds.values()
     return groups, theta
+
+
+def _is_alike(gradient: Tensor, parameter: Tensor) -> bool:
+    """Whether a gradient can stand for a copy in the layout of its parameter."""
+    return (
+        type(gradient) is Tensor
+        and not gradient.requires_grad
+        and gradient.dtype == parameter.dtype
+        and gradient.stride() == parameter.stride()
+    )
 
 
 def _taken(parameter: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
+from torch import nn
 
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
@@ -247,6 +248,34 @@ def test_a_disagreement_is_that_of_two_halves_of_the_samples():
     assert slopes.shape[0] < slopes.shape[1]
     assert signs.abs().numpy() == pytest.approx(np.ones(300), abs=1e-6)
     assert abs(float(signs.sum())) < 1e-6 and objective.tally.gradients == 1
+
+
+@pytest.mark.parametrize(("samples", "chunk"), [(130, 64), (66, 2)])
+def test_no_half_leaves_batchnorm_a_single_sample(samples, chunk):
+    """Halves of 65 and 33 samples, of which chunks as large as those of all would leave one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    data = (torch.randn(samples, 3), torch.randint(0, 2, (samples,)))
+    objective = Objective(model, "cross_entropy", data, batchnorm="train", chunk_size=chunk)
+    found = disagreement(objective, objective.theta, torch.Generator().manual_seed(0))
+    assert float(found.norm()) > 0
+
+
+def test_walks_of_a_large_network_are_fewer_than_the_budget_allows(monkeypatch):
+    monkeypatch.setattr("flatkit.flatness.wander._MOST_NUMBERS", 40 * 10)
+    together = []
+
+    class Watched(Hidden):
+        rows = 1000
+
+        def __call__(self, u):
+            together.append(len(u))
+            return super().__call__(u)
+
+    best = Climb("start", torch.eye(40)[0], 1.0, torch.eye(40)[0])
+    search = Ascents(Watched(), 1.0, tolerance=1e-7, budget=5000)
+    wander(search, best, [best.u], lambda g: torch.randn(40, generator=g), torch.Generator())
+    assert max(together) == 10 and 4900 < search.spent <= 5000
 
 
 def test_rounding_of_the_loss_is_no_kink():

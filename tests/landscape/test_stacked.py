@@ -67,6 +67,42 @@ class OnTheSide(nn.Module):
         return outputs
 
 
+class Gated(nn.Module):
+    """Has operations that give, or take, several tensors at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(12, 4)
+
+    def forward(self, x):
+        h = self.first(x)
+        value, gate = h.chunk(2, -1)
+        return self.last(torch.cat([value * torch.sigmoid(gate), h], -1))
+
+
+class Joined(nn.Module):
+    """Joins what a layer gave with its activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(16, 4)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(torch.cat([h, torch.relu(h)], -1))
+
+
+class Named(nn.Module):
+    """Returns its outputs in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return {"logits": self.layer(x)}
+
+
 def plain(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Module:
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
@@ -85,6 +121,8 @@ NETWORKS = {
     "a layer twice": Twice,
     "two first layers": TwoInputs,
     "on the side": OnTheSide,
+    "gated": Gated,
+    "joined": Joined,
     "normalised": lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=-1), nn.Linear(8, 4)),
 }
 
@@ -129,6 +167,33 @@ def test_smoothed_labels_are_those_of_the_moved_network():
         outputs = moved(model, directions, steps)(x)
         expected = F.cross_entropy(outputs, y, label_smoothing=0.2)
         assert values["loss"] == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+def test_a_network_that_mixes_other_axes_is_refused_though_all_losses_are_almost_zero():
+    """Of three axes, the second is no longer that of the classes."""
+    model, (x, _), _, directions = problem(
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=1), nn.Linear(8, 4)),
+        dtype=torch.float32,
+    )
+    with torch.no_grad():
+        model[2].bias[0] += 14  # type: ignore[index, operator]
+    objective = Objective(model, "cross_entropy", (x, torch.zeros(len(x), dtype=torch.long)))
+    engine = Engine(objective, objective.theta, directions)
+    assert objective.loss() < 1e-5
+    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+        with torch.no_grad():
+            expected = float(-moved(model, directions, steps)(x).log_softmax(1)[:, 0].mean())
+        assert values["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_outputs_by_name_and_targets_that_do_not_count_take_one_point_at_a_time():
+    _, (x, y), objective, directions = problem(Named)
+    ignored = torch.where(torch.arange(len(y)) % 3 == 0, -100, y)
+    some = Objective(NETWORKS["one layer"](), "cross_entropy", (x.float(), ignored))
+    for case in (objective, some):
+        engine = Engine(case, case.theta, directions, quantities=("loss", "accuracy"))
+        assert engine.batch == 1
+        assert engine.values([[0.0, 0.0]])[0]["loss"] == pytest.approx(case.loss(), rel=1e-6)
 
 
 def test_of_equal_largest_outputs_the_first_is_the_answer():
