@@ -234,7 +234,8 @@ def _cross_entropy(
     below = torch.sub(outputs, top, out=spare)
     own = below.gather(1, chosen).squeeze(1)  # [K, B], 0 where the target is a largest one
     hits = (own == 0).sum(1)
-    if int((below == 0).count_nonzero()) != top.numel():
+    ties = int((below == 0).count_nonzero()) != top.numel()
+    if ties or not bool(top.isfinite().all()):  # one that has no 0 could hide one that has two
         hits = (outputs.argmax(1) == targets).sum(1)  # slow, and right: the first of equal ones
     spread = below.sum(1) if smoothing else None
     logarithm = below.exp_().sum(1).log_()

@@ -125,7 +125,9 @@ class Refinement:
             own, predicted = self.values[name][grid], self._predicted(name, number)
             scale = 1.0 if name.endswith("accuracy") else self._range(name, own)
             with numpy.errstate(invalid="ignore"):
-                close = numpy.abs(own - predicted) <= _FALL * tolerance * scale
+                close = numpy.isfinite(own) & (
+                    numpy.abs(own - predicted) <= _FALL * tolerance * scale
+                )
             missed[grid] |= ~(close | (own == predicted))
         return missed & new
 

@@ -74,8 +74,9 @@ class TrainingConfig:
         batch_size: samples a step; the last batch of an epoch may be smaller.
         accumulate: parts into which a batch is split, to need the memory of one; their gradients
             add up to those of the batch, and SAM and GAM perturb once for the whole. BatchNorm
-            normalizes each part by itself, and its running statistics move once a part. Not for
-            exact `gam`, whose products need the graphs of all parts at once.
+            normalizes each part by itself, and its running statistics move once a part; a smaller
+            last batch has fewer parts where one of a single sample would be left. Not for exact
+            `gam`, whose products need the graphs of all parts at once.
         precision: `float32`, or of the model in training passes, by autocast, `bfloat16` or
             `float16`. The latter scales losses; a step whose gradients overflow is not made.
             Weights, losses, evaluations and checkpoints are float32 always.

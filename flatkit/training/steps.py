@@ -69,7 +69,7 @@ class BatchSteps:
             NonFiniteError: a gradient of SAM or GAM is NaN or infinite without scaling, or those
                 of any optimizer overflow at every scale.
         """
-        count = min(self._config.accumulate, len(targets))
+        count = self._count(len(targets))
         parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
         scale = self._scaler.get_scale()
         loss = self._step(parts)
@@ -91,6 +91,15 @@ class BatchSteps:
         if self.scales:
             self._scaler.load_state_dict(dict(state["scaler"]))
             self.skipped = state["skipped"]
+
+    def _count(self, samples: int) -> int:
+        """Return the number of parts; those of a small last batch leave BatchNorm no sample alone.
+
+        Unless those of whole batches do.
+        """
+        accumulate = self._config.accumulate
+        least = 1 if 2 * accumulate > self._config.batch_size else 2
+        return max(1, min(accumulate, samples // least))
 
     def _step(self, parts: Parts) -> Tensor:
         if isinstance(self._optimizer, PerturbedOptimizer):

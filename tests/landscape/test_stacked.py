@@ -211,6 +211,22 @@ def test_of_equal_largest_outputs_the_first_is_the_answer():
     assert found == [float((y == 1).double().mean())] * len(STEPS)
 
 
+def test_infinite_outputs_hide_no_equal_ones():
+    """At one point each sample has two largest outputs, at another none that is a number."""
+    _, (x, y), _, _ = problem(NETWORKS["one layer"], dtype=torch.float32)
+    model = nn.Linear(6, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.0, 0.0]))
+    objective = Objective(model, "cross_entropy", (x, (y > 1).long()))
+    directions = torch.zeros(2, objective.num_parameters)
+    directions[0, 12], directions[1, 12] = 1e20, -1.0
+    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert engine.batch > 1
+    found = [values["accuracy"] for values in engine.values([[1e30, 0.0], [0.0, 1.0]])]
+    assert found == [float((y <= 1).double().mean())] * 2 != [1.0] * 2
+
+
 def test_losses_beyond_the_float_range_are_as_those_one_by_one():
     _, _, objective, directions = problem(NETWORKS["relu"], dtype=torch.float32)
     steps = [[1e13, 0.0], [1e30, 1e30], [0.1, 0.2]]

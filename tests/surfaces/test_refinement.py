@@ -107,6 +107,15 @@ def test_the_edge_of_what_is_infinite_is_found_and_kept():
     assert len(order) < 33**2
 
 
+def test_an_infinite_value_between_finite_ones_is_no_interpolation():
+    """One point of the second level meets it; all around it, then, has to be measured."""
+    steps = np.linspace(-1, 1, 161)
+    peak = {float(t): math.inf if abs(t + 0.6) < 0.1 else 1 + float(t) ** 2 for t in steps}
+    job, _ = measure(lambda t: peak[float(t)], {"t": steps}, 0.02)
+    assert np.array_equal(np.isinf(job.filled("loss")), np.isinf(list(peak.values())))
+    assert job.measured.mean() < 0.7
+
+
 def test_a_preview_shows_the_whole_after_the_first_level():
     axes = square(21)
     job = Refinement(axes)

@@ -119,6 +119,16 @@ def test_a_last_batch_with_fewer_samples_than_parts_has_a_part_a_sample():
     assert sizes == 41 * [1]
 
 
+def test_parts_of_a_small_last_batch_have_samples_enough_for_batchnorm():
+    config = settings(batch_size=18, accumulate=4)  # 41 samples: the last batch has five
+    _, data = start(config)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    optimizer, sizes = build_optimizer(config, model), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    Learner(model, optimizer, loss=CrossEntropy(), train=data, config=config).run_epoch(1)
+    assert sizes == 2 * [5, 5, 4, 4] + [3, 2]
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "gam"])
 def test_batchnorm_statistics_move_once_a_part_of_the_first_pass(tmp_path, optimizer):
     config = TrainingConfig(
