@@ -89,7 +89,7 @@ def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rho_schedule(given: Mapping[str, Any]) -> str:
-    kind = given.get("rho_schedule") or "constant"
+    kind = "constant" if given.get("rho_schedule") is None else given["rho_schedule"]
     check_choice("rho_schedule", kind, RHO_SCHEDULES)
     if kind == "proportional" and given["schedule"] == "none":
         raise InvalidArgumentError(

@@ -98,6 +98,7 @@ def test_settings_survive_json():
         ({"max_norm": 0.0}, "max_norm must be"),
         ({"rho_schedule": "cosine"}, "rho_schedule does not apply to optimizer sgd"),
         ({"optimizer": "gam", "rho_schedule": "cosin"}, "rho_schedule must be.*mean 'cosine'"),
+        ({"optimizer": "sam", "rho_schedule": ""}, "rho_schedule must be one of"),
         ({"optimizer": "sam", "rho_final": 0.1}, "rho_final does not apply.*rho_schedule constant"),
         (
             {"optimizer": "sam", "rho_schedule": "cosine", "rho_final": 1.5},
