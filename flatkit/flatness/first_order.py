@@ -1,15 +1,14 @@
 """First-order flatness: the largest gradient norm within a ρ-ball."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flatkit.flatness.ball import BallMaximum, maximize_over_ball
+from flatkit.flatness.ball import BallMaximum
 from flatkit.flatness.fields import GradientNorm
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.flatness.starts import default_starts, disagreement
+from flatkit.flatness.search import search_ball
 from flatkit.objective import Objective
 
 
@@ -61,26 +60,15 @@ def max_gradient_norm(
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
     function = GradientNorm(objective, theta, geometry)
-    spent = 0
-    if starts is None:
-        found = default_starts(
-            function,
-            objective,
-            theta,
-            rho=rho,
-            which="gradient_norm",
-            budget=budget,
-            generator=generator,
-        )
-        starts, spent = found.points, found.gradients
-    best = maximize_over_ball(
+    return search_ball(
         function,
-        radius=rho,
+        objective,
+        theta,
+        rho=rho,
+        which="gradient_norm",
         starts=starts,
-        budget=max(1, budget - spent),
+        budget=budget,
         tolerance=tolerance,
         noise=noise,
-        explore=lambda drawn: geometry.displacement(disagreement(objective, theta, drawn)),
         generator=generator,
     )
-    return replace(best, gradients=best.gradients + spent)

@@ -1,15 +1,14 @@
 """Zeroth-order sharpness: the largest increase of the loss within a ρ-ball."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flatkit.flatness.ball import BallMaximum, maximize_over_ball
+from flatkit.flatness.ball import BallMaximum
 from flatkit.flatness.fields import LossIncrease
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.flatness.starts import default_starts, disagreement
+from flatkit.flatness.search import search_ball
 from flatkit.objective import Objective
 
 
@@ -54,20 +53,15 @@ def max_loss_increase(
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
     function = LossIncrease(objective, theta, geometry)
-    spent = 0
-    if starts is None:
-        found = default_starts(
-            function, objective, theta, rho=rho, which="loss", budget=budget, generator=generator
-        )
-        starts, spent = found.points, found.gradients
-    best = maximize_over_ball(
+    return search_ball(
         function,
-        radius=rho,
+        objective,
+        theta,
+        rho=rho,
+        which="loss",
         starts=starts,
-        budget=max(1, budget - spent),
+        budget=budget,
         tolerance=tolerance,
         noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
-        explore=lambda drawn: geometry.displacement(disagreement(objective, theta, drawn)),
         generator=generator,
     )
-    return replace(best, gradients=best.gradients + spent)
