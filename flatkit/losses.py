@@ -8,7 +8,7 @@ classes), a loss returns sums and says by `weights` what they are to be divided 
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,21 @@ class Loss(Protocol):
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class _Registered:
+    """A loss that a file names by its registry name and its fields."""
+
+    name: ClassVar[str]
+
+    def spec(self) -> dict[str, Any]:
+        """Return the registry name and the keyword arguments."""
+        return {"name": self.name, "kwargs": asdict(self)}
+
+    def __str__(self) -> str:
+        return call_text(self.name, asdict(self))
+
+
+@dataclass(frozen=True)
+class CrossEntropy(_Registered):
     """Cross-entropy of the softmax of the outputs, in nats.
 
     With label smoothing s the target is (1 - s) * one_hot + s / C over the C classes
@@ -59,6 +73,7 @@ class CrossEntropy:
     'cross_entropy(label_smoothing=0.1)'
     """
 
+    name = "cross_entropy"
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -85,16 +100,9 @@ class CrossEntropy:
             outputs, targets, reduction="none", label_smoothing=self.label_smoothing
         )
 
-    def spec(self) -> dict[str, Any]:
-        """Return the registry name and the keyword arguments."""
-        return {"name": "cross_entropy", "kwargs": asdict(self)}
-
-    def __str__(self) -> str:
-        return call_text("cross_entropy", asdict(self))
-
 
 @dataclass(frozen=True)
-class MeanSquared:
+class MeanSquared(_Registered):
     """Squared error, averaged over the outputs of a sample; class indices become one-hot vectors.
 
     >>> import torch
@@ -103,6 +111,8 @@ class MeanSquared:
     >>> MeanSquared()(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))           # (1 + 4) / 2
     tensor([2.5000])
     """
+
+    name = "mse"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of every sample.
@@ -124,16 +134,9 @@ class MeanSquared:
             )
         return (outputs - targets).square().reshape(len(outputs), -1).mean(1)  # [B, ...] -> [B]
 
-    def spec(self) -> dict[str, Any]:
-        """Return the registry name and the keyword arguments."""
-        return {"name": "mse", "kwargs": {}}
-
-    def __str__(self) -> str:
-        return "mse()"
-
 
 @dataclass(frozen=True)
-class TokenCrossEntropy:
+class TokenCrossEntropy(_Registered):
     """Cross-entropy averaged over the tokens that count, not over the sequences.
 
     Args:
@@ -147,6 +150,7 @@ class TokenCrossEntropy:
     (tensor([2.7726, 1.3863]), tensor([2, 1]))
     """
 
+    name = "token_cross_entropy"
     ignore_index: int = -100
     shift: bool = False
 
@@ -177,16 +181,9 @@ class TokenCrossEntropy:
         """Return how many tokens of every sequence count, [B]."""
         return ((targets[:, 1:] if self.shift else targets) != self.ignore_index).sum(1)
 
-    def spec(self) -> dict[str, Any]:
-        """Return the registry name and the keyword arguments."""
-        return {"name": "token_cross_entropy", "kwargs": asdict(self)}
-
-    def __str__(self) -> str:
-        return call_text("token_cross_entropy", asdict(self))
-
 
 @dataclass(frozen=True)
-class ModelLoss:
+class ModelLoss(_Registered):
     """The loss that the model itself returns, as those of Hugging Face do when given labels.
 
     It is one number a batch. How batches are to be weighted, by their samples or by the labels
@@ -195,6 +192,8 @@ class ModelLoss:
     >>> ModelLoss()({"loss": torch.tensor(0.5)}, None)
     tensor(0.5000)
     """
+
+    name = "model"
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Return `outputs.loss` or `outputs["loss"]`.
@@ -211,13 +210,6 @@ class ModelLoss:
                 f"{type(outputs).__name__} without one; does the batch hold the labels?"
             )
         return loss
-
-    def spec(self) -> dict[str, Any]:
-        """Return the registry name and the keyword arguments."""
-        return {"name": "model", "kwargs": {}}
-
-    def __str__(self) -> str:
-        return "model()"
 
 
 class WeightedMean:

@@ -7,20 +7,19 @@ import torch.nn.functional as F
 from torch.amp import GradScaler
 
 from flatkit.errors import InvalidArgumentError
+from flatkit.training.applicable import PRECISIONS
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the context in which a model computes; it changes nothing for `float32`.
+    """Return the context in which a model computes in `bfloat16` or `float16`.
 
     >>> layer, inputs = torch.nn.Linear(2, 1), torch.ones(1, 2)
     >>> with autocast("bfloat16", torch.device("cpu")):
     ...     layer(inputs).dtype
     torch.bfloat16
     """
-    if precision == "float32":
-        return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, _DTYPES[precision])
 
 
@@ -53,7 +52,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         if found is _DTYPES[precision]:
             return
         reason = f"autocast computes in {found} there"
-    others = [name for name in ("float32", *_DTYPES) if name != precision]
+    others = [name for name in PRECISIONS if name != precision]
     raise InvalidArgumentError(
         f"precision {precision} is not available on {device.type} here ({reason}); choose "
         f"precision {' or '.join(others)}"
