@@ -52,13 +52,18 @@ def gpt2():
     )
 
 
+TINY = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+}
+
+
 def bert(kind: str, **extra):
     config = transformers.BertConfig(
         vocab_size=13,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=12,
+        **TINY,
         max_position_embeddings=6,
         **extra,
     )
@@ -67,10 +72,7 @@ def bert(kind: str, **extra):
 
 def vit():
     return transformers.ViTForImageClassification, transformers.ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=12,
+        **TINY,
         image_size=8,
         patch_size=4,
         num_channels=1,

@@ -23,15 +23,7 @@ from flatkit.models import MODELS
 from flatkit.training import TrainingConfig, read_history, stored_config, train
 from flatkit.training.learner import Learner
 from tests.data.local_folders import cifar_binary
-
-SMALL: dict[str, Any] = {
-    "data": "gaussians",
-    "data_kwargs": {"samples": 50, "features": 4, "classes": 3},
-    "model_kwargs": {"hidden": (5,)},
-    "batch_size": 16,
-    "epochs": 3,
-    "device": "cpu",
-}
+from tests.training.small import SMALL
 
 
 def settings(**changes: Any) -> TrainingConfig:

@@ -22,15 +22,8 @@ from flatkit.training.batches import epoch_batches
 from flatkit.training.learner import Learner
 from flatkit.training.optimizers import build_optimizer
 from flatkit.training.precision import check_precision
+from tests.training.small import SMALL
 
-SMALL: dict[str, Any] = {
-    "data": "gaussians",
-    "data_kwargs": {"samples": 50, "features": 4, "classes": 3},
-    "model_kwargs": {"hidden": (5,)},
-    "batch_size": 16,
-    "epochs": 3,
-    "device": "cpu",
-}
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 OVERFLOWING: dict[str, Any] = {
     "data_kwargs": {**SMALL["data_kwargs"], "spread": 50.0},
