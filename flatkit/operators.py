@@ -28,6 +28,11 @@ class SymmetricOperator(ABC):
         """How far products are off, relative to the largest eigenvalue, as far as is known."""
         return 4 * torch.finfo(self.dtype).eps
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Sizes of consecutive parts of the vector that belong together, such as layers."""
+        return (self.size,)
+
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P] as a new vector [P]."""

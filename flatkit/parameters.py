@@ -7,6 +7,7 @@ entries belong to which parameter.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 from math import prod
 
 import torch
@@ -128,8 +129,18 @@ class ParameterSpace:
         """
         found: dict[str, list[str]] = {}
         for name in self.names:
-            found.setdefault(name.rpartition(".")[0] or name, []).append(name)
+            found.setdefault(_layer_of(name), []).append(name)
         return found
+
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Return the sizes of the runs of parameters of one layer, in the order of the vector.
+
+        >>> ParameterSpace(("a.weight", "a.bias", "b.weight"), ((6,), (2,), (3,))).layer_sizes()
+        (8, 3)
+        """
+        pairs = zip(self.names, self.sizes, strict=True)
+        runs = groupby(pairs, lambda pair: _layer_of(pair[0]))
+        return tuple(sum(size for _, size in run) for _, run in runs)
 
     def is_weight(self, name: str) -> bool:
         """Whether a parameter has filters, that is two or more dimensions."""
@@ -153,3 +164,7 @@ class ParameterSpace:
                 for name, rows in self.filters(theta).items()
             ]
         )
+
+
+def _layer_of(name: str) -> str:
+    return name.rpartition(".")[0] or name

@@ -27,7 +27,7 @@ _CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
     ("central_difference",),
 )
 """Tried together, one group after the other: the later ones cost more or are less exact."""
-_SHARE, _FEWEST, _MOST = 1 / 16, 8, 32
+_SHARE, _FEWEST, _MOST = 1 / 32, 8, 16
 """Samples of the probe: that part of all, lest it cost more than what it saves, within these."""
 _ROUNDS = 3
 _CLEARLY = 0.75

@@ -33,6 +33,11 @@ class _Positive(SymmetricOperator):
         """How the products are computed, ready for JSON."""
         return {"engine": "double_backward" if self._engine is None else "layers"}
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Sizes of the layers."""
+        return self.objective.space.layer_sizes()
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P]."""
         total = torch.zeros_like(self.theta)

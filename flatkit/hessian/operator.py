@@ -89,6 +89,11 @@ class HessianOperator(SymmetricOperator):
         }
 
     @property
+    def parts(self) -> tuple[int, ...]:
+        """Sizes of the layers."""
+        return self.objective.space.layer_sizes()
+
+    @property
     def rounding(self) -> float:
         """Relative error of a product, as it was measured against float64, or of the dtype."""
         return max(super().rounding, self.choice.error or 0.0)

@@ -10,8 +10,12 @@ from torch import Tensor
 from flatkit.errors import NonFiniteError
 from flatkit.operators import SymmetricOperator, random_vector
 
+KEPT_BYTES = 2**30
+"""Bytes of a basis with its images up to which these are kept."""
 _FRESH = 0.05
 """Part of a random vector in a warm start."""
+_ROUNDED = 4
+"""Restarts after which images are given up: each adds a rounding error to theirs."""
 
 
 class Probe(NamedTuple):
@@ -35,6 +39,8 @@ class KrylovBasis:
         capacity: vectors at most.
         generator: draws the start.
         initial: vectors [J, P] to start from.
+        keep_images: also keep A V, so that products with combinations of V cost none; not where
+            both take more than `KEPT_BYTES`.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class KrylovBasis:
         capacity: int,
         generator: torch.Generator,
         initial: Tensor | None = None,
+        *,
+        keep_images: bool = False,
     ) -> None:
         self._operator, self._generator = operator, generator
         start = random_vector(operator, generator=generator)
@@ -53,6 +61,8 @@ class KrylovBasis:
             capacity + 1, operator.size, dtype=start.dtype, device=start.device
         )
         self._rows[0] = start / start.norm()
+        fits = 2 * self._rows.nbytes <= KEPT_BYTES
+        self._images = torch.empty_like(self._rows[:-1]) if keep_images and fits else None
         self._projection = np.zeros((capacity, capacity))
         self._capacity, self._size = capacity, 0
         self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
@@ -101,6 +111,8 @@ class KrylovBasis:
         norm = float(product.norm())
         if not math.isfinite(norm):
             raise NonFiniteError("a product with the operator has NaN or infinite entries")
+        if self._images is not None:
+            self._images[last] = product
         coefficients = self._orthogonalise(product, count=last + 1)
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
@@ -115,11 +127,16 @@ class KrylovBasis:
         """Return Ritz values [M], ascending, and weights [M, M] in columns."""
         return np.linalg.eigh(self._projection[: self._size, : self._size])
 
-    def vectors(self, weights: np.ndarray) -> Tensor:
-        """Return the vectors [K, P] of weights [M, K], normalised."""
-        columns = torch.as_tensor(weights.copy()).to(self._rows)
-        vectors = columns.T @ self._rows[: self._size]
-        return vectors / vectors.norm(dim=1, keepdim=True)
+    def combine(self, weights: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Return the vectors [K, P] of weights [M, K], normalised, and A times these if kept.
+
+        The images are off as a product is, the weights having the norm 1.
+        """
+        columns = torch.as_tensor(weights.copy()).to(self._rows).T
+        vectors = columns @ self._rows[: self._size]
+        norms = vectors.norm(dim=1, keepdim=True)
+        images = None if self._images is None else columns @ self._images[: self._size] / norms
+        return vectors / norms, images
 
     def restart(
         self,
@@ -141,7 +158,11 @@ class KrylovBasis:
         """
         self._probes = self.probes
         newest = self._rows[self._size].clone() if onward is None else onward.clone()
-        self._rows[:kept] = self.vectors(weights[:, :kept])
+        self._rows[:kept], images = self.combine(weights[:, :kept])
+        if images is None or self.restarts >= _ROUNDED:
+            self._images = None
+        else:
+            self._images[:kept] = images
         if onward is not None:
             self._orthogonalise(newest, count=kept)
             newest /= newest.norm()

@@ -39,7 +39,8 @@ def lanczos(
     The Krylov basis is kept orthonormal by two passes of Gram-Schmidt, so that no ghost copies
     appear, also in 32 bits; when it is full, the best Ritz vectors start the next one (Wu and
     Simon, 2000). The residuals that stop the iteration come from the recurrence; those returned
-    are computed explicitly, from k more products.
+    are ‖Av − μv‖ itself, Av being combined from the products of the basis where these are kept, as
+    they are up to 1 GiB, or else computed by k more products.
 
     Each value holds to its residual: some eigenvalue lies within it, and the largest Ritz value is
     at most the largest eigenvalue. One start sees a multiple eigenvalue once; for k > 1 random
@@ -47,7 +48,8 @@ def lanczos(
     ruled out (see `flatkit.spectrum.copies`). Where that takes as many products as the search
     itself, the status is `multiplicity`, and the error includes what a copy would displace.
 
-    Cost: a product and 4·M·P multiplications a step; memory M + 1 vectors, M = `max_basis`.
+    Cost: a product and 4·M·P multiplications a step; memory 2M + 1 vectors, M = `max_basis`, or
+    M + 1 where 2M + 1 would take more than 1 GiB.
 
     Args:
         operator: A, symmetric.
@@ -55,7 +57,7 @@ def lanczos(
         which: `largest` (most positive), `smallest` (most negative), `magnitude`, or `both`: the
             ends in turn, the largest first.
         tolerance: on the residual, relative to the largest magnitude among the Ritz values.
-        max_matvecs: products in all but the last k; when spent, the status is `budget`.
+        max_matvecs: products in all but those of the residuals; when spent, the status is `budget`.
         max_basis: M, at least k + 2; by default 2k + 18.
         stop: on the `residual`, or on the estimated error of the `value`: r²/gap (Kato, 1949;
             Temple, 1928), quadratically smaller, with the gap taken from the Ritz values. That
@@ -86,15 +88,18 @@ def lanczos(
     check_count("max_matvecs", max_matvecs)
     capacity = min(operator.size, _capacity(k, max_basis))
     started = time.perf_counter()
-    basis = KrylovBasis(operator, capacity, generator, initial)
+    basis = KrylovBasis(operator, capacity, generator, initial, keep_images=True)
     search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs, copies)
     checks, last = 0, math.inf
     while True:
         search.run()
-        vectors, found = search.vectors(), torch.from_numpy(search.values[:k].copy())
-        gaps = operator.matmat(vectors) - found.to(vectors)[:, None] * vectors  # [K, P]
+        found = torch.from_numpy(search.values[:k].copy())
+        vectors, images = search.vectors()
+        if images is None:
+            images = operator.matmat(vectors)
+            checks += len(found)
+        gaps = images - found.to(vectors)[:, None] * vectors  # [K, P]
         errors = gaps.double().norm(dim=1).cpu()
-        checks += len(found)
         estimated = search.estimated_errors(errors.numpy())
         status = search.status(errors.numpy() if stop == "residual" else estimated)
         # The recurrence promised more than the explicit residuals hold: its restarts drop small
@@ -163,9 +168,9 @@ class _Search:
         """Go on from the Ritz vectors and a direction that they lack."""
         self._restart(onward=direction)
 
-    def vectors(self) -> Tensor:
-        """Return the wanted Ritz vectors [K, P]."""
-        return self.basis.vectors(self._weights[:, : self.k])
+    def vectors(self) -> tuple[Tensor, Tensor | None]:
+        """Return the wanted Ritz vectors [K, P], and A times these if it is known."""
+        return self.basis.combine(self._weights[:, : self.k])
 
     def estimated_errors(self, residuals: np.ndarray) -> np.ndarray:
         """Return estimates of the errors of the wanted values from their explicit residuals."""

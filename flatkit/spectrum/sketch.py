@@ -11,7 +11,11 @@ from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import NonFiniteError
 from flatkit.operators import ProjectedOperator, SymmetricOperator
 from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.strata import probed_trace
 from flatkit.spectrum.trace import hutchinson_trace, random_signs
+
+_PLAIN = 32
+"""Vectors of a sketch from which on it must do better than plain probes to grow further."""
 
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 
@@ -33,9 +37,14 @@ def trace(
     of the jackknife, from the n values that a vector fewer gives, whose expected square is at least
     the variance with n - 1 vectors (Efron and Stein, 1981). `hutch++` (Meyer et al.,
     2021) takes the trace on a sketch exactly and that of the rest by Hutchinson's estimator; its
-    standard error is of the rest alone, as the sketch has none. `auto` sketches with XTrace while
-    `max_vectors` allow, and goes on as Hutch++ with the sketch that it has; if P is small, the
-    sketch becomes the whole space and the trace exact.
+    standard error is of the rest alone, as the sketch has none. If P is small, the sketch becomes
+    the whole space and the trace exact.
+
+    `auto` sketches with XTrace while `max_vectors` allow, beyond 32 of them only while that does
+    better than as many plain probes; it goes on as Hutch++ with the sketch that it has, and where
+    it pays takes the rest layer by layer (see `flatkit.spectrum.strata`), by the operator's
+    `parts`. That removes the variance of all blocks beside the diagonal: in networks early in
+    training, and in those with ReLU, nearly all of it.
 
     Cost: 2 products a vector of the sketch; memory 3 vectors each.
 
@@ -74,12 +83,24 @@ def trace(
         converged = error <= tolerance * abs(value)
         if converged or size >= most or sketch.complete:
             break
+        if method == "auto" and size >= _PLAIN and error >= sketch.plain_error():
+            break
         size = min(2 * size, most)
     products = sketch.matvecs
-    used = "xtrace"
+    used, by_part = "xtrace", False
     left = max_matvecs - products
-    if (not converged or method == "hutch++") and method != "xtrace" and left >= 2:
-        value, error, spent = _rest(operator, sketch, tolerance, left, generator)
+    if (not converged or method == "hutch++") and method != "xtrace" and left >= 8:
+        if sketch.complete:
+            value, error, spent = sketch.projected_trace(), 0.0, 0
+        else:
+            value, error, spent, by_part = probed_trace(
+                ProjectedOperator(operator, sketch.basis),
+                parts=operator.parts if method == "auto" else (operator.size,),
+                known=sketch.projected_trace(),
+                tolerance=tolerance,
+                budget=left,
+                generator=generator,
+            )
         products, used = products + spent, "hutch++"
         converged = error <= tolerance * abs(value)
     return Estimate(
@@ -89,30 +110,8 @@ def trace(
         status="converged" if converged else "budget",
         matvecs=products,
         seconds=time.perf_counter() - started,
-        notes={"estimator": used, "sketch": sketch.size},
+        notes={"estimator": used, "sketch": sketch.size, "by_part": by_part},
     )
-
-
-def _rest(
-    operator: SymmetricOperator,
-    sketch: "_Sketch",
-    tolerance: float,
-    budget: int,
-    generator: torch.Generator,
-) -> tuple[float, float, int]:
-    """Return the trace on the sketch plus that of the rest, its standard error, the products."""
-    if sketch.complete:
-        return sketch.projected_trace(), 0.0, 0
-    rest = ProjectedOperator(operator, sketch.basis)
-    draws: list[float] = []
-    while True:
-        probe = random_signs(operator, generator)
-        draws.append(float(probe.double() @ rest.matvec(probe).double()))
-        samples = torch.tensor(draws, dtype=torch.float64)
-        value = sketch.projected_trace() + float(samples.mean())
-        error = float(samples.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
-        if (len(draws) >= 8 and error <= tolerance * abs(value)) or len(draws) >= budget:
-            return value, error, len(draws)
 
 
 class _Sketch:
@@ -168,6 +167,11 @@ class _Sketch:
     def projected_trace(self) -> float:
         """Return tr Qᵀ A Q."""
         return float((self.basis.double() * self._products.double()).sum())
+
+    def plain_error(self) -> float:
+        """Return the standard error that Hutchinson's estimator has for as many products."""
+        draws = (self._probes.double() * self._images.double()).sum(1)
+        return float(draws.std()) / math.sqrt(self.matvecs)
 
     def xtrace(self) -> tuple[float, float]:
         """Return the mean of the leave-one-out estimates and its jackknife standard error.

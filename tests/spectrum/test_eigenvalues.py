@@ -86,6 +86,53 @@ def test_a_small_basis_restarts_and_loses_nothing_in_32_bits():
     np.testing.assert_allclose(estimate.value.numpy(), [100, 90, 80, 70, 60], rtol=1e-4)
 
 
+class Counting(SymmetricOperator):
+    """A matrix that counts its products."""
+
+    def __init__(self, matrix):
+        self.matrix, self.products = matrix, 0
+        self.size, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
+
+    def matvec(self, vector):
+        self.products += 1
+        return self.matrix @ vector
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("basis", [None, 9])
+@pytest.mark.parametrize("kept", [True, False])
+def test_reported_residuals_are_those_of_the_vectors_and_cost_no_product_where_images_are_kept(
+    dtype, basis, kept, monkeypatch
+):
+    monkeypatch.setattr("flatkit.spectrum.krylov.KEPT_BYTES", 2**30 if kept else 0)
+    matrix = random_symmetric([9.0, 7.0, 6.5, *np.linspace(-2, 5, 80)])
+    operator = Counting(matrix.to(dtype))
+    found = lanczos(operator, k=3, max_basis=basis, copies=False, generator=generator())
+    assert found.matvecs == operator.products and found.converged
+    vectors = found.vectors.double().numpy()
+    values = found.value.numpy()
+    true = np.linalg.norm(vectors @ matrix.numpy() - values[:, None] * vectors, axis=1)
+    rounding = found.notes["rounding"]
+    assert (true <= found.error.numpy()).all()
+    np.testing.assert_allclose(found.error.numpy(), true, rtol=1e-6, atol=2 * rounding)
+    assert (true > 20 * rounding).any()  # so that the comparison says something
+
+
+def test_kept_images_save_the_products_of_the_check_until_restarts_wear_them_out(monkeypatch):
+    matrix = random_symmetric([9.0, 7.0, 6.5, *np.linspace(-2, 5, 80)])
+    counts = {}
+    for basis in (None, 6):
+        for size in (2**30, 0):
+            monkeypatch.setattr("flatkit.spectrum.krylov.KEPT_BYTES", size)
+            found = lanczos(
+                DenseOperator(matrix), k=3, max_basis=basis, copies=False, generator=generator()
+            )
+            counts[basis, size] = found.matvecs
+            restarts = found.notes["restarts"]
+    assert counts[None, 0] - counts[None, 2**30] == 3
+    assert restarts > 4 and counts[6, 0] == counts[6, 2**30]
+
+
 def test_32_bits_bring_no_ghost_copies():
     spectrum = [100.0, 90.0, 80.0, 70.0, 60.0, *np.linspace(0, 50, 300)]
     operator = DenseOperator(random_symmetric(spectrum).float())
