@@ -140,7 +140,10 @@ class Engine:
         with torch.set_grad_enabled(with_gradient):
             for chunk in self.objective.chunks():
                 outputs = self._run(chunk)
-                part, right = self.objective.part(outputs, chunk)
+                if "accuracy" in self.quantities:
+                    part, right = self.objective.part(outputs, chunk)
+                else:
+                    part, right = self.objective.share(outputs, chunk), None
                 if with_gradient:
                     part.backward()
                 loss += float(part.detach())

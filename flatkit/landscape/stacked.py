@@ -75,7 +75,8 @@ class StackedLinear:
                 stacked._record()
         except (NotLinear, RuntimeError, ValueError, TypeError, AttributeError):
             return None
-        finite = all(t.isfinite().all() for first in stacked._first for t in first.values())
+        largest = (t.abs().max() for first in stacked._first for t in first.values())
+        finite = all(math.isfinite(value) for value in largest)
         return stacked if finite else None
 
     @torch.no_grad()
