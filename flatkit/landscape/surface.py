@@ -45,7 +45,7 @@ class Plane:
         x: steps along the first direction [nx].
         y: steps along the second direction [ny].
         loss: ny rows of nx values; infinite beyond the float range, None where it is no number.
-        accuracy: likewise, or None if the model is not a classifier.
+        accuracy: likewise, or None if the model is not a classifier, or it was not asked for.
 
     >>> plane = Plane([0.0, 1.0], [0.0], loss=[[0.0, 2.0]], accuracy=None)
     >>> plane.loss[0][1]  # at x[1], y[0]
@@ -135,6 +135,7 @@ def loss_plane(
     second: Tensor,
     x: Sequence[float],
     y: Sequence[float],
+    with_accuracy: bool = True,
     progress: Progress | None = None,
 ) -> Plane:
     """Return loss and accuracy at θ + x·d₁ + y·d₂ on a grid; `loss[j][i]` belongs to x[i], y[j].
@@ -148,6 +149,7 @@ def loss_plane(
         second: d₂ [P].
         x: steps along d₁ [nx].
         y: steps along d₂ [ny].
+        with_accuracy: also measure the accuracy, of a classifier.
         progress: called after every point.
 
     >>> from torch import nn
@@ -161,7 +163,8 @@ def loss_plane(
     """
     directions = torch.stack([first, second])
     steps = [[float(right), float(up)] for up in y for right in x]
-    found = _measure(objective, theta, directions, steps, ["loss", "accuracy"], progress)
+    quantities: list[Quantity] = ["loss", "accuracy"] if with_accuracy else ["loss"]
+    found = _measure(objective, theta, directions, steps, quantities, progress)
     losses, accuracies = ([values.get(name) for values in found] for name in ("loss", "accuracy"))
     return Plane(
         x=[float(step) for step in x],

@@ -96,6 +96,8 @@ def test_a_plane_is_oriented_and_its_centre_is_the_checkpoint():
             assert plane.loss[j][i] == pytest.approx(expected, rel=1e-12)
     assert plane.loss[1][2] == objective.loss()
     assert plane.accuracy is not None and plane.accuracy[1][2] == objective.accuracy()
+    alone = loss_plane(objective, first=first, second=second, x=x, y=y, with_accuracy=False)
+    assert alone.loss == plane.loss and alone.accuracy is None
 
 
 def test_points_beyond_the_float_range_are_kept_as_infinite_or_as_no_number():

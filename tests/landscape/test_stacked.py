@@ -92,6 +92,82 @@ class Joined(nn.Module):
         return self.last(torch.cat([h, torch.relu(h)], -1))
 
 
+class Asking(nn.Module):
+    """Asks for a shape, and has an activation in place and two in a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = F.relu(self.first(x), inplace=True)
+        assert h.ndim == 2 and h.shape[1] == 8 == h.size(1)
+        return self.last(torch.tanh(torch.sigmoid(h)))
+
+
+class Forking(nn.Module):
+    """Gives two layers the same inputs, and uses one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.last = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        self.one(h)
+        return self.last(h)
+
+
+class Forgetful(nn.Module):
+    """Computes an activation that it does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.first(x)
+        torch.relu(h)
+        return self.last(h)
+
+
+class Scaled(nn.Module):
+    """Changes what a layer gave in place, by no activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        h.mul_(0.5)
+        return self.last(h)
+
+
+class Looking(nn.Module):
+    """Does something else where values are large."""
+
+    def __init__(self, look: Callable):
+        super().__init__()
+        self.first, self.last, self.look = nn.Linear(6, 8), nn.Linear(8, 4), look
+
+    def forward(self, x):
+        h = torch.tanh(self.last(torch.relu(self.first(x))))
+        return 0 * h if self.look(h) else h
+
+
+class BySize(nn.Module):
+    """Treats few samples otherwise than many."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(torch.relu(h) if len(x) > 30 else torch.tanh(h))
+
+
 class Named(nn.Module):
     """Returns its outputs in a dictionary."""
 
@@ -122,6 +198,11 @@ NETWORKS = {
     "two first layers": TwoInputs,
     "on the side": OnTheSide,
     "gated": Gated,
+    "asking": Asking,
+    "forking": Forking,
+    "forgetful": Forgetful,
+    "by size": BySize,
+    "scaled": Scaled,
     "joined": Joined,
     "normalised": lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=-1), nn.Linear(8, 4)),
 }
@@ -156,6 +237,103 @@ def test_loss_and_accuracy_are_those_of_the_moved_network(name, n):
             outputs = moved(model, directions, steps)(x)
         assert values["loss"] == pytest.approx(float(F.cross_entropy(outputs, y)), rel=1e-12)
         assert values["accuracy"] == float((outputs.argmax(1) == y).double().mean())
+
+
+def counted(model: nn.Module) -> tuple[nn.Module, list[int]]:
+    """Return the network, and a list that grows with every call of it or of a copy."""
+    calls: list[int] = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wrapped = model
+
+        def forward(self, x):
+            calls.append(len(x))
+            return self.wrapped(x)
+
+    return Counting(), calls
+
+
+CHAINS = {"relu", "relu in place", "tanh", "one layer", "a layer twice", "asking"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_only_chains_of_layers_and_activations_are_run_without_the_module(name):
+    model, calls = counted(NETWORKS[name]())
+    _, _, objective, directions = problem(lambda: model)
+    engine = Engine(objective, objective.theta, directions)
+    assert engine.batch > 1
+    calls.clear()
+    engine.values(STEPS)
+    assert (len(calls) == 0) == (name in CHAINS)
+
+
+class Centred(nn.Module):
+    """Takes the mean of the samples that go through with one from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.layer(x - x.mean(0))
+
+
+def test_samples_that_depend_on_each_other_are_not_split_anew():
+    model, (x, y), objective, directions = problem(Centred, 700)
+    engine = Engine(objective, objective.theta, directions)
+    with torch.no_grad():
+        expected = float(F.cross_entropy(moved(model, directions, STEPS[0])(x), y))
+    assert engine.values(STEPS[:1])[0]["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_loss_of_samples_that_depends_on_others_takes_one_point_at_a_time():
+    def relative(outputs, targets):
+        values = F.cross_entropy(outputs, targets, reduction="none")
+        return values / values.detach().max()
+
+    model, (x, y), objective, directions = problem(NETWORKS["relu"], loss=relative)
+    engine = Engine(objective, objective.theta, directions)
+    with torch.no_grad():
+        expected = float(relative(moved(model, directions, STEPS[0])(x), y).mean())
+    assert engine.values(STEPS)[0]["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+LOOKS = {
+    "bool": lambda h: h.abs().max() > 0.999999,
+    "item": lambda h: h.abs().max().item() > 0.999999,
+    "float": lambda h: float(h.detach()[0, 0]) > 0.999999,
+    "list": lambda h: max(h[:, 0].tolist()) > 0.999999,
+    "array": lambda h: h.numpy().max() > 0.999999,
+    "equal": lambda h: torch.equal(h, h.round()),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_networks_that_look_at_values_take_one_point_at_a_time(look):
+    """One point where values are large would change those measured with it."""
+    model, (x, y), objective, directions = problem(lambda: Looking(LOOKS[look]))
+    engine = Engine(objective, objective.theta, directions)
+    assert engine.batch == 1
+    for steps in ([0.01, 0.01], [1e3, 1e3]):
+        with torch.no_grad():
+            expected = float(F.cross_entropy(moved(model, directions, steps)(x), y))
+        assert engine.values([steps])[0]["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", CrossEntropy(label_smoothing=0.2), "mse"])
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_the_loss_is_the_same_with_and_without_accuracy(name, loss):
+    model, (x, y), objective, directions = problem(NETWORKS[name], 300, torch.float32, loss)
+    alone = Engine(objective, objective.theta, directions)
+    both = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert alone.batch > 1
+    found = both.values(STEPS)
+    assert alone.values(STEPS) == [{"loss": values["loss"]} for values in found]
+    for steps, values in zip(STEPS, found, strict=True):
+        right = moved(model, directions, steps)(x).argmax(1) == y
+        assert values["accuracy"] == float(right.double().mean())
 
 
 def test_smoothed_labels_are_those_of_the_moved_network():
@@ -196,13 +374,14 @@ def test_outputs_by_name_and_targets_that_do_not_count_take_one_point_at_a_time(
         assert engine.values([[0.0, 0.0]])[0]["loss"] == pytest.approx(case.loss(), rel=1e-6)
 
 
-def test_of_equal_largest_outputs_the_first_is_the_answer():
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_of_equal_largest_outputs_the_first_is_the_answer(loss):
     model, (x, y), _, _ = problem(NETWORKS["relu"])
     last: nn.Linear = model[4]  # type: ignore[assignment, index]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.tensor([0.1, 0.5, 0.2, 0.5]))
-    objective = Objective(model, "cross_entropy", (x, y))
+    objective = Objective(model, loss, (x, y))
     directions = torch.zeros(2, objective.num_parameters, dtype=torch.float64)
     directions[:, :48] = torch.randn(2, 48).double()  # the first layer alone moves
     engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
