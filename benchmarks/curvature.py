@@ -248,13 +248,12 @@ def eigenvalues(
         f"Reference: float64 Rayleigh quotients by plain double backward, of ARPACK's vectors; "
         f"relative error at most {doubt:.0e}. Medians of interleaved rounds, without warm-up, in "
         "seconds of the processor, on one thread; eigsh with the loosest of the tolerances 1e-1, "
-        "1e-2, ... whose values are good to 1e-4. Of flatkit's products, for k > 1 the last ones look "
-        "for missing copies of multiple eigenvalues, which the others do not: the second line is "
-        "without these. PyHessian stops when its "
-        "estimate changes by less than 1e-3, however far off it is by then (an error of 2 is a "
-        "wrong sign). `At most`: the ratio if flatkit made only as many products as a Krylov space "
-        "needs at least to hold the k values to 1e-4, the start being random, and neither checked "
-        "nor chose an engine.",
+        "1e-2, ... whose values are good to 1e-4. For k > 1 the last of flatkit's products look "
+        "for missing copies of multiple eigenvalues, as no other does: the second line is without "
+        "these. PyHessian stops when its estimate changes by less than 1e-3, however far off it "
+        "is by then (an error of 2 is a wrong sign). `At most`: the ratio if flatkit made only as "
+        "many products as a Krylov space needs at least to hold the k values to 1e-4, the start "
+        "being random, and neither checked nor chose an engine.",
         "",
         "| what | rounds | flatkit s (true error; products) | PyHessian s (true error; products) "
         "| ratio | bar | met | at most (products) | curvlinops + eigsh s (true error) | ratio "

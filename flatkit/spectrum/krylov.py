@@ -159,9 +159,9 @@ class KrylovBasis:
         self._probes = self.probes
         newest = self._rows[self._size].clone() if onward is None else onward.clone()
         self._rows[:kept], images = self.combine(weights[:, :kept])
-        if images is None or self.restarts >= _ROUNDED:
+        if self.restarts >= _ROUNDED:
             self._images = None
-        else:
+        if self._images is not None and images is not None:
             self._images[:kept] = images
         if onward is not None:
             self._orthogonalise(newest, count=kept)

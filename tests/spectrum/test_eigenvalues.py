@@ -109,8 +109,8 @@ def test_reported_residuals_are_those_of_the_vectors_and_cost_no_product_where_i
     operator = Counting(matrix.to(dtype))
     found = lanczos(operator, k=3, max_basis=basis, copies=False, generator=generator())
     assert found.matvecs == operator.products and found.converged
-    vectors = found.vectors.double().numpy()
-    values = found.value.numpy()
+    assert found.vectors is not None
+    vectors, values = found.vectors.double().numpy(), found.value.numpy()
     true = np.linalg.norm(vectors @ matrix.numpy() - values[:, None] * vectors, axis=1)
     rounding = found.notes["rounding"]
     assert (true <= found.error.numpy()).all()

@@ -21,10 +21,14 @@ def seeded(seed=0):
 class Parted(SymmetricOperator):
     """A matrix in three parts."""
 
-    dtype, device, parts = torch.float64, torch.device("cpu"), SIZES
+    dtype, device = torch.float64, torch.device("cpu")
 
     def __init__(self, matrix):
         self.matrix, self.size, self.products = matrix, len(matrix), 0
+
+    @property
+    def parts(self):
+        return SIZES
 
     def matvec(self, vector):
         self.products += 1
