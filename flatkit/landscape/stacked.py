@@ -313,11 +313,10 @@ def _num_correct(outputs: Tensor, targets: Tensor, spare: Tensor) -> Tensor:
         spare: memory [K, C, B].
     """
     chosen = targets.long().expand(len(outputs), 1, -1)
-    below = torch.sub(outputs, outputs.amax(1, keepdim=True), out=spare)
-    correct = (below.gather(1, chosen) == 0).sum((1, 2))
-    # −1 for each output below the largest of its sample; NaN where that is infinite or NaN.
-    exact = torch.promote_types(below.dtype, torch.float32)
-    smaller = below.sign_().sum(1, dtype=exact)  # [K, B]
+    # 0 where an output is the largest of its sample, else −1; NaN where that is infinite or NaN.
+    ranks = torch.sub(outputs, outputs.amax(1, keepdim=True), out=spare).sign_()
+    exact = torch.promote_types(ranks.dtype, torch.float32)
+    smaller = ranks.sum(1, dtype=exact)  # [K, B]
     if not bool((smaller == 1 - outputs.shape[1]).all()):
         return (outputs.argmax(1) == targets).sum(1)  # slow, and right: the first of equal ones
-    return correct
+    return len(targets) + ranks.gather(1, chosen).sum((1, 2), dtype=exact)
