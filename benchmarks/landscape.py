@@ -84,7 +84,7 @@ class Setting:
         return run
 
     def plane(self, points: int = POINTS, *, with_accuracy: bool = True) -> None:
-        """Measure the loss, and by default the accuracy, on so many rows of the plane."""
+        """Measure the loss, and the accuracy unless told otherwise, on some rows of the plane."""
         plane = loss_plane(
             self.objective,
             first=self.first,

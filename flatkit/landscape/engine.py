@@ -115,6 +115,7 @@ class Engine:
     def values(self, steps: Sequence[Sequence[float]]) -> list[Values]:
         """Return the quantities at points given by their steps [n, D], n at most `batch`.
 
+        The loss is always among them.
         The centre itself always takes the plain way, so that it is the checkpoint's own number.
         """
         # The flash kernels of attention round otherwise than the plain one of the objective.
@@ -123,9 +124,7 @@ class Engine:
                 return [self._single(point) for point in steps]
             found = self._stacked.values(steps, with_accuracy="accuracy" in self.quantities)
             return [
-                {name: values[name] for name in self.quantities if name in values}
-                if any(point)
-                else self._single(point)
+                values if any(point) else self._single(point)
                 for point, values in zip(steps, found, strict=True)
             ]
 

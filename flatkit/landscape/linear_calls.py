@@ -1,6 +1,7 @@
 """The calls of `linear` in a pass through a network: watched at one point, run at many."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,14 @@ from flatkit.trees import leaves
 IN_PLACE: dict[Callable, Callable[[Tensor], Tensor]] = {
     F.relu: torch.relu_,
     torch.relu: torch.relu_,
+    Tensor.relu: torch.relu_,
     torch.tanh: torch.tanh_,
+    Tensor.tanh: torch.tanh_,
     torch.sigmoid: torch.sigmoid_,
+    Tensor.sigmoid: torch.sigmoid_,
+    F.silu: partial(F.silu, inplace=True),
 }
-"""Activations, and what does the same without new memory."""
+"""Activations, and what does the same without new memory; no further argument changes either."""
 _SHAPES = {
     Tensor.dim,
     Tensor.is_contiguous,

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from flatkit.landscape.linear_calls import Layer, NotLinear, Recorder, Stack, follow
+from flatkit.landscape.linear_calls import Layer, NotLinear, Recorder, Run, Stack, follow
 from flatkit.losses import CrossEntropy
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
@@ -40,7 +41,7 @@ class StackedLinear:
         self._objective, self._theta, self._directions = objective, theta, directions
         self._model = model
         self._names = {id(p): name for name, p in model.named_parameters()}
-        self._buffers: dict[int | str, Tensor] = {}
+        self._buffers = _Buffers(theta)
         self._watch()
         space, size = objective.space, theta.element_size()
         later = sum(
@@ -101,7 +102,9 @@ class StackedLinear:
             classifier = with_accuracy and _is_classifier(outputs, chunk.targets)
             if classifier:
                 columns = outputs.transpose(1, 2).contiguous()  # [K, C, B]
-                correct += _num_correct(columns, chunk.targets, self._spare(columns))
+                correct += _num_correct(
+                    columns, chunk.targets, self._buffers.get("spare", columns.shape)
+                )
         self._objective.tally.losses += sum(any(point) for point in steps)
         losses = (losses / self._objective.total_weight)[:count].tolist()
         if not classifier:
@@ -111,27 +114,27 @@ class StackedLinear:
             {"loss": loss, "accuracy": share} for loss, share in zip(losses, shares, strict=True)
         ]
 
-    @torch.no_grad()
     def parts(self, steps: Sequence[Sequence[float]]) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
         """Yield the samples in parts, what the model gives for them at points [K, D], their losses.
 
         The outputs [K, B, ...] are in memory that the next part uses again; losses are [K, B].
         """
         t = torch.tensor(steps, dtype=self._theta.dtype, device=self._theta.device)
-        weights = self._weights(t)
+        points = _Points(t, self._weights(t), self._buffers)
         for chunk, first in zip(self._chunks, self._first, strict=True):
-            outputs = self._run(chunk, _Points(t, first, weights, self._buffers))
+            outputs = self._outputs(chunk, partial(points.layer, first))
             yield chunk, outputs, self._losses(outputs, chunk.targets)
 
-    def _run(self, chunk: Chunk, points: "_Points") -> Tensor:
+    def _outputs(self, chunk: Chunk, run: Run) -> Tensor:
+        """Return the outputs [K, B, ...] from those of the layers."""
         if self._chain is not None:
-            return follow(self._chain, points.layer, chunk.inputs).transpose(1, 2)
-        with Stack(points.layer, self._names, self._in_place):
+            return follow(self._chain, run, chunk.inputs).transpose(1, 2)
+        with Stack(run, self._names, self._in_place):
             args, kwargs = arguments(chunk.inputs)
             return self._model(*args, **kwargs)
 
     def _weights(self, t: Tensor) -> dict[str, Tensor]:
-        """Return the parameters of all but first layers at points with steps [K, D], by name."""
+        """Return what `_split` lays out, at points with steps [K, D], by name."""
         if not self._later.numel():
             return {}
         torch.addmm(self._later[0], t, self._later[1:], out=self._place[: len(t)])
@@ -144,15 +147,17 @@ class StackedLinear:
         loss = self._objective.loss_function
         if isinstance(loss, CrossEntropy) and _is_classifier(outputs, targets):
             columns = outputs.transpose(1, 2).contiguous()  # [K, C, B]
-            return _cross_entropy(columns, targets, loss.label_smoothing, self._spare(columns))
+            return _cross_entropy(
+                columns, targets, loss.label_smoothing, self._buffers.get("spare", columns.shape)
+            )
         repeated = targets.repeat(len(outputs), *[1] * (targets.ndim - 1))
         return loss(outputs.flatten(0, 1), repeated).view(len(outputs), len(targets))
 
-    def _spare(self, like: Tensor) -> Tensor:
-        return _buffer(self._buffers, "spare", *like.shape, like=like)
-
     def _split(self) -> None:
-        """Lay out the parameters of all but first layers, as views [K, ...] of one memory."""
+        """Lay out the parameters of all but first layers, as views of one memory.
+
+        Matrices are [K, out, in], biases [K, out, 1].
+        """
         space = self._objective.space
         parts = torch.stack([self._theta, *self._directions]).split(space.sizes, dim=1)
         rest = [n for n, name in enumerate(space.names) if name not in self._once]
@@ -160,7 +165,7 @@ class StackedLinear:
         self._place = self._theta.new_empty(self.batch, self._later.shape[-1])
         places = self._place.split([space.sizes[n] for n in rest], dim=1) if rest else ()
         self._stacked = {
-            space.names[n]: place.view(-1, *space.shapes[n])
+            space.names[n]: place.view(-1, *space.shapes[n], *[1] * (2 - len(space.shapes[n])))
             for n, place in zip(rest, places, strict=True)
         }
 
@@ -217,46 +222,65 @@ class _Points:
 
     Args:
         steps: of the points [K, D].
-        first: of calls on plain inputs, by their numbers, see `Recorder.first`.
-        weights: of all others [K, ...], by name.
+        weights: by name, matrices [K, out, in] and biases [K, out, 1].
         buffers: the memory.
     """
 
-    def __init__(
-        self,
-        steps: Tensor,
-        first: Mapping[int, Tensor],
-        weights: Mapping[str, Tensor],
-        buffers: dict[int | str, Tensor],
-    ) -> None:
-        self._steps, self._first, self._weights, self._buffers = steps, first, weights, buffers
+    def __init__(self, steps: Tensor, weights: Mapping[str, Tensor], buffers: "_Buffers") -> None:
+        self._steps, self._weights, self._buffers = steps, weights, buffers
+        self._columns = list(steps.T[..., None, None].unbind())  # D of [K, 1, 1]
 
-    def layer(self, layer: Layer, inputs: Tensor) -> Tensor:
-        """Return the outputs [K, out, B] of a call on inputs [K, in, B], or on plain ones."""
-        kept = self._first.get(layer.number)
+    def layer(self, first: Mapping[int, Tensor], layer: Layer, inputs: Tensor) -> Tensor:
+        """Return the outputs [K, out, B] of a call on inputs [K, in, B], or on plain ones.
+
+        Args:
+            first: of calls on plain inputs, by their numbers, see `Recorder.first`.
+            layer: the call.
+            inputs: of no use if they are plain.
+        """
+        kept = first.get(layer.number)
         if kept is not None:
-            return _affine(kept, self._steps, self._out(layer, *kept.shape[1:]))
+            return self._affine(kept, self._out(layer.number, *kept.shape[1:]))
         matrix = self._weights[layer.weight]  # [K, out, in]
-        out = self._out(layer, matrix.shape[1], inputs.shape[2])
+        out = self._out(layer.number, matrix.shape[1], inputs.shape[2])
         if layer.bias is None:
             return torch.bmm(matrix, inputs, out=out)
-        return torch.baddbmm(self._weights[layer.bias].unsqueeze(2), matrix, inputs, out=out)
+        return torch.baddbmm(self._weights[layer.bias], matrix, inputs, out=out)
 
-    def _out(self, layer: Layer, width: int, rows: int) -> Tensor:
-        steps = self._steps
-        return _buffer(self._buffers, layer.number, len(steps), width, rows, like=steps)
+    def _affine(self, kept: Tensor, out: Tensor) -> Tensor:
+        """Return what a first layer gives at all points [K, out, B], written into `out`."""
+        if len(self._columns) > 2:
+            flat = out.view(len(out), -1)
+            torch.addmm(kept[0].flatten(), self._steps, kept[1:].flatten(1), out=flat)
+            return out
+        torch.addcmul(kept[0], self._columns[0], kept[1], out=out)
+        for number, column in enumerate(self._columns[1:], 2):
+            out.addcmul_(column, kept[number])
+        return out
+
+    def _out(self, number: int, width: int, rows: int) -> Tensor:
+        return self._buffers.get(number, (self._steps.shape[0], width, rows))
 
 
-def _buffer(buffers: dict[int | str, Tensor], name: int | str, *shape: int, like: Tensor) -> Tensor:
-    """Return memory of a shape, the same every time that a name is used.
+class _Buffers:
+    """Memory by name, the same every time: fresh memory costs more than what is computed in it."""
 
-    Fresh memory of this size costs more than what is computed in it.
-    """
-    size = math.prod(shape)
-    kept = buffers.get(name)
-    if kept is None or kept.numel() < size:
-        kept = buffers[name] = like.new_empty(size)
-    return kept[:size].view(shape)
+    def __init__(self, kind: Tensor) -> None:
+        self._kind = kind
+        self._kept: dict[int | str, Tensor] = {}
+        self._views: dict[tuple, Tensor] = {}
+
+    def get(self, name: int | str, shape: tuple[int, ...]) -> Tensor:
+        """Return memory of a name and of a shape."""
+        view = self._views.get((name, shape))
+        if view is None:
+            size = math.prod(shape)
+            kept = self._kept.get(name)
+            if kept is None or kept.numel() < size:
+                kept = self._kept[name] = self._kind.new_empty(size)
+                self._views.clear()
+            view = self._views[name, shape] = kept[:size].view(shape)
+        return view
 
 
 def _is_classifier(outputs: Tensor, targets: Tensor) -> bool:
@@ -289,23 +313,10 @@ def _num_correct(outputs: Tensor, targets: Tensor, spare: Tensor) -> Tensor:
         spare: memory [K, C, B].
     """
     chosen = targets.long().expand(len(outputs), 1, -1)
-    below = torch.sub(outputs, outputs.amax(1, keepdim=True), out=spare)
-    correct = (below.gather(1, chosen) == 0).sum((1, 2))
-    # −1 for each output below the largest of its sample; NaN where that is infinite or NaN.
-    exact = torch.promote_types(below.dtype, torch.float32)
-    smaller = below.sign_().sum(1, dtype=exact)  # [K, B]
+    # 0 where an output is the largest of its sample, else −1; NaN where that is infinite or NaN.
+    ranks = torch.sub(outputs, outputs.amax(1, keepdim=True), out=spare).sign_()
+    exact = torch.promote_types(ranks.dtype, torch.float32)
+    smaller = ranks.sum(1, dtype=exact)  # [K, B]
     if not bool((smaller == 1 - outputs.shape[1]).all()):
         return (outputs.argmax(1) == targets).sum(1)  # slow, and right: the first of equal ones
-    return correct
-
-
-def _affine(kept: Tensor, steps: Tensor, out: Tensor) -> Tensor:
-    """Return what a first layer gives at all points [K, out, B], written into `out`."""
-    if len(kept) > 3:
-        flat = out.view(len(steps), -1)
-        torch.addmm(kept[0].flatten(), steps, kept[1:].flatten(1), out=flat)
-        return out
-    torch.addcmul(kept[0], steps[:, 0, None, None], kept[1], out=out)
-    for number in range(2, len(kept)):
-        out.addcmul_(steps[:, number - 1, None, None], kept[number])
-    return out
+    return len(targets) + ranks.gather(1, chosen).sum((1, 2), dtype=exact)

@@ -108,6 +108,19 @@ def test_the_centre_is_the_checkpoint_bit_for_bit_and_nothing_of_it_moves():
     assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), before)
 
 
+def test_the_loss_is_always_among_the_values():
+    model, data = small()
+    objective = Objective(model, "cross_entropy", data)
+    directions = torch.randn(2, objective.num_parameters).double()
+    for batched in (True, False):
+        engine = Engine(
+            objective, objective.theta, directions, quantities=("accuracy",), batched=batched
+        )
+        assert engine.batch == (64 if batched else 1)
+        for steps in STEPS:
+            assert engine.values([steps])[0].keys() == {"loss", "accuracy"}
+
+
 def test_the_cost_is_counted_in_points():
     model, data = small()
     objective = Objective(model, "cross_entropy", data)

@@ -92,6 +92,17 @@ class Joined(nn.Module):
         return self.last(torch.cat([h, torch.relu(h)], -1))
 
 
+class Methods(nn.Module):
+    """Has activations that are methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 9), nn.Linear(9, 9), nn.Linear(9, 4)
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x).relu()).tanh()).sigmoid()
+
+
 class Asking(nn.Module):
     """Asks for a shape, and has an activation in place and two in a row."""
 
@@ -190,6 +201,8 @@ NETWORKS = {
     "relu": lambda: plain(6, 8, 7, 4),
     "relu in place": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)),
     "tanh": lambda: plain(6, 8, 4, act=nn.Tanh),
+    "silu": lambda: plain(6, 8, 4, act=nn.SiLU),
+    "methods": Methods,
     "gelu": lambda: plain(6, 8, 4, act=nn.GELU),
     "one layer": lambda: plain(6, 4),
     "skip": Skip,
@@ -255,7 +268,8 @@ def counted(model: nn.Module) -> tuple[nn.Module, list[int]]:
     return Counting(), calls
 
 
-CHAINS = {"relu", "relu in place", "tanh", "one layer", "a layer twice", "asking"}
+CHAINS = {"relu", "relu in place", "tanh", "silu", "methods"}
+CHAINS |= {"one layer", "a layer twice", "asking"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
