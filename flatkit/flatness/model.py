@@ -11,6 +11,7 @@ from torch import Tensor
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic import gradient_norm_maximum, quadratic_maximum
+from flatkit.inner import inner, length
 from flatkit.operators import SymmetricOperator
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
@@ -125,10 +126,10 @@ class QuadraticModel:
         """Extend the basis by what is new in a vector; return whether there was anything."""
         if self._count == len(self._rows):
             return False
-        size = float(vector.norm())
+        size = length(vector)
         for _ in range(2):
-            vector = vector - self.basis.T @ (self.basis @ vector)
-        left = float(vector.norm())
+            vector = vector - inner(self.basis, vector).to(vector) @ self.basis
+        left = length(vector)
         if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
             return False
         self._rows[self._count] = vector / left
@@ -183,8 +184,8 @@ class QuadraticModel:
             residual = residual - found.multiplier * u
             gap = _gap(residual, rho, max(0.0, slope - found.multiplier))
             return ModelMaximum(found.value, gap, u.to(self.gradient))
-        inner, linear = products @ products.T, products @ gradient
-        found = quadratic_maximum(_symmetric(inner), linear.cpu().numpy(), rho)
+        small, linear = products @ products.T, products @ gradient
+        found = quadratic_maximum(_symmetric(small), linear.cpu().numpy(), rho)
         u = torch.from_numpy(found.point).to(basis) @ basis
         moved = gradient + torch.from_numpy(found.point).to(basis) @ products  # g + Hu
         value = float(moved.norm())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import NonFiniteError
+from flatkit.inner import inner, length
 from flatkit.operators import SymmetricOperator, random_vector
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.power import check_wanted
@@ -59,7 +60,7 @@ def lobpcg(
     products = _multiply(operator, block)
     matvecs, move = len(block), block[:0]
     while True:
-        values, turn = torch.linalg.eigh((block @ products.T).double())
+        values, turn = torch.linalg.eigh(inner(block, products))
         order = turn.flip(1).T.to(block)
         block, products, values = order @ block, order @ products, values.flip(0)
         gaps = products - values.to(block)[:, None] * block  # [size, P]
@@ -75,7 +76,7 @@ def lobpcg(
         basis = torch.cat([block, fresh])
         images = torch.cat([products, _multiply(operator, fresh)])
         matvecs += len(fresh)
-        small = (basis @ images.T).double()
+        small = inner(basis, images)
         _, weights = torch.linalg.eigh((small + small.T) / 2)
         best = weights.flip(1)[:, :size].T.to(block)  # [size, M]
         move = best[:, size:] @ fresh
@@ -119,16 +120,16 @@ def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:
     """Return an orthonormal basis of the rows, without what lies in known orthonormal rows."""
     kept: list[Tensor] = []
     for vector in vectors:
-        length = float(vector.norm())
-        if length == 0:
+        size = length(vector)
+        if size == 0:
             continue
-        vector = vector / length
+        vector = vector / size
         for _ in range(2):
             if against is not None and len(against):
-                vector = vector - (against @ vector) @ against
+                vector = vector - inner(against, vector).to(vector) @ against
             for other in kept:
-                vector = vector - (other @ vector) * other
-        rest = float(vector.norm())
+                vector = vector - float(inner(other, vector)) * other
+        rest = length(vector)
         if rest > 100 * torch.finfo(vector.dtype).eps:
             kept.append(vector / rest)
     return torch.stack(kept) if kept else vectors[:0]

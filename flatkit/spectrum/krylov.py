@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import NonFiniteError
+from flatkit.inner import inner, length
 from flatkit.operators import SymmetricOperator, random_vector
 
 KEPT_BYTES = 2**30
 """Bytes of a basis with its images up to which these are kept."""
 _FRESH = 0.05
 """Part of a random vector in a warm start."""
+_MOST_LEFT = 0.7
+"""Part of a vector whose basis was removed, from which on that need not be done again."""
 _ROUNDED = 4
 """Restarts after which images are given up: each adds a rounding error to theirs."""
 
@@ -56,11 +59,11 @@ class KrylovBasis:
         start = random_vector(operator, generator=generator)
         if initial is not None:  # a little of everything, lest what is new be invisible
             known = initial.to(start).sum(0)
-            start = known / known.norm() + _FRESH * start / start.norm()
+            start = known / length(known) + _FRESH * start / length(start)
         self._rows = torch.empty(
             capacity + 1, operator.size, dtype=start.dtype, device=start.device
         )
-        self._rows[0] = start / start.norm()
+        self._rows[0] = start / length(start)
         fits = 2 * self._rows.nbytes <= KEPT_BYTES
         self._images = torch.empty_like(self._rows[:-1]) if keep_images and fits else None
         self._projection = np.zeros((capacity, capacity))
@@ -108,7 +111,7 @@ class KrylovBasis:
         """Multiply the newest direction, extend T, and find the next direction."""
         last = self._size
         product = self._operator.matvec(self._rows[last])
-        norm = float(product.norm())
+        norm = length(product)
         if not math.isfinite(norm):
             raise NonFiniteError("a product with the operator has NaN or infinite entries")
         if self._images is not None:
@@ -116,7 +119,7 @@ class KrylovBasis:
         coefficients = self._orthogonalise(product, count=last + 1)
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
-        self.coupling = float(product.norm())
+        self.coupling = length(product)
         self._log_couplings += math.log(max(self.coupling, 1e-300))
         if self.coupling > 10 * torch.finfo(product.dtype).eps * norm and not self.complete:
             self._rows[self._size] = product / self.coupling
@@ -134,7 +137,7 @@ class KrylovBasis:
         """
         columns = torch.as_tensor(weights.copy()).to(self._rows).T
         vectors = columns @ self._rows[: self._size]
-        norms = vectors.norm(dim=1, keepdim=True)
+        norms = torch.tensor([[length(vector)] for vector in vectors]).to(vectors)
         images = None if self._images is None else columns @ self._images[: self._size] / norms
         return vectors / norms, images
 
@@ -165,7 +168,7 @@ class KrylovBasis:
             self._images[:kept] = images
         if onward is not None:
             self._orthogonalise(newest, count=kept)
-            newest /= newest.norm()
+            newest /= length(newest)
         self._rows[kept] = newest
         self._projection[:] = 0
         self._projection[range(kept), range(kept)] = values[:kept]
@@ -179,14 +182,24 @@ class KrylovBasis:
         self._probes, self._elsewhere = [], 0
 
     def _orthogonalise(self, vector: Tensor, *, count: int) -> np.ndarray:
-        """Remove the basis from a vector in place, twice, and return what was removed."""
-        rows = self._rows[:count]
-        removed = torch.zeros(count, dtype=vector.dtype, device=vector.device)
-        for _ in range(2):
-            part = rows @ vector
-            vector -= part @ rows
-            removed += part
-        return removed.double().cpu().numpy()
+        """Remove the basis from a vector in place, and return what was removed.
+
+        The two newest directions, which hold most of a product, go first; then one pass over all
+        is enough unless it takes a good part of what was left (Daniel, Gragg, Kaufman and Stewart,
+        1976).
+        """
+        removed = np.zeros(count)
+        before = math.inf
+        for begin in (max(0, count - 2), 0, 0):
+            rows = self._rows[begin:count]
+            part = inner(rows, vector)
+            vector -= part.to(vector) @ rows
+            removed[begin:] += part.numpy()
+            after = length(vector)
+            if begin == 0 and after > _MOST_LEFT * before:
+                break
+            before = after
+        return removed
 
     def _break_down(self) -> None:
         """Go on from a random direction: the space is invariant, its Ritz values are exact."""
@@ -201,7 +214,7 @@ class KrylovBasis:
         """Let a random direction be the next."""
         vector = random_vector(self._operator, generator=self._generator)
         self._orthogonalise(vector, count=self._size)
-        self._rows[self._size] = vector / vector.norm()
+        self._rows[self._size] = vector / length(vector)
         self._age, self._elsewhere, self._log_couplings = 0, self._size, 0.0
         self.has_turned = True
 

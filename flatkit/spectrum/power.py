@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError, NonFiniteError
+from flatkit.inner import inner, length
 from flatkit.operators import (
     ProjectedOperator,
     ShiftedOperator,
@@ -160,10 +161,10 @@ def _iterate(
     while True:
         product = shifted.matvec(vector)
         search.matvecs += 1
-        value, size = float(vector @ product), float(product.norm())
+        value, size = float(inner(vector, product)), length(product)
         if not math.isfinite(size):
             raise NonFiniteError("a product with the operator has NaN or infinite entries")
-        errors.append(float((product - value * vector).norm()))
+        errors.append(length(product - value * vector))
         search.scale = max(search.scale, size - shift)
         done = errors[-1] <= search.allowed
         tie = shift == 0 and _is_stuck(errors, size)
@@ -185,4 +186,4 @@ def _is_stuck(errors: list[float], size: float) -> bool:
 def _unit(operator: SymmetricOperator, vector: Tensor) -> Tensor:
     if isinstance(operator, ProjectedOperator):  # rounding leads back to the known vectors
         vector = operator.project(vector)
-    return vector / vector.norm()
+    return vector / length(vector)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import NonFiniteError
+from flatkit.inner import inner, length
 from flatkit.operators import ProjectedOperator, SymmetricOperator
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.strata import probed_trace
@@ -156,12 +157,12 @@ class _Sketch:
         return products
 
     def _extend(self, image: Tensor) -> None:
-        length = float(image.norm())
+        whole = length(image)
         rest = image
         for _ in range(2):
-            rest = rest - (self.basis @ rest) @ self.basis
-        size = float(rest.norm())
-        if size > 30 * torch.finfo(image.dtype).eps * length:
+            rest = rest - inner(self.basis, rest).to(rest) @ self.basis
+        size = length(rest)
+        if size > 30 * torch.finfo(image.dtype).eps * whole:
             self.basis = torch.cat([self.basis, (rest / size)[None]])
 
     def projected_trace(self) -> float:
