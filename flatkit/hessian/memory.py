@@ -11,14 +11,28 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flatkit.hessian.scratch import scratch_bytes
+
+_FIRST, _SECOND = 2, 8
+"""Samples of the first two chunks; a single one may take other kernels than many."""
+
+
+_STRIDE = 16
+"""Times as many samples at most from one chunk to the next: bytes might be no line."""
+
 
 class _Ledger(TorchDispatchMode):
-    """Counts the bytes of the tensors that were made inside and still live."""
+    """Counts the bytes of the tensors that were made inside and still live.
+
+    Attributes:
+        history: these bytes at every operation, with the scratch space of its kernel.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._bytes = self.peak = 0
+        self._bytes = 0
+        self.history: list[int] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Mapping | None = None
@@ -31,7 +45,7 @@ class _Ledger(TorchDispatchMode):
             if storage._cdata not in before and storage._cdata not in self._live:
                 self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
                 self._bytes += storage.nbytes()
-        self.peak = max(self.peak, self._bytes)
+        self.history.append(self._bytes + scratch_bytes(func, args, result))
         return result
 
     def sweep(self) -> int:
@@ -44,7 +58,9 @@ class _Ledger(TorchDispatchMode):
 def measure_bytes(function: Callable[[], Any]) -> tuple[int, int, Any]:
     """Return the peak of the bytes that a function allocates, those of them left, and its result.
 
-    Scratch space inside a single kernel is not seen.
+    Counted are tensors, and what convolutions on a CPU copy while they run (`scratch_bytes`). Not
+    seen are scratch space of other kernels and of other devices, what libraries keep for
+    themselves, and freed memory that an allocator does not give back.
 
     >>> import torch
     >>> measure_bytes(lambda: (torch.zeros(1000) + 1).sum())[:2]
@@ -53,79 +69,83 @@ def measure_bytes(function: Callable[[], Any]) -> tuple[int, int, Any]:
     ledger = _Ledger()
     with ledger:
         result = function()
-    return ledger.peak, ledger.sweep(), result
+    return max(ledger.history, default=0), ledger.sweep(), result
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes as a straight line in the number of samples.
+class Usage:
+    """The bytes of one chunk, as they were measured.
 
     Attributes:
-        fixed: bytes of a product whatever the samples.
-        peak: bytes a sample, while a chunk is prepared and multiplied with.
-        kept: bytes a sample, of a prepared chunk.
-        kept_fixed: bytes of a prepared chunk whatever its samples.
+        size: its samples.
+        history: bytes at each operation while it is prepared and multiplied with.
+        kept: bytes left afterwards, of the prepared chunk.
     """
 
-    fixed: float
-    peak: float
-    kept: float
-    kept_fixed: float
+    size: int
+    history: tuple[int, ...]
+    kept: int
 
-    def plan(self, samples: int, budget: int, most: int) -> tuple[int, int]:
-        """Return the chunk size and how many prepared chunks to keep.
-
-        If everything fits, all chunks are kept; else chunks are as large as the budget allows
-        and, as far as it still goes, some of them are kept.
-
-        >>> Footprint(fixed=100, peak=10, kept=5, kept_fixed=0).plan(100, budget=200, most=100)
-        (10, 0)
-        """
-        size = min(samples, most)
-        chunks = -(-samples // size)
-        everything = (
-            self.fixed + self.peak * size + (chunks - 1) * (self.kept * size + self.kept_fixed)
-        )
-        if everything <= budget:
-            return size, chunks
-        size = int(max(1, min(size, (budget - self.fixed) / max(1.0, self.peak))))
-        left = budget - self.fixed - self.peak * size
-        each = self.kept * size + self.kept_fixed
-        return size, int(max(0, left // each)) if each > 0 else 0
+    @property
+    def peak(self) -> int:
+        """The most bytes at once."""
+        return max(self.history, default=0)
 
 
-def footprint(
-    prepare: Callable[[int], Any], *, few: int, most: int, budget: int, steps: int = 12
-) -> Footprint:
-    """Return the footprint of a product, measured on two chunks of growing size.
-
-    The peak is the largest of several stages, each a line in the number of samples with a fixed
-    part of its own, so that what small chunks show may not hold for large ones: chunks are doubled
-    until twice the last one would go beyond the budget.
+def measure_chunk(prepare: Callable[[int], Any], size: int) -> Usage:
+    """Return the bytes of a chunk.
 
     Args:
         prepare: samples -> a chunk that was prepared and multiplied with.
-        few: samples of the first chunk.
-        most: samples at most.
-        budget: bytes.
-        steps: doublings at most.
+        size: samples.
     """
-    size, measured = few, [_measure(prepare, few)]
-    for _ in range(steps):
-        size = 2 * size
-        measured.append(_measure(prepare, size))
-        (low, _), (high, _) = measured[-2:]
-        if 2 * size > most or high + 2 * (high - low) > budget:
-            break
-    half = size / 2
-    (low, low_kept), (high, high_kept) = measured[-2:]
-    peak, kept = (high - low) / half, (high_kept - low_kept) / half
-    return Footprint(
-        fixed=max(0.0, high - peak * size),
-        peak=max(0.0, peak),
-        kept=max(0.0, kept),
-        kept_fixed=max(0.0, high_kept - kept * size),
-    )
+    ledger = _Ledger()
+    with ledger:
+        holder = prepare(size)
+    usage = Usage(size, tuple(ledger.history), ledger.sweep())
+    del holder
+    return usage
+
+
+def largest_chunk(prepare: Callable[[int], Any], *, samples: int, budget: int) -> Usage:
+    """Return the largest chunk within a budget, as it was measured.
+
+    Each operation's bytes are a line in the samples, which two small chunks show; where the highest
+    of these lines meets the budget, a chunk is measured, and its line leads on from there. If they
+    are lines, the size is right to 3 % and nothing beyond the budget is measured on the way; if
+    they bend upwards, it may be smaller. If a single sample takes more, that is what comes back.
+
+    Args:
+        prepare: samples -> a chunk that was prepared and multiplied with.
+        samples: the most that there are.
+        budget: bytes.
+
+    >>> import torch
+    >>> chunk = largest_chunk(torch.zeros, samples=100, budget=130)  # of four bytes a sample
+    >>> chunk.size, chunk.peak
+    (32, 128)
+    """
+    first = measure_chunk(prepare, min(_FIRST, samples))
+    if first.size == samples and (first.peak <= budget or samples == 1):
+        return first
+    certain = first.size * budget // max(1, first.peak)  # no line rises faster than in proportion
+    if certain > first.size:
+        low, high = first, measure_chunk(prepare, min(_SECOND, samples, certain))
+    else:
+        low, high = measure_chunk(prepare, 1), first
+    if high.peak > budget:
+        return low
+    most = samples
+    while True:
+        size = _reach(low, high, budget, min(most, _STRIDE * high.size))
+        if size - high.size <= high.size // 32:
+            return high
+        found = measure_chunk(prepare, size)
+        if found.peak <= budget:
+            low, high = high, found
+        else:  # the lines bend upwards: that between the two is never too low
+            step, rise = size - high.size, found.peak - high.peak
+            most = high.size + (budget - high.peak) * step // rise
 
 
 def free_bytes(device: torch.device) -> int:
@@ -141,11 +161,19 @@ def free_bytes(device: torch.device) -> int:
     return 0
 
 
-def _measure(prepare: Callable[[int], Any], size: int) -> tuple[int, int]:
-    """Return the peak bytes of a chunk and those that it keeps."""
-    peak, left, holder = measure_bytes(lambda: prepare(size))
-    del holder
-    return peak, left
+def _reach(low: Usage, high: Usage, budget: int, most: int) -> int:
+    """Return how many samples a budget allows if each operation's bytes are a line in them.
+
+    Chunks of different operations have only the line of their peaks, which is followed to twice the
+    samples.
+    """
+    step, pairs = high.size - low.size, zip(low.history, high.history, strict=False)
+    if len(low.history) != len(high.history):
+        pairs, most = [(low.peak, high.peak)], min(most, 2 * high.size)
+    for below, above in pairs:
+        if above > below:
+            most = min(most, high.size + (budget - above) * step // (above - below))
+    return most
 
 
 def _tensors(value: Any) -> list[Tensor]:

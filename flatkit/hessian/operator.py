@@ -1,16 +1,16 @@
 """The Hessian of an objective at a point, through Hessian-vector products."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from flatkit.errors import NonFiniteError
+from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.hessian.choice import Choice, Preference, choose
 from flatkit.hessian.engine import Engine, Prepared, build_engine
-from flatkit.hessian.memory import footprint, free_bytes, measure_bytes
+from flatkit.hessian.memory import free_bytes, largest_chunk, measure_bytes, measure_chunk
 from flatkit.objective import Objective
 from flatkit.operators import SymmetricOperator
 
@@ -37,10 +37,17 @@ class HessianOperator(SymmetricOperator):
         engine: `auto`, or a name of `flatkit.hessian.ENGINES`.
         tolerance: relative error of a product that `auto` accepts.
         retain_graph: keep what products share; by default as far as it fits.
-        memory: bytes that a product may hold at once, beside the model, the data and the vectors
-            of the caller; chunk size and what is kept then follow from it.
+        memory: bytes that products and their planning may hold at once, beside the model, the data
+            and the vectors of the caller, a block of results among them; chunk size and what is
+            kept then follow from it, and a block goes through row by row. Counted are tensors and
+            what convolutions on a CPU copy (`measure_bytes`), not what comes once, whatever the
+            samples: the probe of the engines (some vectors in float64 and a few samples), and what
+            libraries keep for themselves. Nor does it bind the C library, which may keep freed
+            blocks (glibc gives them back with MALLOC_MMAP_THRESHOLD_=65536 in the environment).
 
     Raises:
+        InvalidArgumentError: by a product or `settings`, if `memory` is too little for one sample,
+            or for a chunk of the objective where BatchNorm makes these part of the function.
         NonFiniteError: by `gradient` or a product, if the loss or it is NaN or infinite.
 
     >>> from torch import nn
@@ -117,12 +124,12 @@ class HessianOperator(SymmetricOperator):
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
-        total: Tensor | None = None
+        total = torch.zeros_like(vectors)
+        at_once = len(vectors) if self.memory is None else 1
         for prepared in self._prepared():
-            part = prepared.products(vectors)
-            total = part if total is None else total.add_(part)
-            del part, prepared  # or the next chunk is prepared beside this one
-        assert total is not None  # an objective has samples
+            for rows, sums in zip(vectors.split(at_once), total.split(at_once), strict=True):
+                sums += prepared.products(rows)
+            del prepared  # or the next chunk is prepared beside this one
         self.objective.tally.matvecs += len(vectors)
         return _finite(total, "Hessian-vector product")
 
@@ -133,29 +140,52 @@ class HessianOperator(SymmetricOperator):
     @cached_property
     def _plan(self) -> tuple[int, int]:
         """The chunk size and how many chunks are kept."""
-        own = self.objective
-        few = max(1, min(8, own.num_samples // 2))
-        if own.batchnorm == "train":  # the chunks are part of the function
-            few = own.chunk_size
-        vector, engine = torch.zeros_like(self.theta)[None], self._engine
+        own, _ = self.objective, self.choice  # the probe is over before bytes are counted
+        _, held, engine = measure_bytes(lambda: self._engine)
 
         def prepare(size: int) -> Prepared:
             prepared = engine.prepare(next(own.chunks(size)))
-            prepared.products(vector)  # what that leaves behind is kept too
+            prepared.products(self.theta[None])  # what that leaves behind is kept too
+            self.theta.isfinite()  # as the sum is looked at in the end
             return prepared
 
-        if self.memory is None:
-            retain = own.num_chunks == 1 if self._retain is None else self._retain
-            if self._retain is None and engine.keeps and not retain:
-                everything = measure_bytes(lambda: prepare(few))[1] * own.num_samples / few
-                retain = everything <= _SHARE * free_bytes(self.device)
-            return own.chunk_size, own.num_chunks if retain and engine.keeps else 0
-        allowed = max(0, self.memory - 2 * self.theta.nbytes)  # the sum and what is added to it
-        used = footprint(prepare, few=few, most=own.num_samples, budget=allowed)
-        size, kept = used.plan(own.num_samples, allowed, own.num_samples)
-        if own.batchnorm == "train":
-            size, kept = own.chunk_size, 0
-        return size, kept if self._retain is not False and self._engine.keeps else 0
+        if self.memory is not None:
+            return self._planned(prepare, self.memory, held + self.theta.nbytes)
+        retain = own.num_chunks == 1 if self._retain is None else self._retain
+        if self._retain is None and engine.keeps and not retain:
+            few = max(1, min(8, own.num_samples // 2))
+            if own.batchnorm == "train":  # the chunks are part of the function
+                few = own.chunk_size
+            everything = measure_bytes(lambda: prepare(few))[1] * own.num_samples / few
+            retain = everything <= _SHARE * free_bytes(self.device)
+        return own.chunk_size, own.num_chunks if retain and engine.keeps else 0
+
+    def _planned(
+        self, prepare: Callable[[int], Prepared], budget: int, fixed: int
+    ) -> tuple[int, int]:
+        """Return the chunk size and how many chunks are kept within a budget.
+
+        Args:
+            prepare: samples -> a chunk that was prepared and multiplied with.
+            budget: bytes.
+            fixed: bytes of them that the engine and the sum take.
+        """
+        own, allowed = self.objective, budget - fixed
+        if own.batchnorm == "train":  # the chunks are part of the function
+            used = measure_chunk(prepare, min(own.chunk_size, own.num_samples))
+        else:
+            used = largest_chunk(prepare, samples=own.num_samples, budget=allowed)
+        if used.peak > allowed:
+            part = "one" if used.size == 1 else f"{used.size}, the objective's chunk_size,"
+            raise InvalidArgumentError(
+                f"memory must be at least {used.peak + fixed:,} bytes here, got {budget:,}: a "
+                f"product takes as much with {part} of the samples at once"
+            )
+        if self._retain is False or not self._engine.keeps:
+            return used.size, 0
+        chunks = -(-own.num_samples // used.size)
+        beside = (allowed - used.peak) // max(1, used.kept)
+        return used.size, chunks if beside >= chunks - 1 else beside
 
     def _prepared(self) -> Iterator[Prepared]:
         size, keep = self._plan

@@ -14,7 +14,7 @@ from flatkit.losses import CrossEntropy
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
 
-MEMORY = 2**21
+MEMORY = 2**20
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
 
 Two points go through at once also beyond it where the first layer is most of the network.
