@@ -27,9 +27,14 @@ _CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
     ("central_difference",),
 )
 """Tried together, one group after the other: the later ones cost more or are less exact."""
-_SHARE, _FEWEST, _MOST = 1 / 32, 8, 16
-"""Samples of the probe: that part of all, lest it cost more than what it saves, within these."""
-_ROUNDS = 3
+_FEWEST = 8
+"""Samples at least of a probe, if a chunk has as many."""
+_CHECKED, _TIMED = (1 / 32, 16), (1 / 16, 128)
+"""Samples on which products are held against float64, and are timed: that part of all, lest it cost
+more than what it saves, and at most so many. Few samples tell what is right, but not what is fast.
+"""
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 12, 0.1
+"""Rounds of timing where it is close: at least, at most, and else until so long has passed."""
 _CLEARLY = 0.75
 """Of the second fastest engine's time: below this one round decides."""
 _NOT_FINITE = "the product is not finite"
@@ -102,7 +107,7 @@ class _Trial:
 
 
 def _probe(objective: Objective, theta: Tensor, preference: Preference, tolerance: float) -> Choice:
-    chunk = _few(objective)
+    chunk = _few(objective, *_CHECKED)
     vector = _direction(theta)
     truth, against = _truth(objective, theta, chunk, vector)
     rejected: dict[str, str] = {}
@@ -124,7 +129,7 @@ def _probe(objective: Objective, theta: Tensor, preference: Preference, toleranc
                 rejected[trial.name] = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
         good = good or (trials if last else [])
         if good:
-            return _cheapest(good, objective, theta, chunk, vector, against, rejected)
+            return _cheapest(good, objective, theta, vector, against, rejected)
     if _NOT_FINITE in rejected.values():
         raise NonFiniteError(
             "the Hessian-vector product has NaN or infinite entries: the loss is not finite at or "
@@ -161,7 +166,6 @@ def _cheapest(
     trials: list[_Trial],
     objective: Objective,
     theta: Tensor,
-    chunk: Chunk,
     vector: Tensor,
     against: str,
     rejected: dict[str, str],
@@ -170,18 +174,22 @@ def _cheapest(
         point = theta.detach().requires_grad_()
         torch.autograd.grad(objective.chunk_loss(point, chunk, smooth=False), point)
 
+    chunk = _few(objective, *_TIMED)
     contenders: dict[str, Callable[[], object]] = {"": gradient}
     for trial in trials:
+        trial.prepared = trial.engine.prepare(chunk)
         contenders[trial.name] = lambda trial=trial: trial.prepared.products(vector[None])
     seconds = dict.fromkeys(contenders, float("inf"))
-    for _ in range(_ROUNDS):  # in turn, so that noise hurts all alike
+    begun = time.perf_counter()
+    for turn in range(1, _MOST_ROUNDS + 1):  # in turn, so that noise hurts all alike
         for name, run in contenders.items():
             started = time.perf_counter()
             run()
             _wait(theta)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
         first, *others = sorted(seconds[trial.name] for trial in trials)
-        if all(first < _CLEARLY * other for other in others[:1]):
+        clear = all(first < _CLEARLY * other for other in others[:1])
+        if clear or (turn >= _ROUNDS and time.perf_counter() - begun > _SECONDS):
             break
     best = min(trials, key=lambda trial: seconds[trial.name])
     for trial in trials:
@@ -192,12 +200,11 @@ def _cheapest(
     return Choice(best.name, best.error, against, cost, rejected)
 
 
-def _few(objective: Objective) -> Chunk:
-    every = objective.num_samples
-    size = min(_MOST, max(_FEWEST, int(_SHARE * every)))
+def _few(objective: Objective, share: float, most: int) -> Chunk:
     if objective.batchnorm == "train":
-        size = objective.chunk_size
-    return next(objective.chunks(min(size, every)))
+        return next(objective.chunks())
+    size = min(most, max(_FEWEST, int(share * objective.num_samples)))
+    return next(objective.chunks(min(size, objective.chunk_size, objective.num_samples)))
 
 
 def _direction(theta: Tensor) -> Tensor:
