@@ -1,8 +1,9 @@
 """Inner products and lengths of long vectors, right to some tens of roundings of their dtype.
 
 A sum of ten million products of 32 bits, added up one after the other, is off by a thousandth, as
-the terms vanish beside the sum. Here parts of the vectors are multiplied in their dtype, and added
-up in float64 (blocked summation: Higham, Accuracy and Stability of Numerical Algorithms, 2002).
+the terms vanish beside the sum. Here parts of the vectors are multiplied in their dtype, 16 bits in
+32 as their squares overflow beyond 256, and added up in float64 (blocked summation: Higham,
+Accuracy and Stability of Numerical Algorithms, 2002).
 """
 
 import math
@@ -32,8 +33,9 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     size = one.shape[-1] if one.dtype == torch.float64 or one.device.type != "cpu" else _PART
     turned = other.mT if other.ndim > 1 else other
     total = torch.zeros(one.shape[:-1] + other.shape[:-1], dtype=torch.float64)
+    wide = torch.promote_types(one.dtype, torch.float32)
     for a, b in zip(one.split(size, dim=-1), turned.split(size, dim=0), strict=True):
-        total += (a @ b).cpu().double()
+        total += (a.to(wide) @ b.to(wide)).cpu().double()
     return total
 
 

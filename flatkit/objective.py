@@ -10,7 +10,6 @@ from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
@@ -23,7 +22,7 @@ from flatkit.errors import (
 from flatkit.losses import LOSSES, ModelLoss, as_sums
 from flatkit.parameters import ParameterSpace
 from flatkit.passes import Chunk, Evaluation, Tally, add_correct, arguments, differentiate
-from flatkit.replicas import BatchNormMode, accepted_inputs, private_copy
+from flatkit.replicas import BatchNormMode, accepted_inputs, private_copy, run_with
 from flatkit.samples import collect
 from flatkit.trees import leaves
 from flatkit.weighting import find_weights
@@ -295,7 +294,7 @@ class Objective:
                 if self._has_recurrence:  # nor have those of cuDNN
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             args, kwargs = arguments(chunk.inputs)
-            return functional_call(self._model, self.space.unflatten(theta), args, kwargs)
+            return run_with(self._model, self.space.unflatten(theta), args, kwargs)
 
     def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the loss of every sample of a chunk, [B].

@@ -1,4 +1,4 @@
-"""Private copies of models, so that the user's own is never touched, and what they take."""
+"""Private copies of models, so that the user's own is never touched, what they take, and runs."""
 
 import copy
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from inspect import Parameter, signature
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatkit.errors import InvalidArgumentError
@@ -68,3 +69,39 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
             "entries of the batch after the arguments of the model"
         )
     return found
+
+
+def run_with(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return what a model gives with other tensors in place of its parameters, which it keeps.
+
+    A parameter is replaced wherever it stands, also in several modules. A module that stands in
+    several places is visited once: `functional_call` by itself would come to it a second time,
+    take the new tensor for the old one, and leave it there.
+
+    Args:
+        model: any module.
+        tensors: by the names of `named_parameters`.
+        args: of the model.
+        kwargs: likewise, by name.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> twice = nn.Sequential(layer, layer)
+    >>> run_with(twice, {"0.weight": torch.tensor([[3.0]])}, (torch.ones(1, 1),))
+    tensor([[9.]])
+    >>> twice[0].weight is twice[1].weight and isinstance(twice[0].weight, nn.Parameter)
+    True
+    """
+    given: dict[int, Tensor | None] = {}  # by ids; of several names the first is known
+    places: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        for own, parameter in module._parameters.items():
+            name = f"{prefix}.{own}" if prefix else own
+            tensor = given.setdefault(id(parameter), tensors.get(name))
+            if tensor is not None:
+                places[name] = tensor
+    return functional_call(model, places, args, dict(kwargs or {}), tie_weights=False)

@@ -66,3 +66,10 @@ def test_traces_of_long_operators_in_32_bits_are_right_to_their_errors():
     exact = float(operator.entries.double().sum())
     found = trace(operator, tolerance=1e-3, generator=torch.Generator().manual_seed(0))
     assert abs(float(found.value) - exact) <= 3 * float(found.error) + 1e-5 * exact
+
+
+def test_squares_that_overflow_in_16_bits_do_not():
+    vector = torch.full((20_000,), 300.0, dtype=torch.float16)
+    assert length(vector) == pytest.approx(300 * math.sqrt(20_000), rel=1e-6)
+    rows = torch.stack([vector, -vector])
+    assert inner(rows, vector).tolist() == pytest.approx([1.8e9, -1.8e9], rel=1e-6)

@@ -15,6 +15,7 @@ from flatkit.errors import (
     NonDeterministicError,
     NonFiniteError,
 )
+from flatkit.landscape.engine import Engine
 from tests.cases import CASES, Case, reference_function
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -286,3 +287,52 @@ def test_describe_says_which_samples_were_used():
     assert (described["samples"], described["samples_available"]) == (10, 23)
     other = objective_of(CASES[0], samples=10, seed=4).describe()
     assert described["indices_sha256"] != other["indices_sha256"]
+
+
+def shared():
+    """Return a model in which one module stands in two places, its plain function, and data."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(4, 4), layer, nn.Tanh(), layer, nn.Linear(4, 3)).double()
+    data = torch.randn(20, 4).double(), torch.randint(0, 3, (20,))
+
+    def function(theta):
+        w0, b0, w1, b1, w2, b2 = (
+            part.view(shape)
+            for part, shape in zip(
+                theta.split([16, 4, 16, 4, 12, 3]),
+                [(4, 4), (4,), (4, 4), (4,), (3, 4), (3,)],
+                strict=True,
+            )
+        )
+        h = torch.tanh((data[0] @ w0.T + b0) @ w1.T + b1) @ w1.T + b1
+        return F.cross_entropy(h @ w2.T + b2, data[1])
+
+    return model, function, data
+
+
+def test_a_module_in_two_places_keeps_its_parameters():
+    model, function, data = shared()
+    objective = Objective(model, "cross_entropy", data)
+    far = 3 * objective.theta
+    assert objective.loss(far) == pytest.approx(float(function(far)), rel=1e-12)
+    assert objective.block("0.*").loss() == pytest.approx(float(function(objective.theta)))
+    objective.gradient()
+    copied = copy.deepcopy(objective.model)
+    assert [name for name, _ in copied.named_parameters()] == list(objective.space.names)
+
+
+@pytest.mark.parametrize("quantities", [("loss",), ("loss", "gradient_norm")])
+def test_a_module_in_two_places_moves_in_a_landscape(quantities):
+    model, function, data = shared()
+    objective = Objective(model, "cross_entropy", data)
+    direction = torch.randn(1, objective.num_parameters).double()
+    engine = Engine(objective, objective.theta, direction, quantities=quantities)
+    for step in (0.3, 1.0):
+        point = (objective.theta + step * direction[0]).requires_grad_()
+        loss = function(point)
+        (found,) = engine.values([[step]])
+        assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-11)
+        if "gradient_norm" in quantities:
+            (gradient,) = torch.autograd.grad(loss, point)
+            assert found["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-10)

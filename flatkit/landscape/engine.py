@@ -43,6 +43,8 @@ class Engine:
         buffers: name -> [1 + D, ...], what a buffer is at the centre and what a step adds.
         estimate_on: whose samples `reestimate` takes; those of the objective by default.
         batched: False forbids several points at once.
+        far: the steps [D] of a point far away, 1 each by default; there and near the centre both
+            ways must agree before several points are taken at once.
 
     Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
     bounded by `stacked.MEMORY`; it does not grow with the number of points.
@@ -66,6 +68,7 @@ class Engine:
         buffers: Mapping[str, Tensor] | None = None,
         estimate_on: Objective | None = None,
         batched: bool = True,
+        far: Sequence[float] | None = None,
     ) -> None:
         for quantity in quantities:
             check_choice("quantities", quantity, get_args(Quantity))
@@ -104,7 +107,8 @@ class Engine:
         small = batched and plain and not self._moving
         if small and objective.batchnorm == "eval":
             self._stacked = StackedLinear.of(objective, self._theta, self._directions, self._model)
-            if self._stacked is not None and not self._agrees(self._stacked):
+            far = [1.0] * len(directions) if far is None else far
+            if self._stacked is not None and not self._agrees(self._stacked, far):
                 self._stacked = None
 
     @property
@@ -219,14 +223,17 @@ class Engine:
             self.objective.tally.losses += 1
 
     @torch.no_grad()
-    def _agrees(self, stacked: StackedLinear) -> bool:
-        """Whether both ways give one value, at points away from the centre.
+    def _agrees(self, stacked: StackedLinear, far: Sequence[float]) -> bool:
+        """Whether both ways give one value, at a point near the centre and at one far away.
 
-        Outputs are compared too: where all losses are almost 0, those of another function are.
+        Outputs are compared too: where all losses are almost 0, those of another function are. What
+        acts on samples together may do nothing near the centre, such as a bound on their norms.
         """
-        steps = [[0.013 * (i + 1)] * len(self._directions) for i in range(2)]
+        steps = [[0.013] * len(self._directions), list(far)]
         try:
             plain = [self._loss_and_outputs(point) for point in steps]
+            if not plain[-1][1].isfinite().all():  # too far to tell
+                steps, plain = steps[:1] * 2, plain[:1] * 2
             found = torch.zeros(len(steps), dtype=torch.float64)
             for number, (_, outputs, losses) in enumerate(stacked.parts(steps)):
                 found += losses.sum(1).cpu() / self.objective.total_weight

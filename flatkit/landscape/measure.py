@@ -79,6 +79,7 @@ class Survey:
                 statistics=statistics,
                 buffers=frame.buffers,
                 estimate_on=objectives.get("train"),
+                far=[float(max(axis, key=abs)) for axis in axes.values()],
             )
             for split, objective in objectives.items()
         }

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from flatkit.landscape.linear_calls import Layer, NotLinear, Recorder, Run, Stack, follow
 from flatkit.losses import CrossEntropy
 from flatkit.objective import Chunk, Objective
 from flatkit.passes import arguments
+from flatkit.replicas import run_with
 
 MEMORY = 2**20
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
@@ -205,7 +205,7 @@ class StackedLinear:
             raise NotLinear
         recorder = Recorder([self._objective.space.unflatten(point) for point in points])
         with recorder:
-            outputs = functional_call(self._model, recorder.tables[0], *arguments(chunk.inputs))
+            outputs = run_with(self._model, recorder.tables[0], *arguments(chunk.inputs))
         recorder.keep(outputs)
         loss = self._objective.loss_function
         if not isinstance(outputs, Tensor) or not recorder.first:

@@ -184,7 +184,8 @@ def _measure(
 ) -> list[dict[str, float | None]]:
     """Return the quantities at every point, None where one is no number."""
     centre = objective.theta if theta is None else theta
-    engine = Engine(objective, centre, directions, quantities=quantities)
+    far = max(steps, key=lambda point: sum(map(abs, point)), default=None)
+    engine = Engine(objective, centre, directions, quantities=quantities, far=far)
     found: list[dict[str, float | None]] = []
     for part in batches(steps, engine.batch):
         for values in engine.values(part):

@@ -13,7 +13,9 @@ from flatkit.spectrum.trace import random_signs
 _TOGETHER = 8
 """Probes of the whole vector before their standard error is trusted."""
 _EACH = 5
-"""Probes of every part before theirs are, at least 4."""
+"""Probes of every part before theirs are, at least 4; parts of no more coordinates are exact."""
+_SURE = 10
+"""Probes of every part before the standard error of the sum is; at most twice the others."""
 
 
 class Probes:
@@ -41,6 +43,7 @@ class Probes:
         self._operator, self._generator, self._sizes = operator, generator, list(parts)
         self._whole: list[float] = []
         self._own: list[list[float]] = [[] for _ in parts]
+        self._exact: dict[int, float] = {}
         self.products = 0
 
     def draw(self) -> None:
@@ -63,9 +66,25 @@ class Probes:
             total += _dot(probe, product)
         self._whole.append(total)
 
+    def settle(self) -> None:
+        """Make sure of every part: the smallest exactly, `_SURE` probes of all others.
+
+        Where a pair of coordinates decides, a probe gives one of two values: a few draws may all
+        be the same, which is no sign of how far they are off. Cost: as much as the trial at most.
+        """
+        for number, size in enumerate(self._sizes):
+            if size <= _EACH:
+                self._exact[number] = self._exact_part(number)
+                continue
+            while len(self._own[number]) < _SURE:
+                self.draw_part(number)
+
     def draw_best(self) -> None:
         """Probe the part whose next draw lowers the variance of the sum most. Cost: a product."""
-        gains = [_variance(own) / (len(own) + 1) for own in self._own]
+        gains = [
+            -1.0 if number in self._exact else _variance(own) / (len(own) + 1)
+            for number, own in enumerate(self._own)
+        ]
         self.draw_part(gains.index(max(gains)))
 
     def together(self) -> tuple[float, float]:
@@ -74,7 +93,9 @@ class Probes:
 
     def by_part(self) -> tuple[float, float]:
         """Return the trace and its standard error from probes of the parts."""
-        return sum(map(_mean, self._own)), math.sqrt(sum(map(_variance, self._own)))
+        drawn = [own for number, own in enumerate(self._own) if number not in self._exact]
+        value = sum(self._exact.values()) + sum(map(_mean, drawn))
+        return value, math.sqrt(sum(map(_variance, drawn)))
 
     def needed_together(self, error: float) -> float:
         """Return how many products in all would bring the first standard error down to this."""
@@ -84,6 +105,16 @@ class Probes:
         """Return the same for the second, draws being where they lower it most."""
         spread = sum(math.sqrt(_variance(own) * len(own)) for own in self._own)
         return _squared_ratio(spread, error)
+
+    def _exact_part(self, number: int) -> float:
+        """Return the trace of the block of a part. Cost: a product a coordinate."""
+        operator, begin = self._operator, sum(self._sizes[:number])
+        total = 0.0
+        for place in range(begin, begin + self._sizes[number]):
+            unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
+            unit[place] = 1
+            total += float(self._multiply(unit)[place])
+        return total
 
     def _on_part(self, probe: Tensor, number: int) -> Tensor:
         begin = sum(self._sizes[:number])
@@ -142,6 +173,7 @@ def probed_trace(
                 probes.draw_each()
             allowed = tolerance * abs(known + probes.by_part()[0])
             if probes.needed_by_part(allowed) < probes.needed_together(allowed):
+                probes.settle()
                 break
     while True:
         value, error = probes.by_part()

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import vector_to_parameters
 
 from flatkit import Objective
+from flatkit.landscape import loss_slice
 from flatkit.landscape.engine import Engine
 from flatkit.losses import CrossEntropy
 
@@ -449,3 +451,34 @@ def test_a_value_does_not_depend_on_the_points_measured_with_it(dtype):
 def test_wide_networks_whose_passes_are_arithmetic_take_one_point_at_a_time():
     _, _, objective, directions = problem(lambda: plain(6, 2048, 2048, 4), 300, torch.float32)
     assert Engine(objective, objective.theta, directions).batch == 1
+
+
+class Bounded(nn.Module):
+    """Bounds the norm of every sample, which does nothing near the checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 9), nn.Linear(9, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.last(h * (10 / h.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1))
+
+
+@pytest.mark.parametrize("size", [1.0, 20.0])
+def test_what_acts_on_samples_far_away_only_is_seen(size):
+    torch.manual_seed(0)
+    model = Bounded().double()
+    data = torch.randn(30, 6).double(), torch.randint(0, 4, (30,))
+    objective = Objective(model, "cross_entropy", data)
+    direction = torch.randn(1, objective.num_parameters).double()
+    direction *= size * objective.theta.norm() / direction.norm()
+    steps = [step / size for step in (-9.0, 3.0, 9.0)]
+    found = loss_slice(
+        objective, directions=direction, coordinate=steps, with_gradient_norm=False
+    ).loss[0]
+    for step, loss in zip(steps, found, strict=True):
+        moved = copy.deepcopy(model)
+        vector_to_parameters(objective.theta + step * direction[0], moved.parameters())
+        with torch.no_grad():
+            assert loss == pytest.approx(float(F.cross_entropy(moved(data[0]), data[1])))

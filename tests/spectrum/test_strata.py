@@ -88,6 +88,44 @@ def test_standard_errors_by_part_cover_the_truth_as_often_as_they_should():
     assert np.mean(products) < plain / 20
 
 
+def test_parts_of_two_coordinates_are_exact():
+    draws = np.random.default_rng(1)
+    matrix = 3 * draws.standard_normal((8, 8))
+    matrix = torch.from_numpy(matrix + matrix.T)
+    matrix.diagonal().fill_(1.0)
+    chosen = 0
+    for seed in range(20):
+        value, error, spent, by_part = probed_trace(
+            DenseOperator(matrix),
+            parts=(2, 2, 2, 2),
+            tolerance=0.01,
+            budget=1000,
+            generator=seeded(seed),
+        )
+        chosen += by_part
+        assert abs(value - 8) <= 4 * error + 1e-12 and spent <= 1000
+    assert chosen >= 5
+
+
+def test_a_pair_of_coordinates_that_decides_leaves_the_error_honest():
+    matrix = coupled([0.0] * 4, 2.0, sizes=(20,) * 4)
+    for begin in range(0, 80, 20):
+        matrix[begin, begin + 1] = matrix[begin + 1, begin] = 5.0
+    matrix.diagonal().fill_(1.0)
+    missed = 0
+    for seed in range(60):
+        value, error, _, by_part = probed_trace(
+            DenseOperator(matrix),
+            parts=(20,) * 4,
+            tolerance=0.02,
+            budget=200,
+            generator=seeded(seed),
+        )
+        assert by_part
+        missed += abs(value - 80) > 3 * error
+    assert missed <= 3  # few draws of a part that are all the same missed in a fifth
+
+
 def test_parts_are_not_tried_where_few_probes_of_the_whole_are_enough():
     value, error, spent, by_part = probed_trace(
         DenseOperator(coupled([1.0, 1.0, 1.0], 0.001)),
