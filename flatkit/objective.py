@@ -34,8 +34,6 @@ Data: TypeAlias = Any
 _CHUNK_ELEMENTS = 2**20
 """Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
 _WIDTH = 1024
-_PROBED = 128
-"""Samples at most on which the loss is computed twice: what draws or remembers does so on few."""
 
 
 class Objective:
@@ -395,7 +393,7 @@ class Objective:
 
     @torch.no_grad()
     def _probe_determinism(self) -> None:
-        chunk = next(self.chunks(min(self.chunk_size, _PROBED)))
+        chunk = next(self.chunks())
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             first = float(self.chunk_loss(self.theta, chunk))

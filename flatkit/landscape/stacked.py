@@ -87,7 +87,7 @@ class StackedLinear:
         """Return loss and accuracy at points [n, D].
 
         The centre fills them up to `batch`, so that a value does not depend on how many points are
-        measured together.
+        measured together, though it may in its last bits on its place among them.
 
         Args:
             steps: of the points, at most `batch`.
