@@ -39,6 +39,15 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     return total
 
 
+def outside(rows: Tensor, vector: Tensor) -> Tensor:
+    """Return what is left of a vector [P] without its part in the span of orthonormal rows [K, P].
+
+    >>> outside(torch.tensor([[1.0, 0.0]]), torch.tensor([3.0, 4.0]))
+    tensor([0., 4.])
+    """
+    return vector - inner(rows, vector).to(vector) @ rows
+
+
 def length(vector: Tensor) -> float:
     """Return ‖v‖ of a vector [P]; NaN or infinite if its entries are.
 

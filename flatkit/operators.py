@@ -8,7 +8,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, NotSymmetricError
-from flatkit.inner import inner, length
+from flatkit.inner import inner, length, outside
 
 
 class SymmetricOperator(ABC):
@@ -120,7 +120,7 @@ class ProjectedOperator(SymmetricOperator):
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the part of a vector that is orthogonal to the known ones."""
-        return vector - inner(self.vectors, vector).to(vector) @ self.vectors
+        return outside(self.vectors, vector)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P A P v."""

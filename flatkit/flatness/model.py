@@ -11,7 +11,7 @@ from torch import Tensor
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic import gradient_norm_maximum, quadratic_maximum
-from flatkit.inner import inner, length
+from flatkit.inner import length, outside
 from flatkit.operators import SymmetricOperator
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
@@ -128,7 +128,7 @@ class QuadraticModel:
             return False
         size = length(vector)
         for _ in range(2):
-            vector = vector - inner(self.basis, vector).to(vector) @ self.basis
+            vector = outside(self.basis, vector)
         left = length(vector)
         if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
             return False

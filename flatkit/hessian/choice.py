@@ -177,8 +177,8 @@ def _cheapest(
     chunk = _few(objective, *_TIMED)
     contenders: dict[str, Callable[[], object]] = {"": gradient}
     for trial in trials:
-        trial.prepared = trial.engine.prepare(chunk)
-        contenders[trial.name] = lambda trial=trial: trial.prepared.products(vector[None])
+        prepared = trial.engine.prepare(chunk)
+        contenders[trial.name] = lambda prepared=prepared: prepared.products(vector[None])
     seconds = dict.fromkeys(contenders, float("inf"))
     begun = time.perf_counter()
     for turn in range(1, _MOST_ROUNDS + 1):  # in turn, so that noise hurts all alike

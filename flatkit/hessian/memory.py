@@ -15,8 +15,6 @@ from flatkit.hessian.scratch import scratch_bytes
 
 _FIRST, _SECOND = 2, 8
 """Samples of the first two chunks; a single one may take other kernels than many."""
-
-
 _STRIDE = 16
 """Times as many samples at most from one chunk to the next: bytes might be no line."""
 
@@ -66,10 +64,8 @@ def measure_bytes(function: Callable[[], Any]) -> tuple[int, int, Any]:
     >>> measure_bytes(lambda: (torch.zeros(1000) + 1).sum())[:2]
     (8000, 4)
     """
-    ledger = _Ledger()
-    with ledger:
-        result = function()
-    return max(ledger.history, default=0), ledger.sweep(), result
+    history, left, result = _watch(function)
+    return max(history, default=0), left, result
 
 
 @dataclass(frozen=True)
@@ -99,12 +95,8 @@ def measure_chunk(prepare: Callable[[int], Any], size: int) -> Usage:
         prepare: samples -> a chunk that was prepared and multiplied with.
         size: samples.
     """
-    ledger = _Ledger()
-    with ledger:
-        holder = prepare(size)
-    usage = Usage(size, tuple(ledger.history), ledger.sweep())
-    del holder
-    return usage
+    history, kept, _ = _watch(lambda: prepare(size))
+    return Usage(size, history, kept)
 
 
 def largest_chunk(prepare: Callable[[int], Any], *, samples: int, budget: int) -> Usage:
@@ -159,6 +151,14 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def _watch(function: Callable[[], Any]) -> tuple[tuple[int, ...], int, Any]:
+    """Return the bytes at every operation of a function, those left at its end, and its result."""
+    ledger = _Ledger()
+    with ledger:
+        result = function()
+    return tuple(ledger.history), ledger.sweep(), result
 
 
 def _reach(low: Usage, high: Usage, budget: int, most: int) -> int:

@@ -72,8 +72,6 @@ class Recorder(TorchFunctionMode):
     Attributes:
         first: for the n-th call of `linear`, if it is one on plain inputs, its outputs [T, out, B]
             under each of the T tables.
-        firsts: the names of the parameters of such calls.
-        others: those of all other calls.
         widest: the largest number of inputs or outputs that a call has for a sample.
     """
 
@@ -81,8 +79,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.tables: list[dict[str, Tensor]] = [dict(table) for table in tables]
         self.first: dict[int, Tensor] = {}
-        self.firsts: set[str] = set()
-        self.others: set[str] = set()
+        self._firsts: set[str] = set()
+        self._others: set[str] = set()
         self.widest = 1
         self._uses: dict[int, int] = {}
         self._seen: list[Tensor] = []  # kept alive, so that an id is not used again
@@ -94,6 +92,11 @@ class Recorder(TorchFunctionMode):
         self._calls = -1
         self._chain: list[Step] | None = []
         self._last: int | None = None  # the id of what the chain has made so far
+
+    @property
+    def once(self) -> set[str]:
+        """The names of the parameters that are only in first layers."""
+        return self._firsts - self._others
 
     @property
     def in_place(self) -> set[int]:
@@ -153,9 +156,9 @@ class Recorder(TorchFunctionMode):
         used = {name for name in names if name is not None}
         if id(inputs) in self._moved:
             self.widest = max(self.widest, inputs.shape[1])
-            self.others |= used
+            self._others |= used
             return outputs
-        self.firsts |= used
+        self._firsts |= used
         others = [
             F.linear(inputs, table[names[0]], None if names[1] is None else table[names[1]])
             for table in self.tables[1:]

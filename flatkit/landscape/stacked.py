@@ -177,7 +177,7 @@ class StackedLinear:
         """
         recorder, outputs = self._pass(next(self._objective.chunks(_WATCHED)), [self._theta])
         self._in_place, self._widest = recorder.in_place, recorder.widest
-        self._once = recorder.firsts - recorder.others
+        self._once = recorder.once
         self._chain = recorder.chain(outputs)
 
     def _record(self) -> None:
@@ -192,8 +192,8 @@ class StackedLinear:
         for chunk in self._chunks:
             recorder, outputs = self._pass(chunk, [self._theta, *self._directions])
             taken += sum(t.numel() * t.element_size() for t in recorder.first.values())
-            once = recorder.firsts - recorder.others
-            if taken > FIRST_LAYERS or (once, recorder.in_place) != (self._once, self._in_place):
+            alike = (recorder.once, recorder.in_place) == (self._once, self._in_place)
+            if taken > FIRST_LAYERS or not alike:
                 raise NotLinear
             if recorder.chain(outputs) != self._chain:
                 self._chain = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import NonFiniteError
-from flatkit.inner import inner, length
+from flatkit.inner import inner, length, outside
 from flatkit.operators import SymmetricOperator, random_vector
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.power import check_wanted
@@ -126,7 +126,7 @@ def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:
         vector = vector / size
         for _ in range(2):
             if against is not None and len(against):
-                vector = vector - inner(against, vector).to(vector) @ against
+                vector = outside(against, vector)
             for other in kept:
                 vector = vector - float(inner(other, vector)) * other
         rest = length(vector)

@@ -116,10 +116,9 @@ class KrylovBasis:
             raise NonFiniteError("a product with the operator has NaN or infinite entries")
         if self._images is not None:
             self._images[last] = product
-        coefficients = self._orthogonalise(product, count=last + 1)
+        coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
-        self.coupling = length(product)
         self._log_couplings += math.log(max(self.coupling, 1e-300))
         if self.coupling > 10 * torch.finfo(product.dtype).eps * norm and not self.complete:
             self._rows[self._size] = product / self.coupling
@@ -161,14 +160,13 @@ class KrylovBasis:
         """
         self._probes = self.probes
         newest = self._rows[self._size].clone() if onward is None else onward.clone()
-        self._rows[:kept], images = self.combine(weights[:, :kept])
         if self.restarts >= _ROUNDED:
             self._images = None
+        self._rows[:kept], images = self.combine(weights[:, :kept])
         if self._images is not None and images is not None:
             self._images[:kept] = images
         if onward is not None:
-            self._orthogonalise(newest, count=kept)
-            newest /= length(newest)
+            newest /= self._orthogonalise(newest, count=kept)[1]
         self._rows[kept] = newest
         self._projection[:] = 0
         self._projection[range(kept), range(kept)] = values[:kept]
@@ -181,25 +179,23 @@ class KrylovBasis:
         """Forget them, as what they found has become part of what is known."""
         self._probes, self._elsewhere = [], 0
 
-    def _orthogonalise(self, vector: Tensor, *, count: int) -> np.ndarray:
-        """Remove the basis from a vector in place, and return what was removed.
+    def _orthogonalise(self, vector: Tensor, *, count: int) -> tuple[np.ndarray, float]:
+        """Remove the basis from a vector in place; return what was removed, and the length left.
 
         The two newest directions, which hold most of a product, go first; then one pass over all
         is enough unless it takes a good part of what was left (Daniel, Gragg, Kaufman and Stewart,
         1976).
         """
-        removed = np.zeros(count)
-        before = math.inf
+        removed, left = np.zeros(count), math.inf
         for begin in (max(0, count - 2), 0, 0):
             rows = self._rows[begin:count]
             part = inner(rows, vector)
             vector -= part.to(vector) @ rows
             removed[begin:] += part.numpy()
-            after = length(vector)
-            if begin == 0 and after > _MOST_LEFT * before:
+            before, left = left, length(vector)
+            if begin == 0 and left > _MOST_LEFT * before:
                 break
-            before = after
-        return removed
+        return removed, left
 
     def _break_down(self) -> None:
         """Go on from a random direction: the space is invariant, its Ritz values are exact."""
@@ -213,8 +209,8 @@ class KrylovBasis:
     def _turn(self) -> None:
         """Let a random direction be the next."""
         vector = random_vector(self._operator, generator=self._generator)
-        self._orthogonalise(vector, count=self._size)
-        self._rows[self._size] = vector / length(vector)
+        _, left = self._orthogonalise(vector, count=self._size)
+        self._rows[self._size] = vector / left
         self._age, self._elsewhere, self._log_couplings = 0, self._size, 0.0
         self.has_turned = True
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import NonFiniteError
-from flatkit.inner import inner, length
+from flatkit.inner import length, outside
 from flatkit.operators import ProjectedOperator, SymmetricOperator
 from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.strata import probed_trace
+from flatkit.spectrum.strata import TOGETHER, probed_trace
 from flatkit.spectrum.trace import hutchinson_trace, random_signs
 
 _PLAIN = 32
@@ -88,20 +88,18 @@ def trace(
             break
         size = min(2 * size, most)
     products = sketch.matvecs
-    used, by_part = "xtrace", False
+    used, by_part = "hutch++" if method == "hutch++" else "xtrace", False
+    wanted = method == "hutch++" or (method == "auto" and not converged)
     left = max_matvecs - products
-    if (not converged or method == "hutch++") and method != "xtrace" and left >= 8:
-        if sketch.complete:
-            value, error, spent = sketch.projected_trace(), 0.0, 0
-        else:
-            value, error, spent, by_part = probed_trace(
-                ProjectedOperator(operator, sketch.basis),
-                parts=operator.parts if method == "auto" else (operator.size,),
-                known=sketch.projected_trace(),
-                tolerance=tolerance,
-                budget=left,
-                generator=generator,
-            )
+    if wanted and left >= TOGETHER and not sketch.complete:
+        value, error, spent, by_part = probed_trace(
+            ProjectedOperator(operator, sketch.basis),
+            parts=operator.parts if method == "auto" else (operator.size,),
+            known=sketch.projected_trace(),
+            tolerance=tolerance,
+            budget=left,
+            generator=generator,
+        )
         products, used = products + spent, "hutch++"
         converged = error <= tolerance * abs(value)
     return Estimate(
@@ -160,7 +158,7 @@ class _Sketch:
         whole = length(image)
         rest = image
         for _ in range(2):
-            rest = rest - inner(self.basis, rest).to(rest) @ self.basis
+            rest = outside(self.basis, rest)
         size = length(rest)
         if size > 30 * torch.finfo(image.dtype).eps * whole:
             self.basis = torch.cat([self.basis, (rest / size)[None]])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from flatkit.operators import SymmetricOperator
 from flatkit.spectrum.trace import random_signs
 
-_TOGETHER = 8
+TOGETHER = 8
 """Probes of the whole vector before their standard error is trusted."""
 _EACH = 5
 """Probes of every part before theirs are, at least 4; parts of no more coordinates are exact."""
@@ -40,10 +41,11 @@ class Probes:
     def __init__(
         self, operator: SymmetricOperator, parts: Sequence[int], generator: torch.Generator
     ) -> None:
-        self._operator, self._generator, self._sizes = operator, generator, list(parts)
+        self._operator, self._generator = operator, generator
+        ends = list(accumulate(parts))
+        self._parts = [range(end - size, end) for end, size in zip(ends, parts, strict=True)]
         self._whole: list[float] = []
         self._own: list[list[float]] = [[] for _ in parts]
-        self._exact: dict[int, float] = {}
         self.products = 0
 
     def draw(self) -> None:
@@ -72,19 +74,15 @@ class Probes:
         Where a pair of coordinates decides, a probe gives one of two values: a few draws may all
         be the same, which is no sign of how far they are off. Cost: as much as the trial at most.
         """
-        for number, size in enumerate(self._sizes):
-            if size <= _EACH:
-                self._exact[number] = self._exact_part(number)
-                continue
+        for number, part in enumerate(self._parts):
+            if len(part) <= _EACH:  # draws without a spread
+                self._own[number] = [self._exact_part(number)] * _SURE
             while len(self._own[number]) < _SURE:
                 self.draw_part(number)
 
     def draw_best(self) -> None:
         """Probe the part whose next draw lowers the variance of the sum most. Cost: a product."""
-        gains = [
-            -1.0 if number in self._exact else _variance(own) / (len(own) + 1)
-            for number, own in enumerate(self._own)
-        ]
+        gains = [_variance(own) / (len(own) + 1) for own in self._own]
         self.draw_part(gains.index(max(gains)))
 
     def together(self) -> tuple[float, float]:
@@ -93,9 +91,7 @@ class Probes:
 
     def by_part(self) -> tuple[float, float]:
         """Return the trace and its standard error from probes of the parts."""
-        drawn = [own for number, own in enumerate(self._own) if number not in self._exact]
-        value = sum(self._exact.values()) + sum(map(_mean, drawn))
-        return value, math.sqrt(sum(map(_variance, drawn)))
+        return sum(map(_mean, self._own)), math.sqrt(sum(map(_variance, self._own)))
 
     def needed_together(self, error: float) -> float:
         """Return how many products in all would bring the first standard error down to this."""
@@ -108,18 +104,17 @@ class Probes:
 
     def _exact_part(self, number: int) -> float:
         """Return the trace of the block of a part. Cost: a product a coordinate."""
-        operator, begin = self._operator, sum(self._sizes[:number])
-        total = 0.0
-        for place in range(begin, begin + self._sizes[number]):
+        operator, total = self._operator, 0.0
+        for place in self._parts[number]:
             unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
             unit[place] = 1
             total += float(self._multiply(unit)[place])
         return total
 
     def _on_part(self, probe: Tensor, number: int) -> Tensor:
-        begin = sum(self._sizes[:number])
+        part = slice(self._parts[number].start, self._parts[number].stop)
         piece = torch.zeros_like(probe)
-        piece[begin : begin + self._sizes[number]] = probe[begin : begin + self._sizes[number]]
+        piece[part] = probe[part]
         return piece
 
     def _multiply(self, vector: Tensor) -> Tensor:
@@ -161,7 +156,7 @@ def probed_trace(
         probes.draw()
         value, error = probes.together()
         allowed = tolerance * abs(known + value)
-        settled = probes.products >= _TOGETHER
+        settled = probes.products >= TOGETHER
         if (settled and error <= allowed) or probes.products >= budget:
             return known + value, error, probes.products, False
         if tried or not settled:

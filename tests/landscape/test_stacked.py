@@ -105,12 +105,16 @@ class Methods(nn.Module):
         return self.last(self.middle(self.first(x).relu()).tanh()).sigmoid()
 
 
-class Asking(nn.Module):
-    """Asks for a shape, and has an activation in place and two in a row."""
+class TwoLayers(nn.Module):
+    """Has two layers."""
 
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+
+class Asking(TwoLayers):
+    """Asks for a shape, and has an activation in place and two in a row."""
 
     def forward(self, x):
         h = F.relu(self.first(x), inplace=True)
@@ -131,12 +135,8 @@ class Forking(nn.Module):
         return self.last(h)
 
 
-class Forgetful(nn.Module):
+class Forgetful(TwoLayers):
     """Computes an activation that it does not use."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x):
         h = self.first(x)
@@ -144,12 +144,8 @@ class Forgetful(nn.Module):
         return self.last(h)
 
 
-class Scaled(nn.Module):
+class Scaled(TwoLayers):
     """Changes what a layer gave in place, by no activation."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x):
         h = torch.relu(self.first(x))
@@ -157,24 +153,20 @@ class Scaled(nn.Module):
         return self.last(h)
 
 
-class Looking(nn.Module):
+class Looking(TwoLayers):
     """Does something else where values are large."""
 
     def __init__(self, look: Callable):
         super().__init__()
-        self.first, self.last, self.look = nn.Linear(6, 8), nn.Linear(8, 4), look
+        self.look = look
 
     def forward(self, x):
         h = torch.tanh(self.last(torch.relu(self.first(x))))
         return 0 * h if self.look(h) else h
 
 
-class BySize(nn.Module):
+class BySize(TwoLayers):
     """Treats few samples otherwise than many."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x):
         h = self.first(x)
