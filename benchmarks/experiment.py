@@ -19,8 +19,8 @@ import click
 import torch
 
 from benchmarks.timing import machine
-from flatkit.analysis import analyze
 from flatkit.files import write_text_atomically
+from flatkit.measures import analyze
 from flatkit.render import comparison_markdown
 from flatkit.results import Comparison, Entry, load_results
 from flatkit.training import TrainingConfig, train

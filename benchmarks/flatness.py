@@ -24,7 +24,7 @@ from benchmarks.timing import save_section
 from flatkit import Objective
 from flatkit.data import DATASETS
 from flatkit.flatness import Geometry, max_gradient_norm
-from flatkit.flatness.fields import GradientNorm
+from flatkit.flatness.functions import GradientNorm
 from tests.cases import quadratic_task
 
 STARTS, STEPS, IMAGES = 1000, 60, 300

@@ -29,10 +29,16 @@ from benchmarks.refinement import refined_lines
 from benchmarks.resnet20 import resnet20
 from benchmarks.timing import medians, save_section
 from flatkit import Objective
-from flatkit.landscape import Survey, loss_plane, random_direction, random_frame
-from flatkit.landscape.engine import Engine
-from flatkit.landscape.surface import symmetric_grid
-from flatkit.surfaces import axis_steps, load_surface
+from flatkit.landscape import (
+    LandscapeJob,
+    axis_steps,
+    load_surface,
+    loss_plane,
+    random_direction,
+    random_frame,
+)
+from flatkit.landscape.evaluate import Engine
+from flatkit.landscape.old_surface import symmetric_grid
 from flatkit.training import TrainingConfig, train
 
 POINTS = 21
@@ -345,7 +351,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def survey_of(points: int) -> Survey:
+def survey_of(points: int) -> LandscapeJob:
     """Return a plane of so many steps along an axis, of a network with 0.5 million weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 600), nn.Tanh(), nn.LayerNorm(600), nn.Linear(600, 600))
@@ -354,7 +360,9 @@ def survey_of(points: int) -> Survey:
     frame = random_frame(objective.space, objective.theta)
     steps = axis_steps(-1, 1, points)
     quantities = ("loss", "gradient_norm")
-    return Survey({"train": objective}, frame, {"x": steps, "y": steps}, quantities=quantities)
+    return LandscapeJob(
+        {"train": objective}, frame, {"x": steps, "y": steps}, quantities=quantities
+    )
 
 
 def memory_lines() -> list[str]:

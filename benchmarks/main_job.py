@@ -17,7 +17,7 @@ from benchmarks.timing import medians, save
 from flatkit import HessianOperator, Objective
 from flatkit.data import DATASETS
 from flatkit.landscape import loss_plane, random_direction
-from flatkit.landscape.surface import symmetric_grid
+from flatkit.landscape.old_surface import symmetric_grid
 from flatkit.optim import GAM, SAM
 from flatkit.spectrum import lanczos, power_iteration
 

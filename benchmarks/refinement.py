@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 
 from flatkit import Objective, load
-from flatkit.landscape import Stop, Survey, plane_through, random_frame
-from flatkit.surfaces import Surface, axis_steps
+from flatkit.landscape import (
+    LandscapeJob,
+    Surface,
+    Waypoint,
+    axis_steps,
+    plane_through,
+    random_frame,
+)
 from flatkit.training import TrainingConfig, train
 
 
@@ -54,7 +60,7 @@ def _refined_cases() -> Iterator[tuple[str, Objective, Any]]:
     for name, objective in zip(("mlp", "cnn"), objectives, strict=False):
         yield name, objective, random_frame(objective.space, objective.theta)
     mlps = [objectives[number] for number in (0, 2, 3)]
-    stops = [Stop(str(number), objective.theta) for number, objective in enumerate(mlps)]
+    stops = [Waypoint(str(number), objective.theta) for number, objective in enumerate(mlps)]
     yield "between", mlps[0], plane_through(*stops)
 
 
@@ -72,6 +78,6 @@ def _plane(objective: Objective, frame: Any, points: int, tolerance: float | Non
     reach = 1.0 if frame.kind == "random" else 1.2 * max(frame.markers[1]["at"])
     steps = axis_steps(-1.0 if frame.kind == "random" else -0.2 * reach, reach, points)
     axes, quantities = {"x": steps, "y": steps}, ("loss", "accuracy", "gradient_norm")
-    return Survey(
+    return LandscapeJob(
         {"train": objective}, frame, axes, quantities=quantities, refine=tolerance
     ).measure()

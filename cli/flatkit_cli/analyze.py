@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from flatkit.analysis.settings import MEASURES, AnalysisSettings
 from flatkit.errors import InvalidArgumentError
 from flatkit.files import check_writable
+from flatkit.measures.settings import MEASURES, AnalysisSettings
 from flatkit_cli.subject import subject_options, take_subject
 
 _RHO_HELP = "Radius of a ball; repeatable.  [default: 0.01, 0.03, 0.1]"
@@ -163,7 +163,7 @@ def analyze(
     if figures is not None:
         check_writable(figures / "figure.png")
 
-    from flatkit.analysis import analyze as run
+    from flatkit.measures import analyze as run
 
     with progress_bar() as progress:
         report = run(

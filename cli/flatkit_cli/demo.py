@@ -78,7 +78,7 @@ def _measure(out: Path, seeds: int, epochs: int, overwrite: bool) -> Any:
     """Train and analyze every run; return the comparison."""
     import torch
 
-    from flatkit.analysis import AnalysisSettings, analyze
+    from flatkit.measures import AnalysisSettings, analyze
     from flatkit.results import Comparison, Entry
     from flatkit.training import TrainingConfig, train
 

@@ -23,8 +23,7 @@ from flatkit_cli.pictures import (
 from flatkit_cli.subject import subject_options, take_subjects
 
 if TYPE_CHECKING:
-    from flatkit.landscape import Survey
-    from flatkit.surfaces import Surface
+    from flatkit.landscape import LandscapeJob, Surface
 
 _LINES = 10
 _SECONDS = 20.0
@@ -132,21 +131,20 @@ def landscape(
     settings = _settings(directions, line, options)
     kinds = names_in(exports)
     check_pictures(formats, level, interactive=interactive)
-    from flatkit.surfaces import EXPORTS
+    from flatkit.landscape import EXPORTS
 
     for kind in kinds:
         check_choice("export", kind, EXPORTS)
     check_writable(out / "surface.npz")
 
-    from flatkit.landscape import measure_into, surveys
-    from flatkit.surfaces import export
+    from flatkit.landscape import export_surface, measure_into, plan_landscapes
 
     def draw(surfaces: "Sequence[Surface]") -> None:
         if figures:
             draw_surfaces(surfaces, out, style=style, formats=formats, interactive=interactive)
 
     surfaces = []
-    for job in surveys([make_subject(path) for path in checkpoints], settings):
+    for job in plan_landscapes([make_subject(path) for path in checkpoints], settings):
         path = out / f"{_stem(job)}.npz"
         with _progress(job.name) as progress:
             surface = measure_into(
@@ -159,7 +157,8 @@ def landscape(
         surfaces.append(surface)
         click.echo(f"surface: {path}", err=True)
         for kind in kinds:
-            click.echo(f"export: {export(surface, path.with_suffix('.' + kind), kind)}", err=True)
+            exported = export_surface(surface, path.with_suffix(f".{kind}"), kind)
+            click.echo(f"export: {exported}", err=True)
     draw(surfaces)
     show_numbers(surfaces, level=level)
 
@@ -193,7 +192,7 @@ def _settings(directions: str, line: bool, options: dict[str, Any]) -> Any:
     return LandscapeSettings(dimensions=1 if line else 2, **given)
 
 
-def _stem(job: "Survey") -> str:
+def _stem(job: "LandscapeJob") -> str:
     """Return a file name without what shells and file systems dislike."""
     name = re.sub(r"[^\w.+-]+", "-", job.name).strip("-.") or "surface"
     return f"{name}-{job.kind}-{'line' if job.dimensions == 1 else 'plane'}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from flatkit.surfaces import Surface
+    from flatkit.landscape import Surface
 
 _OPTIONS = (
     click.option(
@@ -62,7 +62,7 @@ def draw_surfaces(
     interactive: bool,
 ) -> None:
     """Write the pictures of surfaces, and say how many."""
-    from flatkit.render.gallery import save_pictures
+    from flatkit.render.figures.surfaces import save_pictures
 
     written = save_pictures(
         surfaces,
@@ -78,7 +78,7 @@ def show_numbers(surfaces: "Sequence[Surface]", *, level: float) -> None:
     """Print the numbers of surfaces."""
     from rich.console import Console
 
-    from flatkit.render.basins import numbers_table
+    from flatkit.render.tables.surfaces import numbers_table
 
     Console().print(numbers_table(surfaces, level=level))
 

@@ -53,7 +53,7 @@ def plot(
 ) -> None:
     """Draw; the help text is that of the command."""
     from flatkit.files import check_writable, make_folder
-    from flatkit.surfaces import load_surface
+    from flatkit.landscape import load_surface
     from flatkit_cli.compare import merge, warn
 
     check_pictures(formats, level, interactive=interactive)

@@ -14,7 +14,7 @@ from flatkit_cli.assignments import parse_assignments
 
 if TYPE_CHECKING:
     from flatkit.checkpoints import Checkpoint
-    from flatkit.task import Task
+    from flatkit.objective.task import Task
 
 _LOSSES = ("cross_entropy", "token_cross_entropy", "mse")
 
@@ -82,8 +82,8 @@ def take_subject(options: dict[str, Any]) -> Callable[[Path], "Task"]:
         given[f"{part}_args"] = parse_assignments(texts, f"--{part}-arg")
     given["rename"] = _renames(options.pop("rename"))
 
-    from flatkit.assembly import Parts, assemble
     from flatkit.checkpoints import load
+    from flatkit.checkpoints.task_file import Parts, assemble
 
     parts = Parts(**given)
     return lambda path: assemble(load(path, entry=entry), parts)

@@ -57,8 +57,8 @@ def verify(
     if figures is not None:
         check_writable(figures / "figure.png")
 
-    from flatkit.analysis.verify import verify_series
     from flatkit.results import Comparison, Entry
+    from flatkit.verify.claims import verify_series
     from flatkit_cli.analyze import progress_bar
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -85,8 +85,8 @@ def verify(
 def _show(comparison: Any) -> None:
     from rich.console import Console
 
-    from flatkit.render.ladder import verdict_table
-    from flatkit.render.series import has_series, series_table
+    from flatkit.render.figures.series import has_series, series_table
+    from flatkit.render.tables.verdict import verdict_table
 
     for entry in comparison.entries:
         Console().print(verdict_table(entry.name, entry.report))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from flatkit.checkpoints.matching import load_state
-from flatkit.data import DATASETS, Dataset
+from flatkit.data import DATASETS
+from flatkit.data.dataset import Dataset
 from flatkit.errors import CheckpointError, InvalidArgumentError
-from flatkit.losses import LOSSES, Loss
 from flatkit.models import MODELS
+from flatkit.objective.losses import LOSSES, Loss
+from flatkit.objective.task import Task
 from flatkit.registry import Registry, call_text, plain
-from flatkit.task import Task
 from flatkit.version import __version__
 
 
@@ -27,7 +28,7 @@ class Checkpoint:
 
     Attributes:
         path: as the caller gave it.
-        sha256: of the file; see `flatkit.checkpoints.reader.Opened` for folders.
+        sha256: of the file; see `flatkit.checkpoints.readers.reader.Opened` for folders.
         format: e.g. `flatkit 1`, `safetensors`.
         state_dict: name -> tensor, on the CPU.
         entry: the part of the file that holds the weights; empty for the whole of it.

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from flatkit.checkpoints.entries import weights_of
-from flatkit.checkpoints.naming import format_of
-from flatkit.checkpoints.reader import opened
+from flatkit.checkpoints.readers.entries import weights_of
+from flatkit.checkpoints.readers.naming import format_of
+from flatkit.checkpoints.readers.reader import opened
 
 
 def inspect(path: str | Path, *, entry: str | None = None) -> dict[str, Any]:

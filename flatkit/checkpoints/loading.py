@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from flatkit.checkpoints.checkpoint import Checkpoint
-from flatkit.checkpoints.entries import weights_of
-from flatkit.checkpoints.naming import format_of
 from flatkit.checkpoints.native import FORMAT
-from flatkit.checkpoints.reader import Opened, opened
+from flatkit.checkpoints.readers.entries import weights_of
+from flatkit.checkpoints.readers.naming import format_of
+from flatkit.checkpoints.readers.reader import Opened, opened
+from flatkit.checkpoints.readers.stored import AnyTensor, AssembledTensor, StoredTensor
 from flatkit.checkpoints.schema import check_content
-from flatkit.checkpoints.stored import AnyTensor, AssembledTensor, StoredTensor
 from flatkit.errors import CheckpointError
 
 

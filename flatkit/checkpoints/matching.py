@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from flatkit.checkpoints.misfits import Misfits
+from flatkit.checkpoints.mismatch import Misfits
 from flatkit.errors import InvalidArgumentError, MismatchError
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")

@@ -6,7 +6,7 @@ The file is a torch.save of one dictionary:
 |---|---|
 | `flatkit_checkpoint` | the number of this format, 1 |
 | `flatkit` | version of the package that wrote it |
-| `model`, `loss` | `{"name", "kwargs"}` in `flatkit.models.MODELS`, `flatkit.losses.LOSSES` |
+| `model`, `loss` | `{"name", "kwargs"}` in `flatkit.models.MODELS`, `flatkit.objective.LOSSES` |
 | `data` | the same in `flatkit.data.DATASETS`, and the `sha256` of the tensors |
 | `state_dict` | of the model |
 | `epoch`, `config`, `history` | epochs done, settings, one row an epoch |

@@ -1,12 +1,6 @@
 """Data sets by name; each is rebuilt exactly from its name and keyword arguments."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from flatkit.registry import Registry
-
-if TYPE_CHECKING:
-    from flatkit.data.dataset import Dataset, Split
 
 DATASETS = Registry(
     "data",
@@ -20,10 +14,4 @@ DATASETS = Registry(
     },
 )
 
-__all__ = ["DATASETS", "Dataset", "Split"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Dataset", "Split"):
-        return getattr(import_module("flatkit.data.dataset"), name)
-    raise AttributeError(f"module 'flatkit.data' has no attribute {name!r}")
+__all__ = ["DATASETS"]

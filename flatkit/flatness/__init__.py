@@ -2,12 +2,12 @@
 
 from flatkit.flatness.average import AverageIncrease, average_loss_increase
 from flatkit.flatness.ball import BallMaximum, maximize_over_ball
-from flatkit.flatness.first_order import max_gradient_norm
 from flatkit.flatness.geometry import GEOMETRIES, Geometry, geometry_of
 from flatkit.flatness.m_sharpness import BatchSharpness, m_sharpness
-from flatkit.flatness.model import ModelMaximum, QuadraticModel
-from flatkit.flatness.quadratic import gradient_norm_maximum, quadratic_maximum
-from flatkit.flatness.zeroth_order import max_loss_increase
+from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel
+from flatkit.flatness.r0 import max_loss_increase
+from flatkit.flatness.r1 import max_gradient_norm
+from flatkit.flatness.trust_region import gradient_norm_maximum, quadratic_maximum
 
 __all__ = [
     "GEOMETRIES",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.objective import Objective
+from flatkit.objective.function import Objective
 
 
 class AverageIncrease(NamedTuple):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.flatness.ascent import Ascents, Climb
-from flatkit.flatness.fields import Field
-from flatkit.flatness.sphere import polish
-from flatkit.flatness.wander import Explore, wander
+from flatkit.flatness.frank_wolfe import Ascents, Climb
+from flatkit.flatness.functions import Field
+from flatkit.flatness.iterated_search import Explore, wander
+from flatkit.flatness.sphere_lbfgs import polish
 
 _SAME_PLACE = 1e-3
 """Distance, in radii, below which two climbs are at one maximum."""
@@ -107,8 +107,8 @@ def maximize_over_ball(
 
     >>> from torch import nn
     >>> from flatkit import Objective
-    >>> from flatkit.flatness import Geometry
-    >>> from flatkit.flatness.fields import LossIncrease
+    >>> from flatkit.flatness.geometry import Geometry
+    >>> from flatkit.flatness.functions import LossIncrease
     >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ², at θ = 1
     >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
     >>> function = LossIncrease(objective, torch.ones(1), Geometry("l2"))

@@ -9,9 +9,9 @@ from torch import Tensor
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.ball import maximize_over_ball
-from flatkit.flatness.fields import Landing
+from flatkit.flatness.functions import Landing
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.objective import Chunk, Objective, differentiate
+from flatkit.objective.function import Chunk, Objective, differentiate
 
 
 class BatchSharpness(NamedTuple):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum, maximize_over_ball
-from flatkit.flatness.fields import Field
-from flatkit.flatness.model import Quantity
-from flatkit.flatness.starts import default_starts, disagreement
-from flatkit.objective import Objective
+from flatkit.flatness.functions import Field
+from flatkit.flatness.initial_points import default_starts, disagreement
+from flatkit.flatness.quadratic_model import Quantity
+from flatkit.objective.function import Objective
 
 
 def search_ball(

@@ -7,11 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from flatkit.hessian.engine import LayersEngine
+from flatkit.hessian.layers.trace import UntraceableError
 from flatkit.hessian.operator import _finite
-from flatkit.objective import Chunk, Objective
-from flatkit.operators import SymmetricOperator
-from flatkit.pearlmutter.trace import UntraceableError
+from flatkit.hessian.products import LayersEngine
+from flatkit.objective.function import Chunk, Objective
+from flatkit.spectrum.operators import SymmetricOperator
 
 
 class _Positive(SymmetricOperator):

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flatkit.hessian.scratch import scratch_bytes
+from flatkit.hessian.workspace import scratch_bytes
 
 _FIRST, _SECOND = 2, 8
 """Samples of the first two chunks; a single one may take other kernels than many."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, NonFiniteError
-from flatkit.hessian.choice import Choice, Preference, choose
-from flatkit.hessian.engine import Engine, Prepared, build_engine
+from flatkit.hessian.autotune import Choice, Preference, choose
 from flatkit.hessian.memory import free_bytes, largest_chunk, measure_bytes, measure_chunk
-from flatkit.objective import Objective
-from flatkit.operators import SymmetricOperator
+from flatkit.hessian.products import Engine, Prepared, build_engine
+from flatkit.objective.function import Objective
+from flatkit.spectrum.operators import SymmetricOperator
 
 _SHARE = 0.25
 """Of the free memory, that what products share may take if no budget is given."""

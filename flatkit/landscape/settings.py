@@ -20,7 +20,7 @@ _POINTS = {1: 51, 2: 21}
 
 @dataclass(frozen=True, kw_only=True)
 class LandscapeSettings:
-    """Settings of `flatkit.landscape.survey`.
+    """Settings of `flatkit.landscape.measure_landscape`.
 
     Attributes:
         directions: `random`; `eigenvectors` of the Hessian, the largest eigenvalues first; `pca`
@@ -40,11 +40,11 @@ class LandscapeSettings:
         y_range: of the second axis; as `x_range` by default.
         quantities: of `loss`, `accuracy`, `gradient_norm` and `top_eigenvalue`.
         splits: of `train` and `test`.
-        statistics: of BatchNorm; see `flatkit.landscape.engine.Engine`. By default `interpolate`
+        statistics: of BatchNorm; see `flatkit.landscape.evaluate.Engine`. By default `interpolate`
             between checkpoints, so that each has its own loss, else `fixed`.
         refine: None measures every point; a tolerance, as a share of the (logarithmic) range,
             measures a coarse grid first and goes on only where the surface misses its
-            interpolation by more, see `flatkit.surfaces.refinement`.
+            interpolation by more, see `flatkit.landscape.refinement`.
         samples: samples in use of each split, drawn at random; all by default. Of a test split
             with fewer, all.
         chunk_size: samples that go through the model at once; chosen by default.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatkit.landscape.linear_calls import Layer, NotLinear, Recorder, Run, Stack, follow
-from flatkit.losses import CrossEntropy
-from flatkit.objective import Chunk, Objective
-from flatkit.passes import arguments
-from flatkit.replicas import run_with
+from flatkit.landscape.chain import Layer, NotLinear, Recorder, Run, Stack, follow
+from flatkit.objective.function import Chunk, Objective
+from flatkit.objective.losses import CrossEntropy
+from flatkit.objective.passes import arguments
+from flatkit.objective.private_model import run_with
 
 MEMORY = 2**20
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.

@@ -1,207 +1,126 @@
-"""Slices and planes: the loss, accuracy and gradient norm along one or two directions."""
+"""A surface: quantities on a grid of one or two axes, in one `.npz` file with a JSON header."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy
 
-from flatkit.checks import check_count, check_positive
-from flatkit.errors import InvalidArgumentError
-from flatkit.landscape.engine import Engine, batches
-from flatkit.landscape.settings import Quantity
-from flatkit.objective import Objective
+from flatkit.errors import ResultError
+from flatkit.files import write_atomically
+from flatkit.version import __version__
 
-Progress = Callable[[int, int], object]
-"""Called with the points done and the points in all."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Quantities along D directions.
-
-    Attributes:
-        coordinate: the steps t [n] of θ + t·d.
-        loss: D rows of n values; infinite beyond the float range, None where it is no number.
-        accuracy: likewise, or None if the model is not a classifier.
-        gradient_norm: likewise, or None if it was not asked for.
-
-    >>> Slice([0.0, 1.0], loss=[[0.0, 2.0]], accuracy=None, gradient_norm=None).loss[0][1]
-    2.0
-    """
-
-    coordinate: list[float]
-    loss: list[list[float | None]]
-    accuracy: list[list[float | None]] | None
-    gradient_norm: list[list[float | None]] | None
+SCHEMA = 1
+_HEADER, _MEASURED = "header", "measured"
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Quantities on a grid θ + x·d₁ + y·d₂.
+class Surface:
+    """Quantities at θ + t·d (one axis, `t`) or at θ + x·d₁ + y·d₂ (axes `x` and `y`).
 
     Attributes:
-        x: steps along the first direction [nx].
-        y: steps along the second direction [ny].
-        loss: ny rows of nx values; infinite beyond the float range, None where it is no number.
-        accuracy: likewise, or None if the model is not a classifier, or it was not asked for.
-
-    >>> plane = Plane([0.0, 1.0], [0.0], loss=[[0.0, 2.0]], accuracy=None)
-    >>> plane.loss[0][1]  # at x[1], y[0]
-    2.0
-    """
-
-    x: list[float]
-    y: list[float]
-    loss: list[list[float | None]]
-    accuracy: list[list[float | None]] | None
-
-
-def symmetric_grid(extent: float, points: int) -> list[float]:
-    """Return `points` even steps from −extent to extent, with 0 exactly in the middle.
+        axes: name -> steps, in units of the direction: `{"t": [n]}` or `{"x": [nx], "y": [ny]}`.
+        quantities: name -> values [n] or [ny, nx], so that `loss[j, i]` is at x[i], y[j]; infinite
+            beyond the float range, NaN where the quantity is no number.
+        measured: where a value was measured; elsewhere it was interpolated by refinement.
+        header: what was measured and how, ready for JSON: `name`, `directions`, `objective`, and,
+            where they exist, `markers` and `path` (points with their coordinates on the axes).
 
     Raises:
-        InvalidArgumentError: points is even or below 3, or extent is not positive.
+        ResultError: an axis or quantity has another shape.
 
-    >>> symmetric_grid(1.0, 5)
-    [-1.0, -0.5, 0.0, 0.5, 1.0]
+    >>> surface = Surface({"t": [-1.0, 0.0, 1.0]}, {"loss": [2.0, 1.0, 2.0]})
+    >>> surface.shape, bool(surface.measured.all())
+    ((3,), True)
     """
-    check_positive("extent", extent)
-    if check_count("points", points, minimum=3) % 2 == 0:
-        raise InvalidArgumentError(
-            f"points must be odd, so that the checkpoint itself is one of them, got {points}"
-        )
-    half = points // 2
-    return [extent * (index / half) for index in range(-half, half + 1)]
+
+    axes: Mapping[str, Any]
+    quantities: Mapping[str, Any]
+    header: Mapping[str, Any] = field(default_factory=dict)
+    measured: Any = None
+
+    def __post_init__(self) -> None:
+        """Make arrays of everything and hold their shapes against the axes."""
+        axes = {name: numpy.asarray(steps, dtype=float) for name, steps in self.axes.items()}
+        if tuple(axes) not in (("t",), ("x", "y")):
+            raise ResultError(f"a surface has the axis t or the axes x, y; got {list(axes)}")
+        shape = tuple(len(steps) for steps in reversed(axes.values()))
+        values = {name: numpy.asarray(v, dtype=float) for name, v in self.quantities.items()}
+        measured = numpy.ones(shape, bool) if self.measured is None else self.measured
+        for name, array in {**values, _MEASURED: numpy.asarray(measured, bool)}.items():
+            if array.shape != shape:
+                raise ResultError(f"{name} must have the shape {shape} of the axes: {array.shape}")
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "quantities", values)
+        object.__setattr__(self, "measured", numpy.asarray(measured, bool))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n,) or (ny, nx)."""
+        return self.measured.shape
+
+    @property
+    def name(self) -> str:
+        """What was looked at."""
+        return str(self.header.get("name", "surface"))
+
+    @property
+    def lengths(self) -> list[float]:
+        """The length ‖d‖ of each direction, so that a step t moves the weights by t·‖d‖."""
+        directions = self.header.get("directions") or {}
+        return [float(x) for x in directions.get("norms", [1.0] * len(self.axes))]
+
+    def at_centre(self, quantity: str) -> float:
+        """Return a quantity at the steps nearest to 0."""
+        axes = reversed(list(self.axes.values()))
+        centre = tuple(int(numpy.abs(steps).argmin()) for steps in axes)
+        return float(self.quantities[quantity][centre])
+
+    def save(self, path: str | Path) -> Path:
+        """Write one `.npz`, whole or not at all; it holds no pickle.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        header = {"schema": SCHEMA, "flatkit": __version__, **self.header}
+        text = json.dumps(header, allow_nan=False, ensure_ascii=False)
+        axes = {f"axis_{name}": steps for name, steps in self.axes.items()}
+        arrays: dict[str, Any] = {**axes, **self.quantities, _MEASURED: self.measured}
+        arrays[_HEADER] = numpy.array(text)
+        return write_atomically(path, lambda file: numpy.savez_compressed(file, **arrays))
 
 
-def loss_slice(
-    objective: Objective,
-    theta: Tensor | None = None,
-    *,
-    directions: Tensor,
-    coordinate: Sequence[float],
-    with_gradient_norm: bool = True,
-    progress: Progress | None = None,
-) -> Slice:
-    """Return loss, accuracy and gradient norm at θ + t·d for each direction and step.
+def load_surface(path: str | Path) -> Surface:
+    """Read a saved surface.
 
-    Cost: D·n forward passes, or D·n gradients with the gradient norm; memory does not depend on
-    n. Small networks take several points in a pass, see `flatkit.landscape.engine`.
+    Raises:
+        ResultError: the file is missing, cut short, or holds something else.
 
-    Args:
-        objective: L.
-        theta: the centre [P]; the objective's own by default.
-        directions: [D, P].
-        coordinate: the steps t [n].
-        with_gradient_norm: also measure ‖∇L‖, the first-order picture.
-        progress: called after every point.
-
-    >>> from torch import nn
-    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ²
-    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
-    >>> line = loss_slice(objective, torch.zeros(1), directions=torch.ones(1, 1), coordinate=[0, 2])
-    >>> line.loss, line.gradient_norm
-    ([[0.0, 4.0]], [[0.0, 4.0]])
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "line.npz"
+    >>> _ = Surface({"t": [0.0, 1.0]}, {"loss": [1.0, float("inf")]}).save(path)
+    >>> load_surface(path).quantities["loss"].tolist()
+    [1.0, inf]
     """
-    quantities: list[Quantity] = ["loss", "accuracy"]
-    if with_gradient_norm:
-        quantities.append("gradient_norm")
-    count = len(directions)
-    steps = [
-        [float(step) if number == row else 0.0 for number in range(count)]
-        for row in range(count)
-        for step in coordinate
-    ]
-    found = _measure(objective, theta, directions, steps, quantities, progress)
-    losses, accuracies, norms = (
-        [values.get(name) for values in found] for name in ("loss", "accuracy", "gradient_norm")
-    )
-    width = len(coordinate)
-    return Slice(
-        coordinate=[float(step) for step in coordinate],
-        loss=_rows(losses, width),
-        accuracy=None if None in accuracies else _rows(accuracies, width),
-        gradient_norm=_rows(norms, width) if with_gradient_norm else None,
-    )
-
-
-def loss_plane(
-    objective: Objective,
-    theta: Tensor | None = None,
-    *,
-    first: Tensor,
-    second: Tensor,
-    x: Sequence[float],
-    y: Sequence[float],
-    with_accuracy: bool = True,
-    progress: Progress | None = None,
-) -> Plane:
-    """Return loss and accuracy at θ + x·d₁ + y·d₂ on a grid; `loss[j][i]` belongs to x[i], y[j].
-
-    Cost: nx·ny forward passes; memory does not depend on the grid.
-
-    Args:
-        objective: L.
-        theta: the centre [P]; the objective's own by default.
-        first: d₁ [P].
-        second: d₂ [P].
-        x: steps along d₁ [nx].
-        y: steps along d₂ [ny].
-        with_accuracy: also measure the accuracy, of a classifier.
-        progress: called after every point.
-
-    >>> from torch import nn
-    >>> data = (torch.eye(2), torch.zeros(2, 1))  # L = (θ₁² + θ₂²) / 2
-    >>> objective = Objective(nn.Linear(2, 1, bias=False), "mse", data)
-    >>> axes = torch.eye(2)
-    >>> loss_plane(
-    ...     objective, torch.zeros(2), first=axes[0], second=axes[1], x=[0, 1, 2], y=[0, 4]
-    ... ).loss
-    [[0.0, 0.5, 2.0], [8.0, 8.5, 10.0]]
-    """
-    directions = torch.stack([first, second])
-    steps = [[float(right), float(up)] for up in y for right in x]
-    quantities: list[Quantity] = ["loss", "accuracy"] if with_accuracy else ["loss"]
-    found = _measure(objective, theta, directions, steps, quantities, progress)
-    losses, accuracies = ([values.get(name) for values in found] for name in ("loss", "accuracy"))
-    return Plane(
-        x=[float(step) for step in x],
-        y=[float(step) for step in y],
-        loss=_rows(losses, len(x)),
-        accuracy=None if None in accuracies else _rows(accuracies, len(x)),
-    )
-
-
-def _measure(
-    objective: Objective,
-    theta: Tensor | None,
-    directions: Tensor,
-    steps: Sequence[Sequence[float]],
-    quantities: Sequence[Quantity],
-    progress: Progress | None,
-) -> list[dict[str, float | None]]:
-    """Return the quantities at every point, None where one is no number."""
-    centre = objective.theta if theta is None else theta
-    far = max(steps, key=lambda point: sum(map(abs, point)), default=None)
-    engine = Engine(objective, centre, directions, quantities=quantities, far=far)
-    found: list[dict[str, float | None]] = []
-    for part in batches(steps, engine.batch):
-        for values in engine.values(part):
-            found.append({name: _number(value) for name, value in values.items()})
-            _report(progress, len(found), len(steps))
-    return found
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _rows(values: list, width: int) -> list[list]:
-    return [values[start : start + width] for start in range(0, len(values), width)]
-
-
-def _report(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
+    try:
+        # Opened here, so that it is closed also where numpy gives up on it.
+        with Path(path).open("rb") as stream, numpy.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(str(arrays.pop(_HEADER)))
+        measured = arrays.pop(_MEASURED)
+    except FileNotFoundError as error:
+        raise ResultError(f"cannot read {path}: no such file") from error
+    except KeyError as error:
+        raise ResultError(f"{path} is no surface of flatkit: it has no {error}") from error
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ResultError(
+            f"{path} is no whole surface file ({type(error).__name__}: it is cut short, or another "
+            "kind of file); measure it again"
+        ) from error
+    if header.get("schema") != SCHEMA:
+        raise ResultError(f"{path} has schema {header.get('schema')!r}; this flatkit reads 1")
+    axes = {n[5:]: arrays.pop(n) for n in ("axis_t", "axis_x", "axis_y") if n in arrays}
+    return Surface(axes, arrays, header, measured)

@@ -7,11 +7,11 @@ from torch.optim import Optimizer
 
 from flatkit.checks import check_choice, check_fraction, check_non_negative
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim.excursion import Excursion, Walk
+from flatkit.optim.blockwise import Vector
 from flatkit.optim.gam_rules import accelerated_gradient, exact_gradient
-from flatkit.optim.perturbation import PerturbedOptimizer
+from flatkit.optim.perturb import Excursion, Walk
 from flatkit.optim.settings import Keywords
-from flatkit.optim.vectors import Vector
+from flatkit.optim.wrapper import PerturbedOptimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

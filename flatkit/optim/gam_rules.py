@@ -1,7 +1,7 @@
 """The two algorithms of GAM: from gradients and products at some points to one gradient."""
 
-from flatkit.optim.excursion import Excursion, Walk
-from flatkit.optim.vectors import Vector, Weights
+from flatkit.optim.blockwise import Vector, Weights
+from flatkit.optim.perturb import Excursion, Walk
 
 
 def accelerated_gradient(
@@ -36,7 +36,7 @@ def accelerated_gradient(
         NonFiniteError: a gradient that is divided by its norm is NaN or infinite.
 
     >>> import torch
-    >>> from flatkit.optim.excursion import without_grad
+    >>> from flatkit.optim.perturb import without_grad
     >>> theta = torch.tensor([3.0], requires_grad=True)
     >>> walk = Excursion([{"params": [theta]}], eps=1e-12)
     >>> options = {"rho": [2.0], "rho_prime": [1.0], "alpha": [0.5], "beta": [0.5], "gamma": [1.0]}
@@ -96,7 +96,7 @@ def exact_gradient(
         NonFiniteError: g, f or g_adv is NaN or infinite.
 
     >>> import torch
-    >>> from flatkit.optim.excursion import without_grad
+    >>> from flatkit.optim.perturb import without_grad
     >>> theta = torch.tensor([3.0], requires_grad=True)
     >>> walk = Excursion([{"params": [theta]}], eps=1e-12)
     >>> def steps():

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from flatkit.checks import check_count, check_fraction, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim.perturbation import PerturbedOptimizer
+from flatkit.optim.wrapper import PerturbedOptimizer
 
 
 class RhoSchedule(ABC):

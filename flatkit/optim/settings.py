@@ -5,7 +5,7 @@ from typing import TypedDict, final, get_args
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.optim.buffers import HasBuffers
-from flatkit.optim.replicas import Batch
+from flatkit.optim.data_parallel import Batch
 
 
 @final

@@ -9,12 +9,12 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from flatkit.errors import NonFiniteError
+from flatkit.optim.blockwise import Vector
 from flatkit.optim.buffers import Buffers
-from flatkit.optim.excursion import Excursion, Walk, without_grad
-from flatkit.optim.replicas import Replicas, check_known
+from flatkit.optim.data_parallel import Replicas, check_known
+from flatkit.optim.passes import GradientPass
+from flatkit.optim.perturb import Excursion, Walk, without_grad
 from flatkit.optim.settings import Settings
-from flatkit.optim.vectors import Vector
-from flatkit.optim.visit import Visit
 
 Rule: TypeAlias = Callable[[Excursion], Walk[Vector]]
 """Combines the gradients of some visits to one."""
@@ -72,7 +72,7 @@ class Step:
         """The number of the pass under way, 0 before the first."""
         return max(self._walk.pass_number, 0)
 
-    def phases(self, owner: Optimizer) -> Generator[Visit, None, None]:
+    def phases(self, owner: Optimizer) -> Generator[GradientPass, None, None]:
         """Walk, then leave the gradient in `.grad`, unscaled.
 
         Args:

@@ -1,13 +1,16 @@
-"""Eigenvalues, trace, diagonal and density of a symmetric operator, each with its error."""
+"""Eigenvalues, trace, diagonal and density of a symmetric operator, each with its error.
 
-from flatkit.spectrum.block import lobpcg
+Names load at once: a lazy one would be hidden by the module of the same name.
+"""
+
 from flatkit.spectrum.density import Density, spectral_density
+from flatkit.spectrum.diagonal import diagonal, frobenius_norm
 from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.hutchinson import hutchinson_trace
 from flatkit.spectrum.lanczos import lanczos
-from flatkit.spectrum.moments import diagonal, frobenius_norm
-from flatkit.spectrum.power import power_iteration
-from flatkit.spectrum.sketch import trace
-from flatkit.spectrum.trace import hutchinson_trace
+from flatkit.spectrum.lobpcg import lobpcg
+from flatkit.spectrum.power_iteration import power_iteration
+from flatkit.spectrum.xtrace import trace
 
 __all__ = [
     "Density",

@@ -8,8 +8,8 @@ import torch
 from scipy.integrate import trapezoid
 
 from flatkit.checks import check_count, check_positive
-from flatkit.operators import SymmetricOperator
 from flatkit.spectrum.krylov import krylov_rule
+from flatkit.spectrum.operators import SymmetricOperator
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def spectral_density(
         points: of the curve.
         generator: draws the probes.
 
-    >>> from flatkit.operators import DenseOperator
+    >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([1.0, 1.0, -1.0, -1.0])))
     >>> density = spectral_density(operator, num_probes=2, generator=torch.Generator())
     >>> round(density.mass, 3), sorted(set(density.nodes.round(3).tolist()))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flatkit.operators import SymmetricOperator
+from flatkit.spectrum.operators import SymmetricOperator
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def residual_norms(operator: SymmetricOperator, values: Tensor, vectors: Tensor)
         vectors: v [K, P], unit rows.
 
     >>> import torch
-    >>> from flatkit.operators import DenseOperator
+    >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
     >>> residual_norms(operator, torch.tensor([3.0]), torch.tensor([[1.0, 0.0]]))
     tensor([0.], dtype=torch.float64)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import NonFiniteError
-from flatkit.inner import inner, length
-from flatkit.operators import SymmetricOperator, random_vector
+from flatkit.spectrum.dot import inner, length
+from flatkit.spectrum.operators import SymmetricOperator, random_vector
 
 KEPT_BYTES = 2**30
 """Bytes of a basis with its images up to which these are kept."""
@@ -224,7 +224,7 @@ def krylov_rule(
 
     Cost: a product a step; memory `steps` vectors.
 
-    >>> from flatkit.operators import DenseOperator
+    >>> from flatkit.spectrum.operators import DenseOperator
     >>> nodes, weights = krylov_rule(
     ...     DenseOperator(torch.eye(3)), steps=3, generator=torch.Generator()
     ... )

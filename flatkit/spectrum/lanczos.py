@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.operators import SymmetricOperator
-from flatkit.spectrum.copies import displacements, found_copies
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.krylov import KrylovBasis
-from flatkit.spectrum.power import check_wanted
+from flatkit.spectrum.multiplicity import displacements, found_copies
+from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.power_iteration import check_wanted
 
 End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
 Stop: TypeAlias = Literal["residual", "value"]
@@ -45,7 +45,7 @@ def lanczos(
     Each value holds to its residual: some eigenvalue lies within it, and the largest Ritz value is
     at most the largest eigenvalue. One start sees a multiple eigenvalue once; for k > 1 random
     vectors in the complement of what was found look for further copies, until these are found or
-    ruled out (see `flatkit.spectrum.copies`). Where that takes as many products as the search
+    ruled out (see `flatkit.spectrum.multiplicity`). Where that takes as many products as the search
     itself, the status is `multiplicity`, and the error includes what a copy would displace.
 
     Cost: a product and 4·M·P multiplications a step; memory 2M + 1 vectors, M = `max_basis`, or
@@ -76,7 +76,7 @@ def lanczos(
     Raises:
         InvalidArgumentError: k > P, or an argument out of range.
 
-    >>> from flatkit.operators import DenseOperator
+    >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0, -5.0])))
     >>> [round(x, 3) for x in lanczos(operator, k=2, generator=torch.Generator()).value.tolist()]
     [3.0, 1.0]

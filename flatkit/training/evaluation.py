@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from flatkit.data.dataset import Split
-from flatkit.losses import Loss
+from flatkit.objective.losses import Loss
 
 _CHUNK = 2048
 
@@ -36,7 +36,7 @@ def evaluate(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK)
 
     >>> eye = nn.Linear(2, 2, bias=False)
     >>> _ = nn.init.eye_(eye.weight)
-    >>> from flatkit.losses import MeanSquared
+    >>> from flatkit.objective.losses import MeanSquared
     >>> split = Split(torch.eye(2), torch.tensor([0, 0]))
     >>> evaluate(eye, MeanSquared(), split)          # losses 0 and 1
     Evaluation(loss=0.5, accuracy=0.5)

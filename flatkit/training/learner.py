@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flatkit.data.dataset import Split
 from flatkit.errors import NonFiniteError, TrainingDivergedError
-from flatkit.losses import Loss
+from flatkit.objective.losses import Loss
 from flatkit.optim import PerturbedOptimizer
 from flatkit.training.augmentation import Augmentation, epoch_augmentation
 from flatkit.training.batches import epoch_batches

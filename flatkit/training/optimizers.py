@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import nn, optim
 
-from flatkit.optim import ASAM, GAM, GSAM, SAM, CosineRho, ProportionalRho, RhoSchedule
+from flatkit.optim import ASAM, GSAM, SAM
+from flatkit.optim.gam import GAM
+from flatkit.optim.schedules import CosineRho, ProportionalRho, RhoSchedule
 from flatkit.training.config import TrainingConfig
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from flatkit.checkpoints import Checkpoint, load, save
+from flatkit.checkpoints.checkpoint import Checkpoint
+from flatkit.checkpoints.loading import load
+from flatkit.checkpoints.native import save
 from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset, Split
 from flatkit.devices import resolve_device
 from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDivergedError
-from flatkit.losses import CrossEntropy, Loss
 from flatkit.models import MODELS
+from flatkit.objective.losses import CrossEntropy, Loss
 from flatkit.training.augmentation import check_augmentable
 from flatkit.training.config import TrainingConfig
 from flatkit.training.determinism import deterministic_algorithms

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from flatkit.errors import NonFiniteError
-from flatkit.losses import Loss
+from flatkit.objective.losses import Loss
 from flatkit.optim import PerturbedOptimizer
 from flatkit.training.config import TrainingConfig
 from flatkit.training.precision import autocast, loss_scaler
@@ -35,7 +35,7 @@ class BatchSteps:
 
     >>> model = nn.Linear(1, 2)
     >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
-    >>> from flatkit.losses import CrossEntropy
+    >>> from flatkit.objective.losses import CrossEntropy
     >>> settings = {"config": TrainingConfig(accumulate=3), "device": torch.device("cpu")}
     >>> steps = BatchSteps(model, optimizer, loss=CrossEntropy(), **settings)
     >>> _ = steps(torch.ones(8, 1), torch.ones(8, dtype=torch.long))  # in parts of 3, 3 and 2

@@ -13,8 +13,8 @@ from flatkit.data import DATASETS
 from flatkit.errors import ResultError
 from flatkit.files import write_text_atomically
 from flatkit.hessian import HessianOperator
-from flatkit.losses import CrossEntropy
-from flatkit.objective import Data, Loss, Objective
+from flatkit.objective.function import Data, Loss, Objective
+from flatkit.objective.losses import CrossEntropy
 from flatkit.spectrum import lanczos
 from flatkit.training.config import TrainingConfig
 from flatkit.training.folder import RunFolder
@@ -142,7 +142,7 @@ class RunTracker:
         settings: more of `CurvatureTracker`.
 
     >>> import tempfile
-    >>> from flatkit.training import train
+    >>> from flatkit.training.run import train
     >>> config, out = TrainingConfig(data="gaussians", epochs=1, device="cpu"), tempfile.mkdtemp()
     >>> tracker = RunTracker(config, out, every=2)
     >>> outcome = train(config, out, on_step=tracker)

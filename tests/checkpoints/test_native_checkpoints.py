@@ -12,8 +12,8 @@ from flatkit import checkpoints
 from flatkit.checkpoints import Checkpoint
 from flatkit.data import DATASETS
 from flatkit.errors import CheckpointError, InvalidArgumentError, OutputError
-from flatkit.losses import CrossEntropy
 from flatkit.models import MODELS
+from flatkit.objective.losses import CrossEntropy
 
 MODEL_KWARGS = {"in_shape": [1, 4, 4], "classes": 3, "width": 2}
 DATA_KWARGS = {"samples": 30, "classes": 3, "features": 5}

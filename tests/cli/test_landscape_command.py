@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from flatkit import checkpoints
-from flatkit.surfaces import load_surface
+from flatkit.landscape import load_surface
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
@@ -174,7 +174,7 @@ def test_a_surface_file_cut_short_is_named(runs, tmp_path, capsys):
 # Runs the command, and stops in the third pass of the engine until it is killed.
 STUCK = """
 import json, sys, time
-from flatkit.landscape.engine import Engine
+from flatkit.landscape.evaluate import Engine
 from flatkit_cli.main import main
 passes, values = 0, Engine.values
 def wait(self, steps):
@@ -229,9 +229,9 @@ def test_a_second_command_leaves_a_surface_to_the_first_until_that_is_killed(run
 
 
 def test_from_python_the_same_surfaces_come_without_files(runs):
-    from flatkit.landscape import survey
+    from flatkit.landscape import measure_landscape
 
-    found = survey(
+    found = measure_landscape(
         [checkpoints.load(runs / name / "ckpt.pt") for name in ("a", "b")],
         points=3,
         quantities=("loss",),
@@ -245,7 +245,7 @@ def test_from_python_the_same_surfaces_come_without_files(runs):
 def test_tasks_of_ones_own_make_surfaces_also_of_what_they_have_frozen():
     from flatkit import Task
     from flatkit.errors import CheckpointError, InvalidArgumentError
-    from flatkit.landscape import survey
+    from flatkit.landscape import measure_landscape
 
     def task(seed: int, backbone: int = 0, **more) -> Task:
         torch.manual_seed(backbone)
@@ -258,16 +258,18 @@ def test_tasks_of_ones_own_make_surfaces_also_of_what_they_have_frozen():
         )
 
     given = {"points": 3, "samples": 8, "splits": ("train", "test"), "quantities": ("loss",)}
-    one, two = survey([task(1, name="mine"), lambda: task(2)], **given)
+    one, two = measure_landscape([task(1, name="mine"), lambda: task(2)], **given)
     assert (one.name, two.name) == ("mine", "model")
     assert one.header["objective"]["test"]["samples"] == 5  # of those, all
-    (line,) = survey([task(1), task(2)], directions="checkpoints", x_range=(0, 1), points=3)
+    (line,) = measure_landscape(
+        [task(1), task(2)], directions="checkpoints", x_range=(0, 1), points=3
+    )
     for t, seed in ((0, 1), (2, 2)):
         model, pairs = task(seed).model, task(seed).data
         x, y = torch.stack([row for row, _ in pairs]), torch.tensor([label for _, label in pairs])
         loss = float(nn.functional.cross_entropy(model(x), y).detach())
         assert line.quantities["loss"][t] == pytest.approx(loss, rel=1e-5)
     with pytest.raises(CheckpointError, match=r"0\.weight, which the model has frozen"):
-        survey([task(1), task(2, backbone=3)], directions="checkpoints")
+        measure_landscape([task(1), task(2, backbone=3)], directions="checkpoints")
     with pytest.raises(InvalidArgumentError, match=r"flatkit\.load"):
-        survey(["runs/ckpt.pt"])  # type: ignore[list-item]
+        measure_landscape(["runs/ckpt.pt"])  # type: ignore[list-item]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from flatkit.assembly import Parts, as_task, assemble, load_task
 from flatkit.checkpoints import load
+from flatkit.checkpoints.task_file import Parts, as_task, assemble, load_task
 from flatkit.errors import CheckpointError, InvalidArgumentError, MismatchError, TaskError
-from flatkit.surfaces import load_surface
+from flatkit.landscape import load_surface
 from flatkit_cli.main import main
 
 TASK = """

@@ -11,11 +11,11 @@ from torch import nn
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.flatness import max_gradient_norm, max_loss_increase
-from flatkit.flatness.ascent import Ascents, Climb
-from flatkit.flatness.fields import Landing
+from flatkit.flatness.frank_wolfe import Ascents, Climb
+from flatkit.flatness.functions import Landing
 from flatkit.flatness.geometry import Geometry
-from flatkit.flatness.starts import disagreement
-from flatkit.flatness.wander import wander
+from flatkit.flatness.initial_points import disagreement
+from flatkit.flatness.iterated_search import wander
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
 
 
@@ -262,7 +262,7 @@ def test_no_half_leaves_batchnorm_a_single_sample(samples, chunk):
 
 
 def test_walks_of_a_large_network_are_fewer_than_the_budget_allows(monkeypatch):
-    monkeypatch.setattr("flatkit.flatness.wander._MOST_NUMBERS", 40 * 10)
+    monkeypatch.setattr("flatkit.flatness.iterated_search._MOST_NUMBERS", 40 * 10)
     together = []
 
     class Watched(Hidden):

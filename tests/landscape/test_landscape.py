@@ -8,7 +8,7 @@ import torch
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.landscape import loss_plane, loss_slice, random_direction
-from flatkit.landscape.surface import symmetric_grid
+from flatkit.landscape.old_surface import symmetric_grid
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
 
 

@@ -13,8 +13,8 @@ from torch.nn.utils import vector_to_parameters
 
 from flatkit import Objective
 from flatkit.landscape import loss_slice
-from flatkit.landscape.engine import Engine
-from flatkit.losses import CrossEntropy
+from flatkit.landscape.evaluate import Engine
+from flatkit.objective.losses import CrossEntropy
 
 STEPS = [[0.3, -0.2], [-1.0, 0.5], [0.0, 0.7], [0.4, 0.0]]
 

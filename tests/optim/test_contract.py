@@ -14,8 +14,8 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer, RMSprop, lr_scheduler
 
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.optim import ASAM, GAM, GSAM, SAM, PerturbedOptimizer
-from flatkit.optim.vectors import Algebra
-from tests.optim.perturbation_reference import BASES
+from flatkit.optim.blockwise import Blockwise
+from tests.optim.reference import BASES
 
 WRAPPERS: dict[str, Callable[[Optimizer], PerturbedOptimizer]] = {
     "sam": lambda base: SAM(base, rho=0.1),
@@ -450,7 +450,7 @@ def test_large_half_precision_gradients_still_have_a_norm():
 
 def test_small_half_precision_vectors_are_projected():
     x = [[torch.tensor([1e-4, 1e-4], dtype=torch.float16)]]  # 1e-8 is zero in float16
-    Algebra().project_out_(x, [[torch.tensor([1e-4, 0.0], dtype=torch.float16)]])
+    Blockwise().project_out_(x, [[torch.tensor([1e-4, 0.0], dtype=torch.float16)]])
     assert x[0][0].tolist() == pytest.approx([0.0, 1e-4], rel=1e-2, abs=1e-7)
 
 

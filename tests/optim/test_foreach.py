@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.optim import SGD
 
 from flatkit.optim import GAM
-from flatkit.optim.vectors import Algebra, Vector, inner
+from flatkit.optim.blockwise import Blockwise, Vector, inner
 from tests.optim.test_contract import bits, network, run
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-BOTH = (Algebra(foreach=True), Algebra(foreach=False))
+BOTH = (Blockwise(foreach=True), Blockwise(foreach=False))
 
 
 def vector(seed: int) -> Vector:

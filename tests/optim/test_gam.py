@@ -12,8 +12,8 @@ from torch.optim import SGD
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.optim import GAM
-from flatkit.optim.excursion import Excursion, Walk
-from tests.optim.perturbation_reference import (
+from flatkit.optim.perturb import Excursion, Walk
+from tests.optim.reference import (
     BASES,
     FUNCTIONS,
     Array,

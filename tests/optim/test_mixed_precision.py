@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.optim.test_phases import own
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD
@@ -17,7 +18,6 @@ from tests.optim.test_contract import (
     bits,
     same,
 )
-from tests.optim.test_phases import own
 
 HALF = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 LOW = [name for name in WRAPPERS if "differences" not in name]  # their step is below 16 bits

@@ -7,7 +7,7 @@ import pytest
 from torch.optim import SGD
 
 from flatkit.optim import GAM, SAM
-from tests.optim.perturbation_reference import (
+from tests.optim.reference import (
     BASES,
     FUNCTIONS,
     Array,

@@ -13,14 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from flatkit.errors import InvalidArgumentError, ResultError
-from flatkit.render.basins import numbers_table
-from flatkit.render.curves import curve_figure
-from flatkit.render.gallery import save_pictures
-from flatkit.render.interactive import save_page
-from flatkit.render.maps import map_figure
-from flatkit.render.reliefs import relief_figure
-from flatkit.render.scales import scale_of
-from flatkit.surfaces import Surface
+from flatkit.landscape import Surface
+from flatkit.render.figures.colour_scale import scale_of
+from flatkit.render.figures.lines import curve_figure
+from flatkit.render.figures.maps import map_figure
+from flatkit.render.figures.surfaces import save_pictures
+from flatkit.render.figures.surfaces_3d import relief_figure
+from flatkit.render.page import save_page
+from flatkit.render.tables.surfaces import numbers_table
 
 ROOT = Path(__file__).parent.parent.parent
 RANDOM = {

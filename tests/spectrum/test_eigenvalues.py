@@ -6,8 +6,8 @@ import torch
 
 from flatkit import HessianOperator, Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
-from flatkit.operators import DenseOperator, SymmetricOperator
 from flatkit.spectrum import lanczos, power_iteration
+from flatkit.spectrum.operators import DenseOperator, SymmetricOperator
 from tests.cases import CASES, dense_hessian, random_symmetric
 
 SPECTRA = {

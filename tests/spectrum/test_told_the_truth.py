@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flatkit.operators import DenseOperator
 from flatkit.spectrum import Estimate, lanczos, lobpcg, power_iteration
+from flatkit.spectrum.operators import DenseOperator
 from tests.cases import random_symmetric
 
 SEEDS = range(100)

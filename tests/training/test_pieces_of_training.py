@@ -7,10 +7,10 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from flatkit.data import Split
+from flatkit.data.dataset import Split
 from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError, ResultError
-from flatkit.losses import CrossEntropy
+from flatkit.objective.losses import CrossEntropy
 from flatkit.training.batches import epoch_batches
 from flatkit.training.evaluation import evaluate
 from flatkit.training.history import EpochRow, read_history, write_history

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from flatkit import checkpoints
-from flatkit.data import DATASETS, Split
+from flatkit.data import DATASETS
+from flatkit.data.dataset import Split
 from flatkit.errors import (
     CheckpointError,
     DataError,
@@ -18,8 +19,8 @@ from flatkit.errors import (
     OutputError,
     TrainingDivergedError,
 )
-from flatkit.losses import CrossEntropy
 from flatkit.models import MODELS
+from flatkit.objective.losses import CrossEntropy
 from flatkit.training import TrainingConfig, read_history, stored_config, train
 from flatkit.training.learner import Learner
 from tests.data.local_folders import cifar_binary

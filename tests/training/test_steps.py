@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flatkit import checkpoints
-from flatkit.data import DATASETS, Split
+from flatkit.data import DATASETS
+from flatkit.data.dataset import Split
 from flatkit.errors import InvalidArgumentError, TrainingDivergedError
-from flatkit.losses import CrossEntropy
 from flatkit.models import MODELS
+from flatkit.objective.losses import CrossEntropy
 from flatkit.training import TrainingConfig, train
 from flatkit.training.batches import epoch_batches
 from flatkit.training.learner import Learner

@@ -1,0 +1,1 @@
+"""File formats: each is opened by what is in it, and nothing in it is run."""

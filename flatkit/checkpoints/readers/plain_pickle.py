@@ -1,0 +1,294 @@
+"""Read what a pickle says without running it: plain data, and inert marks for everything else.
+
+A pickle is a program whose instructions import and call. Here they are read one by one, containers
+and numbers are built, and the few calls that files of tensors need are answered by our own
+functions. Nothing is imported and nothing of the file is called, whatever it names.
+"""
+
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any, BinaryIO
+
+MAX_BYTES = 2**26
+"""Of one pickle: names and numbers; the tensors lie beside it."""
+MAX_NODES = 2_000_000
+MAX_DEPTH = 100
+
+
+class MalformedPickleError(ValueError):
+    """The bytes are no pickle, or one that says something impossible."""
+
+
+class ForeignObjectError(ValueError):
+    """The pickle names an object whose making would run code; the text is its dotted name."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """Something that a pickle would import, not imported."""
+
+    text: str
+
+
+@dataclass(eq=False)
+class Record:
+    """An object that a pickle would make, not made.
+
+    Attributes:
+        name: of its class or function.
+        args: of the call.
+        state: what would be put into it, if anything.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a pickle may name.
+
+    Attributes:
+        calls: dotted name -> our own function, called instead.
+        records: whether a dotted name becomes a `Record` when it is called.
+        names: whether a further dotted name may be mentioned, but not called.
+        persistent: answers a persistent id, a tuple.
+    """
+
+    calls: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    records: Callable[[str], bool] = lambda name: False
+    names: Callable[[str], bool] = lambda name: False
+    persistent: Callable[[Any], Any] | None = None
+
+    def knows(self, name: str) -> bool:
+        """Whether a pickle may name this."""
+        return name in self.calls or self.records(name) or self.names(name)
+
+
+def read_pickle(stream: BinaryIO | bytes, vocabulary: Vocabulary) -> Any:
+    """Return what a pickle holds; a stream is left after its end.
+
+    Cost: linear in its bytes; memory likewise, because nothing is allocated on its word.
+
+    Raises:
+        MalformedPickleError: damaged, too long or too deep, or of instructions that no file of
+            tensors needs.
+        ForeignObjectError: it names what `vocabulary` does not know.
+
+    >>> import pickle
+    >>> read_pickle(pickle.dumps({"epochs": [1, 2]}), Vocabulary())
+    {'epochs': [1, 2]}
+    >>> read_pickle(pickle.dumps(print), Vocabulary())
+    Traceback (most recent call last):
+    flatkit.checkpoints.readers.plain_pickle.ForeignObjectError: builtins.print
+    """
+    machine = _Machine(vocabulary)
+    try:
+        for number, (opcode, argument, _) in enumerate(
+            pickletools.genops(BytesIO(stream) if isinstance(stream, bytes) else stream)
+        ):
+            if number > MAX_NODES:
+                raise MalformedPickleError(f"more than {MAX_NODES} instructions")
+            machine.step(opcode.name, argument)
+        content = machine.pop()
+    except (MalformedPickleError, ForeignObjectError):
+        raise
+    except Exception as error:  # of bytes that mean nothing, anything may be raised
+        raise MalformedPickleError(f"{type(error).__name__}: {error}") from error
+    check_size(content)
+    return content
+
+
+def check_size(content: Any) -> None:
+    """Refuse containers that repeat each other into something huge, endless or very deep.
+
+    Raises:
+        MalformedPickleError: more than `MAX_NODES` items or `MAX_DEPTH` levels.
+    """
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        item, depth = waiting.pop()
+        count += 1
+        if count > MAX_NODES or depth > MAX_DEPTH:
+            raise MalformedPickleError("its containers repeat each other, or are too deep")
+        if isinstance(item, dict):
+            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, (list, tuple)):
+            waiting += [(part, depth + 1) for part in item]
+        elif isinstance(item, Record):
+            waiting += [(item.args, depth + 1), (item.state, depth + 1)]
+        if len(waiting) > MAX_NODES:
+            raise MalformedPickleError("its containers repeat each other")
+
+
+class _Machine:
+    """The stack, the marks and the memo of a pickle."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._words, self._stack = vocabulary, []
+        self._marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        return self._stack.pop()
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in _LITERALS:
+            self._stack.append(argument)
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name]())
+        elif name in _TUPLES:
+            size = _TUPLES[name]
+            parts = [self.pop() for _ in range(size)][::-1]
+            self._stack.append(tuple(parts))
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[int(argument)] = self._stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            self._stack.append(self._memo[int(argument)])
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            method = getattr(self, f"_{name.lower()}", None)
+            if method is None:
+                raise MalformedPickleError(f"the instruction {name}")
+            method(argument)
+
+    def _mark(self, _: Any) -> None:
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def _to_mark(self) -> list[Any]:
+        parts, self._stack = self._stack, self._marks.pop()
+        return parts
+
+    def _pop(self, _: Any) -> None:
+        self._stack.pop()
+
+    def _pop_mark(self, _: Any) -> None:
+        self._to_mark()
+
+    def _tuple(self, _: Any) -> None:
+        parts = self._to_mark()  # first: it changes the stack
+        self._stack.append(tuple(parts))
+
+    def _list(self, _: Any) -> None:
+        parts = self._to_mark()
+        self._stack.append(parts)
+
+    _frozenset = _list
+
+    def _dict(self, _: Any) -> None:
+        pairs = self._to_mark()
+        self._stack.append({})
+        self._put(pairs)
+
+    def _append(self, _: Any) -> None:
+        self._extend([self.pop()])
+
+    def _appends(self, _: Any) -> None:
+        self._extend(self._to_mark())
+
+    _additems = _appends
+
+    def _setitem(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self._put([key, value])
+
+    def _setitems(self, _: Any) -> None:
+        self._put(self._to_mark())
+
+    def _extend(self, parts: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, list):
+            target.extend(parts)
+        elif not isinstance(target, Record):
+            raise MalformedPickleError("items for what is no list")
+
+    def _put(self, parts: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, (dict, Record)) or len(parts) % 2:
+            raise MalformedPickleError("pairs for what is no dictionary")
+        for key, value in zip(parts[::2], parts[1::2], strict=True):
+            # The hash of a deep tuple recurses in C without a check.
+            if not isinstance(key, _KEYS) and not (
+                isinstance(key, tuple) and all(isinstance(part, _KEYS) for part in key)
+            ):
+                raise MalformedPickleError(f"a {type(key).__name__} as a key")
+            if isinstance(target, dict):
+                target[key] = value
+
+    def _global(self, argument: str) -> None:
+        self._stack.append(self._named(argument.replace(" ", ".", 1)))
+
+    def _stack_global(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise MalformedPickleError("a name that is no text")
+        self._stack.append(self._named(f"{module}.{name}"))
+
+    def _named(self, name: str) -> Name:
+        if not self._words.knows(name):
+            raise ForeignObjectError(name)
+        return Name(name)
+
+    def _reduce(self, _: Any) -> None:
+        args, function = self.pop(), self.pop()
+        self._call(function, args)
+
+    def _newobj(self, argument: Any) -> None:
+        self._reduce(argument)
+
+    def _newobj_ex(self, _: Any) -> None:
+        _, args, function = self.pop(), self.pop(), self.pop()
+        self._call(function, args)
+
+    def _call(self, function: Any, args: Any) -> None:
+        if not isinstance(function, Name) or not isinstance(args, tuple):
+            raise MalformedPickleError("a call of what is no function")
+        name = function.text
+        if name in self._words.calls:
+            self._stack.append(self._words.calls[name](*args))
+        elif self._words.records(name):
+            self._stack.append(Record(name, args))
+        else:
+            raise MalformedPickleError(f"a call of {name}")
+
+    def _build(self, _: Any) -> None:
+        state, target = self.pop(), self._stack[-1]
+        if isinstance(target, Record):
+            target.state = state
+        elif not isinstance(target, (dict, list)):  # what an OrderedDict remembers beside its items
+            raise MalformedPickleError("a state for what is no object")
+
+    def _binpersid(self, _: Any) -> None:
+        self._persistent(self.pop())
+
+    def _persid(self, argument: Any) -> None:
+        self._persistent(argument)
+
+    def _persistent(self, identity: Any) -> None:
+        if self._words.persistent is None:
+            raise MalformedPickleError("a persistent id")
+        self._stack.append(self._words.persistent(identity))
+
+
+_LITERALS = frozenset(
+    {"INT", "LONG", "FLOAT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"}
+    | {"STRING", "BINSTRING", "SHORT_BINSTRING", "BYTEARRAY8"}
+    | {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+)
+_CONSTANTS: Mapping[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": list,
+}
+_TUPLES: Mapping[str, int] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_KEYS = (str, int, float, bytes, type(None), Name, Record)

@@ -1,0 +1,246 @@
+"""A checkpoint and what it lacks become a task: from a task file, from registries, or from itself.
+
+A task file is Python that the user wrote and named, the only place where code from outside runs:
+
+    # my_task.py
+    def build():
+        return flatkit.Task(MyModel(), "cross_entropy", MyData("data"))
+"""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from flatkit.checkpoints.checkpoint import Checkpoint
+from flatkit.checkpoints.loading import load
+from flatkit.data import DATASETS
+from flatkit.data.dataset import Dataset
+from flatkit.errors import InvalidArgumentError, TaskError
+from flatkit.models import MODELS
+from flatkit.objective.losses import LOSSES
+from flatkit.objective.task import LossFunction, Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint is to be completed with.
+
+    Attributes:
+        task: `FILE.py:FUNCTION`, a function without arguments that returns a `Task`.
+        model: a name in `flatkit.models.MODELS`.
+        model_args: its arguments; what the data know (`in_shape`, `classes`) comes from them.
+        data: a name in `flatkit.data.DATASETS`.
+        data_args: its arguments.
+        data_root: folder of the data.
+        loss: a name in `flatkit.objective.losses.LOSSES`; cross-entropy by default.
+        rename: beginnings of names in the file -> what they become.
+        ignore: shell patterns of names that may be in only one of file and model.
+
+    Raises:
+        InvalidArgumentError: parts that exclude each other.
+
+    >>> Parts(task="a.py:build", model="mlp")
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: task builds model, loss and data; leave out model
+    """
+
+    task: str | None = None
+    model: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    data_args: Mapping[str, Any] = field(default_factory=dict)
+    data_root: str | None = None
+    loss: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    ignore: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check which parts go together."""
+        if self.task is not None:
+            others = ("model", "model_args", "data", "data_args", "data_root", "loss")
+            given = [name for name in others if getattr(self, name)]
+            if given:
+                raise InvalidArgumentError(
+                    f"task builds model, loss and data; leave out {', '.join(given)}"
+                )
+        for part in ("model", "data"):
+            if getattr(self, f"{part}_args") and getattr(self, part) is None:
+                raise InvalidArgumentError(f"{part}_args need {part}, the name they belong to")
+        if self.model is not None and self.data is None:
+            raise InvalidArgumentError("model needs data, the name of a data set")
+
+    @property
+    def complete(self) -> bool:
+        """Whether they name a model; else the checkpoint must."""
+        return self.task is not None or self.model is not None
+
+
+def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:
+    """Return the task of a checkpoint: its weights in the model that was named.
+
+    Raises:
+        CheckpointError: the weights do not fit, are not finite, or nothing names the model.
+        InvalidArgumentError: a name or argument is wrong.
+        TaskError: the task file fails.
+    """
+    if not parts.complete:
+        if parts.data is not None or parts.rename or parts.ignore or parts.loss:
+            checkpoint = _weights_alone(checkpoint)
+        return checkpoint.task(data_root=parts.data_root)
+    task, origin = _built(parts)
+    with torch.no_grad():
+        notes = checkpoint.load_into(task.model, rename=parts.rename, ignore=parts.ignore)
+    described = replace(checkpoint, model={}, config={}).describe()
+    return replace(
+        task,
+        name=task.name or checkpoint.name,
+        origin={**described, **origin, "fitted": notes},
+    )
+
+
+def load_task(spec: str) -> Task:
+    """Run a task file and return what its function builds.
+
+    Args:
+        spec: `FILE.py:FUNCTION`; the folder of the file can be imported from.
+
+    Raises:
+        InvalidArgumentError: not of this form, or there is no such file.
+        TaskError: the file or the function fails, or it returns something else.
+    """
+    name, colon, function = spec.rpartition(":")
+    path = Path(name)
+    if not colon or path.suffix != ".py" or not function.isidentifier():
+        raise InvalidArgumentError(f"task must be FILE.py:FUNCTION, got {spec!r}")
+    if not path.is_file():
+        raise InvalidArgumentError(f"task names {path}, and there is no such file")
+    module = _run(path)
+    build = getattr(module, function, None)
+    if not callable(build):
+        home = module.__name__
+        own = [key for key, item in vars(module).items() if _home(item) == home]
+        raise TaskError(f"{path} has no function {function}; it has {', '.join(own) or 'none'}")
+    needed = [
+        parameter.name
+        for parameter in signature(build).parameters.values()
+        if parameter.default is Parameter.empty
+        and parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise TaskError(f"{function} in {path} must take no arguments, not {', '.join(needed)}")
+    try:
+        task = build()
+    except Exception as error:
+        raise _failure(path, error) from error
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"{function} in {path} must return a flatkit.Task(model, loss, data), "
+            f"got {type(task).__name__}"
+        )
+    return task
+
+
+def as_task(
+    subject: nn.Module | Task | Checkpoint | str | Path,
+    loss: LossFunction | str | None = None,
+    data: Any = None,
+    test_data: Any = None,
+) -> Task:
+    """Return the task that a caller means.
+
+    Args:
+        subject: a model, together with loss and data; or a task, a checkpoint or its path alone.
+        loss: see `Task`.
+        data: likewise.
+        test_data: likewise.
+
+    Raises:
+        InvalidArgumentError: a model without loss and data, or something else with them.
+        CheckpointError: the file cannot be read, or does not name its model.
+
+    >>> import torch
+    >>> as_task(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1))).loss
+    MeanSquared()
+    """
+    if isinstance(subject, nn.Module):
+        if loss is None or data is None:
+            raise InvalidArgumentError("a model needs a loss and data: analyze(model, loss, data)")
+        return Task(subject, loss, data, test_data)
+    if loss is not None or data is not None or test_data is not None:
+        raise InvalidArgumentError(
+            f"loss and data go with a model, not with a {type(subject).__name__}, which has its "
+            "own; put the weights of a file into a model with flatkit.load(file).load_into(model)"
+        )
+    if isinstance(subject, Task):
+        return subject
+    return (load(subject) if isinstance(subject, str | Path) else subject).task()
+
+
+def _weights_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuse parts that are of no use without a model."""
+    raise InvalidArgumentError(
+        f"to look at {checkpoint.path} with other data, another loss or other names, name the "
+        "model too: --model or --task"
+    )
+
+
+def _home(item: Any) -> str:
+    return getattr(item, "__module__", "")
+
+
+def _built(parts: Parts) -> tuple[Task, dict[str, Any]]:
+    """Return the task without the weights, and what it is made of."""
+    if parts.task is not None:
+        return load_task(parts.task), {"task": parts.task}
+    root = {} if parts.data_root is None else {"root": parts.data_root}
+    dataset: Dataset = DATASETS.build(str(parts.data), **parts.data_args, **root)
+    known = {"in_shape": dataset.in_shape, "classes": dataset.classes}
+    model_args = MODELS.complete(str(parts.model), **{**known, **parts.model_args})
+    loss = LOSSES.build(parts.loss or "cross_entropy")
+    with torch.random.fork_rng(devices=[]):
+        model = MODELS.build(str(parts.model), **model_args)
+    data = {"name": dataset.name, "kwargs": dict(dataset.kwargs), "sha256": dataset.sha256()}
+    task = Task(model.eval(), loss, dataset.train, dataset.test)
+    return task, {
+        "model": {"name": parts.model, "kwargs": model_args},
+        "data": data,
+        "loss": loss.spec(),
+    }
+
+
+def _run(path: Path) -> ModuleType:
+    """Import a file under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"flatkit_task_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _failure(path, error) from error
+    return module
+
+
+def _failure(path: Path, error: Exception) -> TaskError:
+    """Return an error that names the last line of the file that was running."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    where = f", line {own[-1].lineno} in {own[-1].name}" if own else ""
+    where = f", line {line}" if line else where
+    return TaskError(f"{path}{where}: {type(error).__name__}: {error}")

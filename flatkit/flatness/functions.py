@@ -1,0 +1,189 @@
+"""Functions on a ball, at many points at once: the loss increase and the gradient norm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from flatkit.flatness.geometry import Geometry
+from flatkit.hessian import HessianOperator
+from flatkit.objective.function import Chunk, Objective
+from flatkit.objective.pytree import leaves
+
+_MOST_ROWS = 64
+_MULTIPLICATIONS = 2**25
+"""Of one forward pass, above which a batch of points is no faster than a loop over them."""
+_INPUT_NUMBERS = 2**22
+"""Of one batch of points, so that the activations of all of them fit in memory."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """A function at K points.
+
+    Attributes:
+        values: of the function, float64 [K].
+        ascents: returns its gradients [K, P] with respect to u; computed when called.
+    """
+
+    values: Tensor
+    ascents: Callable[[], Tensor]
+
+
+class Field(Protocol):
+    """A function φ(u) on a ball, in the coordinates of its geometry.
+
+    Attributes:
+        geometry: of the ball.
+        rows: how many points are best evaluated at once.
+        value_cost: of a value, in gradients of the loss.
+        ascent_cost: of a gradient of φ where the value is known, in gradients of the loss.
+    """
+
+    geometry: Geometry
+    rows: int
+    value_cost: int
+    ascent_cost: int
+
+    def __call__(self, u: Tensor) -> Landing:
+        """Evaluate φ at the rows of u [K, P]."""
+        ...
+
+
+@final
+class LossIncrease:
+    """φ(u) = L(θ + T u) − L(θ); one gradient gives the value and the ascent.
+
+    Args:
+        objective: L.
+        theta: θ [P].
+        geometry: T.
+        base: L(θ), if it is known.
+    """
+
+    value_cost, ascent_cost = 1, 0
+
+    def __init__(
+        self, objective: Objective, theta: Tensor, geometry: Geometry, base: float | None = None
+    ) -> None:
+        self.objective, self.theta, self.geometry = objective, theta, geometry
+        self.base = objective.loss(theta) if base is None else base
+        self.rows = batch_rows(objective, theta)
+
+    def __call__(self, u: Tensor) -> Landing:
+        """Evaluate φ at the rows of u [K, P]. Cost: K gradients."""
+        points = self.theta + self.geometry.displacement(u)
+        if len(points) == 1:
+            loss, gradient = self.objective.loss_and_gradient(points[0])
+            losses, gradients = torch.tensor([loss], dtype=torch.float64), gradient[None]
+        else:
+            losses, gradients = _gradients(self.objective, points, create_graph=False)[:2]
+        return Landing(losses - self.base, lambda: self.geometry.displacement(gradients))
+
+
+@final
+class GradientNorm:
+    """φ(u) = ‖T ∇L(θ + T u)‖ in the dual norm; its gradient is a Hessian-vector product.
+
+    With c = T ∇L and s the gradient of the dual norm at c (c/‖c‖, or sign c in the L∞ ball),
+    ∇φ = T H(θ + T u) T s, from the graph of the gradient where that is kept.
+
+    Args:
+        objective: L.
+        theta: θ [P].
+        geometry: T.
+    """
+
+    value_cost = 1
+
+    def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
+        self.objective, self.theta, self.geometry = objective, theta, geometry
+        self.rows = batch_rows(objective, theta)
+        self.ascent_cost = product_cost(objective)
+
+    def __call__(self, u: Tensor) -> Landing:
+        """Evaluate φ at the rows of u [K, P]. Cost: K gradients, and K products for ascents."""
+        points = self.theta + self.geometry.displacement(u)
+        if len(points) == 1:
+            return self._land_alone(points[0])
+        _, gradients, point = _gradients(self.objective, points, create_graph=True)
+        scaled = self.geometry.displacement(gradients.detach())
+
+        def ascents() -> Tensor:
+            self.objective.tally.matvecs += len(points)
+            if not gradients.requires_grad:
+                return torch.zeros_like(points)
+            (products,) = torch.autograd.grad(
+                gradients,
+                point,
+                grad_outputs=self.geometry.displacement(self._steepest(scaled)),
+                materialize_grads=True,
+            )
+            return self.geometry.displacement(products)
+
+        return Landing(self.geometry.dual_norm(scaled), ascents)
+
+    def _land_alone(self, point: Tensor) -> Landing:
+        hessian = HessianOperator(self.objective, point)
+        scaled = self.geometry.displacement(hessian.gradient())
+
+        def ascents() -> Tensor:
+            product = hessian.matvec(self.geometry.displacement(self._steepest(scaled)))
+            return self.geometry.displacement(product)[None]
+
+        return Landing(self.geometry.dual_norm(scaled)[None], ascents)
+
+    def _steepest(self, scaled: Tensor) -> Tensor:
+        return self.geometry.maximiser(scaled, 1.0)
+
+
+def product_cost(objective: Objective) -> int:
+    """Return what a Hessian-vector product costs in gradients, beside the gradient at its point.
+
+    Two where the graph of the gradient is kept, that is with one chunk; else it is built again.
+    """
+    return 2 if objective.num_chunks == 1 else 3
+
+
+def batch_rows(objective: Objective, theta: Tensor) -> int:
+    """Return how many points are evaluated at once: 1 where a batch is no faster, or fails.
+
+    A batch shares the overhead of the operations, which is most of the time of a small network. Two
+    points are tried, and a model that cannot be batched, or gives other values then, is not.
+    """
+    if objective.num_chunks > 1:
+        return 1
+    numbers = sum(leaf.numel() for leaf in leaves(objective.samples.inputs))
+    work = max(1, objective.num_parameters * objective.num_samples)
+    rows = min(_MOST_ROWS, _MULTIPLICATIONS // work, _INPUT_NUMBERS // max(1, numbers))
+    return rows if rows >= 4 and _can_batch(objective, theta) else 1
+
+
+def _can_batch(objective: Objective, theta: Tensor) -> bool:
+    points = torch.stack([theta, theta * 1.01])
+    try:
+        losses, gradients, _ = _gradients(objective, points, create_graph=False)
+    except (RuntimeError, ValueError, NotImplementedError):  # an operation without a batching rule
+        return False
+    alone = [objective.loss_and_gradient(point) for point in points]
+    near = 1e3 * torch.finfo(theta.dtype).eps
+    return all(
+        abs(float(losses[row]) - loss) <= near * max(1.0, abs(loss))
+        and float((gradients[row] - gradient).norm()) <= near * max(1.0, float(gradient.norm()))
+        for row, (loss, gradient) in enumerate(alone)
+    )
+
+
+def _gradients(
+    objective: Objective, points: Tensor, *, create_graph: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L [K] in float64 and ∇L [K, P] at the rows of points, and the leaf they depend on."""
+    chunk: Chunk = next(objective.chunks())
+    leaf = points.detach().requires_grad_()
+    losses = vmap(lambda theta: objective.chunk_loss(theta, chunk), randomness="error")(leaf)
+    (gradients,) = torch.autograd.grad(losses.sum(), leaf, create_graph=create_graph)
+    objective.tally.gradients += len(points)
+    return losses.detach().double().cpu(), gradients, leaf

@@ -1,0 +1,214 @@
+"""The quadratic model of the loss at a point, seen from a Krylov subspace of its Hessian."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatkit.checks import check_choice, check_count, check_positive
+from flatkit.flatness.geometry import Geometry
+from flatkit.flatness.trust_region import gradient_norm_maximum, quadratic_maximum
+from flatkit.spectrum.dot import length, outside
+from flatkit.spectrum.operators import SymmetricOperator
+
+Quantity: TypeAlias = Literal["loss", "gradient_norm"]
+
+
+@dataclass(frozen=True)
+class ModelMaximum:
+    """The maximum over the ball of the quadratic model, within a subspace.
+
+    Attributes:
+        value: of gᵀu + ½uᵀHu, or of ‖g + Hu‖, at `u`: at most the maximum of the model.
+        shortfall: the maximum of the model is at most value + shortfall, if |λ|max is what the
+            model was told.
+        u: [P], within the ball.
+    """
+
+    value: float
+    shortfall: float
+    u: Tensor
+
+
+@final
+class ScaledOperator(SymmetricOperator):
+    """T A T, the Hessian in the coordinates of a geometry.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> ball = Geometry("adaptive", torch.tensor([2.0, 1.0]))
+    >>> ScaledOperator(DenseOperator(torch.eye(2)), ball) @ torch.ones(2)
+    tensor([4., 1.])
+    """
+
+    def __init__(self, operator: SymmetricOperator, geometry: Geometry) -> None:
+        self.operator, self.geometry = operator, geometry
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return T A T v."""
+        product = self.operator.matvec(self.geometry.displacement(vector))
+        return self.geometry.displacement(product)
+
+
+@final
+class QuadraticModel:
+    """g and H of a loss at a point, H through its products with an orthonormal basis Q.
+
+    The basis holds given vectors (approximate eigenvectors), then g, Hg, H²g, ... until it is full,
+    and random vectors with their products where these end.
+    Within it, both maxima over a round ball are exact (`quadratic_maximum`); one more product tells
+    how far the maximum over the whole space can be away.
+
+    Cost: a product for each vector of the basis; memory 2·M vectors.
+
+    Args:
+        operator: H.
+        gradient: g [P].
+        vectors: [K, P] to start the basis with.
+        max_basis: M at most.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> hessian = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
+    >>> model = QuadraticModel(hessian, torch.zeros(2), vectors=torch.eye(2))
+    >>> round(model.maximum("gradient_norm", rho=0.1, slope=3.0).value, 6)
+    0.3
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        gradient: Tensor,
+        *,
+        vectors: Tensor | Sequence[Tensor] = (),
+        max_basis: int = 24,
+    ) -> None:
+        check_count("max_basis", max_basis)
+        self.operator, self.gradient = operator, gradient
+        room = min(operator.size, max(max_basis, len(vectors)))
+        self._rows = gradient.new_empty(room, gradient.numel())
+        self._products = torch.empty_like(self._rows)
+        self._count = 0
+        self._generator = torch.Generator().manual_seed(0)
+        for vector in vectors:
+            self._add(vector)
+        if self._count < max_basis:
+            self._add(gradient)
+        self.extend(max_basis)
+
+    def extend(self, max_basis: int) -> None:
+        """Let the basis grow to M vectors: products of the newest, or chance where these end."""
+        room = min(self.operator.size, max_basis) - len(self._rows)
+        if room > 0:
+            more = self._rows.new_empty(room, self._rows.shape[1])
+            self._rows = torch.cat([self._rows, more])
+            self._products = torch.cat([self._products, torch.empty_like(more)])
+        while self._count < min(max_basis, len(self._rows)):
+            if self._count and self._add(self.products[-1]):
+                continue
+            drawn = torch.randn(self.gradient.numel(), generator=self._generator)
+            if not self._add(drawn.to(self.gradient)):
+                return
+
+    @property
+    def basis(self) -> Tensor:
+        """Q [M, P], orthonormal rows."""
+        return self._rows[: self._count]
+
+    @property
+    def products(self) -> Tensor:
+        """Q H [M, P]."""
+        return self._products[: self._count]
+
+    def _add(self, vector: Tensor) -> bool:
+        """Extend the basis by what is new in a vector; return whether there was anything."""
+        if self._count == len(self._rows):
+            return False
+        size = length(vector)
+        for _ in range(2):
+            vector = outside(self.basis, vector)
+        left = length(vector)
+        if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
+            return False
+        self._rows[self._count] = vector / left
+        self._products[self._count] = self.operator.matvec(self._rows[self._count])
+        self._count += 1
+        return True
+
+    def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the k Ritz pairs of largest |λ| within the basis, and their residuals.
+
+        Returns:
+            values [k] in float64, vectors [k, P], residuals ‖Hv − μv‖ [k] in float64.
+
+        >>> from flatkit.spectrum.operators import DenseOperator
+        >>> hessian = DenseOperator(torch.diag(torch.tensor([-3.0, 1.0])))
+        >>> values, _, residuals = QuadraticModel(hessian, torch.ones(2)).ritz(2)
+        >>> [round(float(value), 4) for value in values], bool((residuals < 1e-5).all())
+        ([-3.0, 1.0], True)
+        """
+        basis, products = self.basis, self.products
+        small = (basis.double() @ products.double().T).cpu().numpy()
+        values, parts = np.linalg.eigh(0.5 * (small + small.T))
+        order = np.argsort(-abs(values), kind="stable")[:k]
+        rows = torch.from_numpy(parts.T[order].copy()).to(basis)
+        found, mapped = rows @ basis, rows @ products
+        largest = torch.from_numpy(values[order])
+        gap = mapped.double() - largest.to(mapped.device)[:, None] * found.double()
+        return largest, found, gap.norm(dim=1).cpu()
+
+    def maximum(self, quantity: Quantity, *, rho: float, slope: float) -> ModelMaximum:
+        """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.
+
+        With the multiplier μ and the residual r of the stationarity in the whole space, no point of
+        the ball exceeds the quadratic here by more than 2ρ‖r‖ + 2ρ²·max(0, Λ − μ), where Λ is the
+        largest eigenvalue of its matrix (H, or H² for ½‖g + Hu‖²).
+
+        Args:
+            quantity: `loss` or `gradient_norm`.
+            rho: ρ > 0.
+            slope: |λ|max of H, with its error added.
+        """
+        check_choice("quantity", quantity, ("loss", "gradient_norm"))
+        check_positive("rho", rho)
+        basis, products, gradient = (
+            part.double() for part in (self.basis, self.products, self.gradient)
+        )
+        if quantity == "loss":
+            small, linear = basis @ products.T, basis @ gradient
+            found = quadratic_maximum(_symmetric(small), linear.cpu().numpy(), rho)
+            u = torch.from_numpy(found.point).to(basis) @ basis
+            residual = gradient + torch.from_numpy(found.point).to(basis) @ products
+            residual = residual - found.multiplier * u
+            gap = _gap(residual, rho, max(0.0, slope - found.multiplier))
+            return ModelMaximum(found.value, gap, u.to(self.gradient))
+        small, linear = products @ products.T, products @ gradient
+        found = quadratic_maximum(_symmetric(small), linear.cpu().numpy(), rho)
+        u = torch.from_numpy(found.point).to(basis) @ basis
+        moved = gradient + torch.from_numpy(found.point).to(basis) @ products  # g + Hu
+        value = float(moved.norm())
+        residual = self.operator.matvec(moved.to(self.gradient)).double() - found.multiplier * u
+        gap = _gap(residual, rho, max(0.0, slope**2 - found.multiplier))
+        # From ½‖·‖² ≤ ½ value² + gap.
+        return ModelMaximum(
+            value, float(np.hypot(value, (2 * gap) ** 0.5)) - value, u.to(self.gradient)
+        )
+
+
+def dense_gradient_norm_maximum(matrix: Tensor, gradient: Tensor, rho: float) -> float:
+    """Return the exact maximum of ‖g + H u‖ over ‖u‖ ≤ ρ for a matrix H that fits in memory.
+
+    >>> dense_gradient_norm_maximum(torch.eye(2), torch.zeros(2), 0.5)
+    0.5
+    """
+    return gradient_norm_maximum(matrix.double().numpy(), gradient.double().numpy(), rho).value
+
+
+def _gap(residual: Tensor, rho: float, excess: float) -> float:
+    return 2 * rho * float(residual.norm()) + 2 * rho**2 * excess
+
+
+def _symmetric(matrix: Tensor) -> np.ndarray:
+    return (0.5 * (matrix + matrix.T)).cpu().numpy()

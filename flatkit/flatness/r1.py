@@ -1,0 +1,74 @@
+"""First-order flatness: the largest gradient norm within a ρ-ball."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flatkit.flatness.ball import BallMaximum
+from flatkit.flatness.functions import GradientNorm
+from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.flatness.search import search_ball
+from flatkit.objective.function import Objective
+
+
+def max_gradient_norm(
+    objective: Objective,
+    theta: Tensor | None = None,
+    *,
+    rho: float,
+    starts: Mapping[str, Tensor] | None = None,
+    geometry: Geometry | None = None,
+    budget: int = 600,
+    tolerance: float = 1e-7,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> BallMaximum:
+    """Search max over ‖δ‖ ≤ ρ of ‖∇L(θ+δ)‖; ρ times it is R1_ρ(θ) (Zhang et al., 2023, eq. 3).
+
+    The value is a LOWER bound of the maximum. At a minimum it tends to ρ·λmax as ρ → 0, and
+    R1_ρ/ρ² to λmax; always R0_ρ ≤ R1_ρ for the true maxima. In another geometry than the round one
+    the gradient is measured in the dual norm, see `Geometry`.
+
+    Cost: about `budget` gradients, starts that are not given among them; a Hessian-vector product
+    counts as 2, or 3 with several chunks.
+
+    Args:
+        objective: L.
+        theta: the point [P]; the objective's own by default.
+        rho: ρ > 0, in the units of the parameters, or relative to them if the geometry is.
+        starts: coordinates u [P] by name, each within the ball; by default the maximiser of the
+            quadratic model, top eigenvectors and the gradient, both ways, GAM's ascent, mixtures of
+            the eigenvectors and random points.
+        geometry: of the ball; round by default.
+        budget: see `maximize_over_ball`.
+        tolerance: likewise.
+        noise: likewise; the rounding of ‖∇L‖, if it is known.
+        generator: draws random starts, where none are given, and walks; see `maximize_over_ball`.
+
+    Raises:
+        InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
+        NonFiniteError: the loss or its gradient is not finite somewhere in the ball.
+
+    >>> from torch import nn
+    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ², at θ = 0
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> max_gradient_norm(objective, torch.zeros(1), rho=0.5).value
+    1.0
+    """
+    theta = objective.theta if theta is None else theta
+    geometry = geometry or Geometry("l2")
+    check_radius(rho, theta, geometry)
+    function = GradientNorm(objective, theta, geometry)
+    return search_ball(
+        function,
+        objective,
+        theta,
+        rho=rho,
+        which="gradient_norm",
+        starts=starts,
+        budget=budget,
+        tolerance=tolerance,
+        noise=noise,
+        generator=generator,
+    )

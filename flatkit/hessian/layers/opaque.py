@@ -1,0 +1,107 @@
+"""Any other differentiable function, by the second derivative that autograd knows."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatkit.hessian.layers.layer import Layer, Parameters, Sum
+
+
+@final
+class Opaque(Layer):
+    """y = f(x₁, ..., w₁, ...) of which only torch knows the derivatives.
+
+    With g held fixed, ⟨g, f(x)⟩ is a scalar whose gradient is J(x)ᵀ g. One backward pass through
+    that, along ẋ, gives ẏ = J ẋ (its derivative in g) and the bend of f (its derivative in x).
+
+    Args:
+        function: of the inputs and of the named parameters.
+        names: the parameters.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], names: Sequence[str] = ()) -> None:
+        self._function, self.names = function, tuple(names)
+
+    def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
+        """Return y."""
+        values = [*inputs, *(parameters[name] for name in self.names)]
+        self._num_inputs = len(inputs)
+        self._points = [v.detach().requires_grad_() if v.is_floating_point() else v for v in values]
+        # The flash kernels of attention have no second derivative; the plain one has.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            given = dict(zip(self.names, self._points[self._num_inputs :], strict=True))
+            self._y = self._function(*self._points[: self._num_inputs], **given)
+        return self._y.detach()
+
+    def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
+        """Return J(x)ᵀ g."""
+        with torch.enable_grad():
+            self._above = gradient.detach().requires_grad_()
+            self._below = torch.autograd.grad(
+                self._y,
+                self._smooth(),
+                self._above,
+                create_graph=True,
+                materialize_grads=True,
+            )
+        return self._deliver([g.detach() for g in self._below], total)
+
+    def push(self, inputs: Sequence[Tensor | None], directions: Parameters) -> Tensor | None:
+        """Return J ẋ, and keep the bend."""
+        given = [*inputs, *(self._direction(directions, name) for name in self.names)]
+        pairs = [
+            (below, direction.view_as(below))
+            for below, direction in zip(self._below, self._only_smooth(given), strict=True)
+            if direction is not None and below.requires_grad
+        ]
+        self._bend = None
+        if not pairs:
+            return None
+        outputs, along = zip(*pairs, strict=True)
+        result, *self._bend = torch.autograd.grad(
+            outputs,
+            [self._above, *self._smooth()],
+            along,
+            retain_graph=True,
+            materialize_grads=True,
+            allow_unused=True,
+        )
+        return result
+
+    def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
+        """Return J(x)ᵀ ġ + the bend."""
+        smooth = self._smooth()
+        parts: list[Tensor | None] = [None] * len(smooth)
+        if gradient is not None:
+            found = torch.autograd.grad(
+                self._y, smooth, gradient, retain_graph=True, materialize_grads=True
+            )
+            parts = list(found)
+        if curved and self._bend is not None:
+            parts = [
+                bend if part is None else part + bend
+                for part, bend in zip(parts, self._bend, strict=True)
+            ]
+        return self._deliver(parts, total)
+
+    def _smooth(self) -> list[Tensor]:
+        return [point for point in self._points if point.requires_grad]
+
+    def _only_smooth(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+        pairs = zip(values, self._points, strict=True)
+        return [value for value, point in pairs if point.requires_grad]
+
+    def _direction(self, directions: Parameters, name: str) -> Tensor | None:
+        return directions[name][0] if name in directions else None
+
+    def _deliver(self, parts: Sequence[Tensor | None], total: Sum) -> list[Tensor | None]:
+        """Add the derivatives of parameters to their sums, return those of the inputs."""
+        left = iter(parts)
+        every = [next(left) if point.requires_grad else None for point in self._points]
+        for name, part in zip(self.names, every[self._num_inputs :], strict=True):
+            if part is not None:
+                total.add(name, part)
+        return every[: self._num_inputs]

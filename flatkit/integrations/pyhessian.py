@@ -1,0 +1,124 @@
+"""PyHessian (Yao et al., 2020) as a second opinion, behind the same results."""
+
+import copy
+import time
+import warnings
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
+from flatkit.objective.function import Objective
+from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.power_iteration import check_wanted
+
+
+def pyhessian_eigenvalues(
+    objective: Objective,
+    *,
+    k: int = 1,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
+    seed: int = 0,
+) -> Estimate:
+    """Return the top eigenvalues that PyHessian finds, with its own defaults.
+
+    Power iteration with deflation, which stops when an estimate changes by less than the
+    tolerance; that is no bound of its error, so the residual of each pair is computed here, by
+    flatkit's products. A parameter without a gradient makes PyHessian fail.
+
+    Cost: up to k·max_iterations products of PyHessian's, and k of flatkit's.
+
+    Raises:
+        InvalidArgumentError: k > P, or inputs that are not one tensor.
+        MissingDependencyError: PyHessian is not installed.
+        NonFiniteError: it returned NaN.
+    """
+    try:
+        from pyhessian import hessian
+    except ImportError as error:
+        raise MissingDependencyError(
+            "--method pyhessian needs the package pyhessian: pip install pyhessian"
+        ) from error
+    from flatkit.hessian import HessianOperator
+    from flatkit.spectrum.estimate import residual_norms
+
+    operator = HessianOperator(objective)
+    check_wanted(operator, k)
+    started = time.perf_counter()
+    model = copy.deepcopy(objective.model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in objective.space.names)
+    chunk = next(objective.chunks(objective.num_samples))
+    inputs, targets = chunk.inputs, chunk.targets
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+        raise InvalidArgumentError(
+            "PyHessian takes a tensor of inputs and one of targets; this batch is a dictionary or "
+            "tuple"
+        )
+
+    def mean_loss(outputs: Tensor, _: Tensor) -> Tensor:
+        return objective.share(outputs, chunk)
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="Using backward")  # PyHessian's own affair
+        torch.manual_seed(seed)
+        second = hessian(
+            model, mean_loss, data=(inputs, targets), cuda=objective.device.type == "cuda"
+        )
+        values, vectors = second.eigenvalues(maxIter=max_iterations, tol=tolerance, top_n=k)
+    seconds = time.perf_counter() - started
+    rows = torch.stack([torch.cat([part.reshape(-1) for part in vector]) for vector in vectors])
+    rows = rows.detach() / rows.detach().norm(dim=1, keepdim=True)
+    found = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if not found.isfinite().all():
+        raise NonFiniteError("PyHessian returned NaN or infinite eigenvalues")
+    scale = float(found.abs().max())
+    return Estimate(
+        value=found,
+        error=residual_norms(operator, found, rows) + operator.rounding * scale,
+        error_kind="residual",
+        status="unchecked_stop",
+        matvecs=len(found),
+        seconds=seconds,
+        vectors=rows,
+        notes={"stopped_on": "change of the estimate", "pyhessian_tolerance": tolerance},
+    )
+
+
+def explain_disagreement(ours: Estimate, theirs: Estimate) -> list[str]:
+    """Return a sentence for each eigenvalue that the two see differently, or one that they agree.
+
+    >>> one = Estimate(torch.tensor([5.0]), torch.tensor([1e-4]), "residual", "converged", 9, 0.0)
+    >>> explain_disagreement(one, one)
+    ['both agree within their residuals']
+    """
+    lines = []
+    for number, (a, r, b, s) in enumerate(
+        zip(
+            ours.value.tolist(),
+            ours.error.tolist(),
+            theirs.value.tolist(),
+            theirs.error.tolist(),
+            strict=False,
+        ),
+        start=1,
+    ):
+        if abs(a - b) <= r + s and s <= 0.05 * abs(a):
+            continue
+        lines.append(f"eigenvalue {number}: {a:.6g} here, {b:.6g} by PyHessian; {_why(a, r, b, s)}")
+    return lines or ["both agree within their residuals"]
+
+
+def _why(ours: float, residual: float, theirs: float, theirs_residual: float) -> str:
+    if theirs < 0 < ours:
+        return (
+            "PyHessian looks for the largest magnitude, which is at the negative end; flatkit for "
+            "the largest value"
+        )
+    if theirs_residual > 10 * residual:
+        return (
+            f"its vector has a residual of {theirs_residual:.1e} against {residual:.1e}: it stops "
+            "when its estimate changes little, which is before it is right"
+        )
+    return "both residuals are small: they hold different eigenvalues of a cluster or of both signs"

@@ -1,0 +1,192 @@
+"""Measure a surface: point by point from coarse to fine, resumable, refined where it bends."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from flatkit.landscape.evaluate import Engine, Values, batches
+from flatkit.landscape.journal import Journal, Point
+from flatkit.landscape.refinement import Refinement
+from flatkit.landscape.settings import Quantity, Statistics
+from flatkit.landscape.subspaces import Frame
+from flatkit.landscape.surface import Surface
+from flatkit.objective.function import Objective
+from flatkit.objective.pytree import leaves
+from flatkit.version import __version__
+
+Progress = Callable[[int, int], object]
+"""Called with the points done and the points in all, as far as they are known."""
+
+Preview = Callable[[Surface], object]
+"""Called after every level but the last with what is known, the rest interpolated."""
+
+
+class LandscapeJob:
+    """A line or plane to be measured.
+
+    Args:
+        objectives: `train` or `test` or both; the names of quantities over the latter start with
+            `test_`.
+        frame: centre and directions.
+        axes: `{"t": [n]}` for one direction, `{"x": [nx], "y": [ny]}` for two.
+        quantities: of `loss`, `accuracy` (of classifiers), `gradient_norm`, `top_eigenvalue`.
+        statistics: of BatchNorm, see `Engine`; `reestimate` takes the training samples if they
+            are there.
+        refine: see `flatkit.landscape.Refinement`.
+        about: put into the header of the surface, ready for JSON.
+
+    Attributes:
+        name: what is looked at.
+        kind: of the directions.
+        job: all that the values depend on, ready for JSON.
+        fingerprint: a digest of it.
+
+    Raises:
+        InvalidArgumentError: the arguments do not fit together.
+
+    >>> from torch import nn
+    >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ²
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
+    >>> frame = Frame("given", torch.zeros(1), torch.ones(1, 1))
+    >>> job = LandscapeJob({"train": objective}, frame, {"t": numpy.arange(3.0)})
+    >>> job.measure().quantities["loss"]
+    array([0., 1., 4.])
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        frame: Frame,
+        axes: Mapping[str, numpy.ndarray],
+        *,
+        quantities: Sequence[Quantity] = ("loss",),
+        statistics: Statistics = "fixed",
+        refine: float | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.kind = str((about or {}).get("name", "surface")), frame.kind
+        self._frame, self._axes, self._refine = frame, axes, refine
+        self._engines = {
+            split: Engine(
+                objective,
+                frame.centre,
+                frame.vectors,
+                quantities=quantities,
+                statistics=statistics,
+                buffers=frame.buffers,
+                estimate_on=objectives.get("train"),
+                far=[float(max(axis, key=abs)) for axis in axes.values()],
+            )
+            for split, objective in objectives.items()
+        }
+        self._batch = min(engine.batch for engine in self._engines.values())
+        self._header = {
+            **(about or {}),
+            "directions": frame.describe(),
+            "objective": {split: o.describe() for split, o in objectives.items()},
+            "statistics": statistics,
+            "refine": refine,
+        }
+        self.job = {
+            "flatkit": __version__,
+            "torch": torch.__version__,
+            **self._header,
+            "quantities": list(quantities),
+            "axes": {name: steps.tolist() for name, steps in axes.items()},
+            "batch": self._batch,
+            "tensors": _digest(frame, objectives),
+        }
+        text = json.dumps(self.job, sort_keys=True)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def dimensions(self) -> int:
+        """1 or 2."""
+        return len(self._axes)
+
+    def measure(
+        self,
+        *,
+        journal: str | Path | None = None,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+    ) -> Surface:
+        """Return the surface.
+
+        Points go from coarse to fine, so that a preview of the whole exists early. With a journal
+        every finished pass is kept at once: the same job after a kill takes finished points from
+        it and gives the same bits. Memory beyond the numbers themselves does not depend on the
+        number of points.
+
+        Args:
+            journal: a file that is made, and is left to the caller to remove.
+            progress: called after every new pass.
+            preview: called after every level but the last.
+
+        Raises:
+            ResultError: the journal belongs to another job.
+        """
+        points = Refinement(self._axes, tolerance=self._refine)
+        with nullcontext() if journal is None else Journal(journal, self.job) as kept:
+            for todo in points.levels():
+                before = int(points.measured.sum())
+                total = before + len(todo) if self._refine else points.measured.size
+                for number, part in enumerate(batches(todo, self._batch)):
+                    found = None if kept is None else kept.find(part)
+                    if found is None:
+                        found = self._values(part)
+                        if kept is not None:
+                            kept.add(part, found)
+                        if progress is not None:
+                            progress(before + number * self._batch + len(part), total)
+                    for point, values in zip(part, found, strict=True):
+                        points.put(point, values)
+                if preview is not None and not points.measured.all():
+                    preview(self._surface(points, complete=False))
+        return self._surface(points, complete=True)
+
+    def _values(self, part: Sequence[Point]) -> list[Values]:
+        """Measure the points of a pass, given as indices [.., j, i]."""
+        axes = list(self._axes.values())
+        steps = [
+            [float(axis[i]) for axis, i in zip(axes, reversed(point), strict=True)]
+            for point in part
+        ]
+        rows: list[Values] = [{} for _ in part]
+        for split, engine in self._engines.items():
+            prefix = "" if split == "train" else f"{split}_"
+            for row, values in zip(rows, engine.values(steps), strict=True):
+                row |= {prefix + name: value for name, value in values.items()}
+        return rows
+
+    def _surface(self, points: Refinement, *, complete: bool) -> Surface:
+        values = {name: points.filled(name) for name in points.values}
+        header = {
+            "fingerprint": self.fingerprint,
+            **self._header,
+            "markers": [dict(marker) for marker in self._frame.markers],
+            **({} if self._frame.path is None else {"path": dict(self._frame.path)}),
+            "complete": complete,
+            "points_measured": int(points.measured.sum()),
+        }
+        return Surface(self._axes, values, header, points.measured.copy())
+
+
+def _digest(frame: Frame, objectives: Mapping[str, Objective]) -> str:
+    """Return a digest of the weights, directions, buffers and samples."""
+    digest = hashlib.sha256()
+    buffers = frame.buffers or {}
+    tensors = [frame.centre, frame.vectors, *(buffers[name] for name in sorted(buffers))]
+    for objective in objectives.values():
+        tensors += objective.model.buffers()
+        for chunk in objective.chunks():
+            tensors += [*leaves(chunk.inputs), *leaves(chunk.targets)]
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

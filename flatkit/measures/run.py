@@ -1,0 +1,105 @@
+"""`analyze` and `compare`: measures run on one or many checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flatkit.checkpoints.checkpoint import Checkpoint
+from flatkit.checkpoints.task_file import as_task
+from flatkit.errors import InvalidArgumentError
+from flatkit.measures.measures import RUNNERS
+from flatkit.measures.session import Progress, Session
+from flatkit.measures.settings import AnalysisSettings
+from flatkit.objective.task import LossFunction, Task
+from flatkit.results import Comparison, Entry, Report, environment
+
+Subject = Task | Checkpoint | str | Path
+
+
+def analyze(
+    subject: Subject | nn.Module,
+    loss: LossFunction | str | None = None,
+    data: Any = None,
+    *,
+    test_data: Any = None,
+    settings: AnalysisSettings | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+    **changes: Any,
+) -> Report:
+    """Measure curvature, flatness and landscape of a model, a task or a checkpoint.
+
+    Args:
+        subject: a model, with loss and data; or a `Task`, a `Checkpoint`, or the path of a
+            checkpoint that flatkit wrote, which have their own.
+        loss: of a model: a name, or a function of (outputs, targets); see `flatkit.Objective`.
+        data: of a model: tensors, a data set or a DataLoader; see `flatkit.objective.samples`.
+        test_data: of a model: samples on which loss and accuracy are reported beside.
+        settings: what to measure and how.
+        progress: called as the measures advance, with name, steps done and steps in all.
+        command: kept in the report.
+        **changes: single settings by name, e.g. `rho=[0.05], dtype="float64"`.
+
+    Returns:
+        Report with a `Result` per measure (and radius, and split).
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        InvalidArgumentError: a setting is out of range.
+        NonFiniteError: weights, loss or gradient are NaN or infinite.
+        NonDeterministicError: the model gives different values at one point.
+
+    >>> import torch
+    >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> report = analyze(model, "mse", data, measures=["top_eigenvalues"])
+    >>> [round(value, 4) for value in report.result("top_eigenvalues").value]
+    [5.0]
+    """
+    settings = replace(settings or AnalysisSettings(), **changes)
+    task = as_task(subject, loss, data, test_data)
+    session = Session(task, settings, progress)
+    results = []
+    runners = dict.fromkeys(RUNNERS[measure] for measure in settings.measures)
+    for done, runner in enumerate(runners):
+        session.report("analysis", done, len(runners))
+        results += [r for r in runner(session) if r.measure in settings.measures]
+    session.report("analysis", len(runners), len(runners))
+    return Report(
+        results,
+        checkpoint={"name": task.name, **task.origin},
+        objective={**session.objective.describe(), "seed": settings.seed},
+        command=command,
+        environment=environment(),
+    )
+
+
+def compare(
+    subjects: Mapping[str, Subject | Report] | Sequence[Subject | Report],
+    *,
+    groups: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Analyze several subjects with the same settings and random draws, side by side.
+
+    Args:
+        subjects: by name, or a sequence, named after their checkpoints. Reports are taken as
+            they are.
+        groups: name -> group, for repetitions of one method; by default each is its own.
+        **settings: see `analyze`.
+
+    Raises:
+        InvalidArgumentError: there is none. Further as `analyze`.
+    """
+    if not subjects:
+        raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
+    named = subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, start=1)
+    entries = []
+    for key, subject in named:
+        report = subject if isinstance(subject, Report) else analyze(subject, **settings)
+        name = key if isinstance(key, str) else report.checkpoint.get("name") or f"run {key}"
+        entries.append(Entry(name, (groups or {}).get(name, name), report))
+    return Comparison(entries)

@@ -1,0 +1,447 @@
+"""The objective L(θ): the mean loss over named samples as a function of one flat vector."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatkit.checks import check_choice, check_count
+from flatkit.errors import (
+    InvalidArgumentError,
+    NonAdditiveLossError,
+    NonDeterministicError,
+    NonFiniteError,
+)
+from flatkit.objective.losses import LOSSES, ModelLoss, as_sums
+from flatkit.objective.passes import Chunk, Evaluation, Tally, add_correct, arguments, differentiate
+from flatkit.objective.private_model import BatchNormMode, accepted_inputs, private_copy, run_with
+from flatkit.objective.pytree import leaves
+from flatkit.objective.sample_weights import find_weights
+from flatkit.objective.samples import collect
+from flatkit.parameters import ParameterSpace
+
+Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+Data: TypeAlias = Any
+"""See `flatkit.objective.samples`."""
+
+_CHUNK_ELEMENTS = 2**20
+"""Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
+_WIDTH = 1024
+
+
+class Objective:
+    """The mean loss of a model over samples, as a function of one flat vector θ of shape [P].
+
+    L(θ) = (1/N) Σₙ ℓ(model_θ(xₙ), yₙ), added up over chunks that are weighted by their size, so
+    that with BatchNorm in `eval` mode any chunking, also a ragged one, gives the same value up to
+    rounding. Weight decay is not part of L, dropout is off.
+
+    Where samples count differently (padding that a loss ignores, class weights), L is Σ wₙℓₙ / Σ wₙ
+    over all the samples: the one number that a single batch of all of them would give.
+
+    The model is copied once: parameters, buffers, modes, gradients and random state of the user's
+    model are never touched. θ holds the parameters with `requires_grad`, tied ones once; the
+    others are constants.
+
+    On construction, one chunk is evaluated twice (`probe=True`), and a value that differs is an
+    error that names the cause. A loss that returns one number is checked to be a mean over
+    samples; one that returns a value per sample needs no check. `nn.CrossEntropyLoss` and
+    `nn.NLLLoss` are taken apart into sums and weights.
+
+    Args:
+        model: maps a batch of inputs to outputs; inputs in a dict go to it by name, those that
+            it takes.
+        loss: a name in `flatkit.objective.LOSSES` (`model`: the loss that the model returns), or a
+            function of (outputs, targets) that returns one value per sample, shape [B], or their
+            mean. Of a batch in a dict the targets are its `labels` (or `label`, `targets`,
+            `target`, `y`), or the whole dict if there is none of these.
+        data: a pair (inputs [N, ...], targets [N, ...]), a dict or longer tuple of tensors, a
+            data set of samples, or a DataLoader over one (its order does not matter, every sample
+            counts once); see `flatkit.objective.samples`.
+        samples: how many of the samples to use, drawn without replacement by `seed`; or all. Of
+            an iterable data set they are the first.
+        batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
+            `chunk_size` is part of the function that is measured, and must be given.
+        chunk_size: samples that go through the model at once; by default about a million numbers.
+        dtype: computes in this dtype; by default that of the parameters (float32 for 16-bit ones).
+        device: computes there; by default where the parameters are.
+        probe: evaluate one chunk twice and compare.
+
+    Raises:
+        InvalidArgumentError: the arguments do not fit together.
+        NonDeterministicError: two evaluations differ.
+        NonAdditiveLossError: the loss is not a mean over samples.
+        NonFiniteError: the weights or the inputs are not finite.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+    >>> objective = Objective(model, "mse", data)
+    >>> objective.loss(torch.tensor([2.0]))  # (2² + 4²) / 2
+    10.0
+    >>> objective.gradient(torch.tensor([2.0]))  # 2·2·(1² + 2²) / 2
+    tensor([10.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | Loss,
+        data: Data,
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        batchnorm: BatchNormMode = "eval",
+        chunk_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        probe: bool = True,
+    ) -> None:
+        check_choice("batchnorm", batchnorm, get_args(BatchNormMode))
+        if batchnorm == "train" and chunk_size is None:
+            raise InvalidArgumentError(
+                "batchnorm='train' needs chunk_size: the loss then depends on the batching"
+            )
+        named = LOSSES.build(loss) if isinstance(loss, str) else loss
+        self.loss_function = self._loss = as_sums(named)
+        self._asks_the_model = isinstance(self._loss, ModelLoss)
+        self._model = private_copy(model, batchnorm, dtype, device)
+        self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
+        free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        self.space = ParameterSpace.of(free)
+        self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
+        self.batchnorm: BatchNormMode = batchnorm
+        self.tally = Tally()
+        self._take_samples(data, samples, seed)
+        self._weigh()
+        self.chunk_size = check_count("chunk_size", chunk_size or self._default_chunk_size())
+        self._check_finite()
+        if probe:
+            self._probe_determinism()
+            self._probe_additivity()
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self.space.size
+
+    @property
+    def num_samples(self) -> int:
+        """N, the samples in use."""
+        return len(self.samples)
+
+    @property
+    def num_chunks(self) -> int:
+        """How many chunks one pass takes."""
+        return -(-self.num_samples // self.chunk_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of θ and of the computation."""
+        return self.theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of θ and of the computation."""
+        return self.theta.device
+
+    def describe(self) -> dict[str, Any]:
+        """Return which function this is, ready for JSON."""
+        return {
+            "samples": self.num_samples,
+            "samples_available": self.samples.available,
+            "drawn": self.samples.drawn,
+            "indices": self.samples.numbers(),
+            "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+            "mean_over": self.weighting,
+            "loss": _name_of(self._loss),
+            "batchnorm": self.batchnorm,
+            "dropout": "off",
+            "weight_decay": "not included",
+            "chunk_size": self.chunk_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "parameters": self.num_parameters,
+        }
+
+    def chunks(self, size: int | None = None) -> Iterator[Chunk]:
+        """Yield the samples in parts of `size` or `chunk_size`, the last possibly smaller."""
+        size = self.chunk_size if size is None else size
+        for start in range(0, self.num_samples, size):
+            yield self.rows(slice(start, start + size))
+
+    def rows(self, rows: slice | Tensor) -> Chunk:
+        """Return some of the samples as a chunk."""
+        part = self.samples.rows(rows)
+        weights = self._weights[rows.cpu() if isinstance(rows, Tensor) else rows]
+        return Chunk(part.inputs, part.targets, float(weights.sum()))
+
+    @property
+    def indices(self) -> Tensor:
+        """Which samples of the data are in use, int64 [N]."""
+        return self.samples.indices
+
+    def chunk_loss(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Tensor:
+        """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L.
+
+        Args:
+            theta: the point [P].
+            chunk: one of `chunks`.
+            smooth: twice differentiable; without, attention may use its faster kernels.
+        """
+        return self.share(self.outputs(theta, chunk, smooth=smooth), chunk)
+
+    @torch.no_grad()
+    def evaluate(self, theta: Tensor | None = None) -> Evaluation:
+        """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
+        theta = self.theta if theta is None else theta
+        loss, correct = 0.0, 0
+        for chunk in self.chunks():
+            outputs = self.outputs(theta, chunk)
+            loss += float(self.share(outputs, chunk))
+            correct = add_correct(correct, outputs, chunk.targets)
+        self.tally.losses += 1
+        return Evaluation(loss, None if correct is None else correct / self.num_samples)
+
+    def loss(self, theta: Tensor | None = None) -> float:
+        """Return L(θ); it may be infinite or NaN far away. Cost: one forward pass."""
+        return self.evaluate(theta).loss
+
+    def accuracy(self, theta: Tensor | None = None) -> float:
+        """Return the fraction of samples classified correctly.
+
+        Raises:
+            InvalidArgumentError: the model is not a classifier (outputs [B, C], class targets [B]).
+        """
+        accuracy = self.evaluate(theta).accuracy
+        if accuracy is None:
+            raise InvalidArgumentError(
+                "accuracy needs outputs of shape [B, C] and whole-number targets of shape [B]"
+            )
+        return accuracy
+
+    def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
+        """Return L(θ) and ∇L(θ) of shape [P]. Cost: one gradient."""
+        theta = self.theta if theta is None else theta
+        loss, gradient = 0.0, torch.zeros_like(theta)
+        for chunk in self.chunks():
+            point = theta.detach().requires_grad_()
+            part = self.chunk_loss(point, chunk)
+            gradient += differentiate(part, point)
+            loss += float(part.detach())
+        self.tally.gradients += 1
+        return loss, gradient
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """Return ∇L(θ) of shape [P]. Cost: one gradient."""
+        return self.loss_and_gradient(theta)[1]
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model, in the mode in which it is measured."""
+        return self._model
+
+    def block(self, patterns: str | Sequence[str]) -> "Objective":
+        """Return the same loss as a function of some of the parameters, the others held fixed.
+
+        Its Hessian is the diagonal block of the Hessian that belongs to them.
+
+        Args:
+            patterns: shell patterns of parameter names, e.g. `layer3.*`.
+
+        Raises:
+            InvalidArgumentError: a pattern matches no free parameter.
+
+        >>> data = (torch.ones(1, 1), torch.zeros(1, 1))
+        >>> Objective(nn.Linear(1, 1), "mse", data).block("b*").space.names
+        ('bias',)
+        """
+        names = self.space.matching([patterns] if isinstance(patterns, str) else patterns)
+        part = copy.copy(self)
+        parts = self.space.unflatten(self.theta)
+        part.space = ParameterSpace.of({name: parts[name] for name in names})
+        part.theta = part.space.flatten({name: parts[name] for name in names})
+        return part
+
+    def with_model(self, model: nn.Module) -> "Objective":
+        """Return the same function of θ with the buffers of a model of the same parameters."""
+        other = copy.copy(self)
+        other._model = model
+        return other
+
+    def in_double(self) -> "Objective":
+        """Return a copy that computes in float64; its chunks are to be converted by the caller."""
+        precise = copy.copy(self)
+        precise._model = copy.deepcopy(self._model).double()
+        precise.theta = self.theta.double()
+        precise.tally = Tally()
+        return precise
+
+    def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
+        """Return what the model makes of a chunk at θ, (twice, if `smooth`) differentiable in θ."""
+        with ExitStack() as stack:
+            if smooth:
+                # The flash kernels of attention have no second derivative; the plain one has.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if self._has_recurrence:  # nor have those of cuDNN
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            args, kwargs = arguments(chunk.inputs)
+            return run_with(self._model, self.space.unflatten(theta), args, kwargs)
+
+    def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the loss of every sample of a chunk, [B].
+
+        Raises:
+            InvalidArgumentError: the loss returns their mean alone.
+        """
+        values = self._loss(outputs, chunk.targets)
+        if values.shape != (chunk.size,) or self.total_weight != self.num_samples:
+            raise InvalidArgumentError(
+                "the empirical Fisher matrix needs the loss of every sample; give a loss that "
+                "returns one value per sample, e.g. reduction='none'"
+            )
+        return values
+
+    def part(self, outputs: Any, chunk: Chunk) -> tuple[Tensor, int | None]:
+        """Return what outputs of a chunk add to L, and how many are right (of a classifier)."""
+        return self.share(outputs, chunk), add_correct(0, outputs, chunk.targets)
+
+    def share(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the part of L that the outputs of a chunk contribute, a scalar."""
+        values = self._loss(outputs, chunk.targets)
+        if values.ndim == 0:
+            return values * (chunk.weight / self.total_weight)
+        if values.shape != (chunk.size,):
+            raise InvalidArgumentError(
+                f"the loss must return one value per sample, shape [{chunk.size}], "
+                f"or their mean, got the shape {list(values.shape)}"
+            )
+        return values.sum() / self.total_weight
+
+    def _take_samples(self, data: Data, samples: int | None, seed: int) -> None:
+        drawn = collect(data, samples=samples, seed=seed)
+        if isinstance(drawn.inputs, Mapping):
+            drawn = replace(drawn, inputs=accepted_inputs(self._model, drawn.inputs))
+        self.samples = drawn.to(self.dtype, self.device)
+
+    def _weigh(self) -> None:
+        """Find how much each sample counts; leave out those that count nothing."""
+        self.weighting, weights = "samples", None
+        if self._asks_the_model:
+            weights, self.weighting = find_weights(
+                self._mean_nearby,
+                self.samples.targets,
+                self.num_samples,
+                tolerance=0.1 * self._slack,
+            )
+        elif hasattr(self._loss, "weights"):
+            weights, self.weighting = (
+                self._loss.weights(self.samples.targets).double().cpu(),
+                "loss",
+            )
+        if weights is None:
+            weights = torch.ones(self.num_samples, dtype=torch.float64)
+        if not bool((weights > 0).any()):
+            raise InvalidArgumentError("no sample counts: every target is ignored by the loss")
+        counted = weights > 0
+        if not bool(counted.all()):
+            self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
+            weights = weights[counted]
+        self._weights, self.total_weight = weights, float(weights.sum())
+
+    @property
+    def _slack(self) -> float:
+        """How exactly means must add up, relatively."""
+        # Models that return their loss often compute it in float32, whatever their weights are.
+        dtype = torch.float32 if self._asks_the_model else self.dtype
+        return 1e3 * torch.finfo(dtype).eps
+
+    @torch.no_grad()
+    def _mean_nearby(self, rows: Tensor) -> float:
+        """Return the model's own loss of some samples near θ, where no two of them lose alike."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(self.num_parameters, generator=generator).to(self.theta)
+        step = 0.02 * self.theta.norm() / math.sqrt(self.num_parameters)
+        part = self.samples.rows(rows.to(self.device))
+        chunk = Chunk(part.inputs, part.targets, 1.0)
+        return float(self._loss(self.outputs(self.theta + step * noise, chunk), chunk.targets))
+
+    def _default_chunk_size(self) -> int:
+        # A whole number is an index into a table of vectors: there is more behind it.
+        sizes = (
+            leaf[0].numel() * (1 if leaf.is_floating_point() else _WIDTH)
+            for leaf in leaves(self.samples.inputs)
+        )
+        return min(self.num_samples, max(1, _CHUNK_ELEMENTS // max(1, sum(sizes))))
+
+    def _check_finite(self) -> None:
+        for name, part in self.space.unflatten(self.theta).items():
+            if not part.isfinite().all():
+                count = int((~part.isfinite()).sum())
+                raise NonFiniteError(
+                    f"the weights are not finite: {name} has {count} NaN or infinite entries; "
+                    "the training diverged, analyze an earlier checkpoint"
+                )
+        if not all(leaf.isfinite().all() for leaf in leaves(self.samples.inputs)):
+            raise NonFiniteError("the inputs have NaN or infinite entries")
+
+    @torch.no_grad()
+    def _probe_determinism(self) -> None:
+        chunk = next(self.chunks())
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            first = float(self.chunk_loss(self.theta, chunk))
+            second = float(self.chunk_loss(self.theta, chunk))
+            tolerance = 16 * torch.finfo(self.dtype).eps * abs(first)
+            if abs(first - second) <= tolerance or first != first:
+                return
+            torch.manual_seed(0)
+            replayed = float(self.chunk_loss(self.theta, chunk))
+        cause = (
+            "the forward pass draws random numbers although dropout layers are off (functional "
+            "dropout with training=True, or noise added to activations); switch it off"
+            if abs(first - replayed) <= tolerance
+            else "the model or the loss keeps state between calls, or a kernel is not "
+            "deterministic; make the forward pass a function of its input"
+        )
+        raise NonDeterministicError(
+            f"two evaluations at the same point differ: {first!r} and {second!r}; {cause}"
+        )
+
+    @torch.no_grad()
+    def _probe_additivity(self) -> None:
+        if self.batchnorm == "train":  # of no part alone, and BatchNorm refuses single samples
+            return
+        whole, chunk = self.rows(slice(self.chunk_size)), self.rows(slice(1))
+        size, first = whole.size, self._loss(self.outputs(self.theta, chunk), chunk.targets)
+        if first.ndim > 0 or size < 2:
+            return
+        cut = max(1, size // 3)
+        pieces = (whole, self.rows(slice(cut)), self.rows(slice(cut, size)))
+        joined, *parts = (
+            float(self.share(self.outputs(self.theta, piece), piece))
+            * (self.total_weight / whole.weight)
+            for piece in pieces
+        )
+        tolerance = self._slack * max(map(abs, parts))
+        if math.isfinite(joined) and not abs(sum(parts) - joined) <= tolerance:
+            raise NonAdditiveLossError(
+                f"the loss is not a mean over samples: {joined:.6g} for a batch but "
+                f"{sum(parts):.6g} from its parts (a sum, class weights or an ignored class?); "
+                "give a loss that returns one value per sample, e.g. reduction='none'"
+            )
+
+
+def _name_of(loss: Loss) -> str:
+    if isinstance(loss, nn.Module) or not hasattr(loss, "__name__"):
+        return str(loss)
+    return str(getattr(loss, "__name__", loss))
+
+
+__all__ = ["Chunk", "Evaluation", "Objective", "Tally", "differentiate"]

@@ -1,0 +1,295 @@
+"""Losses by name. Each returns one value per sample: whoever wants a mean takes it exactly.
+
+A mean of means over batches of unequal size is not the mean over the samples, so no loss here
+averages over the batch. Where samples count differently (tokens that are padding, weighted
+classes), a loss returns sums and says by `weights` what they are to be divided by.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatkit.checks import check_fraction
+from flatkit.errors import InvalidArgumentError
+from flatkit.objective.pytree import main_tensor
+from flatkit.registry import Registry, call_text
+
+LOSSES = Registry(
+    "loss",
+    {
+        "cross_entropy": "flatkit.objective.losses:CrossEntropy",
+        "token_cross_entropy": "flatkit.objective.losses:TokenCrossEntropy",
+        "mse": "flatkit.objective.losses:MeanSquared",
+        "model": "flatkit.objective.losses:ModelLoss",
+    },
+)
+
+
+class Loss(Protocol):
+    """What the registered losses are: values of the samples, and how to name the loss in a file."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every sample, shape [B]."""
+        ...
+
+    def spec(self) -> dict[str, Any]:
+        """Return the registry name and the keyword arguments."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """A loss that a file names by its registry name and its fields."""
+
+    name: ClassVar[str]
+
+    def spec(self) -> dict[str, Any]:
+        """Return the registry name and the keyword arguments."""
+        return {"name": self.name, "kwargs": asdict(self)}
+
+    def __str__(self) -> str:
+        return call_text(self.name, asdict(self))
+
+
+@dataclass(frozen=True)
+class CrossEntropy(_Registered):
+    """Cross-entropy of the softmax of the outputs, in nats.
+
+    With label smoothing s the target is (1 - s) * one_hot + s / C over the C classes
+    (Szegedy et al. 2016).
+
+    Args:
+        label_smoothing: s in [0, 1].
+
+    >>> import torch
+    >>> CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, 3]))    # log 4 each
+    tensor([1.3863, 1.3863])
+    >>> str(CrossEntropy(label_smoothing=0.1))
+    'cross_entropy(label_smoothing=0.1)'
+    """
+
+    name = "cross_entropy"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_fraction("label_smoothing", self.label_smoothing)
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every sample.
+
+        Args:
+            outputs: logits, shape [B, C].
+            targets: class indices, shape [B].
+
+        Raises:
+            InvalidArgumentError: other shapes.
+        """
+        outputs = _main(outputs)
+        if outputs.ndim != 2 or targets.ndim != 1:
+            raise InvalidArgumentError(
+                "cross_entropy needs outputs [B, C] and targets [B], "
+                f"got {list(outputs.shape)} and {list(targets.shape)}"
+            )
+        return F.cross_entropy(
+            outputs, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+@dataclass(frozen=True)
+class MeanSquared(_Registered):
+    """Squared error, averaged over the outputs of a sample; class indices become one-hot vectors.
+
+    >>> import torch
+    >>> MeanSquared()(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]]))  # (1 + 9) / 2
+    tensor([5.])
+    >>> MeanSquared()(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))           # (1 + 4) / 2
+    tensor([2.5000])
+    """
+
+    name = "mse"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every sample.
+
+        Args:
+            outputs: shape [B, ...].
+            targets: the same shape, or class indices of shape [B] with outputs [B, C].
+
+        Raises:
+            InvalidArgumentError: other shapes.
+        """
+        outputs = _main(outputs)
+        if targets.ndim == 1 and outputs.ndim == 2 and not targets.is_floating_point():
+            targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)  # [B] -> [B, C]
+        if outputs.shape != targets.shape:
+            raise InvalidArgumentError(
+                "mse needs targets of the shape of the outputs, or class indices [B], "
+                f"got {list(targets.shape)} for {list(outputs.shape)}"
+            )
+        return (outputs - targets).square().reshape(len(outputs), -1).mean(1)  # [B, ...] -> [B]
+
+
+@dataclass(frozen=True)
+class TokenCrossEntropy(_Registered):
+    """Cross-entropy averaged over the tokens that count, not over the sequences.
+
+    Args:
+        ignore_index: targets of this value (padding) do not count.
+        shift: the outputs at a place are about the target at the next one, as in causal language
+            models whose targets are their inputs.
+
+    >>> loss = TokenCrossEntropy()
+    >>> targets = torch.tensor([[0, 1, -100], [2, -100, -100]])
+    >>> loss(torch.zeros(2, 3, 4), targets), loss.weights(targets)    # log 4 for each of 3 tokens
+    (tensor([2.7726, 1.3863]), tensor([2, 1]))
+    """
+
+    name = "token_cross_entropy"
+    ignore_index: int = -100
+    shift: bool = False
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the losses of the tokens of every sequence, [B].
+
+        Args:
+            outputs: logits, shape [B, T, C].
+            targets: class indices, shape [B, T].
+
+        Raises:
+            InvalidArgumentError: other shapes.
+        """
+        outputs = _main(outputs)
+        if outputs.ndim != 3 or targets.shape != outputs.shape[:2]:
+            raise InvalidArgumentError(
+                "token_cross_entropy needs outputs [B, T, C] and targets [B, T], "
+                f"got {list(outputs.shape)} and {list(targets.shape)}"
+            )
+        if self.shift:
+            outputs, targets = outputs[:, :-1], targets[:, 1:]
+        values = F.cross_entropy(
+            outputs.transpose(1, 2), targets, reduction="none", ignore_index=self.ignore_index
+        )
+        return values.sum(1)  # [B, T] -> [B]
+
+    def weights(self, targets: Tensor) -> Tensor:
+        """Return how many tokens of every sequence count, [B]."""
+        return ((targets[:, 1:] if self.shift else targets) != self.ignore_index).sum(1)
+
+
+@dataclass(frozen=True)
+class ModelLoss(_Registered):
+    """The loss that the model itself returns, as those of Hugging Face do when given labels.
+
+    It is one number a batch. How batches are to be weighted, by their samples or by the labels
+    that count, is found out by the objective.
+
+    >>> ModelLoss()({"loss": torch.tensor(0.5)}, None)
+    tensor(0.5000)
+    """
+
+    name = "model"
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        """Return `outputs.loss` or `outputs["loss"]`.
+
+        Raises:
+            InvalidArgumentError: there is none.
+        """
+        loss = getattr(outputs, "loss", None)
+        if loss is None and isinstance(outputs, Mapping):
+            loss = outputs.get("loss")
+        if not isinstance(loss, Tensor):
+            raise InvalidArgumentError(
+                "the loss 'model' needs a model that returns its loss (outputs.loss), got "
+                f"{type(outputs).__name__} without one; does the batch hold the labels?"
+            )
+        return loss
+
+
+class WeightedMean:
+    """A mean-reduced `nn.CrossEntropyLoss` or `nn.NLLLoss` as sums and weights.
+
+    With class weights w and an ignored class, torch divides by the sum of the weights of the
+    targets, which differs from batch to batch.
+
+    Args:
+        module: copied.
+
+    >>> loss = WeightedMean(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])))
+    >>> targets = torch.tensor([0, 1])
+    >>> loss(torch.zeros(2, 2), targets), loss.weights(targets)       # log 2, and 3 log 2
+    (tensor([0.6931, 2.0794]), tensor([1., 3.], dtype=torch.float64))
+    """
+
+    def __init__(self, module: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
+        self._module = copy.deepcopy(module)
+        self._module.reduction = "none"
+        weight = module.weight
+        self._weight = None if weight is None else weight.detach().cpu().double()
+
+    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the sum of the weighted losses of every sample, [B]."""
+        outputs = _main(outputs)
+        values = self._module.to(outputs.device, outputs.dtype)(outputs, targets)
+        return values.reshape(len(values), -1).sum(1)
+
+    def weights(self, targets: Tensor) -> Tensor:
+        """Return the sum of the weights of the targets of every sample, [B]."""
+        if targets.is_floating_point():  # probabilities [B, C, ...]: torch divides by their number
+            return torch.full((len(targets),), targets[0, 0].numel(), dtype=torch.float64)
+        targets = targets.cpu()
+        counted = targets != self._module.ignore_index
+        weights = counted.double()
+        if self._weight is not None:
+            weights = weights * self._weight[targets * counted]
+        return weights.reshape(len(targets), -1).sum(1)
+
+    def __str__(self) -> str:
+        settings = {
+            "weight": None if self._weight is None else self._weight.tolist(),
+            "ignore_index": self._module.ignore_index,
+            "label_smoothing": getattr(self._module, "label_smoothing", 0.0),
+        }
+        return call_text(type(self._module).__name__, settings)
+
+
+def as_sums(loss: Any) -> Any:
+    """Return a loss of torch that divides by the weights of a batch as sums and weights.
+
+    >>> str(as_sums(nn.NLLLoss()))
+    'NLLLoss(weight=None, ignore_index=-100, label_smoothing=0.0)'
+    """
+    plain = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
+    if getattr(loss, "__hash__", None) and loss in plain:
+        loss = plain[loss]()
+    if type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss) and loss.reduction == "mean":
+        return WeightedMean(loss)
+    return loss
+
+
+def _main(outputs: Any) -> Tensor:
+    tensor = main_tensor(outputs)
+    if tensor is None:
+        raise InvalidArgumentError(
+            f"the model returns a {type(outputs).__name__} without logits; give a loss function "
+            "of (outputs, targets) that takes from it what it needs"
+        )
+    return tensor
+
+
+def build_loss(spec: Mapping[str, Any]) -> Loss:
+    """Return the loss that a `spec()` names.
+
+    Raises:
+        InvalidArgumentError: unknown name or arguments.
+
+    >>> build_loss(CrossEntropy(label_smoothing=0.1).spec())
+    CrossEntropy(label_smoothing=0.1)
+    """
+    return LOSSES.build(spec["name"], **spec["kwargs"])

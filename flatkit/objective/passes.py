@@ -1,0 +1,119 @@
+"""One pass over the samples: its parts, its result, and the count of passes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError
+from flatkit.objective.pytree import Tree, leaves, main_tensor, map_tree
+
+
+class Chunk(NamedTuple):
+    """A part of the samples that goes through the model at once.
+
+    Attributes:
+        inputs: a tree of tensors [B, ...].
+        targets: likewise.
+        weight: what a mean over the chunk counts in the mean over all; the number of samples,
+            unless the loss says otherwise.
+    """
+
+    inputs: Tree
+    targets: Tree
+    weight: float
+
+    @property
+    def size(self) -> int:
+        """The number of samples B."""
+        return len(next(leaves(self.inputs)))
+
+    def in_double(self) -> "Chunk":
+        """Return the chunk in float64."""
+
+        def double(leaf: Tensor) -> Tensor:
+            return leaf.double() if leaf.is_floating_point() else leaf
+
+        return Chunk(map_tree(double, self.inputs), map_tree(double, self.targets), self.weight)
+
+
+class Evaluation(NamedTuple):
+    """The mean loss and, for a classifier, the fraction of samples classified correctly."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass
+class Tally:
+    """Passes over all the samples so far; the cost of a measurement is a difference of two.
+
+    >>> Tally(losses=3).since(Tally(losses=1))
+    Tally(losses=2, gradients=0, matvecs=0)
+    """
+
+    losses: int = 0
+    gradients: int = 0
+    matvecs: int = 0
+
+    def copy(self) -> "Tally":
+        """Return the present state."""
+        return Tally(self.losses, self.gradients, self.matvecs)
+
+    def since(self, earlier: "Tally") -> "Tally":
+        """Return what was added after `earlier`."""
+        return Tally(
+            self.losses - earlier.losses,
+            self.gradients - earlier.gradients,
+            self.matvecs - earlier.matvecs,
+        )
+
+
+def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of a scalar with respect to a point [P].
+
+    Raises:
+        InvalidArgumentError: the scalar does not depend on the point.
+
+    >>> point = torch.tensor([3.0], requires_grad=True)
+    >>> differentiate((point**2).sum(), point)
+    tensor([6.])
+    """
+    if not scalar.requires_grad:
+        raise InvalidArgumentError(
+            "the loss does not depend on the parameters; is it computed under torch.no_grad, "
+            "or from detached outputs?"
+        )
+    return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
+
+
+def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return how inputs go into a model: a dict by name, a tuple by position.
+
+    >>> arguments({"x": 1}), arguments((1, 2)), arguments(1)
+    (((), {'x': 1}), ((1, 2), {}), ((1,), {}))
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def add_correct(correct: int | None, outputs: Any, targets: Any) -> int | None:
+    """Return `correct` and how many more outputs are right; None unless it is a classifier.
+
+    Args:
+        correct: the count so far; None stays None.
+        outputs: of a classifier, shape [B, C].
+        targets: class indices, shape [B].
+
+    >>> add_correct(1, torch.eye(2), torch.tensor([0, 0]))
+    2
+    """
+    logits = main_tensor(outputs)
+    if correct is None or logits is None or logits.ndim != 2 or not isinstance(targets, Tensor):
+        return None
+    if targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return correct + int((logits.argmax(dim=1) == targets).sum())

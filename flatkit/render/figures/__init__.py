@@ -1,0 +1,1 @@
+"""Figures of results and surfaces, and how they become files."""

@@ -1,0 +1,72 @@
+"""The figure of the loss on random planes of analysed runs."""
+
+from collections.abc import Sequence
+
+import numpy
+from matplotlib.figure import Figure
+
+from flatkit.errors import ResultError
+from flatkit.landscape.surface import Surface
+from flatkit.render.figures.maps import map_figure
+from flatkit.results import Comparison, Result
+
+
+def plane_figure(comparison: Comparison) -> Figure:
+    """Draw the loss on the plane of each run as filled contours, on ONE scale of colours.
+
+    The first direction runs to the right and the second upwards: `loss[j][i]` is at (x[i], y[j]).
+    The star is the checkpoint. Hatched: the loss is infinite or no number there.
+
+    Raises:
+        ResultError: no run has a plane with a finite loss.
+
+    >>> from flatkit.results import Entry, Report
+    >>> value = {"x": [0.0, 1.0, 2.0], "y": [0.0, 1.0], "loss": [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]}
+    >>> report = Report([Result("loss_plane", value, 0.0)])
+    >>> figure = plane_figure(Comparison([Entry("sgd", "sgd", report)]))
+    >>> [axis.get_title() for axis in figure.axes][:1]
+    ['sgd']
+    """
+    planes = _planes(comparison)
+    if not _any_finite(planes):
+        raise ResultError(
+            "no run holds a plane with a finite loss; measure it with --measures loss_plane"
+        )
+    return map_figure(planes)
+
+
+def has_plane(comparison: Comparison) -> bool:
+    """Return whether `plane_figure` has something to draw.
+
+    >>> from flatkit.results import Entry, Report
+    >>> has_plane(Comparison([Entry("sgd", "sgd", Report([]))]))
+    False
+    """
+    return _any_finite(_planes(comparison))
+
+
+def _planes(comparison: Comparison) -> list[Surface]:
+    return [
+        _plane(entry.name, result)
+        for entry in comparison.entries
+        if (result := entry.report.find("loss_plane")) is not None
+    ]
+
+
+def _any_finite(planes: Sequence[Surface]) -> bool:
+    return any(numpy.isfinite(plane.quantities["loss"]).any() for plane in planes)
+
+
+def _plane(name: str, result: Result) -> Surface:
+    settings = result.settings
+    directions = {
+        "kind": "random",
+        "norms": settings.get("direction_norms") or (),
+        "normalization": settings.get("normalization"),
+        "one_dimensional": settings.get("one_dimensional"),
+    }
+    return Surface(
+        {"x": result.value["x"], "y": result.value["y"]},
+        {"loss": numpy.array(result.value["loss"], dtype=float)},  # None becomes NaN
+        {"name": name, "directions": directions},
+    )

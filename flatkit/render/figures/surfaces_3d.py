@@ -1,0 +1,137 @@
+"""Figures of planes in three dimensions, side by side on one scale."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.axes3d import Axes3D
+from scipy.interpolate import RegularGridInterpolator
+
+from flatkit.errors import ResultError
+from flatkit.landscape.surface import Surface
+from flatkit.render.axes import (
+    axis_label,
+    explanation,
+    in_units,
+    quantity_label,
+    tick_text,
+)
+from flatkit.render.figures.colour_scale import COLOURS, Scale, scale_of
+from flatkit.render.style import footnote, panels, styled, title
+
+_FINE = 121
+"""Facets along an axis, interpolated linearly, so that colours follow the levels."""
+
+
+def relief_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Figure:
+    """Draw a quantity as height over planes, on ONE scale of heights and colours.
+
+    Logarithmic where the values allow it. Higher than the scale: cut off there. Infinite or no
+    number: a hole.
+
+    Args:
+        surfaces: with axes x and y; those without the quantity are left out.
+        quantity: e.g. `loss`, `test_accuracy`.
+
+    Raises:
+        ResultError: no plane has a finite value.
+
+    >>> plane = Surface({"x": [0, 1, 2], "y": [0, 1]}, {"loss": [[1, 2, 3], [2, 3, 4]]})
+    >>> relief_figure([plane]).axes[0].get_zlabel()
+    'loss'
+    """
+    planes = [s for s in surfaces if len(s.axes) == 2 and quantity in s.quantities]
+    values = [in_units(plane, quantity) for plane in planes]
+    if not any(numpy.isfinite(array).any() for array in values):
+        raise ResultError(f"no plane holds a finite {quantity}; measure it with flatkit landscape")
+    with styled():
+        figure, axes = panels(
+            len(planes),
+            width=4.2 if len(planes) == 1 else 3.5,
+            height=3.4 if len(planes) == 1 else 3.0,
+            per_row=3,
+            margins=(0.3, 0.5),
+            subplot_kw={"projection": "3d"},
+        )
+        scale = scale_of(values, linear=quantity.endswith("accuracy"))
+        for axis, plane, array in zip(axes, planes, values, strict=True):
+            assert isinstance(axis, Axes3D)
+            _draw(axis, plane, array, scale)
+            _finish(axis, plane, scale, quantity)
+        cut = f"; cut off at {tick_text(float(f'{scale.top:.2g}'))}"
+        footnote(figure, explanation(planes) + (cut if scale.extend == "max" else ""))
+    return figure
+
+
+def _draw(axis: Axes3D, plane: Surface, array: Any, scale: Scale) -> None:
+    x, y = plane.axes["x"], plane.axes["y"]
+    infinite = numpy.isposinf(array)
+    height = _height(numpy.where(infinite, numpy.nan, array), scale)
+    fine = [numpy.linspace(s[0], s[-1], max(_FINE, len(s))) for s in (x, y)]
+    smooth = RegularGridInterpolator((y, x), height)
+    right, up = numpy.meshgrid(*fine)
+    heights = smooth(numpy.stack([up, right], axis=-1))
+    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
+    share = (heights - low) / (top - low)
+    colours = colormaps[COLOURS](numpy.nan_to_num(share))
+    axis.plot_surface(
+        right,
+        up,
+        heights,
+        facecolors=colours,
+        rcount=_FINE,
+        ccount=_FINE,
+        linewidth=0,
+        antialiased=False,
+        shade=True,
+        rasterized=True,
+    )
+    path = plane.header.get("path")
+    if path:
+        _line(axis, numpy.array(path["at"], dtype=float), smooth, x, y)
+    centre = float(smooth([[0.0, 0.0]])[0]) if x[0] <= 0 <= x[-1] and y[0] <= 0 <= y[-1] else None
+    for marker in plane.header.get("markers", ()) or ([{"at": [0.0, 0.0]}] if centre else []):
+        _line(axis, numpy.array([marker["at"]], dtype=float), smooth, x, y)
+
+
+def _line(axis: Axes3D, at: Any, smooth: Any, x: Any, y: Any) -> None:
+    """Draw points of the plane just above it, those inside the range."""
+    inside = (at[:, 0] >= x[0]) & (at[:, 0] <= x[-1]) & (at[:, 1] >= y[0]) & (at[:, 1] <= y[-1])
+    at = at[inside]
+    if len(at) > 1:  # along the surface, not through it
+        ends = numpy.arange(len(at))
+        shares = numpy.linspace(0, len(at) - 1, 20 * (len(at) - 1) + 1)
+        way = numpy.stack([numpy.interp(shares, ends, at[:, d]) for d in (0, 1)], axis=1)
+        axis.plot(way[:, 0], way[:, 1], smooth(way[:, ::-1]), color="black", zorder=10)
+    axis.plot(
+        at[:, 0], at[:, 1], smooth(at[:, ::-1]), color="black", linestyle="none", marker="o",
+        markersize=3, markerfacecolor="white", zorder=11,
+    )  # fmt: skip
+
+
+def _height(values: Any, scale: Scale) -> Any:
+    """Return what is drawn upwards, cut at the top of the scale."""
+    cut = numpy.minimum(values, scale.top)
+    return numpy.log10(cut) if scale.is_log else cut
+
+
+def _finish(axis: Axes3D, plane: Surface, scale: Scale, quantity: str) -> None:
+    axis.view_init(elev=32, azim=-58)
+    # Room for the labels, which the layout overlooks.
+    axis.set_box_aspect((4, 4, 3), zoom=0.86)  # type: ignore[arg-type]
+    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
+    axis.set_zlim(low, top)
+    ticks = scale.ticks
+    axis.zaxis.set_ticks(_height(ticks, scale).tolist(), labels=[tick_text(tick) for tick in ticks])
+    axis.locator_params(axis="x", nbins=5)
+    axis.locator_params(axis="y", nbins=5)
+    axis.set_xlabel(axis_label(plane, 0))
+    axis.set_ylabel(axis_label(plane, 1))
+    axis.set_zlabel(quantity_label(quantity))
+    axis.set_title(title(plane.name))
+    sides: list[Any] = [axis.xaxis, axis.yaxis, axis.zaxis]
+    for each in sides:
+        each.pane.set_facecolor("white")
+        each.pane.set_edgecolor("0.8")

@@ -1,0 +1,170 @@
+"""Symmetric linear operators: what the spectral methods see of a Hessian."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError, NotSymmetricError
+from flatkit.spectrum.dot import inner, length, outside
+
+
+class SymmetricOperator(ABC):
+    """A symmetric P×P matrix known through its products; the input is never modified.
+
+    Attributes:
+        size: P.
+        dtype: of the vectors that it takes and returns.
+        device: likewise.
+    """
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def rounding(self) -> float:
+        """How far products are off, relative to the largest eigenvalue, as far as is known."""
+        return 4 * torch.finfo(self.dtype).eps
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Sizes of consecutive parts of the vector that belong together, such as layers."""
+        return (self.size,)
+
+    @abstractmethod
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return the product with a vector [P] as a new vector [P]."""
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Return the products with the rows of a block [K, P], as rows [K, P]."""
+        return torch.stack([self.matvec(vector) for vector in vectors])
+
+    @final
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """Return A v for v of shape [P], or A V for V of shape [P, K]."""
+        if other.ndim not in (1, 2) or other.shape[0] != self.size:
+            raise InvalidArgumentError(
+                f"the right factor must have the shape [{self.size}] or [{self.size}, K], "
+                f"got {list(other.shape)}"
+            )
+        return self.matvec(other) if other.ndim == 1 else self.matmat(other.T).T
+
+    def to_scipy(self) -> LinearOperator:
+        """Return the operator for SciPy's iterative solvers, such as `eigsh`."""
+
+        def product(vector):
+            argument = torch.as_tensor(vector.reshape(-1)).to(self.device, self.dtype)
+            return self.matvec(argument).double().cpu().numpy()
+
+        return LinearOperator((self.size, self.size), matvec=product, dtype="float64")  # type: ignore[call-arg]
+
+
+@final
+class DenseOperator(SymmetricOperator):
+    """An explicit matrix.
+
+    >>> DenseOperator(torch.tensor([[2.0, 1.0], [1.0, 0.0]])) @ torch.tensor([1.0, 0.0])
+    tensor([2., 1.])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise InvalidArgumentError(f"matrix must be square, got {list(matrix.shape)}")
+        self.matrix = matrix
+        self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return the product with a vector [P]."""
+        return self.matrix @ vector
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Return the products with the rows of a block [K, P]."""
+        return vectors @ self.matrix.T
+
+
+@final
+class ShiftedOperator(SymmetricOperator):
+    """A + σI.
+
+    >>> ShiftedOperator(DenseOperator(torch.eye(2)), 3.0) @ torch.tensor([1.0, 2.0])
+    tensor([4., 8.])
+    """
+
+    def __init__(self, operator: SymmetricOperator, shift: float) -> None:
+        self.operator, self.shift = operator, shift
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return A v + σ v."""
+        return self.operator.matvec(vector) + self.shift * vector
+
+
+@final
+class ProjectedOperator(SymmetricOperator):
+    """PAP, where P projects onto the orthogonal complement of given orthonormal vectors.
+
+    With the vectors of known eigenvalues this is deflation: those eigenvalues become 0, and an
+    iteration that starts in the complement stays there.
+
+    >>> matrix = torch.diag(torch.tensor([5.0, 1.0]))
+    >>> ProjectedOperator(DenseOperator(matrix), torch.tensor([[1.0, 0.0]])) @ torch.ones(2)
+    tensor([0., 1.])
+    """
+
+    def __init__(self, operator: SymmetricOperator, vectors: Tensor) -> None:
+        self.operator, self.vectors = operator, vectors  # vectors: [K, P], orthonormal rows
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def project(self, vector: Tensor) -> Tensor:
+        """Return the part of a vector that is orthogonal to the known ones."""
+        return outside(self.vectors, vector)
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return P A P v."""
+        return self.project(self.operator.matvec(self.project(vector)))
+
+
+def check_symmetric(
+    operator: SymmetricOperator, *, generator: torch.Generator, tolerance: float | None = None
+) -> float:
+    """Return how far the operator is from symmetric, as |uᵀAv − vᵀAu| / (‖u‖‖Av‖ + ‖v‖‖Au‖).
+
+    One random pair u, v: an operator that fails is not symmetric; one that passes may still be.
+    Cost: 2 products.
+
+    Args:
+        operator: any operator.
+        generator: draws u and v.
+        tolerance: what is allowed; the default is 1e-3 in 32 bits and 1e-8 in 64 bits.
+
+    Raises:
+        NotSymmetricError: the tolerance is exceeded.
+
+    >>> check_symmetric(DenseOperator(torch.eye(3)), generator=torch.Generator().manual_seed(0))
+    0.0
+    """
+    u, v = (random_vector(operator, generator=generator) for _ in range(2))
+    au, av = operator.matvec(u), operator.matvec(v)
+    scale = length(u) * length(av) + length(v) * length(au)
+    asymmetry = abs(float(inner(u, av)) - float(inner(v, au))) / scale if scale > 0 else 0.0
+    allowed = tolerance or (1e-8 if operator.dtype == torch.float64 else 1e-3)
+    if asymmetry > allowed:
+        raise NotSymmetricError(
+            f"the operator is not symmetric: uᵀAv and vᵀAu differ by {asymmetry:.1e} of their "
+            f"scale (allowed {allowed:.0e}); eigenvalue methods here need a symmetric one"
+        )
+    return asymmetry
+
+
+def random_vector(operator: SymmetricOperator, *, generator: torch.Generator) -> Tensor:
+    """Return a standard normal vector [P], the same for every dtype and device of the operator.
+
+    >>> operator = DenseOperator(torch.eye(3, dtype=torch.float64))
+    >>> random_vector(operator, generator=torch.Generator().manual_seed(0)).dtype
+    torch.float64
+    """
+    vector = torch.randn(operator.size, generator=generator, dtype=torch.float32)
+    return vector.to(operator.device, operator.dtype)

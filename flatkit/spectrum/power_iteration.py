@@ -1,0 +1,189 @@
+"""Power iteration that stops on the residual and knows the sign of what it finds."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flatkit.checks import check_count, check_positive
+from flatkit.errors import InvalidArgumentError, NonFiniteError
+from flatkit.spectrum.dot import inner, length
+from flatkit.spectrum.estimate import Estimate, residual_norms
+from flatkit.spectrum.operators import (
+    ProjectedOperator,
+    ShiftedOperator,
+    SymmetricOperator,
+    random_vector,
+)
+
+_PATIENCE = 8
+"""Iterations without progress after which a tie of λ and −λ is suspected."""
+
+
+@dataclass
+class _Search:
+    """The running state: what was found and what may still be spent."""
+
+    budget: int
+    tolerance: float
+    matvecs: int = 0
+    scale: float = 0.0  # the largest ‖Av‖ seen
+    values: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    vectors: list[Tensor] = field(default_factory=list)
+    negative_end: float | None = None
+    tie: bool = False
+    at_wrong_end: bool = False  # products ran out before the upper end was looked at
+
+    @property
+    def allowed(self) -> float:
+        return self.tolerance * self.scale
+
+    @property
+    def exhausted(self) -> bool:
+        return self.matvecs >= self.budget
+
+
+def power_iteration(
+    operator: SymmetricOperator,
+    *,
+    k: int = 1,
+    tolerance: float = 1e-4,
+    max_matvecs: int = 1000,
+    generator: torch.Generator,
+) -> Estimate:
+    """Return the k largest (most positive) eigenvalues by power iteration with deflation.
+
+    v ← Av/‖Av‖, μ = vᵀAv, until ‖Av − μv‖ ≤ tolerance·max ‖Av‖. Each value holds to its residual:
+    some eigenvalue lies within it, and μ is at most the largest one. It is NOT certain that the
+    nearest one is the largest; from a random start it is with probability one.
+
+    Plain power iteration finds the eigenvalue of largest magnitude. Where that is negative, or
+    where ‖Av‖ settles but v does not (λ and −λ tie), the iteration goes on with A + σI, σ = ‖Av‖,
+    whose largest eigenvalue belongs to the largest one of A; `notes` say so.
+
+    Cost: a product an iteration, rate |λ2/λ1|; memory k + 3 vectors. `lanczos` needs far fewer
+    products where memory allows some more vectors.
+
+    Args:
+        operator: A, symmetric.
+        k: how many eigenvalues.
+        tolerance: on the residual, relative to the largest magnitude seen.
+        max_matvecs: products in all, but for the k that check the vectors if k > 1; when spent,
+            the status is `budget`.
+        generator: draws the starts.
+
+    Raises:
+        InvalidArgumentError: k > P, or an argument out of range.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0, -5.0])))
+    >>> round(float(power_iteration(operator, generator=torch.Generator()).value[0]), 3)
+    3.0
+    """
+    check_wanted(operator, k)
+    check_positive("tolerance", tolerance)
+    # The couplings of k vectors that are not exact add up: each is held to a part of the tolerance.
+    search = _Search(check_count("max_matvecs", max_matvecs), tolerance / math.sqrt(k))
+    started = time.perf_counter()
+    for _ in range(k):
+        _find_next(operator, search, generator)
+        if search.exhausted:
+            break
+    order = sorted(range(len(search.values)), key=lambda i: -search.values[i])
+    values = torch.tensor([search.values[i] for i in order], dtype=torch.float64)
+    vectors = torch.stack([search.vectors[i] for i in order])
+    errors = torch.tensor(search.errors, dtype=torch.float64)
+    if k > 1:  # what deflation removed belongs to the residual too
+        errors = residual_norms(operator, values, vectors)
+        search.matvecs += len(order)
+    settled = bool((errors <= tolerance * search.scale).all()) and not search.at_wrong_end
+    complete = len(order) == k and settled
+    return Estimate(
+        value=values,
+        error=errors + operator.rounding * search.scale,
+        error_kind="residual",
+        status="converged" if complete else "budget",
+        matvecs=search.matvecs,
+        seconds=time.perf_counter() - started,
+        vectors=vectors,
+        notes={"negative_end": search.negative_end, "tie": search.tie},
+    )
+
+
+def check_wanted(operator: SymmetricOperator, k: int) -> int:
+    """Return k if the operator has so many eigenvalues.
+
+    Raises:
+        InvalidArgumentError: k < 1 or k > P.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> check_wanted(DenseOperator(torch.eye(2)), 2)
+    2
+    """
+    if check_count("k", k) > operator.size:
+        raise InvalidArgumentError(
+            f"k must be at most {operator.size}, the number of parameters, got {k}"
+        )
+    return k
+
+
+def _find_next(operator: SymmetricOperator, search: _Search, generator: torch.Generator) -> None:
+    """Append the largest eigenvalue in the complement of the vectors found so far."""
+    if search.vectors:
+        operator = ProjectedOperator(operator, torch.stack(search.vectors))
+    start = random_vector(operator, generator=generator)
+    value, error, vector, size = _iterate(operator, 0.0, search, start)
+    settled = error <= search.allowed
+    if not (settled and value >= 0):
+        if search.exhausted:
+            search.at_wrong_end = True
+        elif settled:
+            search.negative_end = min(value, search.negative_end or 0.0)
+            vector = random_vector(operator, generator=generator)
+        else:
+            search.tie = True
+        if not search.exhausted:
+            value, error, vector, _ = _iterate(operator, size, search, vector)
+    search.values.append(value)
+    search.errors.append(error)
+    search.vectors.append(vector)
+
+
+def _iterate(
+    operator: SymmetricOperator, shift: float, search: _Search, start: Tensor
+) -> tuple[float, float, Tensor, float]:
+    """Return μ, its residual, v and ‖(A + σI)v‖ of a power iteration with A + σI."""
+    shifted = ShiftedOperator(operator, shift)
+    vector, errors = _unit(operator, start), []
+    while True:
+        product = shifted.matvec(vector)
+        search.matvecs += 1
+        value, size = float(inner(vector, product)), length(product)
+        if not math.isfinite(size):
+            raise NonFiniteError("a product with the operator has NaN or infinite entries")
+        errors.append(length(product - value * vector))
+        search.scale = max(search.scale, size - shift)
+        done = errors[-1] <= search.allowed
+        tie = shift == 0 and _is_stuck(errors, size)
+        if done or tie or search.exhausted or size == 0:
+            return value - shift, errors[-1], vector, size
+        vector = _unit(operator, product / size)
+
+
+def _is_stuck(errors: list[float], size: float) -> bool:
+    """Whether the residual stays so large that eigenvalues of opposite sign must be mixed.
+
+    Two eigenvalues of one sign whose ratio is near enough to 1 to stop the progress leave a
+    residual below 2 % of ‖Av‖.
+    """
+    recent = errors[-1 - _PATIENCE :]
+    return len(recent) > _PATIENCE and errors[-1] > 0.8 * recent[0] and errors[-1] > 0.05 * size
+
+
+def _unit(operator: SymmetricOperator, vector: Tensor) -> Tensor:
+    if isinstance(operator, ProjectedOperator):  # rounding leads back to the known vectors
+        vector = operator.project(vector)
+    return vector / length(vector)

@@ -1,0 +1,107 @@
+"""A surface whose process is killed with SIGKILL in the middle, and one that was not, are equal."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flatkit import checkpoints
+from flatkit.data import DATASETS
+from flatkit.errors import ResultError
+from flatkit.landscape import LandscapeSettings, load_surface, measure_into, plan_landscapes
+from flatkit.landscape.evaluate import Engine
+from flatkit.models import MODELS
+
+# Measures as the command does; kills itself in pass number `fatal` of the engine, in its middle.
+DRIVER = """
+import json, os, signal, sys
+import torch
+from flatkit import checkpoints
+from flatkit.landscape import LandscapeSettings, measure_into, plan_landscapes
+from flatkit.landscape.evaluate import Engine
+checkpoint, out, settings, fatal, threads = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+passes, values = 0, Engine.values
+def count(self, steps):
+    global passes
+    passes += 1
+    found = values(self, steps)
+    if passes == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+Engine.values = count
+(job,) = plan_landscapes([checkpoints.load(checkpoint)], LandscapeSettings(**settings))
+measure_into(out, job)
+"""
+
+CASES = {
+    "point by point": ("cnn", {"width": 2}, ("loss", "gradient_norm"), 1),
+    "many points in a pass": ("mlp", {"hidden": [8]}, ("loss", "accuracy"), 16),
+}
+
+
+def checkpoint(folder: Path, model: str, arguments: dict) -> Path:
+    data = {"name": "digits", "kwargs": {"test_fraction": 0.9}}
+    built = DATASETS.build("digits", test_fraction=0.9)
+    spec = {"in_shape": list(built.in_shape), "classes": built.classes, **arguments}
+    torch.manual_seed(0)
+    state = MODELS.build(model, **spec).state_dict()
+    return checkpoints.save(
+        folder / "ckpt.pt",
+        model={"name": model, "kwargs": spec},
+        data={**data, "sha256": built.sha256()},
+        loss={"name": "cross_entropy", "kwargs": {}},
+        state_dict=state,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_finished_point_is_measured_again_and_the_result_is_identical(
+    tmp_path, case, monkeypatch
+):
+    model, arguments, quantities, least = CASES[case]
+    path = checkpoint(tmp_path, model, arguments)
+    settings: dict[str, Any] = {"points": 13, "refine": 0.02, "samples": 60}
+    settings["quantities"] = quantities
+    passes: list[list] = []
+    plain = Engine.values
+
+    def counted(self, steps):
+        passes.append([tuple(step) for step in steps])
+        return plain(self, steps)
+
+    monkeypatch.setattr(Engine, "values", counted)
+    (job,) = plan_landscapes([checkpoints.load(path)], LandscapeSettings(**settings))
+    whole = measure_into(tmp_path / "whole.npz", job)
+    everything, fatal = list(passes), len(passes) // 2 + 1
+    assert len(everything[0]) >= least and len(everything) >= 3
+
+    killed = tmp_path / "killed.npz"
+    given = json.dumps([str(path), str(killed), settings, fatal, torch.get_num_threads()])
+    done = subprocess.run([sys.executable, "-c", DRIVER, given], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not killed.exists() or not load_surface(killed).header["complete"]
+    passes.clear()
+    (job,) = plan_landscapes([checkpoints.load(path)], LandscapeSettings(**settings))
+    resumed = measure_into(killed, job)
+    assert passes == everything[fatal - 1 :]  # but the pass that the kill cut off, nothing twice
+    for name, values in whole.quantities.items():
+        np.testing.assert_array_equal(values, resumed.quantities[name])
+    np.testing.assert_array_equal(whole.measured, resumed.measured)
+    assert whole.header == resumed.header
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.pt", "killed.npz", "whole.npz"]
+
+    passes.clear()
+    assert measure_into(killed, job).header["complete"] and passes == []  # nothing is left to do
+    (other,) = plan_landscapes(
+        [checkpoints.load(path)], LandscapeSettings(**{**settings, "seed": 1})
+    )
+    with pytest.raises(ResultError, match="measured otherwise"):
+        measure_into(killed, other)
+    assert measure_into(killed, other, overwrite=True).header["fingerprint"] == other.fingerprint
