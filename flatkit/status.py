@@ -1,0 +1,67 @@
+"""How a measurement ended, and what that means for its value."""
+
+from enum import Enum
+
+
+class Status(str, Enum):
+    """How a measurement ended. It is written to JSON as its value.
+
+    Attributes:
+        advice: what the status means for the value, and what helps; empty where all is well.
+
+    >>> Status("budget") is Status.BUDGET, str(Status.BUDGET), Status.BUDGET == "budget"
+    (True, 'budget', True)
+    >>> Status.CONVERGED.advice
+    ''
+    """
+
+    advice: str
+
+    CONVERGED = "converged", ""
+    BUDGET = (
+        "budget",
+        "the budget ran out before the tolerance was met; value and error hold, "
+        "more work may sharpen them",
+    )
+    ROUNDING = (
+        "rounding",
+        "rounding of the dtype is as large as the tolerance; float64 helps",
+    )
+    MULTIPLICITY = (
+        "multiplicity",
+        "an eigenvalue may be a multiple one that is reported too few times; the error "
+        "says by how much that would displace the others",
+    )
+    KINKS = (
+        "kinks",
+        "the gradient jumps where the search ended, as in a piecewise linear network; the "
+        "bound holds, and a larger budget may raise it",
+    )
+    SEARCH_MISSED_MAXIMUM = (
+        "search_missed_maximum",
+        "another search proves that a larger value exists in the ball; the bound holds but is "
+        "loose",
+    )
+    UNCHECKED_STOP = (
+        "unchecked_stop",
+        "PyHessian stops when its estimate changes little; the residual beside it is computed here",
+    )
+    DISAGREEMENT = (
+        "disagreement",
+        "flatkit and PyHessian differ by more than their residuals allow",
+    )
+
+    def __new__(cls, value: str, advice: str) -> "Status":
+        """Make a member that equals its value and carries its advice."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.advice = advice
+        return member
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    @property
+    def text(self) -> str:
+        """The status in words, for tables."""
+        return str(self.value).replace("_", " ")
