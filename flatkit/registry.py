@@ -3,20 +3,19 @@
 No builder is imported before it is asked for: listing the names costs no `import torch`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
-from flatkit.checks import check_choice
+from flatkit.checks import check_choice, nearest
 from flatkit.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Builders of one kind by name, each imported when it is first used.
+    """Builders of one kind by name, each imported when it is first used; a collection of names.
 
     Attributes:
         kind: what the builders build, for messages, e.g. `model`.
@@ -36,6 +35,15 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """The names, in the order of registration."""
         return tuple(self.homes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     def build(self, name: str, **kwargs: Any) -> Any:
         """Call the builder.
@@ -77,11 +85,10 @@ class Registry:
         allowed = _parameters(builder)
         for key in kwargs:
             if key not in allowed:
-                nearest = get_close_matches(key, allowed, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+                hint = nearest(key, allowed)
                 raise InvalidArgumentError(
                     f"{self.kind} {name} has no argument {key!r}; "
-                    f"it takes {', '.join(allowed) or 'none'}{hint}"
+                    f"it takes {', '.join(allowed) or 'none'}" + (f"; {hint}" if hint else "")
                 )
         missing = [
             key

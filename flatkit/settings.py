@@ -4,15 +4,31 @@ A setting is written once, as a field made by `setting`. The check of its value,
 class's docstring, and the option of the command line are all made from that field.
 """
 
+import inspect
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, cast
+from functools import cache
+from typing import (
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from flatkit.checks import check_choice
+from flatkit.errors import InvalidArgumentError
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
 """(name, value) -> value, or an `InvalidArgumentError`; see `flatkit.checks`."""
+
+Shape: TypeAlias = Literal["one", "several", "pair", "mapping"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,8 @@ class Setting:
     Attributes:
         help: one sentence, for the docstring and for the help of the command line.
         check: of the value, or of each of several; None is not checked.
-        choices: the values that are allowed, if they are names.
+        choices: the values that are allowed, if they are names; those of a `Literal` are known
+            from the annotation.
         group: the heading under which the command line lists it.
         flags: names of the option other than `--name-of-the-field`.
         metavar: what the help shows in place of the value.
@@ -36,6 +53,21 @@ class Setting:
     flags: Sequence[str] = ()
     metavar: str | None = None
     default_text: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the annotation of a setting says of its values.
+
+    Attributes:
+        entry: the type of the value, or of each of several.
+        shape: `one` value, `several` in a sequence, a `pair`, or a `mapping` of names.
+        choices: the values that are allowed, if they are names.
+    """
+
+    entry: type
+    shape: Shape = "one"
+    choices: Collection[str] = ()
 
 
 def setting(default: T, help: str, **more: Any) -> T:
@@ -68,17 +100,36 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
     return {item.name: item.metadata["setting"] for item in fields(cls) if item.metadata}
 
 
+@cache
+def kinds_of(cls: type) -> Mapping[str, Kind]:
+    """Return what the annotations of a dataclass say of its settings, by name.
+
+    >>> @dataclass
+    ... class Walk:
+    ...     places: Sequence[Literal["wood", "lake"]] | None = setting(None, "Where to.")
+    >>> kinds_of(Walk)
+    {'places': Kind(entry=<class 'str'>, shape='several', choices=('wood', 'lake'))}
+    """
+    hints = get_type_hints(cls)
+    return {name: _kind(hints[name], known.choices) for name, known in settings_of(cls).items()}
+
+
 def check_settings(settings: Any) -> None:
     """Check every value that is not None by what its field says; of sequences, every entry.
 
     Raises:
         InvalidArgumentError: a value is not allowed.
     """
+    kinds = kinds_of(type(settings))
     for name, known in settings_of(type(settings)).items():
-        value = getattr(settings, name)
-        for entry in _entries(value):
-            if known.choices:
-                check_choice(name, entry, known.choices)
+        kind, value = kinds[name], getattr(settings, name)
+        if value is None:
+            continue
+        for entry in (value,) if kind.shape in ("one", "mapping") else _entries(name, value):
+            if kind.choices:
+                check_choice(name, entry, kind.choices)
+            if kind.entry is bool and not isinstance(entry, bool):
+                raise InvalidArgumentError(f"{name} must be true or false, got {entry!r}")
             if known.check is not None:
                 known.check(name, entry)
 
@@ -86,11 +137,27 @@ def check_settings(settings: Any) -> None:
 def described(cls: type[T]) -> type[T]:
     """Add a line for each setting to the docstring of a dataclass."""
     lines = [f"    {name}: {known.help}" for name, known in settings_of(cls).items()]
-    cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "Attributes:", *lines])
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
     return cls
 
 
-def _entries(value: Any) -> Sequence[Any]:
-    if value is None:
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)
+def _kind(hint: Any, choices: Collection[str]) -> Kind:
+    """Return the kind of an annotation; `X | None` is that of X."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint, *_) = [part for part in get_args(hint) if part is not type(None)]
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return Kind(type(inner[0]), choices=choices or inner)
+    if origin is None:
+        return Kind(hint, choices=choices)
+    if issubclass(origin, Mapping):
+        return Kind(inner[1] if inner[1] is not Any else object, "mapping")
+    of_entries = _kind(inner[0], choices)
+    pair = origin is tuple and inner[-1] is not Ellipsis
+    return Kind(of_entries.entry, "pair" if pair else "several", of_entries.choices)
+
+
+def _entries(name: str, value: Any) -> Collection[Any]:
+    if isinstance(value, str) or not isinstance(value, Collection):  # a text is one of letters
+        raise InvalidArgumentError(f"{name} must be a list, got {value!r}")
+    return cast("Collection[Any]", value)

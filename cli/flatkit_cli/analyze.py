@@ -9,17 +9,18 @@ from typing import Any
 
 import click
 
-from flatkit.errors import InvalidArgumentError
 from flatkit.files import check_writable
 from flatkit.measures.settings import MEASURES, AnalysisSettings
+from flatkit.objective.settings import ObjectiveSettings
+from flatkit_cli.options import Command, setting_options
 from flatkit_cli.subject import subject_options, take_subject
 
-_RHO_HELP = "Radius of a ball; repeatable.  [default: 0.01, 0.03, 0.1]"
 _DEFAULTS = {field.name: field.default for field in fields(AnalysisSettings)}
 _MEASURE_HELP = "".join(f"\n  {name:<23} {text}" for name, text in MEASURES.items())
 
 
 @click.command(
+    cls=Command,
     short_help="measure curvature, flatness and landscape of a checkpoint",
     help=f"""Measure curvature, flatness and landscape of CHECKPOINT.
 
@@ -40,10 +41,11 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @subject_options
+@setting_options(ObjectiveSettings)
 @click.option(
     "--measures", multiple=True, metavar="NAME[,NAME]", help="What to measure; repeatable."
 )
-@click.option("--rho", multiple=True, type=float, help=_RHO_HELP)
+@setting_options(AnalysisSettings, only=("rho", "budget"))
 @click.option(
     "--method",
     type=click.Choice(["auto", "lanczos", "power", "lobpcg", "pyhessian"]),
@@ -106,7 +108,6 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
     show_default=True,
     help="Repeat curvature on so many draws of --samples and report the spread.",
 )
-@click.option("--memory", type=int, help="Bytes that a product may hold. [default: no limit]")
 @click.option(
     "--geometry",
     type=click.Choice(["l2", "adaptive", "filter", "linf"]),
@@ -114,28 +115,7 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
     show_default=True,
     help="Shape of the balls; adaptive and filter are relative to the weights.",
 )
-@click.option(
-    "--budget",
-    type=int,
-    default=_DEFAULTS["budget"],
-    show_default=True,
-    help="Gradients for each search in a ball.",
-)
 @click.option("--m-sharpness", type=int, metavar="M", help="Measure it, with M samples a batch.")
-@click.option("--samples", type=int, help="Use N random training samples. [default: all]")
-@click.option(
-    "--batchnorm", type=click.Choice(["eval", "train"]), default="eval", show_default=True
-)
-@click.option(
-    "--chunk-size", "--batch-size", type=int, help="Samples that go through the model at once."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    help="Compute in this type. [default: the checkpoint's]",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps or auto.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--slice-points", type=int, default=_DEFAULTS["slice_points"], show_default=True)
 @click.option(
     "--slice-directions", type=int, default=_DEFAULTS["slice_directions"], show_default=True
@@ -152,12 +132,10 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 @click.option(
     "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
 )
-def analyze(
-    checkpoint: Path, json_file: str | None, figures: Path | None, device: str, **options: Any
-) -> None:
+def analyze(checkpoint: Path, json_file: str | None, figures: Path | None, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task = take_subject(options)
-    settings = _settings(options, device)
+    settings = _settings(options)
     if json_file not in (None, "-"):
         check_writable(json_file)
     if figures is not None:
@@ -222,7 +200,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def _settings(options: dict[str, Any], device: str) -> AnalysisSettings:
+def _settings(options: dict[str, Any]) -> AnalysisSettings:
     """Return the checked settings; measures may be separated by commas."""
     extra = {"layer_curvature": options.pop("by_layer"), "cross_check": options.pop("cross_check")}
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -232,6 +210,4 @@ def _settings(options: dict[str, Any], device: str) -> AnalysisSettings:
     wanted = [name for name, asked in extra.items() if asked]
     if wanted:
         given["measures"] = [*given.get("measures", _DEFAULTS["measures"]), *wanted]
-    if given.get("samples") is not None and given["samples"] < 1:
-        raise InvalidArgumentError(f"samples must be a whole number >= 1, got {given['samples']}")
-    return AnalysisSettings(device=device, **given)
+    return AnalysisSettings(**given)

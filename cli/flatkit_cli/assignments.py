@@ -45,6 +45,24 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def parse_renames(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return `OLD=NEW` texts as a mapping; NEW may be empty.
+
+    Raises:
+        InvalidArgumentError: no `=`, or nothing before it.
+
+    >>> parse_renames(["head.=2.", "net.="], "--rename")
+    {'head.': '2.', 'net.': ''}
+    """
+    renames: dict[str, str] = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not equals or not old:
+            raise InvalidArgumentError(f"{option} must be OLD=NEW, got {text!r}")
+        renames[old] = new
+    return renames
+
+
 def parse_numbers(text: str, option: str) -> list[float]:
     """Return numbers that commas separate.
 
@@ -55,7 +73,7 @@ def parse_numbers(text: str, option: str) -> list[float]:
     [0.5, 0.75]
     """
     try:
-        return [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise InvalidArgumentError(
             f"{option} must be numbers separated by commas, got {text!r}"

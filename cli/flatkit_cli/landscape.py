@@ -12,7 +12,9 @@ import click
 
 from flatkit.checks import check_choice
 from flatkit.files import check_writable
+from flatkit.objective.settings import ObjectiveSettings
 from flatkit_cli.assignments import parse_numbers
+from flatkit_cli.options import Command, setting_options
 from flatkit_cli.pictures import (
     check_pictures,
     draw_surfaces,
@@ -31,6 +33,7 @@ _SECONDS = 20.0
 
 
 @click.command(
+    cls=Command,
     short_help="draw the loss around, between and along checkpoints",
     help="""Measure and draw the loss, accuracy and gradient norm around CHECKPOINT..., between
 them, or along the trajectory that they are.
@@ -60,6 +63,7 @@ Directions:
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @subject_options
+@setting_options(ObjectiveSettings)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the files.")
 @click.option(
     "--directions", default="random", show_default=True, metavar="KIND", help="See above."
@@ -99,15 +103,6 @@ Directions:
     help="Measure finer only where interpolation would miss by more than this share of the range, "
     "which is logarithmic, e.g. 0.02.",
 )
-@click.option("--samples", type=int, help="Use N random samples. [default: all]")
-@click.option("--chunk-size", type=int, help="Samples that go through the model at once.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    help="Compute in this type. [default: the checkpoint's]",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps or auto.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--export", "exports", metavar="KIND[,KIND]", help="Also csv, h5 or vtk.")
 @click.option("--figures/--no-figures", default=True, help="Whether to draw, in OUT.")
 @picture_options

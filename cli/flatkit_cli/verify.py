@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from flatkit.checks import check_positive
-from flatkit.errors import InvalidArgumentError
 from flatkit.files import check_writable
+from flatkit.measures.settings import AnalysisSettings
+from flatkit.objective.settings import ObjectiveSettings
+from flatkit_cli.options import Command, setting_options
 from flatkit_cli.subject import subject_options, take_subject
 
 
 @click.command(
+    cls=Command,
     short_help="say whether the theory of flatness holds at a checkpoint",
     help="""Measure R0 and R1 over a ladder of rho at each CHECKPOINT and hold them against the top
 eigenvalue. Each claim of the theory holds, fails, or cannot be told, with the reason. Several
@@ -29,29 +31,24 @@ flatkit verify runs/gam/epoch-*.pt --figures figures
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @subject_options
-@click.option("--rho", multiple=True, type=float, help="Radius; repeatable. [default: a ladder]")
-@click.option("--samples", type=int, help="Use N random training samples. [default: all]")
-@click.option("--batch-size", "chunk_size", type=int, help="Samples that go through at once.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Compute in this type.")
-@click.option("--budget", type=int, default=600, show_default=True, help="Gradients a search.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@setting_options(ObjectiveSettings)
+@setting_options(AnalysisSettings, only=("rho", "budget"), defaults={"rho": "a ladder"})
 @click.option("--json", "json_file", metavar="FILE", help="Save the report; - prints it alone.")
 @click.option(
     "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
 )
 def verify(
     checkpoints: Sequence[Path],
-    rho: Sequence[float],
+    rho: Sequence[float] | None,
     json_file: str | None,
     figures: Path | None,
     **options: Any,
 ) -> None:
     """Measure and show; the help text is that of the command."""
     make_task = take_subject(options)
-    for radius in rho:
-        check_positive("rho", radius, hint="the radius of a ball in parameter space")
-    if options["samples"] is not None and options["samples"] < 1:
-        raise InvalidArgumentError(f"samples must be >= 1, got {options['samples']}")
+    given = {name: value for name, value in options.items() if value is not None}
+    # What is not allowed is refused before anything is read.
+    AnalysisSettings(**given, **({} if rho is None else {"rho": rho}))
     if json_file not in (None, "-"):
         check_writable(json_file)
     if figures is not None:
@@ -61,11 +58,10 @@ def verify(
     from flatkit.verify.claims import verify_series
     from flatkit_cli.analyze import progress_bar
 
-    given = {name: value for name, value in options.items() if value is not None}
     command = ["flatkit", *sys.argv[1:]]
     with progress_bar() as progress:
         subjects = [partial(make_task, path) for path in checkpoints]
-        series = verify_series(subjects, rho=rho, progress=progress, command=command, **given)
+        series = verify_series(subjects, rho=rho or (), progress=progress, command=command, **given)
         reports = list(series)
     names = [str(path) for path in checkpoints]
     comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])

@@ -13,7 +13,8 @@ from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset
 from flatkit.errors import CheckpointError, InvalidArgumentError
 from flatkit.models import MODELS
-from flatkit.objective.losses import LOSSES, Loss
+from flatkit.objective.losses import Loss
+from flatkit.objective.names import LOSSES
 from flatkit.objective.task import Task
 from flatkit.registry import Registry, call_text, plain
 from flatkit.version import __version__

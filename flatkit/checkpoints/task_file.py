@@ -10,8 +10,7 @@ A task file is Python that the user wrote and named, the only place where code f
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
@@ -22,66 +21,13 @@ from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
+from flatkit.checkpoints.parts import Parts
 from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset
 from flatkit.errors import InvalidArgumentError, TaskError
 from flatkit.models import MODELS
-from flatkit.objective.losses import LOSSES
+from flatkit.objective.names import LOSSES
 from flatkit.objective.task import LossFunction, Task
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a checkpoint is to be completed with.
-
-    Attributes:
-        task: `FILE.py:FUNCTION`, a function without arguments that returns a `Task`.
-        model: a name in `flatkit.models.MODELS`.
-        model_args: its arguments; what the data know (`in_shape`, `classes`) comes from them.
-        data: a name in `flatkit.data.DATASETS`.
-        data_args: its arguments.
-        data_root: folder of the data.
-        loss: a name in `flatkit.objective.losses.LOSSES`; cross-entropy by default.
-        rename: beginnings of names in the file -> what they become.
-        ignore: shell patterns of names that may be in only one of file and model.
-
-    Raises:
-        InvalidArgumentError: parts that exclude each other.
-
-    >>> Parts(task="a.py:build", model="mlp")
-    Traceback (most recent call last):
-    flatkit.errors.InvalidArgumentError: task builds model, loss and data; leave out model
-    """
-
-    task: str | None = None
-    model: str | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    data: str | None = None
-    data_args: Mapping[str, Any] = field(default_factory=dict)
-    data_root: str | None = None
-    loss: str | None = None
-    rename: Mapping[str, str] = field(default_factory=dict)
-    ignore: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        """Check which parts go together."""
-        if self.task is not None:
-            others = ("model", "model_args", "data", "data_args", "data_root", "loss")
-            given = [name for name in others if getattr(self, name)]
-            if given:
-                raise InvalidArgumentError(
-                    f"task builds model, loss and data; leave out {', '.join(given)}"
-                )
-        for part in ("model", "data"):
-            if getattr(self, f"{part}_args") and getattr(self, part) is None:
-                raise InvalidArgumentError(f"{part}_args need {part}, the name they belong to")
-        if self.model is not None and self.data is None:
-            raise InvalidArgumentError("model needs data, the name of a data set")
-
-    @property
-    def complete(self) -> bool:
-        """Whether they name a model; else the checkpoint must."""
-        return self.task is not None or self.model is not None
 
 
 def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:

@@ -45,6 +45,7 @@ class Engine:
         batched: False forbids several points at once.
         far: the steps [D] of a point far away, 1 each by default; there and near the centre both
             ways must agree before several points are taken at once.
+        memory: bytes that a Hessian-vector product may hold.
 
     Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
     bounded by `stacked.MEMORY`; it does not grow with the number of points.
@@ -69,6 +70,7 @@ class Engine:
         estimate_on: Objective | None = None,
         batched: bool = True,
         far: Sequence[float] | None = None,
+        memory: int | None = None,
     ) -> None:
         for quantity in quantities:
             check_choice("quantities", quantity, get_args(Quantity))
@@ -79,6 +81,7 @@ class Engine:
                 f"got {list(directions.shape)}; do they belong to another architecture?"
             )
         self.objective, self.quantities = objective, tuple(quantities)
+        self._memory = memory
         self._theta, self._directions = theta.detach(), directions.detach().to(theta)
         self._place = torch.empty_like(self._theta)  # [P], where the model's weights live
         self._model = copy.deepcopy(objective.model)
@@ -193,7 +196,9 @@ class Engine:
         """Return λmax at the present point; no number where the curvature is none."""
         moved = self.objective.with_model(self._model) if self._moving else self.objective
         # Chosen by name: `auto` looks at the clock, and the same job must give the same bits.
-        hessian = HessianOperator(moved, self._place.clone(), engine="double_backward")
+        hessian = HessianOperator(
+            moved, self._place.clone(), engine="double_backward", memory=self._memory
+        )
         generator = torch.Generator().manual_seed(0)
         try:
             found = lanczos(hessian, tolerance=1e-3, max_matvecs=200, generator=generator)

@@ -39,6 +39,7 @@ class LandscapeJob:
         statistics: of BatchNorm, see `Engine`; `reestimate` takes the training samples if they
             are there.
         refine: see `flatkit.landscape.Refinement`.
+        memory: bytes that a Hessian-vector product may hold.
         about: put into the header of the surface, ready for JSON.
 
     Attributes:
@@ -68,6 +69,7 @@ class LandscapeJob:
         quantities: Sequence[Quantity] = ("loss",),
         statistics: Statistics = "fixed",
         refine: float | None = None,
+        memory: int | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.kind = str((about or {}).get("name", "surface")), frame.kind
@@ -82,6 +84,7 @@ class LandscapeJob:
                 buffers=frame.buffers,
                 estimate_on=objectives.get("train"),
                 far=[float(max(axis, key=abs)) for axis in axes.values()],
+                memory=memory,
             )
             for split, objective in objectives.items()
         }
@@ -102,6 +105,8 @@ class LandscapeJob:
             "batch": self._batch,
             "tensors": _digest(frame, objectives),
         }
+        if memory is not None:  # it splits the products, and so changes their rounding
+            self.job["memory"] = memory
         text = json.dumps(self.job, sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 

@@ -191,7 +191,7 @@ def _at(name: str, task: Task, settings: LandscapeSettings) -> LandscapeJob:
         )
     elif settings.directions == "eigenvectors":
         # By name: `auto` looks at the clock, and a job that goes on must find the same vectors.
-        hessian = HessianOperator(objective, engine="double_backward")
+        hessian = HessianOperator(objective, engine="double_backward", memory=settings.memory)
         frame = eigen_frame(hessian, theta, dimensions=settings.dimensions, seed=settings.seed)
     else:
         frame = given_frame(space, theta, _read_vectors(settings), **chosen)
@@ -253,6 +253,7 @@ def _job(
         quantities=_applicable(objectives, settings),
         statistics=settings.statistics or usual,
         refine=settings.refine,
+        memory=settings.memory,
         about={"name": name, "checkpoints": list(origins)},
     )
 
@@ -305,6 +306,7 @@ def _objectives(task: Task, settings: LandscapeSettings) -> dict[str, Objective]
             data,
             samples=samples,
             seed=settings.seed,
+            batchnorm=settings.batchnorm,
             chunk_size=settings.chunk_size,
             dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
             device=resolve_device(settings.device),

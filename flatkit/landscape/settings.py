@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias, get_args
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.settings import ObjectiveSettings
+from flatkit.settings import check_settings
 
 Directions: TypeAlias = Literal["random", "eigenvectors", "pca", "checkpoints", "given"]
 Normalization: TypeAlias = Literal["filter", "layer", "none"]
@@ -19,8 +21,10 @@ _POINTS = {1: 51, 2: 21}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LandscapeSettings:
-    """Settings of `flatkit.landscape.measure_landscape`.
+class LandscapeSettings(ObjectiveSettings):
+    """Settings of `flatkit.landscape.measure_landscape`, beside those of `ObjectiveSettings`.
+
+    `samples` counts for each split; of a test split with fewer, all are taken.
 
     Attributes:
         directions: `random`; `eigenvectors` of the Hessian, the largest eigenvalues first; `pca`
@@ -45,12 +49,6 @@ class LandscapeSettings:
         refine: None measures every point; a tolerance, as a share of the (logarithmic) range,
             measures a coarse grid first and goes on only where the surface misses its
             interpolation by more, see `flatkit.landscape.refinement`.
-        samples: samples in use of each split, drawn at random; all by default. Of a test split
-            with fewer, all.
-        chunk_size: samples that go through the model at once; chosen by default.
-        dtype: of the computation; that of the checkpoint by default.
-        device: `cpu`, `cuda`, `mps` or `auto`.
-        seed: of every random draw.
 
     Raises:
         InvalidArgumentError: one of them is out of range, or does not apply.
@@ -75,14 +73,10 @@ class LandscapeSettings:
     splits: Sequence[Split] = ("train",)
     statistics: Statistics | None = None
     refine: float | None = None
-    samples: int | None = None
-    chunk_size: int | None = None
-    dtype: Literal["float32", "float64"] | None = None
-    device: str = "cpu"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check everything."""
+        check_settings(self)
         check_choice("directions", self.directions, get_args(Directions))
         if self.dimensions not in (1, 2):
             raise InvalidArgumentError(f"dimensions must be 1 or 2, got {self.dimensions!r}")
@@ -116,12 +110,6 @@ class LandscapeSettings:
                 self.refine,
                 hint="the miss that is small enough, as a share of the range, e.g. 0.02",
             )
-        for name in ("samples", "chunk_size"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        if self.dtype is not None:
-            check_choice("dtype", self.dtype, ("float32", "float64"))
-        check_count("seed", self.seed, minimum=0)
 
     def _check_scaling(self) -> None:
         if (self.vectors is not None) != (self.directions == "given"):

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from flatkit.checks import check_choice, check_count, check_non_negative, check_positive
+from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.settings import ObjectiveSettings
+from flatkit.settings import check_settings, setting
 
 Method: TypeAlias = Literal["auto", "lanczos", "power", "lobpcg", "pyhessian"]
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
-DType: TypeAlias = Literal["float32", "float64"]
 
 MEASURES = {
     "loss": "mean loss on the training and test data",
@@ -45,9 +46,13 @@ _ON_REQUEST = (
 )
 
 
-@dataclass(frozen=True)
-class AnalysisSettings:
-    """Settings of `analyze`.
+def _check_radius(name: str, value: float) -> float:
+    return check_positive(name, value, hint="the radius of a ball in parameter space")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSettings(ObjectiveSettings):
+    """Settings of `analyze`, beside those of `ObjectiveSettings`.
 
     Attributes:
         measures: names from `MEASURES`.
@@ -59,7 +64,6 @@ class AnalysisSettings:
             block of the Hessian that belongs to them. All parameters by default.
         draws: with `samples`, repeat eigenvalues and trace on so many draws of samples and
             report their spread; 1 is no repetition.
-        memory: bytes that a Hessian-vector product may hold at once; no limit by default.
         geometry: of the balls: `l2`, `adaptive` (relative to each weight), `filter` (relative
             to each filter) or `linf`.
         budget: gradients for each search in a ball, about; a Hessian-vector product counts as 2.
@@ -68,12 +72,6 @@ class AnalysisSettings:
         tolerance: on their residual, relative to the largest magnitude.
         trace_tolerance: on the standard error of the trace, relative to it.
         max_matvecs: Hessian-vector products for the eigenvalues, and as many for the trace.
-        samples: training samples in use, drawn at random; all by default.
-        batchnorm: `eval` or `train`; see `flatkit.Objective`.
-        chunk_size: samples that go through the model at once; chosen by default.
-        dtype: of the computation; that of the checkpoint by default.
-        device: `auto` (cuda, then mps, then cpu), or one of these; the CPU by default.
-        seed: of every random draw; each measure has a stream of its own.
         slice_points: steps of a slice, odd.
         slice_directions: random directions of the slice.
         plane_points: steps of the plane along each axis, odd.
@@ -87,25 +85,22 @@ class AnalysisSettings:
     """
 
     measures: Sequence[str] = tuple(name for name in MEASURES if name not in _ON_REQUEST)
-    rho: Sequence[float] = (0.01, 0.03, 0.1)
+    rho: Sequence[float] = setting(
+        (0.01, 0.03, 0.1), "Radii of the balls.", check=_check_radius, group="Flatness"
+    )
     method: Method = "auto"
     trace_method: TraceMethod = "auto"
     params: Sequence[str] = ()
     draws: int = 1
-    memory: int | None = None
     geometry: GeometryName = "l2"
-    budget: int = 600
+    budget: int = setting(
+        600, "Gradients for each search in a ball.", check=check_count, group="Flatness"
+    )
     m_sharpness: int | None = None
     num_eigenvalues: int = 1
     tolerance: float = 1e-4
     trace_tolerance: float = 0.02
     max_matvecs: int = 1000
-    samples: int | None = None
-    batchnorm: Literal["eval", "train"] = "eval"
-    chunk_size: int | None = None
-    dtype: DType | None = None
-    device: str = "cpu"
-    seed: int = 0
     slice_points: int = 31
     slice_directions: int = 5
     plane_points: int = 21
@@ -113,6 +108,7 @@ class AnalysisSettings:
 
     def __post_init__(self) -> None:
         """Check everything, and sort the measures and radii."""
+        check_settings(self)
         for measure in self.measures:
             check_choice("measures", measure, MEASURES)
         if not self.measures:
@@ -125,9 +121,6 @@ class AnalysisSettings:
         check_choice("geometry", self.geometry, get_args(GeometryName))
         if "m_sharpness" in self.measures and self.m_sharpness is None:
             raise InvalidArgumentError("m_sharpness needs the number of samples a batch, e.g. 32")
-        check_choice("batchnorm", self.batchnorm, ("eval", "train"))
-        if self.dtype is not None:
-            check_choice("dtype", self.dtype, get_args(DType))
         in_order = tuple(
             name
             for name in MEASURES
@@ -139,21 +132,14 @@ class AnalysisSettings:
     def _check_numbers(self) -> None:
         if not self.rho:
             raise InvalidArgumentError("rho must hold at least one radius, got none")
-        for rho in self.rho:
-            check_positive("rho", rho, hint="the radius of a ball in parameter space")
         for name in ("tolerance", "trace_tolerance", "extent"):
             check_positive(name, getattr(self, name))
-        for name in ("samples", "chunk_size", "m_sharpness"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+        if self.m_sharpness is not None:
+            check_count("m_sharpness", self.m_sharpness)
         check_count("max_matvecs", self.max_matvecs, minimum=16)
-        check_count("budget", self.budget)
         check_count("num_eigenvalues", self.num_eigenvalues)
         check_count("draws", self.draws)
-        if self.memory is not None:
-            check_count("memory", self.memory)
         check_count("slice_directions", self.slice_directions, minimum=2)
-        check_non_negative("seed", self.seed)
         for name in ("slice_points", "plane_points"):
             if check_count(name, getattr(self, name), minimum=3) % 2 == 0:
                 raise InvalidArgumentError(

@@ -1,5 +1,5 @@
 from .function import Objective as Objective
-from .losses import LOSSES as LOSSES
+from .names import LOSSES as LOSSES
 from .passes import Chunk as Chunk
 from .passes import Evaluation as Evaluation
 from .passes import differentiate as differentiate

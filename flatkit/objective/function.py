@@ -19,7 +19,8 @@ from flatkit.errors import (
     NonDeterministicError,
     NonFiniteError,
 )
-from flatkit.objective.losses import LOSSES, ModelLoss, as_sums
+from flatkit.objective.losses import ModelLoss, as_sums
+from flatkit.objective.names import LOSSES
 from flatkit.objective.passes import Chunk, Evaluation, Tally, add_correct, arguments, differentiate
 from flatkit.objective.private_model import BatchNormMode, accepted_inputs, private_copy, run_with
 from flatkit.objective.pytree import leaves

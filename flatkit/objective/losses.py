@@ -16,18 +16,9 @@ from torch import Tensor, nn
 
 from flatkit.checks import check_fraction
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.names import LOSSES
 from flatkit.objective.pytree import main_tensor
-from flatkit.registry import Registry, call_text
-
-LOSSES = Registry(
-    "loss",
-    {
-        "cross_entropy": "flatkit.objective.losses:CrossEntropy",
-        "token_cross_entropy": "flatkit.objective.losses:TokenCrossEntropy",
-        "mse": "flatkit.objective.losses:MeanSquared",
-        "model": "flatkit.objective.losses:ModelLoss",
-    },
-)
+from flatkit.registry import call_text
 
 
 class Loss(Protocol):

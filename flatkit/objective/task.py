@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.losses import LOSSES
+from flatkit.objective.names import LOSSES
 from flatkit.objective.samples import check_data
 
 Data: TypeAlias = Any

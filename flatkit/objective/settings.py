@@ -1,0 +1,68 @@
+"""The settings that every measurement of a checkpoint shares; no torch, for the command line."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from flatkit.checks import check_count
+from flatkit.settings import check_settings, described, setting
+
+DType: TypeAlias = Literal["float32", "float64"]
+
+
+def _check_seed(name: str, value: int) -> int:
+    return check_count(name, value, minimum=0)
+
+
+@described
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """Of which function a measurement is, and where it is computed.
+
+    Subclasses are the settings of the measurements; their command lines have these options.
+
+    Raises:
+        InvalidArgumentError: one of them is not allowed.
+
+    >>> ObjectiveSettings(samples=100).device
+    'cpu'
+    """
+
+    samples: int | None = setting(
+        None,
+        "Use N random training samples.",
+        check=check_count,
+        group="Objective",
+        metavar="N",
+        default_text="all",
+    )
+    batchnorm: Literal["eval", "train"] = setting(
+        "eval",
+        "BatchNorm by its running statistics, or by those of each batch of --batch-size.",
+        group="Objective",
+    )
+    chunk_size: int | None = setting(
+        None,
+        "Samples that go through the model at once.",
+        check=check_count,
+        group="Objective",
+        flags=("--chunk-size", "--batch-size"),
+        metavar="N",
+        default_text="chosen by size",
+    )
+    dtype: DType | None = setting(
+        None, "Compute in this type.", group="Objective", default_text="the checkpoint's"
+    )
+    device: str = setting("cpu", "cpu, cuda, mps or auto.", group="Objective")
+    seed: int = setting(0, "Of every random draw.", check=_check_seed, group="Objective")
+    memory: int | None = setting(
+        None,
+        "Bytes that a Hessian-vector product may hold.",
+        check=check_count,
+        group="Objective",
+        metavar="BYTES",
+        default_text="no limit",
+    )
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        check_settings(self)
