@@ -48,7 +48,8 @@ def verify(
     make_task = take_subject(options)
     given = {name: value for name, value in options.items() if value is not None}
     # What is not allowed is refused before anything is read.
-    AnalysisSettings(**given, **({} if rho is None else {"rho": rho}))
+    radii: dict[str, Any] = {} if rho is None else {"rho": rho}
+    AnalysisSettings(**radii, **given)
     if json_file not in (None, "-"):
         check_writable(json_file)
     if figures is not None:
