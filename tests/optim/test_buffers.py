@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.optim.test_phases import own
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from flatkit.optim import GAM, SAM
 from flatkit.optim.buffers import Buffers
 from tests.optim.test_contract import PASSES
+from tests.optim.test_passes import own
 
 NORMS = {
     "batch": lambda: nn.BatchNorm1d(4),

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.optim.test_phases import own
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD
@@ -18,6 +17,7 @@ from tests.optim.test_contract import (
     bits,
     same,
 )
+from tests.optim.test_passes import own
 
 HALF = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 LOW = [name for name in WRAPPERS if "differences" not in name]  # their step is below 16 bits
