@@ -60,7 +60,7 @@ class PerturbedTrainerMixin:
             return torch.zeros((), device=self.accelerator.device)  # the last part reports the loss
         waiting, self._waiting = self._waiting, []
         first: Tensor | None = None
-        for _ in optimizer.phases():
+        for _ in optimizer.gradient_passes():
             losses = [parent.training_step(model, part, *a, **k) for part, a, k in waiting]
             first = torch.stack(losses).sum() if first is None else first
         assert first is not None  # there is always a first pass

@@ -5,7 +5,7 @@ scaling (`16-mixed`: Lightning calls the closure itself, once, and steps without
 `accumulate_grad_batches` above 1 (the batches before the last are over when the step begins), and
 `gradient_clip_val` (each pass would be clipped; `max_norm` of the optimizer clips what the base
 uses). `mode="exact"` needs `engine="central_difference"`, as the closure calls `backward()`.
-In manual optimization none of this applies: loop over `optimizer.phases()`.
+In manual optimization none of this applies: loop over `optimizer.gradient_passes()`.
 """
 
 from typing import Any
@@ -59,13 +59,13 @@ def _check(trainer: Any) -> None:
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise InvalidArgumentError(
             f"precision {trainer.precision} scales the loss, and Lightning then steps without a "
-            "closure; use bf16-mixed, or manual optimization with optimizer.phases(scaler)"
+            "closure; use bf16-mixed, or manual optimization with optimizer.gradient_passes(scaler)"
         )
     if trainer.accumulate_grad_batches != 1:
         raise InvalidArgumentError(
             f"accumulate_grad_batches must be 1, got {trainer.accumulate_grad_batches}: the "
             "perturbation would see the last batch alone; use larger batches, or manual "
-            "optimization with optimizer.phases()"
+            "optimization with optimizer.gradient_passes()"
         )
     if trainer.gradient_clip_val:
         raise InvalidArgumentError(

@@ -1,6 +1,6 @@
-"""Vectors in parameter space as blocks of tensors, and the algebra that SAM and GAM need.
+"""Vectors in parameter space as blocks of tensors, and the operations that SAM and GAM need.
 
-A vector is a list of blocks, a block a list of tensors of one device and dtype, so that each
+A vector is a list of blocks. A block is a list of tensors of one device and dtype, so that each
 operation is one `torch._foreach_*` call a block. Weights are lists with one number a block,
 because blocks of different param groups may have different ones. A trailing underscore means that
 the first argument is changed in place.
@@ -17,11 +17,13 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
-Vector: TypeAlias = list[list[Tensor]]
+Blocks: TypeAlias = list[list[Tensor]]
+"""A vector in parameter space."""
 Weights: TypeAlias = Sequence[float]
+"""One number a block."""
 
 
-def copy(x: Vector) -> Vector:
+def copy(x: Blocks) -> Blocks:
     """Return a copy that shares no memory; to be called under `torch.no_grad`.
 
     >>> x = [[torch.ones(2)]]
@@ -34,22 +36,22 @@ def copy(x: Vector) -> Vector:
 @final
 @dataclass(frozen=True)
 class Blockwise:
-    """What can be done with vectors.
+    """Operations on vectors, block by block.
 
     Args:
-        foreach: one call for a block of tensors; otherwise tensor by tensor, slower on a GPU, but
+        foreach: one call for a block of tensors. Otherwise tensor by tensor: slower on a GPU, but
             plain enough to be the reference, and open to tensors that have no foreach kernels.
 
-    >>> algebra = Blockwise()
+    >>> blockwise = Blockwise()
     >>> x, y = [[torch.tensor([2.0, 3.0])]], [[torch.tensor([4.0, 0.0])]]
-    >>> algebra.add_(x, y, [0.5])
+    >>> blockwise.add_(x, y, [0.5])
     >>> x
     [[tensor([4., 3.])]]
     """
 
     foreach: bool = True
 
-    def assign_(self, x: Vector, y: Vector) -> None:
+    def assign_(self, x: Blocks, y: Blocks) -> None:
         """Set x to y, bit for bit."""
         for left, right in zip(x, y, strict=True):
             if self.foreach:
@@ -58,7 +60,7 @@ class Blockwise:
                 for a, b in zip(left, right, strict=True):
                     a.copy_(b)
 
-    def scale_(self, x: Vector, weights: Weights) -> None:
+    def scale_(self, x: Blocks, weights: Weights) -> None:
         """Multiply each block by its weight.
 
         >>> x = [[torch.ones(2)], [torch.ones(1)]]
@@ -73,7 +75,7 @@ class Blockwise:
                 for tensor in block:
                     tensor.mul_(weight)
 
-    def add_(self, x: Vector, y: Vector, weights: Weights) -> None:
+    def add_(self, x: Blocks, y: Blocks, weights: Weights) -> None:
         """Add weight·y to x, block by block."""
         for left, right, weight in zip(x, y, weights, strict=True):
             if self.foreach:
@@ -82,7 +84,7 @@ class Blockwise:
                 for a, b in zip(left, right, strict=True):
                     a.add_(b, alpha=weight)
 
-    def mix_(self, x: Vector, y: Vector, weights: Weights) -> None:
+    def mix_(self, x: Blocks, y: Blocks, weights: Weights) -> None:
         """Set x to w·x + (1−w)·y.
 
         >>> x = [[torch.tensor([1.0, 0.0])]]
@@ -93,7 +95,7 @@ class Blockwise:
         self.scale_(x, weights)
         self.add_(x, y, [1 - weight for weight in weights])
 
-    def stretch_(self, x: Vector, theta: Vector, eta: float) -> None:
+    def stretch_(self, x: Blocks, theta: Blocks, eta: float) -> None:
         """Multiply x by T = |θ| + η, entry by entry.
 
         >>> x = [[torch.ones(2)]]
@@ -110,7 +112,7 @@ class Blockwise:
                 for a, b in zip(block, point, strict=True):
                     a.mul_(b.abs().add_(eta))
 
-    def project_out_(self, x: Vector, y: Vector) -> None:
+    def project_out_(self, x: Blocks, y: Blocks) -> None:
         """Leave of x the part that is orthogonal to y: x − (⟨x, y⟩/‖y‖²)·y; all of x where y = 0.
 
         >>> x = [[torch.tensor([2.0, 3.0])]]
@@ -121,10 +123,10 @@ class Blockwise:
         length = self.norm(y)
         if length == 0:
             return
-        share = inner(x, y) / length / length
+        share = inner(x, y) / length / length  # ‖y‖² may underflow where ‖y‖ does not
         self.add_(x, y, [-share] * len(x))
 
-    def difference(self, x: Vector, y: Vector) -> Vector:
+    def difference(self, x: Blocks, y: Blocks) -> Blocks:
         """Return x − y in new memory.
 
         >>> Blockwise().difference([[torch.tensor([3.0])]], [[torch.tensor([1.0])]])
@@ -134,7 +136,7 @@ class Blockwise:
             return [list(torch._foreach_sub(left, right)) for left, right in zip(x, y, strict=True)]
         return [[a - b for a, b in _pairs(left, right)] for left, right in zip(x, y, strict=True)]
 
-    def norm(self, x: Vector) -> float:
+    def norm(self, x: Blocks) -> float:
         """Return ‖x‖ over all blocks together, in float32 or wider on the device, then in float64.
 
         Waits for the device.
@@ -154,7 +156,7 @@ class Blockwise:
         return math.hypot(*parts)
 
 
-def inner(x: Vector, y: Vector) -> float:
+def inner(x: Blocks, y: Blocks) -> float:
     """Return ⟨x, y⟩ over all blocks together, in the precision of `Blockwise.norm`.
 
     >>> inner([[torch.tensor([1.0, 2.0])]], [[torch.tensor([3.0, 4.0])]])

@@ -18,9 +18,9 @@ class HasBuffers(Protocol):
 class Buffers:
     """The running statistics of BatchNorm and whatever else a forward pass leaves in a buffer.
 
-    The visits to perturbed weights are no part of the training as the running means should see it.
-    Values are kept and put back, and nothing is switched off: no switch can stick after an error,
-    a compiled model is not compiled anew, and layers of any library are covered.
+    Perturbed weights are no part of the training that running means should follow. Values are kept
+    and put back, and nothing is switched off. So no switch can stick after an error, a compiled
+    model is not compiled anew, and layers of any library are covered.
 
     Args:
         model: its buffers are looked after; None if there is nothing to look after.

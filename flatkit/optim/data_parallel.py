@@ -1,26 +1,25 @@
-"""Data parallelism: which batch a perturbation belongs to, and means over the replicas."""
+"""Data parallelism: which batch a perturbation belongs to, and means over the processes."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, distributed
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim.blockwise import Vector
+from flatkit.optim.blockwise import Blocks
 
 Batch: TypeAlias = Literal["global", "local"]
 
 
 @final
-class Replicas:
+class DataParallel:
     """The processes that hold copies of a model, as its `DistributedDataParallel` knows them.
 
     Args:
-        model: as the training loop calls it; without the method `no_sync` there is one replica.
+        model: as the training loop calls it; without the method `no_sync` there is one process.
 
-    >>> Replicas(None).several
+    >>> DataParallel(None).has_several
     False
     """
 
@@ -32,22 +31,22 @@ class Replicas:
         self._count = distributed.get_world_size(self._group) if initialized else 1
 
     @property
-    def several(self) -> bool:
-        """Whether there is more than one."""
+    def has_several(self) -> bool:
+        """Whether there is more than one process."""
         return self._count > 1
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Return a context in which backward passes leave each replica its own gradient."""
-        return self._model.no_sync() if self.several else _nothing()
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Return a context in which backward passes leave each process its own gradient."""
+        return self._model.no_sync() if self.has_several else nullcontext()
 
-    def average_(self, vector: Vector) -> None:
-        """Replace a vector by its mean over the replicas; every replica must call this.
+    def average_(self, vector: Blocks) -> None:
+        """Replace a vector by its mean over the processes; every process must call this.
 
         Memory: one more vector for a moment.
         """
-        if not self.several:
+        if not self.has_several:
             return
-        for block in vector:
+        for block in vector:  # one message a block: many small ones cost their latency each
             flat = torch.cat([tensor.reshape(-1) for tensor in block])
             distributed.all_reduce(flat, group=self._group)
             flat /= self._count
@@ -56,13 +55,13 @@ class Replicas:
                 tensor.copy_(part.view_as(tensor))
 
     def any(self, happened: bool, like: Tensor) -> bool:
-        """Whether something happened on any replica; every replica must call this.
+        """Whether something happened in any process; every process must call this.
 
         Args:
             happened: here.
-            like: a tensor on the device that the replicas talk through.
+            like: a tensor on the device over which the processes communicate.
         """
-        if not self.several:
+        if not self.has_several:
             return happened
         flag = torch.tensor([float(happened)], device=like.device)
         distributed.all_reduce(flag, group=self._group)
@@ -81,8 +80,3 @@ def check_known(model: Any, what: str) -> None:
             f"{what} needs the model where several processes run, to know whether to average over "
             "them: pass model=, as the training loop calls it (DistributedDataParallel or not)"
         )
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -7,9 +7,9 @@ from torch.optim import Optimizer
 
 from flatkit.checks import check_choice, check_fraction, check_non_negative
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim.blockwise import Vector
-from flatkit.optim.gam_rules import accelerated_gradient, exact_gradient
-from flatkit.optim.perturb import Excursion, Walk
+from flatkit.optim.autograd import Passes
+from flatkit.optim.blockwise import Blocks, Weights
+from flatkit.optim.perturb import PerturbedPoint
 from flatkit.optim.settings import Keywords
 from flatkit.optim.wrapper import PerturbedOptimizer
 
@@ -18,11 +18,132 @@ if TYPE_CHECKING:
 
 Mode: TypeAlias = Literal["accelerated", "exact"]
 Oracle: TypeAlias = Literal["loss", "sam"]
-Engine: TypeAlias = Literal["double_backward", "central_difference"]
+ProductEngine: TypeAlias = Literal["double_backward", "central_difference"]
 
-# Published for CIFAR-100 with ResNets (Zhang et al. 2023, appendix).
+# These and the defaults of rho and alpha: published for CIFAR-100 with ResNets (Zhang et al. 2023,
+# appendix).
 _ACCELERATED_ONLY = {"rho_prime": 0.02, "beta": 0.5, "gamma": 0.03}
-_SAM_ONLY = {"rho_sam": 0.05}
+_SAM_ONLY = {"rho_sam": 0.05}  # SAM's own default
+
+
+def accelerated_gradient(
+    point: PerturbedPoint,
+    *,
+    rho: Weights,
+    rho_prime: Weights,
+    alpha: Weights,
+    beta: Weights,
+    gamma: Weights,
+    rho_sam: Weights | None = None,
+) -> Passes[Blocks]:
+    """Return h₊ − γ·h₋⊥, from four gradients (Zhang et al. 2023, algorithm 2).
+
+    1. g0 = ∇L(θ),   θ1 = θ + ρ'·g0/(‖g0‖+ξ)
+    2. g1 = ∇L(θ1),  θ2 = θ + ρ·h/(‖h‖+ξ),  h = g1 − g0
+    3. g2 = ∇L(θ2),  θ3 = θ2 + ρ'·g2/(‖g2‖+ξ)
+    4. g3 = ∇L(θ3)
+
+    h₊ = α·g1 + (1−α)·g3, h₋ = β·g0 + (1−β)·g2, and h₋⊥ is the part of h₋ orthogonal to h₊.
+
+    Args:
+        point: at θ.
+        rho: ρ of each block.
+        rho_prime: ρ' of each block.
+        alpha: α of each block.
+        beta: β of each block.
+        gamma: γ of each block.
+        rho_sam: if given, a fifth gradient ∇L(θ + ρ_sam·g0/(‖g0‖+ξ)) replaces g1 in h₊.
+
+    Raises:
+        NonFiniteError: a gradient that is divided by its norm is NaN or infinite.
+
+    >>> import torch
+    >>> from flatkit.optim.autograd import without_grad
+    >>> theta = torch.tensor([3.0], requires_grad=True)
+    >>> point = PerturbedPoint([{"params": [theta]}], eps=1e-12)
+    >>> options = {"rho": [2.0], "rho_prime": [1.0], "alpha": [0.5], "beta": [0.5], "gamma": [1.0]}
+    >>> def passes():  # g0, ..., g3 = 3, 4, 5, 6; in one dimension h₋⊥ = 0
+    ...     with point:
+    ...         print((yield from accelerated_gradient(point, **options)))
+    >>> for gradient_pass in without_grad(passes()):
+    ...     gradient_pass.backward(theta.square().sum() / 2)
+    [[tensor([5.])]]
+    """
+    blockwise = point.blockwise
+    h_minus = yield from point.gradient()  # g0
+    point.ascend(h_minus, rho_prime)
+    h_plus = yield from point.gradient()  # g1
+    point.restore()
+    change = blockwise.difference(h_plus, h_minus)  # ≈ ρ'·H·g0/‖g0‖, the direction up ‖∇L‖
+    if rho_sam is not None:
+        point.norm(change, "change of the gradient")  # or the next pass would be blamed
+        point.ascend(h_minus, rho_sam)
+        h_plus = yield from point.gradient()  # SAM's in the place of g1
+        point.norm(h_plus, "gradient")
+        point.restore()
+    point.ascend(change, rho, what="change of the gradient")
+    del change
+    g2 = yield from point.gradient(kept=False)
+    point.ascend(g2, rho_prime)
+    blockwise.mix_(h_minus, g2, beta)
+    del g2  # its memory is free for the last pass
+    g3 = yield from point.gradient(kept=False)
+    blockwise.mix_(h_plus, g3, alpha)
+    blockwise.project_out_(h_minus, h_plus)
+    blockwise.add_(h_plus, h_minus, [-weight for weight in gamma])
+    return h_plus
+
+
+def exact_gradient(
+    point: PerturbedPoint,
+    *,
+    rho: Weights,
+    alpha: Weights,
+    rho_sam: Weights | None = None,
+    differences: bool = False,
+) -> Passes[Blocks]:
+    """Return g + α·n, from two gradients and two products (Zhang et al. 2023, algorithm 1).
+
+    1. g = ∇L(θ), f = H(θ)·g/(‖g‖+ξ), θ_adv = θ + ρ·f/(‖f‖+ξ)
+    2. g_adv = ∇L(θ_adv), n = ρ·H(θ_adv)·g_adv/(‖g_adv‖+ξ)
+
+    Args:
+        point: at θ.
+        rho: ρ of each block.
+        alpha: α of each block.
+        rho_sam: if given, a third gradient ∇L(θ + ρ_sam·g/(‖g‖+ξ)) replaces g in the result.
+        differences: take products by central differences of gradients.
+
+    Raises:
+        NonFiniteError: g, f or g_adv is NaN or infinite.
+
+    >>> import torch
+    >>> from flatkit.optim.autograd import without_grad
+    >>> theta = torch.tensor([3.0], requires_grad=True)
+    >>> point = PerturbedPoint([{"params": [theta]}], eps=1e-12)
+    >>> def passes():
+    ...     with point:
+    ...         print((yield from exact_gradient(point, rho=[0.5], alpha=[2.0])))
+    >>> for gradient_pass in without_grad(passes()):
+    ...     gradient_pass.backward(theta.square().sum() / 2)
+    [[tensor([4.])]]
+    """
+    differentiate = point.gradient_and_norm_gradient
+    if differences:
+        differentiate = point.gradient_and_norm_gradient_by_differences
+    gradient, norm_gradient = yield from differentiate()
+    point.restore()
+    if rho_sam is not None:
+        point.ascend(gradient, rho_sam)
+        gradient = yield from point.gradient()
+        point.norm(gradient, "gradient")
+        point.restore()
+    point.ascend(norm_gradient, rho, what="gradient of the gradient norm")
+    del norm_gradient  # its memory is free for the second pass
+    _, norm_gradient = yield from differentiate()
+    weights = [a * r for a, r in zip(alpha, rho, strict=True)]
+    point.blockwise.add_(gradient, norm_gradient, weights)
+    return gradient
 
 
 @final
@@ -34,8 +155,9 @@ class GAM(PerturbedOptimizer):
     Hessian-vector products, by the `engine`:
     - `double_backward`: each product shares the forward pass of its gradient. The arithmetic of
       about six gradients, and a differentiable graph in memory. The loss must be twice
-      differentiable in torch, and be returned by the closure (or given to `visit.backward`)
-      without a backward pass before. Under DistributedDataParallel `model` must be given.
+      differentiable in torch. The closure must return it, or the loop give it to
+      `gradient_pass.backward`, without a backward pass before. Under DistributedDataParallel
+      `model` must be given.
     - `central_difference`: six gradients. For smooth losses that torch cannot differentiate twice
       (fused attention, compiled models), for closures that call `backward()`, and for batches in
       parts. A product is off by 1e-4 to 2e-3 of its length in float32 with GELU or SiLU; with
@@ -87,7 +209,7 @@ class GAM(PerturbedOptimizer):
 
     mode: Mode
     oracle: Oracle
-    engine: Engine | None
+    engine: ProductEngine | None
 
     _radii: ClassVar[tuple[str, ...]] = ("rho", "rho_prime", "rho_sam")
 
@@ -97,7 +219,7 @@ class GAM(PerturbedOptimizer):
         *,
         mode: Mode = "accelerated",
         oracle: Oracle = "loss",
-        engine: Engine | None = None,
+        engine: ProductEngine | None = None,
         rho: float = 0.2,
         rho_prime: float | None = None,
         alpha: float = 0.6,
@@ -109,7 +231,7 @@ class GAM(PerturbedOptimizer):
         check_choice("mode", mode, get_args(Mode))
         check_choice("oracle", oracle, get_args(Oracle))
         if engine is not None:
-            check_choice("engine", engine, get_args(Engine))
+            check_choice("engine", engine, get_args(ProductEngine))
             if mode == "accelerated":
                 _refuse({"engine": engine}, 'mode="accelerated"', 'mode="exact"')
         self.mode, self.oracle = mode, oracle
@@ -134,8 +256,8 @@ class GAM(PerturbedOptimizer):
         That code forms h₋ = g0 + |1−β|·g2, without the factor β on g0 of algorithm 2. For β ≤ 1
         this is (2−β) times the h₋ of algorithm 2 with β' = 1/(2−β), and the projection is linear,
         so γ' = γ·(2−β). It also updates the statistics of BatchNorm in the first pass only, which
-        `model=model` does here, and perturbs each replica with its own gradient, which
-        `batch="local"` does.
+        `model=model` does here. Under data parallelism it perturbs each process with its own
+        gradient, which `batch="local"` does.
 
         Raises:
             InvalidArgumentError: an argument is not allowed; β must lie in [0, 1].
@@ -173,12 +295,12 @@ class GAM(PerturbedOptimizer):
             name: getattr(self, name) for name in ("mode", "oracle", "engine")
         }
 
-    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
-        options = {name: self._option(name, walk) for name in self._keys}
+    def _combined_gradient(self, point: PerturbedPoint) -> Passes[Blocks]:
+        options = {name: self._option(name, point) for name in self._keys}
         if self.mode == "exact":
             differences = self.engine == "central_difference"
-            return exact_gradient(walk, **options, differences=differences)
-        return accelerated_gradient(walk, **options)
+            return exact_gradient(point, **options, differences=differences)
+        return accelerated_gradient(point, **options)
 
     @property
     def _differentiates_twice(self) -> bool:

@@ -1,115 +1,150 @@
-"""One visit: the parameters stand at a point, and the caller differentiates the loss there."""
+"""The gradient passes of one step, and the gradient that they leave to the base optimizer."""
 
-from typing import Any, final
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
-from flatkit.errors import InvalidArgumentError
-from flatkit.optim.autograd import backward, check_differentiable
+from flatkit.errors import NonFiniteError
+from flatkit.optim.autograd import Passes, without_grad
+from flatkit.optim.blockwise import Blocks
+from flatkit.optim.buffers import Buffers
+from flatkit.optim.data_parallel import DataParallel, check_known
+from flatkit.optim.perturb import PerturbedPoint
+from flatkit.optim.settings import Settings
+
+Rule: TypeAlias = Callable[[PerturbedPoint], Passes[Blocks]]
+"""Takes gradients at perturbed points and combines them to one, e.g. `sam_gradient`."""
 
 
 @final
-class GradientPass:
-    """What a loop does at one point: `visit.backward(loss)`, once or, for parts of a batch, often.
-
-    `loss.backward()` (with a scaler `scaler.scale(loss).backward()`) is as good where the loss is
-    differentiated once.
+class Step:
+    """One step, from cleared gradients to the one that the base is to use.
 
     Args:
-        number: of the pass in its step, from 0.
-        parameters: whose gradients are wanted.
-        twice: the loss is differentiated twice.
-        scaler: scales the loss.
+        param_groups: of the optimizer.
+        rule: says where gradients are taken and how they are combined.
+        settings: of the optimizer.
+        scaler: scales the losses; None if there is none, or it is disabled.
+        twice: the rule differentiates twice, past DistributedDataParallel.
 
     Attributes:
-        number: as above.
-        twice: as above; then only `visit.backward(loss)` will do, and all graphs of the pass are
-            held until it ends.
-        loss: the sum of the losses given so far, detached.
+        prepared: whether `.grad` holds the gradient for the base.
+        loss: of the first pass, detached; None before.
 
-    >>> theta = torch.tensor([3.0], requires_grad=True)
-    >>> visit = GradientPass(0, [theta], twice=False)
-    >>> for part in (0.25, 0.75):
-    ...     visit.backward(part * theta.square().sum())
-    >>> theta.grad, visit.loss
-    (tensor([6.]), tensor(9.))
+    Raises:
+        InvalidArgumentError: the model is needed and not known.
     """
 
     def __init__(
         self,
-        number: int,
-        parameters: list[Tensor],
+        param_groups: Iterable[Mapping[str, Any]],
+        rule: Rule,
+        settings: Settings,
+        scaler: GradScaler | None,
         *,
         twice: bool,
-        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.number = number
-        self.twice = twice
+        self.prepared = False
         self.loss: Any = None
-        self._parameters = parameters
-        self._scaler = scaler
-        self._total: Tensor | None = None
-        self._done = False
-
-    def backward(self, loss: Any) -> None:
-        """Differentiate the loss, or if that is to be done twice, take it over.
-
-        Raises:
-            InvalidArgumentError: the loss is no tensor of one element, depends on no free
-                parameter, or was differentiated before.
-        """
-        if self.twice:
-            check_differentiable(loss)
-            self._total = loss if self._total is None else self._total + loss
-        else:
-            backward(loss, scaler=self._scaler)
-        self._done = True
-        self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
-
-    def take(self, loss: Any) -> None:
-        """Take what a closure returned, which may have called `backward` itself.
-
-        Raises:
-            InvalidArgumentError: there is no loss, or nothing that could be differentiated.
-        """
-        if loss is None:
-            raise InvalidArgumentError("the closure must return the loss, got None; add `return`")
-        if self.twice or not self._has_gradients():
-            self._refuse_gradients()
-            self.backward(loss)
-        self.loss = loss.detach() if isinstance(loss, Tensor) else loss
-
-    def check_done(self) -> None:
-        """Check that the loss was differentiated.
-
-        Raises:
-            InvalidArgumentError: it was not, or only once where that must be done twice.
-        """
-        self._refuse_gradients()
-        if not self._done and not self._has_gradients():
-            raise InvalidArgumentError(
-                f"pass {self.number} ended without a gradient; call visit.backward(loss) in the "
-                "loop over phases()"
-            )
+        self._rule, self._scaler = rule, scaler
+        self._local = settings.batch == "local"
+        self._max_norm = settings.max_norm
+        if self._local or twice:
+            check_known(settings.model, 'batch="local"' if self._local else "the exact mode")
+        self._parallel = DataParallel(settings.model)
+        self._buffers = Buffers(settings.model)
+        self._point = PerturbedPoint(
+            param_groups,
+            eps=settings.eps,
+            eta=settings.eta if settings.adaptive else None,
+            foreach=settings.foreach,
+            scaler=scaler,
+            average=None if self._local else self._parallel.average_,
+            # With local perturbations one process alone may meet a NaN. It goes on all the same,
+            # because the others would wait for it in their next all_reduce for ever.
+            defer_failures=self._local and self._parallel.has_several,
+        )
 
     @property
-    def total(self) -> Tensor:
-        """The sum of the losses, with its graph."""
-        assert self._total is not None  # check_done looked
-        return self._total
+    def pass_number(self) -> int:
+        """The number of the pass under way, 0 before the first."""
+        return max(self._point.pass_number, 0)
 
-    def release(self) -> None:
-        """Let go of the graph."""
-        self._total = None
+    def passes(self, owner: Optimizer) -> Passes[None]:
+        """Yield the passes, then leave the combined gradient in `.grad`, unscaled.
 
-    def _refuse_gradients(self) -> None:
-        if self.twice and self._has_gradients():
-            raise InvalidArgumentError(
-                "the closure must not call backward() here, because the loss is differentiated "
-                "twice; return the loss (in a loop over phases(): visit.backward(loss)), or use "
-                'engine="central_difference"'
-            )
+        Args:
+            owner: the optimizer that the scaler is to step.
 
-    def _has_gradients(self) -> bool:
-        return any(parameter.grad is not None for parameter in self._parameters)
+        Raises:
+            NonFiniteError: a gradient is NaN or infinite, and there is no scaler.
+        """
+        try:
+            gradient = yield from without_grad(self._combined())
+        except NonFiniteError:
+            if self._scaler is None:
+                raise
+            self._report_overflow(self._scaler, owner)
+        else:
+            self._write(gradient, owner)
+        self.loss = self._point.loss
+
+    def _combined(self) -> Passes[Blocks]:
+        """Return the combined gradient, finite, averaged and clipped; θ is then restored."""
+        with self._point as point:
+            gradient = yield from self._guarded(self._rule(point))
+            point.norm(gradient, "combined gradient")
+            if self._local:
+                first = next(point.parameters())
+                point.check_finite(failed=self._parallel.any(point.failed, first))
+                self._parallel.average_(gradient)
+            self._clip(gradient)
+            return gradient
+
+    def _guarded(self, passes: Passes[Blocks]) -> Passes[Blocks]:
+        """Keep the buffers as the first pass left them, and gradients local where that is meant."""
+        try:
+            while True:
+                try:  # the end of the last pass may still differentiate: no buffer changes yet
+                    gradient_pass = next(passes)
+                except StopIteration as stop:
+                    return stop.value
+                self._buffers.put_back()
+                # Twice: torch.autograd.grad does not call the hooks of DistributedDataParallel, so
+                # `average` takes the mean instead.
+                local = self._local or gradient_pass.twice
+                with self._parallel.no_sync() if local else nullcontext():
+                    yield gradient_pass
+                if gradient_pass.number == 0:
+                    self._buffers.keep()
+        finally:
+            self._buffers.put_back()
+
+    def _clip(self, gradient: Blocks) -> None:
+        if self._max_norm is None:
+            return
+        length = self._point.norm(gradient, "combined gradient")
+        if length > self._max_norm:
+            self._point.blockwise.scale_(gradient, [self._max_norm / length] * len(gradient))
+
+    def _write(self, gradient: Blocks, owner: Optimizer) -> None:
+        """Leave the gradient to the base, and let the scaler see that it is finite."""
+        scaler = self._scaler
+        if scaler is not None:  # unscale_ is the only public way to tell it, so scale once more
+            with torch.no_grad():
+                self._point.blockwise.scale_(gradient, [scaler.get_scale()] * len(gradient))
+        self._point.write_gradient(gradient)
+        if scaler is not None:
+            scaler.unscale_(owner)
+        self.prepared = True
+
+    def _report_overflow(self, scaler: GradScaler, owner: Optimizer) -> None:
+        """Let the scaler find an infinite gradient, through its public methods."""
+        first = next(self._point.parameters())
+        first.grad = torch.full_like(first, float("inf"))
+        scaler.unscale_(owner)
+        self._point.clear_gradients()

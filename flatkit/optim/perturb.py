@@ -1,29 +1,26 @@
-"""One step's visits to perturbed points: leave θ, take gradients there, come back bit for bit.
+"""The perturbed point θ + δ of one step: move there, take gradients, restore θ bit for bit.
 
-The visits are generators: each yields a `GradientPass` to whoever computes the loss there (a
-closure, or the loop of a user) and goes on when that is done.
+Methods that need a loss are generators: each yields a `GradientPass` and goes on when the loss
+there was differentiated.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias, TypeVar, final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from flatkit.errors import NonFiniteError
-from flatkit.optim.autograd import differentiate, hessian_product
-from flatkit.optim.blockwise import Blockwise, Vector, Weights, copy
-from flatkit.optim.passes import GradientPass
-
-T = TypeVar("T")
-R = TypeVar("R")
-Walk: TypeAlias = Generator[GradientPass, None, R]
-"""Yields a visit at each point where a loss is wanted, and returns what was made of them."""
+from flatkit.optim.autograd import GradientPass, Passes, differentiate, hessian_product
+from flatkit.optim.blockwise import Blocks, Blockwise, Weights, copy
 
 
 @final
-class Excursion:
-    """A walk around θ that always comes home; used as a context, under `torch.no_grad`.
+class PerturbedPoint:
+    """The parameters, moved away from θ for some passes; a context, under `torch.no_grad`.
+
+    The end of the context restores θ, whatever happened.
 
     Args:
         param_groups: the groups of an optimizer; parameters with `requires_grad=False` take no
@@ -33,24 +30,25 @@ class Excursion:
             None for the plain space.
         foreach: see `Blockwise`.
         scaler: its scale is divided out of each gradient.
-        average: replaces a vector by its mean over replicas that `backward` does not average.
-        patient: go on after a gradient that is not finite, without moving, until `check`; then
-            replicas that must pass in step stay in step.
+        average: replaces a vector by its mean over processes that `backward` does not average.
+        defer_failures: after a gradient that is not finite go on without moving, and raise in
+            `check_finite` only.
 
     Attributes:
-        groups: the param group of each block of a vector, see `flatkit.optim.blockwise`.
-        algebra: of the vectors here.
+        groups: the param group of each block of a vector.
+        blockwise: the operations on vectors here.
         pass_number: the number of the pass under way or last made; −1 before the first.
         loss: the loss of the first pass, detached.
 
+    >>> from flatkit.optim.autograd import without_grad
     >>> theta = torch.tensor([3.0, 4.0], requires_grad=True)
-    >>> walk = Excursion([{"params": [theta]}], eps=1e-12)
-    >>> def steps():
-    ...     with walk:
-    ...         walk.move((yield from walk.gradient()), [5.0])
-    ...         print(theta.tolist(), (yield from walk.gradient()))
-    >>> for visit in without_grad(steps()):
-    ...     visit.backward(theta.square().sum() / 2)
+    >>> point = PerturbedPoint([{"params": [theta]}], eps=1e-12)
+    >>> def passes():
+    ...     with point:
+    ...         point.ascend((yield from point.gradient()), [5.0])
+    ...         print(theta.tolist(), (yield from point.gradient()))
+    >>> for gradient_pass in without_grad(passes()):
+    ...     gradient_pass.backward(theta.square().sum() / 2)
     [6.0, 8.0] [[tensor([6., 8.])]]
     >>> theta.tolist()
     [3.0, 4.0]
@@ -63,32 +61,32 @@ class Excursion:
         eps: float,
         eta: float | None = None,
         foreach: bool = True,
-        scaler: torch.amp.GradScaler | None = None,
-        average: Callable[[Vector], object] | None = None,
-        patient: bool = False,
+        scaler: GradScaler | None = None,
+        average: Callable[[Blocks], object] | None = None,
+        defer_failures: bool = False,
     ) -> None:
         self.groups, self._theta = _blocks(param_groups)
         self._parameters = [parameter for block in self._theta for parameter in block]
-        self.algebra = Blockwise(foreach)
+        self.blockwise = Blockwise(foreach)
         self.pass_number = -1
         self.loss: Any = None
         self._eps, self._eta = eps, eta
         self._scaler = scaler
-        self._average, self._patient = average, patient
-        self._home: Vector = []
+        self._average, self._defer_failures = average, defer_failures
+        self._original: Blocks = []  # θ, once the parameters have left it
         self._used: set[int] = set()  # ids: tensors are slow to hash
         self._rows: dict[int, list[Tensor]] = {}
         self._failure: str | None = None
 
-    def __enter__(self) -> "Excursion":
+    def __enter__(self) -> "PerturbedPoint":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.return_home()
-        self._home = []
+        self.restore()
+        self._original = []
         self.clear_gradients()  # after an error, nothing is left that might be stepped with
 
-    def gradient(self, *, kept: bool = True) -> Walk[Vector]:
+    def gradient(self, *, kept: bool = True) -> Passes[Blocks]:
         """Return g = ∇L at the parameters as they are; one pass.
 
         A missing gradient counts as zero.
@@ -97,65 +95,70 @@ class Excursion:
             kept: it is wanted beyond the next pass. Otherwise it may be what autograd left, which
                 data-parallel buckets and CUDA graphs overwrite in their next pass.
         """
-        yield from self._visit(twice=False)
-        return self._own(map(_taken, self._parameters), kept=kept)
+        yield from self._pass(twice=False)
+        return self._as_blocks(map(_taken, self._parameters), kept=kept)
 
-    def gradient_and_growth(self) -> Walk[tuple[Vector, Vector]]:
+    def gradient_and_norm_gradient(self) -> Passes[tuple[Blocks, Blocks]]:
         """Return g = ∇L and f = H·g/(‖g‖+eps), the gradient of ‖∇L‖; one pass.
 
         In the scaled space f = H·T²g/(‖Tg‖+eps), the gradient of ‖T∇L‖ with T held. One gradient
-        and one Hessian-vector product by double backward through the same forward pass.
+        and one Hessian-vector product by double backward through the same forward pass
+        (Pearlmutter 1994).
 
         Raises:
             InvalidArgumentError: the loss cannot be differentiated, or not twice.
             NonFiniteError: ‖g‖ is NaN or infinite.
         """
-        visit = yield from self._visit(twice=True)
+        gradient_pass = yield from self._pass(twice=True)
         parameters = self._parameters
         with torch.enable_grad():  # a scaled loss is a product, whose graph must be recorded
-            loss = visit.total if self._scaler is None else self._scaler.scale(visit.total)
+            total = gradient_pass.total
+            loss = total if self._scaler is None else self._scaler.scale(total)
             gradients = differentiate(loss, parameters)
-        visit.release()
-        gradient = self._own(gradients)
-        self._mean(gradient)
-        ahead, length = self._ahead(gradient, "gradient")
+        del total, loss  # or their graph would outlive the product
+        gradient_pass.release()
+        gradient = self._as_blocks(gradients)
+        self._average_(gradient)
+        ascent, length = self._ascent(gradient, "gradient")
         weight = 0.0 if length == float("inf") else 1 / (length + self._eps)
-        direction = [tensor for block in ahead for tensor in block]
-        growth = self._own(hessian_product(gradients, parameters, direction))
-        self._mean(growth)
-        self.algebra.scale_(growth, [weight] * len(growth))
-        return gradient, growth
+        direction = [tensor for block in ascent for tensor in block]
+        norm_gradient = self._as_blocks(hessian_product(gradients, parameters, direction))
+        self._average_(norm_gradient)
+        self.blockwise.scale_(norm_gradient, [weight] * len(norm_gradient))
+        return gradient, norm_gradient
 
-    def gradient_and_difference(self) -> Walk[tuple[Vector, Vector]]:
-        """Return g and f as `gradient_and_growth`, f by central differences; three passes.
+    def gradient_and_norm_gradient_by_differences(self) -> Passes[tuple[Blocks, Blocks]]:
+        """Return g and f as `gradient_and_norm_gradient`, f by central differences; three passes.
 
-        f ≈ (∇L(θ + s·u) − ∇L(θ − s·u))/2s along u = g/‖g‖ with s = 0.1·ε^(1/3)·max(1, ‖θ‖), which
-        balances rounding (dtype's ε) against the third derivative; kinks within the step are an
-        error that no step removes. The parameters end at θ − s·u.
+        f ≈ (∇L(θ + s·u) − ∇L(θ − s·u))/2s along u = g/‖g‖ with s = 0.1·ε^(1/3)·max(1, ‖θ‖). Kinks
+        within the step are an error that no step removes. The parameters end at θ − s·u.
 
         Raises:
             NonFiniteError: a norm is NaN or infinite.
         """
         gradient = yield from self.gradient()
-        ahead, length = self._ahead(gradient, "gradient")
-        size = self.norm(ahead, "gradient")
+        ascent, length = self._ascent(gradient, "gradient")
+        size = self.norm(ascent, "gradient")
         rounding = max(torch.finfo(tensor.dtype).eps for block in self._theta for tensor in block)
-        reach = 0.1 * rounding ** (1 / 3) * max(1.0, self.algebra.norm(self._home or self._theta))
-        blocks, moves = len(ahead), 0 < size < float("inf")
-        step = reach / size if moves else 0.0
-        self._shift(ahead, [step] * blocks)
-        growth = yield from self.gradient()
-        self.norm(growth, "gradient")
-        self._shift(ahead, [-2 * step] * blocks)
-        del ahead
+        # ε^(1/3) balances rounding, ε/s, against the third derivative, s² (Nocedal and Wright
+        # 2006, section 8.1).
+        theta = self._original or self._theta
+        step_length = 0.1 * rounding ** (1 / 3) * max(1.0, self.blockwise.norm(theta))
+        count, moves = len(ascent), 0 < size < float("inf")
+        step = step_length / size if moves else 0.0
+        self._add(ascent, [step] * count)
+        norm_gradient = yield from self.gradient()
+        self.norm(norm_gradient, "gradient")
+        self._add(ascent, [-2 * step] * count)
+        del ascent
         behind = yield from self.gradient(kept=False)
         self.norm(behind, "gradient")
-        self.algebra.add_(growth, behind, [-1.0] * blocks)
+        self.blockwise.add_(norm_gradient, behind, [-1.0] * count)
         weight = 1 / (2 * step * (length + self._eps)) if moves else 0.0
-        self.algebra.scale_(growth, [weight] * blocks)
-        return gradient, growth
+        self.blockwise.scale_(norm_gradient, [weight] * count)
+        return gradient, norm_gradient
 
-    def move(self, direction: Vector, radii: Weights, *, what: str = "gradient") -> None:
+    def ascend(self, direction: Blocks, radii: Weights, *, what: str = "gradient") -> None:
         """Move the parameters by radius·d/(‖d‖+eps), the norm over all blocks together.
 
         In the scaled space by radius·T²d/(‖Td‖+eps). There this takes two more vectors for a
@@ -164,40 +167,43 @@ class Excursion:
         Raises:
             NonFiniteError: the norm is NaN or infinite.
         """
-        ahead, length = self._ahead(direction, what)
+        ascent, length = self._ascent(direction, what)
         length += self._eps
         if length != float("inf"):
-            self._shift(ahead, [radius / length for radius in radii])
+            self._add(ascent, [radius / length for radius in radii])
 
-    def return_home(self) -> None:
-        """Put the parameters back, bit for bit."""
-        if self._home:
-            self.algebra.assign_(self._theta, self._home)
+    def restore(self) -> None:
+        """Set the parameters to θ again, bit for bit."""
+        if self._original:
+            self.blockwise.assign_(self._theta, self._original)
             torch.clear_autocast_cache()
 
-    def norm(self, vector: Vector, what: str) -> float:
-        """Return the norm of a vector; infinite after a failure that is kept until `check`.
+    def norm(self, vector: Blocks, what: str) -> float:
+        """Return the norm of a vector; infinite after a failure that was deferred.
 
         Raises:
             NonFiniteError: it is NaN or infinite.
         """
-        length = self.algebra.norm(vector)
+        length = self.blockwise.norm(vector)
         if length < float("inf"):  # false for NaN too
             return length
         failure = f"the norm of the {what} is {length} in pass {self.pass_number}"
         self._failure = self._failure or failure
-        if not self._patient:
-            self.check(failed=True)
+        if not self._defer_failures:
+            self.check_finite(failed=True)
         return float("inf")
 
-    def check(self, *, failed: bool | None = None) -> None:
-        """Raise the failure that was kept, or one of another replica.
+    def check_finite(self, *, failed: bool | None = None) -> None:
+        """Raise the failure that was deferred.
+
+        Args:
+            failed: there was one, here or in another process.
 
         Raises:
             NonFiniteError: there was one.
         """
         if self._failure is not None or failed:
-            failure = self._failure or "a gradient of another replica is not finite"
+            failure = self._failure or "a gradient of another process is not finite"
             raise NonFiniteError(f"{failure} (weights put back, no step taken)")
 
     @property
@@ -205,7 +211,7 @@ class Excursion:
         """Whether a gradient was not finite."""
         return self._failure is not None
 
-    def write_gradient(self, gradient: Vector) -> None:
+    def write_gradient(self, gradient: Blocks) -> None:
         """Set `.grad` of each parameter that had a gradient in any pass; the others keep `None`.
 
         Where every gradient was sparse, it is sparse, with all rows that occurred.
@@ -225,52 +231,55 @@ class Excursion:
         """Return the parameters that take part, in the order of the blocks."""
         return iter(self._parameters)
 
-    def _visit(self, *, twice: bool) -> Walk[GradientPass]:
+    def _pass(self, *, twice: bool) -> Passes[GradientPass]:
         self.pass_number += 1
-        visit = GradientPass(self.pass_number, self._parameters, twice=twice, scaler=self._scaler)
-        yield visit
-        visit.check_done()
+        gradient_pass = GradientPass(
+            self.pass_number, self._parameters, twice=twice, scaler=self._scaler
+        )
+        yield gradient_pass
+        gradient_pass.check_done()
         if self.pass_number == 0:
-            self.loss = visit.loss
-        return visit
+            self.loss = gradient_pass.loss
+        return gradient_pass
 
-    def _ahead(self, vector: Vector, what: str) -> tuple[Vector, float]:
-        """Return d and ‖d‖, or in the scaled space T²d and ‖Td‖."""
+    def _ascent(self, vector: Blocks, what: str) -> tuple[Blocks, float]:
+        """Return d and ‖d‖, or in the scaled space T²d and ‖Td‖ (Kwon et al. 2021, algorithm 1)."""
         if self._eta is None:
             return vector, self.norm(vector, what)
-        ahead, home = copy(vector), self._home or self._theta
-        self.algebra.stretch_(ahead, home, self._eta)
-        length = self.norm(ahead, what)
-        self.algebra.stretch_(ahead, home, self._eta)
-        return ahead, length
+        ascent, theta = copy(vector), self._original or self._theta
+        self.blockwise.stretch_(ascent, theta, self._eta)
+        length = self.norm(ascent, what)
+        self.blockwise.stretch_(ascent, theta, self._eta)
+        return ascent, length
 
-    def _shift(self, direction: Vector, weights: Weights) -> None:
-        self._home = self._home or copy(self._theta)
-        self.algebra.add_(self._theta, direction, weights)
+    def _add(self, direction: Blocks, weights: Weights) -> None:
+        self._original = self._original or copy(self._theta)
+        self.blockwise.add_(self._theta, direction, weights)
         # Autocast keeps casts of weights by identity and would serve those of the last point.
         torch.clear_autocast_cache()
 
-    def _mean(self, vector: Vector) -> None:
+    def _average_(self, vector: Blocks) -> None:
         if self._average is not None:
             self._average(vector)
 
-    def _own(self, gradients: Iterable[Tensor | None], *, kept: bool = True) -> Vector:
+    def _as_blocks(self, gradients: Iterable[Tensor | None], *, kept: bool = True) -> Blocks:
         """Return copies in the layout of the parameters, zeros where there is no gradient.
 
         Copies, because autograd and data-parallel buckets may keep, share or overwrite theirs;
         the gradients themselves only where they are not to be kept, and share no memory.
         Gradients are drawn one by one, so that each may be freed before the next is copied.
         """
-        remaining, taken = iter(gradients), None if kept else set()
-        vector = [[self._own_one(p, next(remaining), taken) for p in b] for b in self._theta]
+        remaining, memory = iter(gradients), None if kept else set[int]()
+        vector = [[self._as_entry(p, next(remaining), memory) for p in b] for b in self._theta]
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         if scale != 1:
-            self.algebra.scale_(vector, [1 / scale] * len(vector))
+            self.blockwise.scale_(vector, [1 / scale] * len(vector))
         return vector
 
-    def _own_one(
-        self, parameter: Tensor, gradient: Tensor | None, taken: set[int] | None
+    def _as_entry(
+        self, parameter: Tensor, gradient: Tensor | None, memory: set[int] | None
     ) -> Tensor:
+        """Return the entry of one parameter; `memory` holds where uncopied gradients lie."""
         if gradient is None:
             return torch.zeros_like(parameter)
         if gradient.layout is torch.sparse_coo:
@@ -278,38 +287,12 @@ class Excursion:
             self._rows.setdefault(id(parameter), []).append(gradient.indices())
             return torch.empty_like(parameter).copy_(gradient.to_dense())
         self._used.add(id(parameter))
-        if taken is not None and _is_alike(gradient, parameter):
-            memory = gradient.untyped_storage().data_ptr()
-            if memory not in taken:  # of a sum of views, autograd leaves one gradient to both
-                taken.add(memory)
+        if memory is not None and _is_alike(gradient, parameter):
+            address = gradient.untyped_storage().data_ptr()
+            if address not in memory:  # of a sum of views, autograd leaves one gradient to both
+                memory.add(address)
                 return gradient
         return torch.empty_like(parameter).copy_(gradient)
-
-
-def without_grad(inner: Generator[T, None, R]) -> Generator[T, None, R]:
-    """Resume a generator with gradients disabled, and leave the mode alone while it waits.
-
-    >>> def modes():
-    ...     print("inside", torch.is_grad_enabled())
-    ...     yield
-    >>> for _ in without_grad(modes()):
-    ...     print("outside", torch.is_grad_enabled())
-    inside False
-    outside True
-    """
-    without = torch.no_grad()  # entered again and again: to make one costs as much
-    try:
-        while True:
-            with without:
-                try:
-                    item = next(inner)
-                except StopIteration as stop:
-                    return stop.value
-            yield item
-    except BaseException:
-        with without:
-            inner.close()
-        raise
 
 
 def _sparse(tensor: Tensor, rows: list[Tensor]) -> Tensor:
@@ -322,10 +305,10 @@ def _sparse(tensor: Tensor, rows: list[Tensor]) -> Tensor:
 
 def _blocks(
     param_groups: Iterable[Mapping[str, Any]],
-) -> tuple[list[Mapping[str, Any]], Vector]:
+) -> tuple[list[Mapping[str, Any]], Blocks]:
     """Return the group and the tensors of each block: one group, one device, one dtype."""
     groups: list[Mapping[str, Any]] = []
-    theta: Vector = []
+    theta: Blocks = []
     for group in param_groups:
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for parameter in group["params"]:

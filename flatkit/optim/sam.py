@@ -6,13 +6,51 @@ from torch.optim import Optimizer
 
 from flatkit.checks import check_fraction, check_non_negative
 from flatkit.errors import InvalidArgumentError
-from flatkit.optim.blockwise import Vector, Weights
-from flatkit.optim.perturb import Excursion, Walk
+from flatkit.optim.autograd import Passes
+from flatkit.optim.blockwise import Blocks, Weights
+from flatkit.optim.perturb import PerturbedPoint
 from flatkit.optim.settings import Keywords
 from flatkit.optim.wrapper import PerturbedOptimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+def sam_gradient(point: PerturbedPoint, *, rho: Weights) -> Passes[Blocks]:
+    """Return ∇L(θ + ρ·g/(‖g‖+ξ)), g = ∇L(θ) (Foret et al. 2021, algorithm 1 with p = 2).
+
+    Args:
+        point: at θ.
+        rho: the radius of each block.
+
+    Raises:
+        NonFiniteError: ‖g‖ is NaN or infinite.
+    """
+    point.ascend((yield from point.gradient(kept=False)), rho)
+    return (yield from point.gradient(kept=False))
+
+
+def gsam_gradient(point: PerturbedPoint, *, rho: Weights, alpha: Weights) -> Passes[Blocks]:
+    """Return g₊ − α·g⊥ with g = ∇L(θ), g₊ = ∇L(θ + ρ·g/(‖g‖+ξ)), g⊥ ⟂ g₊.
+
+    Source: Zhuang et al. 2022, algorithm 1.
+
+    Source: Zhuang et al. 2022, algorithm 1.
+
+    Args:
+        point: at θ.
+        rho: ρ of each block.
+        alpha: α of each block.
+
+    Raises:
+        NonFiniteError: ‖g‖ is NaN or infinite.
+    """
+    gradient = yield from point.gradient()
+    point.ascend(gradient, rho)
+    perturbed = yield from point.gradient(kept=False)  # g₊
+    point.blockwise.project_out_(gradient, perturbed)  # g becomes g⊥
+    point.blockwise.add_(perturbed, gradient, [-weight for weight in alpha])
+    return perturbed
 
 
 class SAM(PerturbedOptimizer):
@@ -53,8 +91,8 @@ class SAM(PerturbedOptimizer):
         """Gradients a perturbed step: 2."""
         return 2
 
-    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
-        return sam_gradient(walk, rho=self._option("rho", walk))
+    def _combined_gradient(self, point: PerturbedPoint) -> Passes[Blocks]:
+        return sam_gradient(point, rho=self._option("rho", point))
 
     def _check_option(self, name: str, value: float) -> None:
         check_non_negative(name, value)
@@ -145,42 +183,9 @@ class GSAM(PerturbedOptimizer):
         """Gradients a perturbed step: 2."""
         return 2
 
-    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
-        options = {name: self._option(name, walk) for name in ("rho", "alpha")}
-        return gsam_gradient(walk, **options)
+    def _combined_gradient(self, point: PerturbedPoint) -> Passes[Blocks]:
+        options = {name: self._option(name, point) for name in ("rho", "alpha")}
+        return gsam_gradient(point, **options)
 
     def _check_option(self, name: str, value: float) -> None:
         (check_fraction if name == "alpha" else check_non_negative)(name, value)
-
-
-def sam_gradient(walk: Excursion, *, rho: Weights) -> Walk[Vector]:
-    """Return ∇L(θ + ρ·g/(‖g‖+ξ)), g = ∇L(θ).
-
-    Args:
-        walk: at θ.
-        rho: the radius of each block.
-
-    Raises:
-        NonFiniteError: ‖g‖ is NaN or infinite.
-    """
-    walk.move((yield from walk.gradient(kept=False)), rho)
-    return (yield from walk.gradient(kept=False))
-
-
-def gsam_gradient(walk: Excursion, *, rho: Weights, alpha: Weights) -> Walk[Vector]:
-    """Return g₊ − α·g⊥ with g = ∇L(θ), g₊ = ∇L(θ + ρ·g/(‖g‖+ξ)), g⊥ ⟂ g₊.
-
-    Args:
-        walk: at θ.
-        rho: ρ of each block.
-        alpha: α of each block.
-
-    Raises:
-        NonFiniteError: ‖g‖ is NaN or infinite.
-    """
-    here = yield from walk.gradient()
-    walk.move(here, rho)
-    ahead = yield from walk.gradient(kept=False)
-    walk.algebra.project_out_(here, ahead)
-    walk.algebra.add_(ahead, here, [-weight for weight in alpha])
-    return ahead

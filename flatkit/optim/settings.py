@@ -24,7 +24,7 @@ class Settings:
     model: HasBuffers | None = None
     batch: Batch = "global"
     adaptive: bool = False
-    eta: float = 0.01
+    eta: float = 0.01  # of Kwon et al.'s code
     every: int = 1
     max_norm: float | None = None
     foreach: bool = True

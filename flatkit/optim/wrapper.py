@@ -2,7 +2,7 @@
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -11,12 +11,12 @@ import torch
 from torch.optim import Optimizer
 
 from flatkit.errors import InvalidArgumentError
+from flatkit.optim.autograd import Passes
 from flatkit.optim.base_optimizer import Shared, check_base, mark
-from flatkit.optim.blockwise import Vector
-from flatkit.optim.passes import GradientPass
-from flatkit.optim.perturb import Excursion, Walk
+from flatkit.optim.blockwise import Blocks
+from flatkit.optim.passes import Step
+from flatkit.optim.perturb import PerturbedPoint
 from flatkit.optim.settings import Keywords, Settings
-from flatkit.optim.step import Step
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -42,9 +42,9 @@ class PerturbedOptimizer(Optimizer, ABC):
     Each step moves the parameters and puts them back bit for bit, also if the loss raises; the
     base has then not stepped, and all gradients are `None`. Dropout is drawn anew in each pass.
 
-    The losses come from a closure, `step(closure)`, or from a loop over `phases()`. Either takes a
-    `GradScaler`, and as many backward passes a point as the batch has parts. Gradients that are
-    sparse in every pass are sparse for the base, but dense in between.
+    The losses come from a closure, `step(closure)`, or from a loop over `gradient_passes()`. Either
+    takes a `GradScaler`, and as many backward passes a point as the batch has parts. Gradients that
+    are sparse in every pass are sparse for the base, but dense in between.
 
     Args:
         base: an optimizer that was built over the parameters; not to be stepped by itself. It must
@@ -53,19 +53,19 @@ class PerturbedOptimizer(Optimizer, ABC):
         model: as the training loop calls it. Its buffers, such as the running statistics of
             BatchNorm, then change in the first pass of a step only. None leaves them alone.
         batch: under DistributedDataParallel, whose gradient perturbs: `global`, that of the whole
-            batch, averaged in each pass; `local`, each replica its own, and only the combined
-            gradient is averaged, once (needs `model`). The weights of all replicas stay equal.
+            batch, averaged in each pass; `local`, each process its own, and only the combined
+            gradient is averaged, once (needs `model`). The weights of all processes stay equal.
             Sharded parameters (FSDP) are not supported.
         adaptive: measure steps by ‖T⁻¹δ‖ with T = |θ| + η, entry by entry, so that a radius does
             not depend on the scale of the weights (Kwon et al., 2021): a step along d is
             ρ·T²d/‖Td‖. Takes two more vectors for a moment.
         eta: η > 0.
         every: only each k-th step, from the first on, is a perturbed one; the others are the
-            base's own with one gradient. Cost: (passes + k − 1)/k gradients a step, see
+            base's own with one gradient. Cost: (passes + k − 1)/k gradients a step, which is
             `mean_passes`.
         max_norm: the combined gradient is shortened to this norm if it is longer: after loss
-            scaling and the mean over replicas are undone, right before the base. Perturbations are
-            not clipped, because they have the length of their radius.
+            scaling is undone and the mean over processes taken, right before the base.
+            Perturbations are not clipped, because they have the length of their radius.
         foreach: one call for many tensors; False for tensor by tensor.
         eps: ξ > 0, added to each norm that is divided by.
 
@@ -158,32 +158,31 @@ class PerturbedOptimizer(Optimizer, ABC):
         """
         return [key for name, key in self._keys.items() if name in self._radii]
 
-    def phases(self, scaler: "GradScaler | None" = None) -> Generator[GradientPass, None, None]:
-        """Walk through the points of one step, for loops without a closure.
+    def gradient_passes(self, scaler: "GradScaler | None" = None) -> Passes[None]:
+        """Yield the passes of one step, for loops without a closure.
 
-        Each round must compute the loss at the parameters as they are and call
-        `visit.backward(loss)` or `loss.backward()`; with a scaler `visit.backward(loss)` scales,
-        or `scaler.scale(loss).backward()`. A round may do so several times, for parts of a batch
-        whose gradients add up: the perturbation is then that of the whole batch. After the last
-        round the parameters are back and `.grad` holds the combined gradient, unscaled, which may
-        be clipped; then comes `optimizer.step()`, or `scaler.step(optimizer)` and
-        `scaler.update()`.
+        In each pass compute the loss at the parameters as they are and call
+        `gradient_pass.backward(loss)`, which scales if there is a scaler; or `loss.backward()`,
+        with a scaler `scaler.scale(loss).backward()`. Several calls in one pass, for parts of a
+        batch, add up: the perturbation is then that of the whole batch. After the last pass the
+        parameters are back and `.grad` holds the combined gradient, unscaled, which may be
+        clipped. Then comes `optimizer.step()`, or `scaler.step(optimizer)` and `scaler.update()`.
 
-        Where a scaled gradient overflows, the rounds end, the parameters are back, the gradients
+        Where a scaled gradient overflows, the passes end, the parameters are back, the gradients
         are `None`, and `scaler.step(optimizer)` does nothing.
 
         Leaving the loop early, by `break` or an error, puts the parameters back as soon as the
-        generator is closed: at once in `for visit in optimizer.phases()`.
+        generator is closed: at once in `for gradient_pass in optimizer.gradient_passes()`.
 
         Raises:
-            InvalidArgumentError: an option in a param group is not allowed, or a round ended
+            InvalidArgumentError: an option in a param group is not allowed, or a pass ended
                 without a gradient.
             NonFiniteError: a gradient is NaN or infinite, and there is no scaler.
 
         >>> from flatkit.optim import SAM
         >>> theta = torch.nn.Parameter(torch.tensor([3.0]))
         >>> optimizer = SAM(torch.optim.SGD([theta], lr=0.1), rho=1.0)
-        >>> for visit in optimizer.phases():
+        >>> for gradient_pass in optimizer.gradient_passes():
         ...     loss = theta.square().sum() / 2
         ...     loss.backward()
         >>> theta.grad
@@ -192,7 +191,18 @@ class PerturbedOptimizer(Optimizer, ABC):
         >>> theta.item()
         2.5999...
         """
-        return self._opened(scaler, owner=self)
+        return self._begun(scaler, owner=self)
+
+    def phases(self, scaler: "GradScaler | None" = None) -> Passes[None]:
+        """Return `gradient_passes(scaler)`, under the name that it had first.
+
+        >>> from flatkit.optim import SAM
+        >>> theta = torch.nn.Parameter(torch.tensor([3.0]))
+        >>> optimizer = SAM(torch.optim.SGD([theta], lr=0.1))
+        >>> [(theta * theta).backward() for _ in optimizer.phases()]
+        [None, None]
+        """
+        return self.gradient_passes(scaler)
 
     def step(self, closure: Closure | None = None, *, scaler: "GradScaler | None" = None) -> Any:
         """Make one step and return the loss at the parameters before it, detached.
@@ -203,7 +213,7 @@ class PerturbedOptimizer(Optimizer, ABC):
             closure: returns the loss. It may call `backward()` once or more, as closures of torch
                 do (on `scaler.scale(loss)` if there is a scaler), or leave that to the optimizer;
                 it need not zero the gradients. Called several times, with gradients enabled. It
-                must compute the same loss each time. None after a loop over `phases()`.
+                must compute the same loss each time. None after a loop over `gradient_passes()`.
             scaler: of a closure that runs under autocast to float16; `scaler.update()` is left to
                 the caller. A step whose gradients overflow is skipped, the parameters are back.
 
@@ -211,17 +221,18 @@ class PerturbedOptimizer(Optimizer, ABC):
         a parameter that had no gradient in any pass. On a GPU each norm waits for the device.
 
         Raises:
-            InvalidArgumentError: there is no closure and no loop over `phases()` was completed,
-                the closure does not give a loss, or an option in a param group is not allowed.
+            InvalidArgumentError: there is no closure and no loop over `gradient_passes()` was
+                completed, the closure does not give a loss, or an option in a param group is not
+                allowed.
             NonFiniteError: a gradient is NaN or infinite, and there is no scaler.
         """
         if closure is None:
             return self._step_prepared()
         enabled = torch.enable_grad()
-        with closing(self._opened(scaler, owner=self.base)) as phases:
-            for visit in phases:
+        with closing(self._begun(scaler, owner=self.base)) as passes:
+            for gradient_pass in passes:
                 with enabled:
-                    visit.take(closure())
+                    gradient_pass.take(closure())
         if scaler is None or not scaler.is_enabled():
             return self._step_prepared()
         scaler.step(self.base)  # or not, after an overflow
@@ -273,7 +284,8 @@ class PerturbedOptimizer(Optimizer, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._under_way: Step | None = None
-        self._open: weakref.ref[Generator[GradientPass, None, None]] | None = None
+        # Weak: a loop that somebody has left is closed, and θ restored, when its generator dies.
+        self._open: weakref.ref[Passes[None]] | None = None
         self._prepared = False
         self._loss: Any = None
         self._settings: Settings = state["_settings"]
@@ -285,8 +297,8 @@ class PerturbedOptimizer(Optimizer, ABC):
         return f"{type(self).__name__} over {self.base!r}"
 
     @abstractmethod
-    def _combined_gradient(self, walk: Excursion) -> Walk[Vector]:
-        """Return the gradient that the base is to use, from `self.passes` passes."""
+    def _combined_gradient(self, point: PerturbedPoint) -> Passes[Blocks]:
+        """Return the gradient that the base is to use, from as many passes as `passes` says."""
 
     @abstractmethod
     def _check_option(self, name: str, value: float) -> None:
@@ -297,13 +309,11 @@ class PerturbedOptimizer(Optimizer, ABC):
         """Whether gradients come from `torch.autograd.grad`, past DistributedDataParallel."""
         return False
 
-    def _option(self, name: str, walk: Excursion) -> list[float]:
+    def _option(self, name: str, point: PerturbedPoint) -> list[float]:
         """Return the value of an own option for each block of a vector."""
-        return [group[self._keys[name]] for group in walk.groups]
+        return [group[self._keys[name]] for group in point.groups]
 
-    def _opened(
-        self, scaler: "GradScaler | None", *, owner: Optimizer
-    ) -> Generator[GradientPass, None, None]:
+    def _begun(self, scaler: "GradScaler | None", *, owner: Optimizer) -> Passes[None]:
         """Begin a step, and end one that was left open.
 
         Args:
@@ -320,17 +330,17 @@ class PerturbedOptimizer(Optimizer, ABC):
         step = self._under_way = Step(
             self.param_groups, combine, self._settings, scaler, twice=self._differentiates_twice
         )
-        phases = self._walked(step, owner)
-        self._open = weakref.ref(phases)
-        return phases
+        passes = self._passes_of(step, owner)
+        self._open = weakref.ref(passes)
+        return passes
 
-    def _walked(self, step: Step, owner: Optimizer) -> Generator[GradientPass, None, None]:
+    def _passes_of(self, step: Step, owner: Optimizer) -> Passes[None]:
         self._prepared = False
         for group in self.param_groups:  # as zero_grad does, which is slow on small networks
             for parameter in group["params"]:
                 parameter.grad = None
         try:
-            yield from step.phases(owner)
+            yield from step.passes(owner)
         finally:
             self._under_way = None
         self._prepared, self._loss = step.prepared, step.loss
@@ -341,7 +351,7 @@ class PerturbedOptimizer(Optimizer, ABC):
             raise InvalidArgumentError(
                 f"{type(self).__name__}.step needs a closure that returns the loss, because it "
                 f"takes {self.passes} gradients a step: step(lambda: loss(model(x), y)); or a "
-                "loop over phases() before it (after an overflow: scaler.step(optimizer))"
+                "loop over gradient_passes() before it (after an overflow: scaler.step(optimizer))"
             )
         self.base.step()
         return self._stepped()
@@ -362,8 +372,8 @@ class PerturbedOptimizer(Optimizer, ABC):
         self._check_option(name, float(value))
 
 
-def _plain_gradient(walk: Excursion) -> Walk[Vector]:
-    return walk.gradient(kept=False)
+def _plain_gradient(point: PerturbedPoint) -> Passes[Blocks]:
+    return point.gradient(kept=False)
 
 
 def _fill(group: dict[str, Any], options: Mapping[str, float]) -> None:

@@ -90,9 +90,9 @@ def test_all_parts_of_the_first_pass_count():
     loss_of(plain)
     loss_of(plain)
     optimizer = wrapped("sam", model)
-    for visit in optimizer.phases():
+    for gradient_pass in optimizer.gradient_passes():
         for _ in range(2):
-            visit.backward(loss_of(model) / 2)
+            gradient_pass.backward(loss_of(model) / 2)
     optimizer.step()
     assert same(buffers(model), buffers(plain))
 

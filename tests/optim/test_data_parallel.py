@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.optim import reference
-from tests.optim.replica import SETTINGS, STEPS, data, network, sgd, train, weights, wrapped
+from tests.optim.worker import SETTINGS, STEPS, data, network, sgd, train, weights, wrapped
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.distributed
@@ -24,8 +24,8 @@ Results = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     """What the two processes found."""
-    folder = tmp_path_factory.mktemp("replicas")
-    command = [sys.executable, "-m", "tests.optim.replica"]
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-m", "tests.optim.worker"]
     processes = [
         subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT, stderr=subprocess.PIPE)
         for rank in range(2)
@@ -52,7 +52,7 @@ def precision(name: str) -> float:
 @every_name
 @every_batch
 @pytest.mark.parametrize("loop", [False, True])
-def test_all_replicas_hold_the_same_weights(results, name, batch, loop):
+def test_all_processes_hold_the_same_weights(results, name, batch, loop):
     first, second = (result[f"{name} {batch} {loop}"] for result in results)
     assert torch.equal(first, second)
     assert not torch.equal(first, weights(network()))
@@ -66,7 +66,7 @@ def test_a_global_perturbation_is_that_of_one_process_with_all_samples(results, 
 
 
 class Part:
-    """The mean loss over the samples of one replica as a function of θ, for the references."""
+    """The mean loss over the samples of one process as a function of θ, for the references."""
 
     def __init__(self, step: int, rank: int) -> None:
         self.x, self.y = data(step, rank)
@@ -98,7 +98,7 @@ def combined(name: str, part: Part, theta: reference.Array) -> reference.Array:
 
 
 @pytest.mark.parametrize("name", ["sam", "gam", "exact gam", "exact gam by differences"])
-def test_a_local_perturbation_is_that_of_each_replicas_own_samples(results, name):
+def test_a_local_perturbation_is_that_of_each_process_s_own_samples(results, name):
     model = network()
     base = sgd(model)
     for step in range(STEPS):
@@ -136,15 +136,15 @@ def test_parts_of_a_batch_are_as_good_as_the_whole(results, name, batch):
 
 @every_name
 @every_batch
-def test_an_explosion_on_one_replica_stops_the_step_of_all(results, name, batch):
+def test_an_explosion_in_one_process_stops_the_step_of_all(results, name, batch):
     for scaled, scale in ((False, 1.0), (True, 512.0)):
         found = [result[f"{name} {batch} broken {scaled}"] for result in results]
         for one in found:
-            assert one["home"] and one["scale"] == scale
+            assert one["restored"] and one["scale"] == scale
             assert ("NonFiniteError" in one["raised"]) is not scaled
         assert torch.equal(found[0]["end"], found[1]["end"])
     if batch == "local":
-        assert "another replica" in results[0][f"{name} local broken False"]["raised"]
+        assert "another process" in results[0][f"{name} local broken False"]["raised"]
 
 
 def test_running_statistics_are_those_of_the_first_pass(results):

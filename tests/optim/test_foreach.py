@@ -6,40 +6,40 @@ from torch import Tensor
 from torch.optim import SGD
 
 from flatkit.optim import GAM
-from flatkit.optim.blockwise import Blockwise, Vector, inner
+from flatkit.optim.blockwise import Blocks, Blockwise, inner
 from tests.optim.test_contract import bits, network, run
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 BOTH = (Blockwise(foreach=True), Blockwise(foreach=False))
 
 
-def vector(seed: int) -> Vector:
+def vector(seed: int) -> Blocks:
     g = torch.Generator().manual_seed(seed)
     shapes = ((3, 2), (5,), ())
     return [[torch.randn(s, generator=g).to(dtype) for s in shapes] for dtype in DTYPES]
 
 
-def flat(x: Vector) -> Tensor:
+def flat(x: Blocks) -> Tensor:
     return torch.cat([tensor.double().flatten() for block in x for tensor in block])
 
 
 WEIGHTS = [0.25, -2.0, 3.0]
 CHANGES = {
-    "assign_": lambda algebra, x, y: algebra.assign_(x, y),
-    "scale_": lambda algebra, x, y: algebra.scale_(x, WEIGHTS),
-    "add_": lambda algebra, x, y: algebra.add_(x, y, WEIGHTS),
-    "mix_": lambda algebra, x, y: algebra.mix_(x, y, [0.25, 0.5, 1.0]),
-    "stretch_": lambda algebra, x, y: algebra.stretch_(x, y, 0.125),
-    "project_out_": lambda algebra, x, y: algebra.project_out_(x, y),
+    "assign_": lambda blockwise, x, y: blockwise.assign_(x, y),
+    "scale_": lambda blockwise, x, y: blockwise.scale_(x, WEIGHTS),
+    "add_": lambda blockwise, x, y: blockwise.add_(x, y, WEIGHTS),
+    "mix_": lambda blockwise, x, y: blockwise.mix_(x, y, [0.25, 0.5, 1.0]),
+    "stretch_": lambda blockwise, x, y: blockwise.stretch_(x, y, 0.125),
+    "project_out_": lambda blockwise, x, y: blockwise.project_out_(x, y),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_operation_is_the_same_tensor_by_tensor_and_does_something(name):
     ends = []
-    for algebra in BOTH:
+    for blockwise in BOTH:
         x, y = vector(1), vector(2)
-        CHANGES[name](algebra, x, y)
+        CHANGES[name](blockwise, x, y)
         assert torch.equal(flat(y), flat(vector(2)))
         assert not torch.equal(flat(x), flat(vector(1)))
         ends.append(flat(x))
@@ -49,10 +49,10 @@ def test_an_operation_is_the_same_tensor_by_tensor_and_does_something(name):
 
 def test_differences_and_norms_are_the_same_and_right():
     x, y = vector(1), vector(2)
-    first, second = (algebra.difference(x, y) for algebra in BOTH)
+    first, second = (blockwise.difference(x, y) for blockwise in BOTH)
     assert torch.equal(flat(first), flat(second))
-    for algebra in BOTH:
-        assert algebra.norm(x) == pytest.approx(flat(x).norm().item(), rel=1e-6)
+    for blockwise in BOTH:
+        assert blockwise.norm(x) == pytest.approx(flat(x).norm().item(), rel=1e-6)
     assert inner(x, y) == pytest.approx((flat(x) @ flat(y)).item(), rel=1e-6)
 
 

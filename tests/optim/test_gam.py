@@ -12,7 +12,8 @@ from torch.optim import SGD
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.optim import GAM
-from flatkit.optim.perturb import Excursion, Walk
+from flatkit.optim.autograd import Passes
+from flatkit.optim.perturb import PerturbedPoint
 from tests.optim.reference import (
     BASES,
     FUNCTIONS,
@@ -169,23 +170,23 @@ def dense(theta: Array) -> tuple[Array, Array]:
     return gradient.numpy(), hessian.numpy()
 
 
-def test_the_growth_of_the_gradient_norm_equals_the_dense_hessian_and_differences():
+def test_the_gradient_of_the_gradient_norm_equals_the_dense_hessian_and_differences():
     theta = vector(26, seed=27)
     parameters = [p.clone().requires_grad_() for p in torch.from_numpy(theta).split([12, 4, 8, 2])]
-    walk = Excursion([{"params": parameters}], eps=1e-12)
-    got_gradient, got_growth = result(
-        walk.gradient_and_growth(), lambda: tanh_network(torch.cat(parameters))
+    point = PerturbedPoint([{"params": parameters}], eps=1e-12)
+    got_gradient, got_norm_gradient = result(
+        point.gradient_and_norm_gradient(), lambda: tanh_network(torch.cat(parameters))
     )
     gradient, hessian = dense(theta)
-    growth = joined(got_growth[0])
+    norm_gradient = joined(got_norm_gradient[0])
     np.testing.assert_allclose(joined(got_gradient[0]), gradient, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(
-        growth, hessian @ gradient / np.linalg.norm(gradient), rtol=1e-10, atol=1e-14
+        norm_gradient, hessian @ gradient / np.linalg.norm(gradient), rtol=1e-10, atol=1e-14
     )
     direction, step = vector(26, seed=28), 1e-5
     ahead, behind = dense(theta + step * direction)[0], dense(theta - step * direction)[0]
     slope = (np.linalg.norm(ahead) - np.linalg.norm(behind)) / (2 * step)
-    assert growth @ direction == pytest.approx(slope, rel=1e-6)
+    assert norm_gradient @ direction == pytest.approx(slope, rel=1e-6)
 
 
 def test_an_exact_step_on_a_network_equals_the_dense_hessian():
@@ -198,14 +199,14 @@ def test_an_exact_step_on_a_network_equals_the_dense_hessian():
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14)
 
 
-def result(walk: Walk[T], loss: Callable[[], Tensor]) -> T:
-    """Return what a walk returns, with the loss at each of its points."""
+def result(passes: Passes[T], loss: Callable[[], Tensor]) -> T:
+    """Return what a rule returns, with the loss at each of its points."""
     while True:
         try:
-            visit = next(walk)
+            gradient_pass = next(passes)
         except StopIteration as stop:
             return stop.value
-        visit.backward(loss())
+        gradient_pass.backward(loss())
 
 
 def valley_end(settings: dict[str, Any]) -> float:
@@ -224,7 +225,7 @@ def test_both_modes_slide_along_a_valley_to_small_curvature_where_sgd_stands_sti
     assert 0 < valley_end({"rho": 0.2, "rho_prime": 0.1}) < 0.7
 
 
-def test_a_loss_that_is_linear_has_no_growth_to_step_along():
+def test_a_loss_that_is_linear_has_no_norm_gradient_to_step_along():
     theta = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     slope = torch.tensor([3.0, 4.0], dtype=torch.float64)
     GAM(SGD([theta], lr=0.1), mode="exact").step(lambda: slope @ theta)
@@ -317,8 +318,8 @@ def test_fifty_exact_steps_follow_algorithm_1_by_either_engine_and_over_sam(
     def combined(point: Array) -> Array:
         if oracle == "loss":
             return exact_gam(function.gradient, function.hessian, point, rho=0.2, alpha=0.5)
-        growth = exact_gam(function.gradient, function.hessian, point, rho=0.2, alpha=0.5)
-        return sam(function.gradient, point, rho=0.3) + growth - function.gradient(point)
+        norm_gradient = exact_gam(function.gradient, function.hessian, point, rho=0.2, alpha=0.5)
+        return sam(function.gradient, point, rho=0.3) + norm_gradient - function.gradient(point)
 
     optimizer = GAM(
         BASES[base](split(theta)),

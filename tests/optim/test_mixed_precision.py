@@ -73,8 +73,8 @@ def test_autocast_around_the_whole_step_does_not_keep_the_casts_of_the_last_poin
                 if style == "closure":
                     optimizer.step(lambda model=model: loss_of(model, half=torch.bfloat16))
                 else:
-                    for visit in optimizer.phases():
-                        visit.backward(loss_of(model, half=torch.bfloat16))
+                    for gradient_pass in optimizer.gradient_passes():
+                        gradient_pass.backward(loss_of(model, half=torch.bfloat16))
                     optimizer.step()
         ends.append(bits(model))
     assert same(*ends)
@@ -97,9 +97,9 @@ def test_scaling_by_a_power_of_two_changes_no_bit(wrapper, style, scale):
     for _ in range(3):
         first.step(lambda: loss_of(plain))
         if "loop" in style:
-            for visit in optimizer.phases(scaler):
+            for gradient_pass in optimizer.gradient_passes(scaler):
                 loss = loss_of(model)
-                scaler.scale(loss).backward() if "scaled" in style else visit.backward(loss)
+                scaler.scale(loss).backward() if "scaled" in style else gradient_pass.backward(loss)
             assert torch.equal(gradient(model), gradient(plain))  # unscaled, ready for clipping
             scaler.step(optimizer)
         else:
@@ -148,8 +148,8 @@ def step(
     if style == "closure":
         optimizer.step(loss, scaler=scaler)
     else:
-        for visit in optimizer.phases(scaler):
-            visit.backward(loss())
+        for gradient_pass in optimizer.gradient_passes(scaler):
+            gradient_pass.backward(loss())
         scaler.step(optimizer)
     scaler.update()
 
@@ -162,10 +162,10 @@ def test_float16_that_overflows_at_a_high_scale_settles_and_trains(wrapper):
     losses, skipped = [], 0
     for _ in range(40):
         before = bits(model)
-        for visit in optimizer.phases(scaler):
+        for gradient_pass in optimizer.gradient_passes(scaler):
             loss = loss_of(model, half=torch.float16)
-            visit.backward(loss)
-            losses += [loss.item()] if visit.number == 0 else []
+            gradient_pass.backward(loss)
+            losses += [loss.item()] if gradient_pass.number == 0 else []
         scaler.step(optimizer)
         scaler.update()
         skipped += same(before, bits(model))
@@ -181,8 +181,8 @@ def test_clipping_sees_the_unscaled_combined_gradient(max_norm):
         optimizer = GAM(SGD(model.parameters(), lr=0.1), max_norm=max_norm, **own("gam"))
         scaler = GradScaler("cpu", init_scale=4096.0, enabled=scaled)
         for _ in range(2):
-            for visit in optimizer.phases(scaler):
-                visit.backward(loss_of(model))
+            for gradient_pass in optimizer.gradient_passes(scaler):
+                gradient_pass.backward(loss_of(model))
             if max_norm is None:
                 length = nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
                 assert 1e-2 < length < 10
@@ -198,9 +198,9 @@ def test_parts_of_a_batch_are_scaled_like_the_whole():
     for scaled in (True, False):
         model, optimizer = built("gam")
         scaler = GradScaler("cpu", init_scale=256.0, enabled=scaled)
-        for visit in optimizer.phases(scaler):
+        for gradient_pass in optimizer.gradient_passes(scaler):
             for share in (0.25, 0.75):
-                visit.backward(share * loss_of(model))
+                gradient_pass.backward(share * loss_of(model))
         scaler.step(optimizer)
         ends.append(bits(model))
     assert same(*ends)
@@ -243,8 +243,8 @@ def test_the_radius_does_not_depend_on_the_scale():
         start = torch.cat([p.flatten() for p in bits(model)])
         optimizer = SAM(SGD(model.parameters(), lr=0.1), rho=0.3)
         scaler = GradScaler("cpu", init_scale=scale, enabled=scale != 1)
-        for visit in optimizer.phases(scaler):
+        for gradient_pass in optimizer.gradient_passes(scaler):
             now = torch.cat([p.flatten() for p in bits(model)])
             seen.append((now - start).norm().item())
-            visit.backward(loss_of(model))
+            gradient_pass.backward(loss_of(model))
     assert seen == pytest.approx([0.0, 0.3, 0.0, 0.3], rel=1e-5)

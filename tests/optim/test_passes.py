@@ -1,4 +1,4 @@
-"""The loop without a closure: the same steps, and parameters that come home whatever happens."""
+"""The loop without a closure: the same steps, and parameters that are restored whatever happens."""
 
 import copy
 import gc
@@ -32,9 +32,9 @@ def test_a_loop_steps_like_a_closure(wrapper, base):
     run(model, optimizer, 3)
     for number in range(3):
         numbers = []
-        for visit in other.phases():
-            visit.backward(loss_of(twin, seed=number))
-            numbers.append(visit.number)
+        for gradient_pass in other.gradient_passes():
+            gradient_pass.backward(loss_of(twin, seed=number))
+            numbers.append(gradient_pass.number)
         assert numbers == list(range(PASSES[wrapper]))
         assert other.step().item() == loss_of_before(model, number, wrapper, base)
     assert same(bits(model), bits(twin))
@@ -51,9 +51,9 @@ def test_a_plain_backward_in_the_loop_is_as_good(wrapper):
     ends = []
     for plain in (True, False):
         model, optimizer = built(wrapper)
-        for visit in optimizer.phases():
+        for gradient_pass in optimizer.gradient_passes():
             loss = loss_of(model)
-            loss.backward() if plain else visit.backward(loss)
+            loss.backward() if plain else gradient_pass.backward(loss)
         optimizer.step()
         ends.append(bits(model))
     assert same(*ends)
@@ -72,9 +72,9 @@ def test_parts_of_a_batch_share_one_perturbation_like_the_whole(wrapper):
     whole, first = built(wrapper)
     run(whole, first, 1, start=1)
     parts, second = built(wrapper)
-    for visit in second.phases():
+    for gradient_pass in second.gradient_passes():
         for rows in (slice(0, 4), slice(4, 5), slice(5, 11)):
-            visit.backward(part_of(parts, rows))
+            gradient_pass.backward(part_of(parts, rows))
     second.step()
     for ours, theirs in zip(bits(whole), bits(parts), strict=True):
         precision = 1e-9 if "differences" in wrapper else 1e-12
@@ -83,33 +83,33 @@ def test_parts_of_a_batch_share_one_perturbation_like_the_whole(wrapper):
 
 @every_wrapper
 @pytest.mark.parametrize("way", ["break", "raise", "abandoned", "kept"])
-def test_a_loop_that_is_left_brings_the_parameters_home(wrapper, way):
+def test_a_loop_that_is_left_restores_the_parameters(wrapper, way):
     model, optimizer = built(wrapper)
     before = bits(model)
 
-    def leave(phases) -> None:
-        for visit in phases:
-            if visit.number == 1:
+    def leave(passes) -> None:
+        for gradient_pass in passes:
+            if gradient_pass.number == 1:
                 assert not same(before, bits(model))
                 if way == "raise":
                     raise KeyboardInterrupt
                 break
-            visit.backward(loss_of(model))
+            gradient_pass.backward(loss_of(model))
 
     gc.disable()  # what happens must not depend on the collector
     try:
         if way == "raise":
             with pytest.raises(KeyboardInterrupt):
-                leave(optimizer.phases())
+                leave(optimizer.gradient_passes())
         elif way == "break":
-            leave(optimizer.phases())
+            leave(optimizer.gradient_passes())
         elif way == "abandoned":
-            phases = optimizer.phases()
-            leave(phases)
-            del phases
+            passes = optimizer.gradient_passes()
+            leave(passes)
+            del passes
         else:  # somebody holds the generator: the next step ends it
-            phases = optimizer.phases()
-            leave(phases)
+            passes = optimizer.gradient_passes()
+            leave(passes)
             assert not same(before, bits(model))
             run(model, optimizer, 1)
             twin, other = built(wrapper)
@@ -120,14 +120,25 @@ def test_a_loop_that_is_left_brings_the_parameters_home(wrapper, way):
         gc.enable()
     assert same(before, bits(model))
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(InvalidArgumentError, match=r"loop over phases\(\)"):
+    with pytest.raises(InvalidArgumentError, match=r"loop over gradient_passes\(\)"):
         optimizer.step()
+
+
+def test_the_first_name_of_the_loop_still_works():
+    ends = []
+    for name in ("gradient_passes", "phases"):
+        model, optimizer = built("gam")
+        for visit in getattr(optimizer, name)(None):
+            visit.backward(loss_of(model))
+        optimizer.step()
+        ends.append(bits(model))
+    assert same(*ends) and not same(ends[0], bits(built("gam")[0]))
 
 
 def test_one_completed_loop_allows_one_step():
     model, optimizer = built("gam")
-    for visit in optimizer.phases():
-        visit.backward(loss_of(model))
+    for gradient_pass in optimizer.gradient_passes():
+        gradient_pass.backward(loss_of(model))
     optimizer.step()
     with pytest.raises(InvalidArgumentError, match="needs a closure"):
         optimizer.step()
@@ -137,16 +148,16 @@ def test_a_round_without_a_gradient_is_named():
     model, optimizer = built("sam")
     before = bits(model)
     with pytest.raises(InvalidArgumentError, match="pass 1 ended without a gradient"):
-        for visit in optimizer.phases():
-            if visit.number == 0:
-                visit.backward(loss_of(model))
+        for gradient_pass in optimizer.gradient_passes():
+            if gradient_pass.number == 0:
+                gradient_pass.backward(loss_of(model))
     assert same(before, bits(model))
 
 
 def test_a_backward_of_the_loop_is_refused_where_the_loss_is_differentiated_twice():
     model, optimizer = built("exact gam")
-    with pytest.raises(InvalidArgumentError, match=r"visit\.backward\(loss\)"):
-        for _ in optimizer.phases():
+    with pytest.raises(InvalidArgumentError, match=r"gradient_pass\.backward\(loss\)"):
+        for _ in optimizer.gradient_passes():
             loss_of(model).backward()
 
 
@@ -154,17 +165,19 @@ def test_a_gradient_that_is_not_finite_ends_the_loop():
     model, optimizer = built("gam")
     before = bits(model)
     with pytest.raises(NonFiniteError, match="in pass 2"):
-        for visit in optimizer.phases():
-            visit.backward(loss_of(model) * (math.nan if visit.number == 2 else 1.0))
+        for gradient_pass in optimizer.gradient_passes():
+            gradient_pass.backward(
+                loss_of(model) * (math.nan if gradient_pass.number == 2 else 1.0)
+            )
     assert same(before, bits(model)) and not optimizer.state
 
 
 def test_gradients_are_on_in_the_loop_and_as_before_after_it():
     model, optimizer = built("gam")
-    for visit in optimizer.phases():
+    for gradient_pass in optimizer.gradient_passes():
         assert torch.is_grad_enabled()
         with torch.inference_mode(False):
-            visit.backward(loss_of(model))
+            gradient_pass.backward(loss_of(model))
     assert torch.is_grad_enabled()
 
 
@@ -173,8 +186,8 @@ def test_gradients_may_be_clipped_between_the_loop_and_the_step():
     twin = WRAPPERS["gam"](SGD(model.parameters(), lr=0.0))
     twin.step(lambda: loss_of(model))
     combined = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    for visit in optimizer.phases():
-        visit.backward(loss_of(model))
+    for gradient_pass in optimizer.gradient_passes():
+        gradient_pass.backward(loss_of(model))
     length = nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     before = bits(model)
     optimizer.step()
@@ -225,8 +238,8 @@ def test_only_each_kth_step_is_perturbed_and_the_count_is_saved(every):
     passes = []
     for number in range(7):
         count = 0
-        for visit in optimizer.phases():
-            visit.backward(loss_of(model, seed=number))
+        for gradient_pass in optimizer.gradient_passes():
+            gradient_pass.backward(loss_of(model, seed=number))
             count += 1
         optimizer.step()
         passes.append(count)

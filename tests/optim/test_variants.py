@@ -54,13 +54,13 @@ def accelerated_step(function: Function, theta: Array, widths: Array | float) ->
 def exact_step(function: Function, theta: Array, widths: Array) -> Array:
     """Algorithm 1 for L + α·ρ·max ‖T∇L‖ over ‖T⁻¹δ‖ ≤ ρ, with T held."""
 
-    def growth(point: Array, g: Array) -> Array:
+    def norm_gradient(point: Array, g: Array) -> Array:
         return function.hessian(point) @ (widths * unit(widths * g))
 
     g = function.gradient(theta)
-    adversary = theta + RADII["rho"] * widths * unit(widths * growth(theta, g))
+    adversary = theta + RADII["rho"] * widths * unit(widths * norm_gradient(theta, g))
     ahead = function.gradient(adversary)
-    return g + WEIGHTS["alpha"] * RADII["rho"] * growth(adversary, ahead)
+    return g + WEIGHTS["alpha"] * RADII["rho"] * norm_gradient(adversary, ahead)
 
 
 @every_function

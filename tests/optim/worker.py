@@ -1,4 +1,4 @@
-"""One of two processes that train together; `python -m tests.optim.replica RANK FOLDER`.
+"""One of two processes that train together; `python -m tests.optim.worker RANK FOLDER`.
 
 Writes what came out to FOLDER/RANK.pt: scenario -> weights, or what was raised.
 """
@@ -49,7 +49,7 @@ def network(norm: bool = False) -> nn.Module:
 
 
 def data(step: int, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the samples of a step: 12, or the 6 of one replica."""
+    """Return the samples of a step: 12, or the 6 of one process."""
     g = torch.Generator().manual_seed(step)
     x = torch.randn(12, 3, generator=g, dtype=torch.float64)
     y = torch.randint(0, 2, (12,), generator=g)
@@ -69,8 +69,8 @@ def train(
         if not loop:
             optimizer.step(lambda x=x, y=y: nn.functional.cross_entropy(model(x), y))
             continue
-        for visit in optimizer.phases():
-            visit.backward(nn.functional.cross_entropy(model(x), y))
+        for gradient_pass in optimizer.gradient_passes():
+            gradient_pass.backward(nn.functional.cross_entropy(model(x), y))
         optimizer.step()
     return weights(model)
 
@@ -91,17 +91,19 @@ def parts(rank: int, name: str, batch: str) -> Tensor:
     optimizer = wrapped(name, sgd(model), model=model, batch=batch)
     for step in range(STEPS):
         x, y = data(step, rank)
-        for visit in optimizer.phases():
+        for gradient_pass in optimizer.gradient_passes():
             with model.no_sync():
                 part = nn.functional.cross_entropy(model(x[:2]), y[:2], reduction="sum") / 6
-                visit.backward(part)
-            visit.backward(nn.functional.cross_entropy(model(x[2:]), y[2:], reduction="sum") / 6)
+                gradient_pass.backward(part)
+            gradient_pass.backward(
+                nn.functional.cross_entropy(model(x[2:]), y[2:], reduction="sum") / 6
+            )
         optimizer.step()
     return weights(model)
 
 
 def broken(rank: int, name: str, batch: str, *, scaled: bool) -> dict[str, Any]:
-    """Let the loss of one replica explode in its second pass."""
+    """Let the loss of one process explode in its second pass."""
     model = DistributedDataParallel(network())
     optimizer = wrapped(name, sgd(model), model=model, batch=batch)
     scaler = GradScaler("cpu", init_scale=1024.0, enabled=scaled)
@@ -116,9 +118,14 @@ def broken(rank: int, name: str, batch: str, *, scaled: bool) -> dict[str, Any]:
     except FlatkitError as error:
         raised = f"{type(error).__name__}: {error}"
     scaler.update()
-    home = torch.equal(before, weights(model))
+    restored = torch.equal(before, weights(model))
     train(name, model, optimizer, rank)
-    return {"raised": raised, "home": home, "scale": scaler.get_scale(), "end": weights(model)}
+    return {
+        "raised": raised,
+        "restored": restored,
+        "scale": scaler.get_scale(),
+        "end": weights(model),
+    }
 
 
 def statistics(rank: int) -> dict[str, Any]:
