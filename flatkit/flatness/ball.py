@@ -13,6 +13,7 @@ from flatkit.flatness.frank_wolfe import Ascents, Climb
 from flatkit.flatness.functions import Field
 from flatkit.flatness.iterated_search import Explore, wander
 from flatkit.flatness.sphere_lbfgs import polish
+from flatkit.status import Status
 
 _SAME_PLACE = 1e-3
 """Distance, in radii, below which two climbs are at one maximum."""
@@ -40,9 +41,8 @@ class BallMaximum:
         linear_gap: what the linearised function could still gain in the ball, relative to the
             value; 0 at a stationary point of any ball. For a concave function nothing more can be
             gained; otherwise it says only how flat the end of the search is.
-        status: `converged` if the best climb became stationary; `kinks` if it ended where the
-            gradient jumps, as that of a piecewise linear network does, so that a longer search may
-            find more; else `budget`.
+        status: `CONVERGED` if the best climb became stationary; `KINKS` if it ended where the
+            gradient jumps, as that of a piecewise linear network does; else `BUDGET`.
         trails: the values along each start's climb.
         evaluations: of the function.
         ascents: of its gradient.
@@ -55,7 +55,7 @@ class BallMaximum:
     start: str
     stationarity: float | None
     linear_gap: float
-    status: str
+    status: Status
     trails: Mapping[str, list[float]]
     evaluations: int
     ascents: int
@@ -202,10 +202,10 @@ def _summary(search: Ascents, climbs: list[Climb], best: Climb) -> BallMaximum:
     )
 
 
-def _status(search: Ascents, best: Climb) -> str:
+def _status(search: Ascents, best: Climb) -> Status:
     if _is_rough(search, best):
-        return "kinks"
-    return "converged" if best.done else "budget"
+        return Status.KINKS
+    return Status.CONVERGED if best.done else Status.BUDGET
 
 
 def _linear_gain(climb: Climb, target: Tensor) -> float:

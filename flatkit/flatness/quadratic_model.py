@@ -11,7 +11,7 @@ from torch import Tensor
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.trust_region import gradient_norm_maximum, quadratic_maximum
-from flatkit.spectrum.dot import length, outside
+from flatkit.spectrum.dot import norm, project_out
 from flatkit.spectrum.operators import SymmetricOperator
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
@@ -126,10 +126,10 @@ class QuadraticModel:
         """Extend the basis by what is new in a vector; return whether there was anything."""
         if self._count == len(self._rows):
             return False
-        size = length(vector)
+        size = norm(vector)
         for _ in range(2):
-            vector = outside(self.basis, vector)
-        left = length(vector)
+            vector = project_out(self.basis, vector)
+        left = norm(vector)
         if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
             return False
         self._rows[self._count] = vector / left

@@ -11,6 +11,7 @@ from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFini
 from flatkit.objective.function import Objective
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.power_iteration import check_wanted
+from flatkit.status import Status
 
 
 def pyhessian_eigenvalues(
@@ -78,7 +79,7 @@ def pyhessian_eigenvalues(
         value=found,
         error=residual_norms(operator, found, rows) + operator.rounding * scale,
         error_kind="residual",
-        status="unchecked_stop",
+        status=Status.UNCHECKED_STOP,
         matvecs=len(found),
         seconds=seconds,
         vectors=rows,

@@ -12,6 +12,7 @@ from flatkit.errors import NonFiniteError
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.hutchinson import random_signs
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.status import Status
 
 
 def diagonal(
@@ -58,7 +59,7 @@ def diagonal(
         value=mean.cpu(),
         error=error.cpu(),
         error_kind="standard_error",
-        status="converged",
+        status=Status.CONVERGED,
         matvecs=num_probes,
         seconds=time.perf_counter() - started,
         notes={"num_probes": num_probes},
@@ -106,7 +107,7 @@ def frobenius_norm(
         value=torch.tensor(value, dtype=torch.float64),
         error=torch.tensor(error, dtype=torch.float64),
         error_kind="standard_error",
-        status="converged" if converged else "budget",
+        status=Status.CONVERGED if converged else Status.BUDGET,
         matvecs=len(draws),
         seconds=time.perf_counter() - started,
         notes={"num_probes": len(draws)},

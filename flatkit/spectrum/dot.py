@@ -1,4 +1,4 @@
-"""Inner products and lengths of long vectors, right to some tens of roundings of their dtype.
+"""Dot products and norms of long vectors, right to some tens of roundings of their dtype.
 
 A sum of ten million products of 32 bits, added up one after the other, is off by a thousandth, as
 the terms vanish beside the sum. Here parts of the vectors are multiplied in their dtype, 16 bits in
@@ -15,8 +15,8 @@ _PART = 2**13
 """Entries that are multiplied at once: short enough for 32 bits, long enough for full speed."""
 
 
-def inner(one: Tensor, other: Tensor) -> Tensor:
-    """Return the inner products of vectors, float64 on the CPU.
+def dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return the dot products of vectors, float64 on the CPU.
 
     Args:
         one: [P] or rows [K, P].
@@ -27,7 +27,7 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
 
     >>> vector = torch.full((10_000_000,), 0.1)
     >>> exact = float(vector[0].double() ** 2 * len(vector))
-    >>> abs(float(inner(vector, vector)) / exact - 1) < 1e-5
+    >>> abs(float(dot(vector, vector)) / exact - 1) < 1e-5
     True
     """
     size = one.shape[-1] if one.dtype == torch.float64 or one.device.type != "cpu" else _PART
@@ -39,19 +39,19 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
     return total
 
 
-def outside(rows: Tensor, vector: Tensor) -> Tensor:
+def project_out(rows: Tensor, vector: Tensor) -> Tensor:
     """Return what is left of a vector [P] without its part in the span of orthonormal rows [K, P].
 
-    >>> outside(torch.tensor([[1.0, 0.0]]), torch.tensor([3.0, 4.0]))
+    >>> project_out(torch.tensor([[1.0, 0.0]]), torch.tensor([3.0, 4.0]))
     tensor([0., 4.])
     """
-    return vector - inner(rows, vector).to(vector) @ rows
+    return vector - dot(rows, vector).to(vector) @ rows
 
 
-def length(vector: Tensor) -> float:
+def norm(vector: Tensor) -> float:
     """Return ‖v‖ of a vector [P]; NaN or infinite if its entries are.
 
-    >>> length(torch.tensor([3.0, 4.0]))
+    >>> norm(torch.tensor([3.0, 4.0]))
     5.0
     """
-    return math.sqrt(float(inner(vector, vector)))
+    return math.sqrt(float(dot(vector, vector)))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.status import Status
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,8 @@ class Estimate:
             some eigenvalue lies within it; that it is the one of that rank is as certain as the
             method says, up to neighbours within some ten tolerances, which are not told apart.
             `standard_error`: of a mean over random probes.
-        status: `converged`; `budget` (products ran out; value and error hold all the same);
-            `rounding` (the products are not exact enough for the tolerance); or `multiplicity` (a
-            multiple eigenvalue may be reported too few times; the error says by how much that would
-            displace the others).
+        status: `CONVERGED`, `BUDGET`, `ROUNDING` (the products are not exact enough for the
+            tolerance) or `MULTIPLICITY`; its `advice` says what that means for the value.
         matvecs: products with the operator.
         seconds: wall-clock time.
         vectors: eigenvectors [K, P] as orthonormal rows, if any.
@@ -33,7 +32,7 @@ class Estimate:
     value: Tensor
     error: Tensor
     error_kind: Literal["residual", "standard_error"]
-    status: str
+    status: Status
     matvecs: int
     seconds: float
     vectors: Tensor | None = None
@@ -42,7 +41,7 @@ class Estimate:
     @property
     def converged(self) -> bool:
         """Whether the tolerance was met."""
-        return self.status == "converged"
+        return self.status is Status.CONVERGED
 
 
 def residual_norms(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.status import Status
 
 
 def hutchinson_trace(
@@ -64,7 +65,7 @@ def hutchinson_trace(
         value=samples.mean(),
         error=torch.tensor(error, dtype=torch.float64),
         error_kind="standard_error",
-        status="converged" if converged else "budget",
+        status=Status.CONVERGED if converged else Status.BUDGET,
         matvecs=len(draws),
         seconds=time.perf_counter() - started,
         notes={"num_probes": len(draws)},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import NonFiniteError
-from flatkit.spectrum.dot import inner, length
+from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.operators import SymmetricOperator, random_vector
 
 KEPT_BYTES = 2**30
@@ -59,11 +59,11 @@ class KrylovBasis:
         start = random_vector(operator, generator=generator)
         if initial is not None:  # a little of everything, lest what is new be invisible
             known = initial.to(start).sum(0)
-            start = known / length(known) + _FRESH * start / length(start)
+            start = known / norm(known) + _FRESH * start / norm(start)
         self._rows = torch.empty(
             capacity + 1, operator.size, dtype=start.dtype, device=start.device
         )
-        self._rows[0] = start / length(start)
+        self._rows[0] = start / norm(start)
         fits = 2 * self._rows.nbytes <= KEPT_BYTES
         self._images = torch.empty_like(self._rows[:-1]) if keep_images and fits else None
         self._projection = np.zeros((capacity, capacity))
@@ -111,8 +111,8 @@ class KrylovBasis:
         """Multiply the newest direction, extend T, and find the next direction."""
         last = self._size
         product = self._operator.matvec(self._rows[last])
-        norm = length(product)
-        if not math.isfinite(norm):
+        size = norm(product)
+        if not math.isfinite(size):
             raise NonFiniteError("a product with the operator has NaN or infinite entries")
         if self._images is not None:
             self._images[last] = product
@@ -120,7 +120,7 @@ class KrylovBasis:
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
         self._log_couplings += math.log(max(self.coupling, 1e-300))
-        if self.coupling > 10 * torch.finfo(product.dtype).eps * norm and not self.complete:
+        if self.coupling > 10 * torch.finfo(product.dtype).eps * size and not self.complete:
             self._rows[self._size] = product / self.coupling
         else:
             self._break_down()
@@ -136,7 +136,7 @@ class KrylovBasis:
         """
         columns = torch.as_tensor(weights.copy()).to(self._rows).T
         vectors = columns @ self._rows[: self._size]
-        norms = torch.tensor([[length(vector)] for vector in vectors]).to(vectors)
+        norms = torch.tensor([[norm(vector)] for vector in vectors]).to(vectors)
         images = None if self._images is None else columns @ self._images[: self._size] / norms
         return vectors / norms, images
 
@@ -189,10 +189,10 @@ class KrylovBasis:
         removed, left = np.zeros(count), math.inf
         for begin in (max(0, count - 2), 0, 0):
             rows = self._rows[begin:count]
-            part = inner(rows, vector)
+            part = dot(rows, vector)
             vector -= part.to(vector) @ rows
             removed[begin:] += part.numpy()
-            before, left = left, length(vector)
+            before, left = left, norm(vector)
             if begin == 0 and left > _MOST_LEFT * before:
                 break
         return removed, left

@@ -16,6 +16,7 @@ from flatkit.spectrum.krylov import KrylovBasis
 from flatkit.spectrum.multiplicity import displacements, found_copies
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.power_iteration import check_wanted
+from flatkit.status import Status
 
 End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
 Stop: TypeAlias = Literal["residual", "value"]
@@ -106,7 +107,7 @@ def lanczos(
         # parts, which another direction brings back; what remains is rounding of the products.
         worst = int(errors.argmax())
         spent = basis.matvecs >= max_matvecs
-        if status != "rounding" or spent or float(errors[worst]) > 0.5 * last:
+        if status is not Status.ROUNDING or spent or float(errors[worst]) > 0.5 * last:
             break
         last = float(errors[worst])
         search.refine(gaps[worst])
@@ -177,13 +178,13 @@ class _Search:
         every = np.concatenate([residuals, self._residuals[len(residuals) :]])
         return value_errors(self.values, every)[: self.k]
 
-    def status(self, errors: np.ndarray) -> str:
+    def status(self, errors: np.ndarray) -> Status:
         """Return how it ended, given explicit errors of the wanted values."""
         if not self.converged:
-            return "budget"
+            return Status.BUDGET
         if (errors > 2 * self.tolerance * self.scale).any():
-            return "rounding"
-        return "converged" if self.certain else "multiplicity"
+            return Status.ROUNDING
+        return Status.CONVERGED if self.certain else Status.MULTIPLICITY
 
     def _look(self) -> None:
         basis, k = self.basis, self.k

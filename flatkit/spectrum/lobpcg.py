@@ -7,10 +7,11 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import NonFiniteError
-from flatkit.spectrum.dot import inner, length, outside
+from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.operators import SymmetricOperator, random_vector
 from flatkit.spectrum.power_iteration import check_wanted
+from flatkit.status import Status
 
 _GUARDS = 2
 """Vectors beyond k: the last ones of a block converge slowly."""
@@ -60,7 +61,7 @@ def lobpcg(
     products = _multiply(operator, block)
     matvecs, move = len(block), block[:0]
     while True:
-        values, turn = torch.linalg.eigh(inner(block, products))
+        values, turn = torch.linalg.eigh(dot(block, products))
         order = turn.flip(1).T.to(block)
         block, products, values = order @ block, order @ products, values.flip(0)
         gaps = products - values.to(block)[:, None] * block  # [size, P]
@@ -76,7 +77,7 @@ def lobpcg(
         basis = torch.cat([block, fresh])
         images = torch.cat([products, _multiply(operator, fresh)])
         matvecs += len(fresh)
-        small = inner(basis, images)
+        small = dot(basis, images)
         _, weights = torch.linalg.eigh((small + small.T) / 2)
         best = weights.flip(1)[:, :size].T.to(block)  # [size, M]
         move = best[:, size:] @ fresh
@@ -96,10 +97,11 @@ def lobpcg(
     )
 
 
-def _status(converged: bool, errors: Tensor, allowed: float) -> str:
+def _status(converged: bool, errors: Tensor, allowed: float) -> Status:
     if not converged:
-        return "budget"
-    return "converged" if bool((errors <= 2 * allowed).all()) or allowed == 0 else "rounding"
+        return Status.BUDGET
+    within = bool((errors <= 2 * allowed).all()) or allowed == 0
+    return Status.CONVERGED if within else Status.ROUNDING
 
 
 def _start(
@@ -120,16 +122,16 @@ def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:
     """Return an orthonormal basis of the rows, without what lies in known orthonormal rows."""
     kept: list[Tensor] = []
     for vector in vectors:
-        size = length(vector)
+        size = norm(vector)
         if size == 0:
             continue
         vector = vector / size
         for _ in range(2):
             if against is not None and len(against):
-                vector = outside(against, vector)
+                vector = project_out(against, vector)
             for other in kept:
-                vector = vector - float(inner(other, vector)) * other
-        rest = length(vector)
+                vector = vector - float(dot(other, vector)) * other
+        rest = norm(vector)
         if rest > 100 * torch.finfo(vector.dtype).eps:
             kept.append(vector / rest)
     return torch.stack(kept) if kept else vectors[:0]

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, NotSymmetricError
-from flatkit.spectrum.dot import inner, length, outside
+from flatkit.spectrum.dot import dot, norm, project_out
 
 
 class SymmetricOperator(ABC):
@@ -120,7 +120,7 @@ class ProjectedOperator(SymmetricOperator):
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the part of a vector that is orthogonal to the known ones."""
-        return outside(self.vectors, vector)
+        return project_out(self.vectors, vector)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P A P v."""
@@ -148,8 +148,8 @@ def check_symmetric(
     """
     u, v = (random_vector(operator, generator=generator) for _ in range(2))
     au, av = operator.matvec(u), operator.matvec(v)
-    scale = length(u) * length(av) + length(v) * length(au)
-    asymmetry = abs(float(inner(u, av)) - float(inner(v, au))) / scale if scale > 0 else 0.0
+    scale = norm(u) * norm(av) + norm(v) * norm(au)
+    asymmetry = abs(float(dot(u, av)) - float(dot(v, au))) / scale if scale > 0 else 0.0
     allowed = tolerance or (1e-8 if operator.dtype == torch.float64 else 1e-3)
     if asymmetry > allowed:
         raise NotSymmetricError(

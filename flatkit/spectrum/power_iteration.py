@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError, NonFiniteError
-from flatkit.spectrum.dot import inner, length
+from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.operators import (
     ProjectedOperator,
@@ -17,6 +17,7 @@ from flatkit.spectrum.operators import (
     SymmetricOperator,
     random_vector,
 )
+from flatkit.status import Status
 
 _PATIENCE = 8
 """Iterations without progress after which a tie of λ and −λ is suspected."""
@@ -105,7 +106,7 @@ def power_iteration(
         value=values,
         error=errors + operator.rounding * search.scale,
         error_kind="residual",
-        status="converged" if complete else "budget",
+        status=Status.CONVERGED if complete else Status.BUDGET,
         matvecs=search.matvecs,
         seconds=time.perf_counter() - started,
         vectors=vectors,
@@ -161,10 +162,10 @@ def _iterate(
     while True:
         product = shifted.matvec(vector)
         search.matvecs += 1
-        value, size = float(inner(vector, product)), length(product)
+        value, size = float(dot(vector, product)), norm(product)
         if not math.isfinite(size):
             raise NonFiniteError("a product with the operator has NaN or infinite entries")
-        errors.append(length(product - value * vector))
+        errors.append(norm(product - value * vector))
         search.scale = max(search.scale, size - shift)
         done = errors[-1] <= search.allowed
         tie = shift == 0 and _is_stuck(errors, size)
@@ -186,4 +187,4 @@ def _is_stuck(errors: list[float], size: float) -> bool:
 def _unit(operator: SymmetricOperator, vector: Tensor) -> Tensor:
     if isinstance(operator, ProjectedOperator):  # rounding leads back to the known vectors
         vector = operator.project(vector)
-    return vector / length(vector)
+    return vector / norm(vector)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import NonFiniteError
-from flatkit.spectrum.dot import length, outside
+from flatkit.spectrum.dot import norm, project_out
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.hutchinson import hutchinson_trace, random_signs
 from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator
 from flatkit.spectrum.stratified_trace import TOGETHER, probed_trace
+from flatkit.status import Status
 
 _PLAIN = 32
 """Vectors of a sketch from which on it must do better than plain probes to grow further."""
@@ -106,7 +107,7 @@ def trace(
         value=torch.tensor(value, dtype=torch.float64),
         error=torch.tensor(error, dtype=torch.float64),
         error_kind="standard_error",
-        status="converged" if converged else "budget",
+        status=Status.CONVERGED if converged else Status.BUDGET,
         matvecs=products,
         seconds=time.perf_counter() - started,
         notes={"estimator": used, "sketch": sketch.size, "by_part": by_part},
@@ -155,11 +156,11 @@ class _Sketch:
         return products
 
     def _extend(self, image: Tensor) -> None:
-        whole = length(image)
+        whole = norm(image)
         rest = image
         for _ in range(2):
-            rest = outside(self.basis, rest)
-        size = length(rest)
+            rest = project_out(self.basis, rest)
+        size = norm(rest)
         if size > 30 * torch.finfo(image.dtype).eps * whole:
             self.basis = torch.cat([self.basis, (rest / size)[None]])
 

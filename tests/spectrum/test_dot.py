@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flatkit.spectrum import lanczos, lobpcg, power_iteration, trace
-from flatkit.spectrum.dot import inner, length
+from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.operators import SymmetricOperator
 
 LONG = 3_000_000
@@ -19,7 +19,7 @@ def test_shapes_are_those_of_products_of_matrices():
     for one, other in ((rows, others), (rows, others[0]), (rows[0], others), (rows[0], others[0])):
         expected = one @ (other.T if other.ndim > 1 else other)
         for dtype, slack in ((torch.float64, 1e-12), (torch.float32, 1e-3)):
-            found = inner(one.to(dtype), other.to(dtype))
+            found = dot(one.to(dtype), other.to(dtype))
             assert found.dtype == torch.float64 and found.shape == expected.shape
             torch.testing.assert_close(found, expected, rtol=0, atol=slack)
 
@@ -27,14 +27,14 @@ def test_shapes_are_those_of_products_of_matrices():
 def test_long_sums_in_32_bits_are_right_where_one_after_the_other_is_not():
     vector = torch.randn(LONG, generator=torch.Generator().manual_seed(0))
     exact = math.fsum(vector.double().square().tolist())
-    assert float(inner(vector, vector)) == pytest.approx(exact, rel=1e-6)
-    assert length(vector) == pytest.approx(math.sqrt(exact), rel=1e-6)
-    assert float(inner(vector[None], vector)[0]) == pytest.approx(exact, rel=1e-6)
+    assert float(dot(vector, vector)) == pytest.approx(exact, rel=1e-6)
+    assert norm(vector) == pytest.approx(math.sqrt(exact), rel=1e-6)
+    assert float(dot(vector[None], vector)[0]) == pytest.approx(exact, rel=1e-6)
 
 
 def test_what_is_not_finite_stays_so():
-    assert math.isnan(length(torch.tensor([1.0, math.nan])))
-    assert math.isinf(length(torch.tensor([1.0, math.inf])))
+    assert math.isnan(norm(torch.tensor([1.0, math.nan])))
+    assert math.isinf(norm(torch.tensor([1.0, math.inf])))
 
 
 class Diagonal(SymmetricOperator):
@@ -70,6 +70,6 @@ def test_traces_of_long_operators_in_32_bits_are_right_to_their_errors():
 
 def test_squares_that_overflow_in_16_bits_do_not():
     vector = torch.full((20_000,), 300.0, dtype=torch.float16)
-    assert length(vector) == pytest.approx(300 * math.sqrt(20_000), rel=1e-6)
+    assert norm(vector) == pytest.approx(300 * math.sqrt(20_000), rel=1e-6)
     rows = torch.stack([vector, -vector])
-    assert inner(rows, vector).tolist() == pytest.approx([1.8e9, -1.8e9], rel=1e-6)
+    assert dot(rows, vector).tolist() == pytest.approx([1.8e9, -1.8e9], rel=1e-6)
