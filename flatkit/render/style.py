@@ -10,7 +10,6 @@ import matplotlib
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import blended_transform_factory
 
 Line: TypeAlias = Literal["-", "--", "-.", ":"]
 
@@ -142,24 +141,6 @@ def tidy(axes: Sequence[Axes]) -> None:
         seaborn.despine(ax=axis)
 
 
-def legend_above(figure: Figure, handles: Sequence[Any], *, columns: int = 4) -> None:
-    """Put one legend above all panels, where it covers nothing.
-
-    >>> figure, axes = panels(1, width=2.0, height=2.0)
-    >>> legend_above(figure, axes[0].plot([0, 1], [0, 1], label="gam"))
-    >>> [text.get_text() for text in figure.legends[0].get_texts()]
-    ['gam']
-    """
-    if handles:
-        figure.legend(
-            handles=list(handles),
-            loc="outside upper center",
-            ncols=min(columns, len(handles)),
-            handlelength=2.2,
-            columnspacing=1.6,
-        )
-
-
 def title(name: str) -> str:
     """Return a name in lines short enough for the title of a panel.
 
@@ -179,26 +160,3 @@ def footnote(figure: Figure, text: str) -> None:
     """
     characters = int(figure.get_figwidth() / _INCHES_PER_CHARACTER)
     figure.supxlabel("\n".join(wrap(text, characters)), fontsize=_NOTE_SIZE, color=MUTED)
-
-
-def mark_above(axis: Axes, positions: Sequence[float], *, marker: str, colour: Any) -> None:
-    """Mark at the upper edge where there is no finite value to draw.
-
-    >>> _, (axis,) = panels(1, width=2.0, height=2.0)
-    >>> mark_above(axis, [0.5, 0.7], marker="^", colour="black")
-    >>> axis.lines[0].get_xdata().tolist()
-    [0.5, 0.7]
-    """
-    if not len(positions):
-        return
-    (marks,) = axis.plot(
-        positions,
-        [0.985] * len(positions),
-        linestyle="none",
-        marker=marker,
-        color=colour,
-        markersize=4,
-        transform=blended_transform_factory(axis.transData, axis.transAxes),
-        clip_on=False,
-    )
-    marks.set_in_layout(False)

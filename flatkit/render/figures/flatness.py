@@ -1,7 +1,6 @@
 """The figure that holds R1/ρ² and 2 R0/ρ² against the top eigenvalue."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,22 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from flatkit.errors import ResultError
+from flatkit.render.figures.heights import scale_heights
+from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius, significant
-from flatkit.render.style import (
-    MUTED,
-    Look,
-    footnote,
-    legend_above,
-    looks,
-    panels,
-    styled,
-    tidy,
-    title,
-)
+from flatkit.render.style import MUTED, Look, footnote, looks, panels, styled, tidy, title
 from flatkit.results import Comparison, Entry, Report
 
 _FIRST, _ZEROTH, _CEILING = "first_order_flatness", "zeroth_order_sharpness", "upper_estimate"
-_WIDE_RANGE = 20.0
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
     "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that; upper estimate: no bound"
@@ -153,17 +143,13 @@ def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
         for measure, factor in ((_FIRST, 1.0), (_ZEROTH, 2.0))
         for height in _over_rho_squared(report, measure, factor)[1]
     ]
-    wide = min(heights) > 0 and max(heights) > _WIDE_RANGE * min(heights)
     for axis in axes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(FixedLocator(_spaced(radii)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda rho, _: radius(rho)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.12)
-        if wide:
-            axis.set_yscale("log")
-        elif min(heights) >= 0:
-            axis.set_ylim(bottom=0.0)
+        scale_heights(axis, heights)
         axis.tick_params(labelleft=True)
     axes[0].set_ylabel("curvature: R1/ρ², 2 R0/ρ², λmax")
 
@@ -179,10 +165,8 @@ def _spaced(radii: Sequence[float]) -> list[float]:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    grey = {"color": MUTED, "marker": "^", "markersize": 6}
-    handles: list[Any] = [
-        Line2D([], [], linestyle="-", label="R1/ρ²", **grey),
-        Line2D([], [], linestyle=":", markerfacecolor="white", label="2 R0/ρ²", **grey),
+    handles = [
+        *flatness_handles(markersize=6),
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
     ]
     if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):

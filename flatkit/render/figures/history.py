@@ -1,6 +1,5 @@
 """The figure of the training: loss, accuracy and learning rate of several runs by epoch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -10,7 +9,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.render.style import MUTED, Line, Look, legend_above, looks, panels, styled, tidy
+from flatkit.render.figures.heights import spans_decades
+from flatkit.render.figures.legend import legend_above, run_handles
+from flatkit.render.style import MUTED, Line, Look, looks, panels, styled, tidy
 
 
 @runtime_checkable
@@ -29,7 +30,6 @@ _PANELS: Mapping[str, Sequence[tuple[str, Line]]] = {
     "accuracy (%)": (("train_accuracy", "-"), ("test_accuracy", "--")),
     "learning rate": (("lr", "-"),),
 }
-_WIDE_RANGE = 30.0
 
 
 def history_figure(histories: Mapping[str, Sequence[Row]]) -> Figure:
@@ -84,16 +84,11 @@ def _finish(axis: Axes, label: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.margins(x=0.02)
     values = [float(y) for line in axis.lines for y in line.get_ydata()]  # type: ignore[union-attr]
-    finite = [value for value in values if math.isfinite(value)]
-    wide = bool(finite) and min(finite) > 0 and max(finite) > _WIDE_RANGE * min(finite)
-    if label == "loss" and wide:
+    if label == "loss" and spans_decades(values):
         axis.set_yscale("log")
 
 
 def _legend(figure: Figure, style: Mapping[str, Look]) -> None:
-    handles: list[Any] = [
-        Line2D([], [], color=look.colour, label=name) for name, look in style.items()
-    ]
-    handles.append(Line2D([], [], color=MUTED, linestyle="-", label="train"))
-    handles.append(Line2D([], [], color=MUTED, linestyle="--", label="test"))
-    legend_above(figure, handles, columns=6)
+    data: Sequence[tuple[str, Line]] = (("train", "-"), ("test", "--"))
+    dashes = [Line2D([], [], color=MUTED, linestyle=line, label=name) for name, line in data]
+    legend_above(figure, [*run_handles(style), *dashes], columns=6)

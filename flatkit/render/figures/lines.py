@@ -19,14 +19,15 @@ from flatkit.render.axes import (
     quantities_of,
     quantity_label,
 )
+from flatkit.render.figures.heights import rises_steeply
+from flatkit.render.figures.legend import legend_above, run_handles
+from flatkit.render.figures.marks import mark_above, mark_handles
 from flatkit.render.style import (
     MUTED,
     Line,
     Look,
     footnote,
-    legend_above,
     looks,
-    mark_above,
     panels,
     styled,
     tidy,
@@ -37,7 +38,6 @@ _PANELS = (("loss", "gradient_norm"), ("accuracy", None), ("top_eigenvalue", Non
 
 _TRAIN: Mapping[str, Line] = {"loss": "-", "gradient_norm": "--"}
 _TEST: Mapping[str, Line] = {"loss": "-.", "gradient_norm": ":"}
-_WIDE_RANGE = 300.0
 _LARGEST = 1e250
 """Beyond it, margins of axes overflow."""
 
@@ -149,9 +149,8 @@ def _scale(axis: Axes, values: numpy.ndarray, log_scale: bool | None) -> None:
     finite = values[numpy.isfinite(values) & (numpy.abs(values) <= _LARGEST)]
     if not finite.size or finite.min() < 0:
         return
-    positive = finite[finite > 0]
     if log_scale is None:
-        log_scale = bool(positive.size) and finite.max() > _WIDE_RANGE * numpy.median(positive)
+        log_scale = rises_steeply(finite)
     if log_scale and finite.min() > 0:
         axis.set_yscale("log")
     elif finite.min() < 0.3 * finite.max():
@@ -182,7 +181,7 @@ def _legend(
 ) -> None:
     handles: list[Any] = []
     if len(lines) > 1:
-        handles += [Line2D([], [], color=look.colour, label=n) for n, look in style.items()]
+        handles += run_handles(style)
     present = {quantity for panel in shown for side in panel for quantity in side}
     words = {"loss": "loss", "gradient_norm": "gradient norm (right)"}
     tests = any(quantity.startswith("test_") for quantity in present)
@@ -195,10 +194,4 @@ def _legend(
                 handles.append(
                     Line2D([], [], color=colour, linestyle=dashes[name], label=word + data)
                 )
-    marks = {str(line.get_marker()) for axis in figure.axes for line in axis.lines}
-    for marker, meaning in (("^", "too large to draw"), ("x", "no number")):
-        if marker in marks:
-            handles.append(
-                Line2D([], [], color=MUTED, marker=marker, linestyle="none", label=meaning)
-            )
-    legend_above(figure, handles)
+    legend_above(figure, [*handles, *mark_handles(figure)])

@@ -24,7 +24,8 @@ from flatkit.render.axes import (
     tick_text,
 )
 from flatkit.render.figures.colour_scale import COLOURS, Scale, scale_of
-from flatkit.render.style import footnote, legend_above, panels, styled, title
+from flatkit.render.figures.legend import legend_above
+from flatkit.render.style import footnote, panels, styled, title
 
 MapStyle: TypeAlias = Literal["contour", "heat"]
 

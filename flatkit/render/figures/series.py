@@ -15,13 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from flatkit.errors import ResultError
+from flatkit.render.figures.heights import scale_heights
+from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import at_least, radius, significant
-from flatkit.render.style import MUTED, footnote, legend_above, panels, styled, tidy, title
+from flatkit.render.style import footnote, panels, styled, tidy, title
 from flatkit.results import Comparison, Report
 
 _FIRST, _ZEROTH = "first_order_flatness", "zeroth_order_sharpness"
 _MOST_RADII = 3
-_WIDE_RANGE = 20.0
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; where ‖∇L‖/ρ is not "
     "small beside λmax, the gradient that is left lifts R1/ρ² and 2 R0/ρ² above it"
@@ -214,17 +215,12 @@ def _scale(axes: Sequence[Axes]) -> None:
         for line in axis.lines
         for y in line.get_ydata()  # type: ignore[union-attr]
     ]
-    if heights and min(heights) > 0 and max(heights) > _WIDE_RANGE * min(heights):
-        axes[0].set_yscale("log")
-    elif heights and min(heights) >= 0:
-        axes[0].set_ylim(bottom=0.0)
+    scale_heights(axes[0], heights)
 
 
 def _legend(figure: Figure, colours: Mapping[float, Any], runs: int) -> None:
-    grey = {"color": MUTED, "marker": "^", "markersize": 5}
-    handles: list[Any] = [
-        Line2D([], [], linestyle="-", label="R1/ρ²", **grey),
-        Line2D([], [], linestyle=":", markerfacecolor="white", label="2 R0/ρ²", **grey),
+    handles = [
+        *flatness_handles(markersize=5),
         Line2D([], [], color="0.15", linestyle="--", label="λmax"),
         *(
             Line2D([], [], color=c, linewidth=3, label=f"ρ = {radius(rho)}")

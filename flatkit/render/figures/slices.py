@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flatkit.errors import ResultError
+from flatkit.render.figures.heights import rises_steeply
+from flatkit.render.figures.legend import legend_above
+from flatkit.render.figures.marks import mark_above, mark_handles
 from flatkit.render.style import (
     MUTED,
     Look,
     footnote,
-    legend_above,
     looks,
-    mark_above,
     panels,
     styled,
     tidy,
@@ -26,7 +27,6 @@ from flatkit.results import Comparison, Result
 _LABELS = {"loss": "loss", "gradient_norm": "gradient norm ‖∇L‖", "accuracy": "accuracy (%)"}
 _MOST_WITH_DRAWS = 4
 """With more runs in one panel, the single draws would hide the means."""
-_WIDE_RANGE = 300.0
 _LARGEST = 1e250
 """Beyond it, sums of draws and margins of axes overflow."""
 
@@ -152,7 +152,7 @@ def _scale(axis: Axes, curves: Sequence[_Curves], log_scale: bool | None) -> Non
     if not positive.size:
         return
     if log_scale is None:
-        log_scale = values.max() > _WIDE_RANGE * numpy.median(positive)
+        log_scale = rises_steeply(values)
     if log_scale and values.min() > 0:
         axis.set_yscale("log")
     elif log_scale:
@@ -167,13 +167,7 @@ def _legend(figure: Figure, runs: Sequence[tuple[str, str]], style: Mapping[str,
         Line2D([], [], color=style[group].colour, linestyle=style[group].line, label=labels[group])
         for group in groups
     ]
-    marks = {str(line.get_marker()) for axis in figure.axes for line in axis.lines}
-    for marker, meaning in (("^", "too large to draw"), ("x", "no number")):
-        if marker in marks:
-            handles.append(
-                Line2D([], [], color=MUTED, marker=marker, linestyle="none", label=meaning)
-            )
-    legend_above(figure, handles)
+    legend_above(figure, [*handles, *mark_handles(figure)])
 
 
 def _explanation(results: Sequence[Result]) -> str:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from flatkit.errors import ResultError
-from flatkit.render.style import footnote, legend_above, looks, panels, styled, tidy
+from flatkit.render.figures.legend import legend_above, run_handles
+from flatkit.render.style import footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison, Result
 
 _FLOOR = 1e-7
 """Smallest density that the logarithmic panel shows, relative to the highest."""
-_PANELS = {"top": "top eigenvalue of the block", "trace": "trace of the block"}
+_BLOCKS = {"top": "top eigenvalue of the block", "trace": "trace of the block"}
 
 
 def density_figure(comparison: Comparison) -> Figure:
@@ -53,8 +53,7 @@ def density_figure(comparison: Comparison) -> Figure:
         for axis in axes:
             axis.set_xlabel("eigenvalue λ of the Hessian")
             axis.set_ylabel("density")
-        handles = [Line2D([], [], color=style[name].colour, label=name) for name in found]
-        legend_above(figure, handles)
+        legend_above(figure, run_handles(style))
         tidy(axes)
         widths = _range([result.settings["bandwidth"] for result in found.values()])
         masses = _range([result.settings["mass"] for result in found.values()])
@@ -86,12 +85,7 @@ def layer_figure(comparison: Comparison) -> Figure:
     with styled():
         width = max(2.6, 0.3 * len(layers) * len(found))
         figure, axes = panels(2, width=width, height=2.9, margins=(0.2, 0.5))
-        for axis, key, title in zip(
-            axes,
-            ("top", "trace"),
-            ("top eigenvalue of the block", "trace of the block"),
-            strict=True,
-        ):
+        for axis, (key, title) in zip(axes, _BLOCKS.items(), strict=True):
             for number, (name, result) in enumerate(found.items()):
                 spots = [
                     layers.index(layer) + 0.8 * ((number + 0.5) / len(found) - 0.5)
@@ -110,8 +104,7 @@ def layer_figure(comparison: Comparison) -> Figure:
                 range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor"
             )
             axis.grid(False, axis="x")
-        handles = [Line2D([], [], color=style[name].colour, lw=5, label=name) for name in found]
-        legend_above(figure, handles)
+        legend_above(figure, run_handles(style, linewidth=5))
         tidy(axes)
         footnote(figure, "black bars: residual of the eigenvalue, standard error of the trace")
     return figure
