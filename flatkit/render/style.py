@@ -1,6 +1,6 @@
 """The look of all figures: colours that colour-blind readers tell apart, one style, no globals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import wrap
@@ -61,7 +61,7 @@ class Look:
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def styled() -> Generator[None, None, None]:
     """Draw in flatkit's style inside the block; afterwards matplotlib is as it was.
 
     >>> before = dict(matplotlib.rcParams)

@@ -1,6 +1,7 @@
 """One legend above all panels, and the entries that several figures share."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -47,9 +48,8 @@ def flatness_handles(*, markersize: float) -> list[Line2D]:
     >>> [handle.get_label() for handle in flatness_handles(markersize=5)]
     ['R1/ρ²', '2 R0/ρ²']
     """
-    first, zeroth = (
-        Line2D([], [], linestyle=line, color=MUTED, marker="^", markersize=markersize, label=label)
-        for line, label in (("-", "R1/ρ²"), (":", "2 R0/ρ²"))
-    )
-    zeroth.set_markerfacecolor("white")
-    return [first, zeroth]
+    caret: dict[str, Any] = {"color": MUTED, "marker": "^", "markersize": markersize}
+    return [
+        Line2D([], [], linestyle="-", label="R1/ρ²", **caret),
+        Line2D([], [], linestyle=":", label="2 R0/ρ²", markerfacecolor="white", **caret),
+    ]

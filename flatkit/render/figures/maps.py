@@ -1,6 +1,6 @@
 """Figures of planes seen from above: contours or heat maps, side by side on one scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy
@@ -29,9 +29,9 @@ from flatkit.render.style import footnote, panels, styled, title
 
 MapStyle: TypeAlias = Literal["contour", "heat"]
 
-_STAR = {"marker": "*", "markersize": 11, "color": "white", "markeredgecolor": "black"}
-_OTHER = {"marker": "o", "markersize": 6, "color": "white", "markeredgecolor": "black"}
-_PATH = {"color": "white", "linewidth": 1.3, "marker": "o", "markersize": 2.6}
+_STAR: Mapping[str, Any] = {"marker": "*", "color": "white", "markeredgecolor": "black"}
+_OTHER: Mapping[str, Any] = {**_STAR, "marker": "o", "markersize": 6}
+_PATH: Mapping[str, Any] = {"color": "white", "linewidth": 1.3, "marker": "o", "markersize": 2.6}
 _EVEN = 2.5
 """Axes of lengths have one unit unless one is so many times as long as the other."""
 
@@ -131,7 +131,7 @@ def _overlay(axis: Axes, plane: Surface) -> None:
                 path_effects=[withStroke(linewidth=1.8, foreground="black")],
                 zorder=5,
             )
-    axis.plot(0, 0, zorder=4, **_STAR)
+    axis.plot(0, 0, zorder=4, markersize=11, **_STAR)
 
 
 def _finish(axis: Axes, plane: Surface) -> None:
@@ -171,7 +171,7 @@ def _legend(figure: Figure, planes: Sequence[Surface], values: Sequence[Any]) ->
     several = any(len(plane.header.get("markers", ())) > 1 for plane in planes)
     handles: list[Any] = []
     if trajectory or not several:
-        handles.append(Line2D([], [], linestyle="none", label=name, **{**_STAR, "markersize": 10}))
+        handles.append(Line2D([], [], linestyle="none", label=name, **_STAR, markersize=10))
     if trajectory:
         edge = withStroke(linewidth=2.6, foreground="black")
         handles.append(Line2D([], [], label="the training", path_effects=[edge], **_PATH))

@@ -1,13 +1,13 @@
 """Figures of the whole spectrum and of the layers that it comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flatkit.errors import ResultError
 from flatkit.render.figures.legend import legend_above, run_handles
-from flatkit.render.style import footnote, looks, panels, styled, tidy
+from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison, Result
 
 _FLOOR = 1e-7
@@ -130,7 +130,7 @@ def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
     return found
 
 
-def _mark_largest(comparison: Comparison, axes: list[Axes], style: dict) -> None:
+def _mark_largest(comparison: Comparison, axes: Sequence[Axes], style: Mapping[str, Look]) -> None:
     for entry in comparison.entries:
         top = entry.report.find("top_eigenvalues")
         if top is not None and entry.name in style:
