@@ -5,7 +5,6 @@ from .figures.planes import plane_figure as plane_figure
 from .figures.save import save_figure as save_figure
 from .figures.save import save_figures as save_figures
 from .figures.series import series_figure as series_figure
-from .figures.series import series_table as series_table
 from .figures.slices import slice_figure as slice_figure
 from .figures.spectra import density_figure as density_figure
 from .figures.spectra import layer_figure as layer_figure
@@ -14,5 +13,6 @@ from .tables.comparison import comparison_rows as comparison_rows
 from .tables.comparison import comparison_table as comparison_table
 from .tables.comparison import objective_differences as objective_differences
 from .tables.report import report_table as report_table
+from .tables.series import series_table as series_table
 
 __all__: list[str]

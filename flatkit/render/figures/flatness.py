@@ -8,13 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from flatkit.errors import ResultError
+from flatkit.render.curvature_scale import FIRST_ORDER, SYMBOLS, ZEROTH_ORDER, over_rho_squared
 from flatkit.render.figures.heights import scale_heights
 from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius, significant
 from flatkit.render.style import MUTED, Look, footnote, looks, panels, styled, tidy, title
 from flatkit.results import Comparison, Entry, Report
 
-_FIRST, _ZEROTH, _CEILING = "first_order_flatness", "zeroth_order_sharpness", "upper_estimate"
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
     "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that; upper estimate: no bound"
@@ -32,7 +32,7 @@ def flatness_figure(comparison: Comparison) -> Figure:
         ResultError: no run has R0 or R1.
 
     >>> from flatkit.results import Entry, Report, Result
-    >>> flatness = Result(_FIRST, 0.03, error_kind="lower_bound", settings={"rho": 0.1})
+    >>> flatness = Result(FIRST_ORDER, 0.03, None, "lower_bound", settings={"rho": 0.1})
     >>> report = Report([Result("top_eigenvalues", [3.1], [1e-4], "residual"), flatness])
     >>> axis = flatness_figure(Comparison([Entry("gam", "gam", report)])).axes[0]
     >>> axis.get_xscale(), axis.get_xlabel()
@@ -57,9 +57,9 @@ def flatness_figure(comparison: Comparison) -> Figure:
             for entry in entries:
                 _draw_run(axis, entry.report, style[group])
             _annotate(axis, group, entries)
-        _scale(axes, [entry.report for entries in groups.values() for entry in entries])
+        _scale_axes(axes, [entry.report for entries in groups.values() for entry in entries])
         tidy(axes)
-        _legend(figure, axes)
+        legend_above(figure, _handles(axes), columns=4 if len(axes) > 2 else 2)
         footnote(figure, _NOTE)
     return figure
 
@@ -74,49 +74,59 @@ def has_flatness(comparison: Comparison) -> bool:
 
 
 def _has_flatness(report: Report) -> bool:
-    return report.find(_FIRST) is not None or report.find(_ZEROTH) is not None
+    return any(report.find(measure) is not None for measure in SYMBOLS)
 
 
 def _draw_run(axis: Axes, report: Report, look: Look) -> None:
-    top = report.find("top_eigenvalues")
-    if top is not None and top.value and _shape(report) == "l2":
-        value, residual = top.value[0], (top.error or [0.0])[0] or 0.0
-        axis.axhspan(value - residual, value + residual, color="0.25", alpha=0.25, linewidth=0)
-        axis.axhline(value, color="0.25", linewidth=0.9, linestyle="--", zorder=1)
-    for measure, factor, filled in ((_FIRST, 1.0, True), (_ZEROTH, 2.0, False)):
-        points = _over_rho_squared(report, measure, factor)
+    _draw_top_eigenvalue(axis, report)
+    for measure, line, face, order in (
+        (FIRST_ORDER, "-", look.colour, 3),
+        (ZEROTH_ORDER, ":", "white", 2),
+    ):
         axis.plot(
-            *points,
+            *_over_rho_squared(report, measure),
             color=look.colour,
-            linestyle="-" if filled else ":",
+            linestyle=line,
             linewidth=1.4,
             marker="^",
             markersize=6,
-            markerfacecolor=look.colour if filled else "white",
-            zorder=3 if filled else 2,
+            markerfacecolor=face,
+            zorder=order,
         )
-    ceiling = [
-        (result.settings["rho"], result.settings[_CEILING] / result.settings["rho"] ** 2)
-        for result in report.all(_FIRST)
-        if result.settings.get(_CEILING) is not None
-    ]
-    if ceiling:
-        axis.plot(*zip(*sorted(ceiling), strict=True), color=MUTED, linewidth=0.9, linestyle="-.")
+    _draw_upper_estimate(axis, report)
+
+
+def _draw_top_eigenvalue(axis: Axes, report: Report) -> None:
+    """Draw λmax ± residual, which is the limit for ρ → 0 in round balls only."""
+    top = report.find("top_eigenvalues")
+    if top is None or not top.value or _shape(report) != "l2":
+        return
+    value, residual = top.value[0], (top.error or [0.0])[0] or 0.0
+    axis.axhspan(value - residual, value + residual, color="0.25", alpha=0.25, linewidth=0)
+    axis.axhline(value, color="0.25", linewidth=0.9, linestyle="--", zorder=1)
+
+
+def _draw_upper_estimate(axis: Axes, report: Report) -> None:
+    found = sorted(
+        (result.settings["rho"], result.settings["upper_estimate"] / result.settings["rho"] ** 2)
+        for result in report.all(FIRST_ORDER)
+        if result.settings.get("upper_estimate") is not None
+    )
+    if found:
+        axis.plot(*zip(*found, strict=True), color=MUTED, linewidth=0.9, linestyle="-.")
 
 
 def _shape(report: Report) -> str:
-    """Return the geometry of the balls; λmax is the limit in the round one only."""
-    found = report.find(_FIRST) or report.find(_ZEROTH)
+    """Return the geometry of the balls."""
+    found = report.find(FIRST_ORDER) or report.find(ZEROTH_ORDER)
     return "l2" if found is None else found.settings.get("geometry", "l2")
 
 
-def _over_rho_squared(
-    report: Report, measure: str, factor: float
-) -> tuple[list[float], list[float]]:
-    """Return ρ and factor · value / ρ², sorted by ρ."""
-    values = {result.settings["rho"]: result.value for result in report.all(measure)}
-    radii = sorted(values)
-    return radii, [factor * values[rho] / rho**2 for rho in radii]
+def _over_rho_squared(report: Report, measure: str) -> tuple[list[float], list[float]]:
+    """Return the radii, ascending, and R1/ρ² or 2 R0/ρ² there."""
+    found = {result.settings["rho"]: over_rho_squared(result) for result in report.all(measure)}
+    radii = sorted(found)
+    return radii, [found[rho] for rho in radii]
 
 
 def _annotate(axis: Axes, group: str, entries: Sequence[Entry]) -> None:
@@ -134,14 +144,14 @@ def _annotate(axis: Axes, group: str, entries: Sequence[Entry]) -> None:
     axis.set_xlabel(f"radius ρ, {', '.join(shapes)}" if shapes else "radius ρ")
 
 
-def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
+def _scale_axes(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
     """Put ticks at the radii that were measured; let y start at zero unless it spans decades."""
     radii = sorted({r.settings["rho"] for report in reports for r in report if "rho" in r.settings})
     heights = [
         height
         for report in reports
-        for measure, factor in ((_FIRST, 1.0), (_ZEROTH, 2.0))
-        for height in _over_rho_squared(report, measure, factor)[1]
+        for measure in SYMBOLS
+        for height in _over_rho_squared(report, measure)[1]
     ]
     for axis in axes:
         axis.set_xscale("log")
@@ -155,8 +165,9 @@ def _scale(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
 
 
 def _spaced(radii: Sequence[float]) -> list[float]:
-    """Return the radii that leave room for their labels: factors of 2.5 at least."""
+    """Return the radii that leave room for their labels."""
     kept: list[float] = []
+    # A panel is 2.6 inches wide: seven labels at most fit, and none of them a factor below 2.5.
     smallest_factor = max(2.5, (radii[-1] / radii[0]) ** (1 / 6))
     for rho in radii:
         if not kept or rho >= smallest_factor * kept[-1]:
@@ -164,7 +175,7 @@ def _spaced(radii: Sequence[float]) -> list[float]:
     return kept
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+def _handles(axes: Sequence[Axes]) -> list[Line2D]:
     handles = [
         *flatness_handles(markersize=6),
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
@@ -172,4 +183,4 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):
         label = "R1/ρ², upper estimate"
         handles.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle="-.", label=label))
-    legend_above(figure, handles, columns=4 if len(axes) > 2 else 2)
+    return handles

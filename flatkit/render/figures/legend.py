@@ -7,6 +7,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flatkit.render.curvature_scale import FIRST_ORDER, SYMBOLS, ZEROTH_ORDER
 from flatkit.render.style import MUTED, Look
 
 
@@ -48,8 +49,9 @@ def flatness_handles(*, markersize: float) -> list[Line2D]:
     >>> [handle.get_label() for handle in flatness_handles(markersize=5)]
     ['R1/ρ²', '2 R0/ρ²']
     """
-    caret: dict[str, Any] = {"color": MUTED, "marker": "^", "markersize": markersize}
+    first: dict[str, Any] = {"color": MUTED, "marker": "^", "markersize": markersize}
+    zeroth = {**first, "markerfacecolor": "white"}
     return [
-        Line2D([], [], linestyle="-", label="R1/ρ²", **caret),
-        Line2D([], [], linestyle=":", label="2 R0/ρ²", markerfacecolor="white", **caret),
+        Line2D([], [], linestyle="-", label=SYMBOLS[FIRST_ORDER], **first),
+        Line2D([], [], linestyle=":", label=SYMBOLS[ZEROTH_ORDER], **zeroth),
     ]

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flatkit.errors import ResultError
+from flatkit.render.curvature_scale import top_eigenvalue
 from flatkit.render.figures.legend import legend_above, run_handles
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison, Result
@@ -37,26 +38,18 @@ def density_figure(comparison: Comparison) -> Figure:
     style = looks(list(found))
     with styled():
         figure, axes = panels(2, width=3.4, height=2.6, margins=(0.5, 0.5))
-        for name, result in found.items():
-            grid, curve = result.value["eigenvalue"], result.value["density"]
-            error = result.error["density"]
-            low = [max(0.0, c - e) for c, e in zip(curve, error, strict=True)]
-            high = [c + e for c, e in zip(curve, error, strict=True)]
-            for axis in axes:
-                axis.plot(grid, curve, color=style[name].colour, lw=1.3)
-                axis.fill_between(grid, low, high, color=style[name].colour, alpha=0.25, lw=0)
+        for axis in axes:
+            for name, result in found.items():
+                _draw_density(axis, result, style[name])
+            _mark_largest(axis, comparison, style)
+            axis.set(xlabel="eigenvalue λ of the Hessian", ylabel="density")
         peak = max(max(result.value["density"]) for result in found.values())
         axes[0].set_ylim(0.0, 1.08 * peak)
         axes[1].set_yscale("log")
         axes[1].set_ylim(_FLOOR * peak, 3 * peak)
-        _mark_largest(comparison, axes, style)
-        for axis in axes:
-            axis.set_xlabel("eigenvalue λ of the Hessian")
-            axis.set_ylabel("density")
         legend_above(figure, run_handles(style))
         tidy(axes)
-        widths = _range([result.settings["bandwidth"] for result in found.values()])
-        masses = _range([result.settings["mass"] for result in found.values()])
+        widths, masses = (_range(list(found.values()), name) for name in ("bandwidth", "mass"))
         footnote(
             figure,
             f"Gaussians of standard deviation {widths}; mass {masses}; band: ± one standard error; "
@@ -85,21 +78,9 @@ def layer_figure(comparison: Comparison) -> Figure:
     with styled():
         width = max(2.6, 0.3 * len(layers) * len(found))
         figure, axes = panels(2, width=width, height=2.9, margins=(0.2, 0.5))
-        for axis, (key, title) in zip(axes, _BLOCKS.items(), strict=True):
-            for number, (name, result) in enumerate(found.items()):
-                spots = [
-                    layers.index(layer) + 0.8 * ((number + 0.5) / len(found) - 0.5)
-                    for layer in result.value["layer"]
-                ]
-                axis.bar(
-                    spots,
-                    result.value[key],
-                    width=0.8 / len(found),
-                    yerr=result.error[key],
-                    color=style[name].colour,
-                    ecolor="0.2",
-                )
-            axis.set_title(title)
+        for axis, (key, name) in zip(axes, _BLOCKS.items(), strict=True):
+            _draw_blocks(axis, found, key, layers, style)
+            axis.set_title(name)
             axis.set_xticks(
                 range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor"
             )
@@ -130,14 +111,43 @@ def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
     return found
 
 
-def _mark_largest(comparison: Comparison, axes: Sequence[Axes], style: Mapping[str, Look]) -> None:
+def _draw_density(axis: Axes, result: Result, look: Look) -> None:
+    grid, curve = result.value["eigenvalue"], result.value["density"]
+    spread = list(zip(curve, result.error["density"], strict=True))
+    low, high = [max(0.0, c - e) for c, e in spread], [c + e for c, e in spread]
+    axis.plot(grid, curve, color=look.colour, linewidth=1.3)
+    axis.fill_between(grid, low, high, color=look.colour, alpha=0.25, linewidth=0)
+
+
+def _mark_largest(axis: Axes, comparison: Comparison, style: Mapping[str, Look]) -> None:
     for entry in comparison.entries:
-        top = entry.report.find("top_eigenvalues")
+        top = top_eigenvalue(entry.report)
         if top is not None and entry.name in style:
-            for axis in axes:
-                axis.axvline(top.value[0], color=style[entry.name].colour, lw=0.9, ls="--")
+            axis.axvline(top, color=style[entry.name].colour, linewidth=0.9, linestyle="--")
 
 
-def _range(values: list[float]) -> str:
+def _draw_blocks(
+    axis: Axes,
+    found: Mapping[str, Result],
+    key: str,
+    layers: Sequence[str],
+    style: Mapping[str, Look],
+) -> None:
+    """Draw a bar for each layer and run; the bars of one layer stand side by side."""
+    for number, (name, result) in enumerate(found.items()):
+        offset = 0.8 * ((number + 0.5) / len(found) - 0.5)
+        axis.bar(
+            [layers.index(layer) + offset for layer in result.value["layer"]],
+            result.value[key],
+            width=0.8 / len(found),
+            yerr=result.error[key],
+            color=style[name].colour,
+            ecolor="0.2",
+        )
+
+
+def _range(results: Sequence[Result], name: str) -> str:
+    """Return the smallest and the largest of a setting, or the one value of all."""
+    values = [result.settings[name] for result in results]
     low, high = f"{min(values):.3g}", f"{max(values):.3g}"
     return low if low == high else f"{low} to {high}"
