@@ -50,7 +50,7 @@ def flatness_handles(*, markersize: float) -> list[Line2D]:
     ['R1/ρ²', '2 R0/ρ²']
     """
     first: dict[str, Any] = {"color": MUTED, "marker": "^", "markersize": markersize}
-    zeroth = {**first, "markerfacecolor": "white"}
+    zeroth: dict[str, Any] = {**first, "markerfacecolor": "white"}
     return [
         Line2D([], [], linestyle="-", label=SYMBOLS[FIRST_ORDER], **first),
         Line2D([], [], linestyle=":", label=SYMBOLS[ZEROTH_ORDER], **zeroth),

@@ -69,8 +69,8 @@ def series_figure(comparison: Comparison) -> Figure:
 
 
 def _draw_curvature(axis: Axes, reports: Sequence[Report], colours: Mapping[float, Any]) -> None:
-    top = [top_eigenvalue(report) for report in reports]
-    if None not in top:
+    top = [value for report in reports if (value := top_eigenvalue(report)) is not None]
+    if len(top) == len(reports):
         axis.plot(epochs(reports), top, "--", color="0.15", linewidth=1.1, zorder=4)
     for rho, colour in colours.items():
         for measure in SYMBOLS:
