@@ -5,7 +5,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
 _FIXED = range(-3, 5)
 """Powers of ten that are written without an exponent."""
-_MOST_DIGITS = 6
+_MOST_DIGITS = 6  # float32 holds seven, and the last is rounding
 
 
 def significant(value: float, digits: int = 4, *, rounding: str = ROUND_HALF_EVEN) -> str:
@@ -48,12 +48,12 @@ def bound(error: float) -> str:
 
 
 def to_error(value: float, error: float, *, digits: int = 2) -> str:
-    """Return a value down to the digits that its error shakes, six at most.
+    """Return a value with as many digits as its error leaves certain, six at most.
 
     Args:
         value: the number.
         error: its error, >= 0.
-        digits: how many of the error's own digits to keep.
+        digits: how many decimal places of the error itself count as certain enough to print.
 
     >>> to_error(123.456, 2.34), to_error(12.345678, 3e-9), to_error(8.123, 40.0)
     ('123.5', '12.3457', '8')

@@ -1,4 +1,4 @@
-"""One scale of colours for all panels, logarithmic where the values allow it."""
+"""One colour scale for all panels, logarithmic where all values are positive."""
 
 import math
 from collections.abc import Iterable
@@ -12,22 +12,25 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = "viridis"
 """Even in lightness, also for colour-blind readers and in print."""
 
+# Conventions of these pictures, not measured. With more levels the lines of a small panel merge.
+# Colours end at 10⁴ times the smallest value, and before the highest fiftieth of the values if
+# that is over ten times the rest: else far corners of a plane would take all colours. The bar has
+# an arrow then.
 _LEVELS = 24
 _MOST = 1e4
-_OUTLIER = 10.0
-"""Colours end at 10⁴ times the smallest value, and before outliers; an arrow says so."""
+_OUTLIER, _USUAL = 10.0, 0.98
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The one scale of colours of all panels.
+    """The colour scale that all panels share.
 
     Attributes:
         norm: from values to [0, 1].
-        levels: of contours, from the lowest value to the highest that has its own colour.
-        lines: the levels that get a line.
-        ticks: of the bar.
-        extend: whether values lie above the highest level.
+        levels: of filled contours, from the lowest value to the highest that has its own colour.
+        lines: the levels that get a contour line.
+        ticks: of the colour bar.
+        extend: `max` if values lie above the highest level, else `neither`.
     """
 
     norm: Normalize
@@ -53,7 +56,11 @@ class Scale:
 
 
 def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
-    """Return the scale of all finite values; at least one must be.
+    """Return the scale of all finite values.
+
+    Args:
+        arrays: the values of each panel; one of them at least must be finite.
+        linear: whether the scale is linear in any case, as for accuracies.
 
     >>> scale = scale_of([numpy.array([0.01, 1.0]), numpy.array([numpy.inf, 10.0])])
     >>> scale.is_log, scale.ticks.tolist()
@@ -64,7 +71,7 @@ def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
     low, high = float(values.min()), float(values.max())
     if linear or low <= 0 or high / low < 1 + 1e-9:
         return _linear(low, high)
-    usual = float(numpy.quantile(values, 0.98))
+    usual = float(numpy.quantile(values, _USUAL))
     top = min(high, low * _MOST)
     if top > _OUTLIER * usual > _OUTLIER * low:
         top = usual

@@ -6,8 +6,8 @@ from typing import Any
 import numpy
 from matplotlib.axes import Axes
 
+# Conventions, not measured: with less, a linear axis still shows the differences of small values.
 _WIDE, _STEEP = 20.0, 300.0
-"""Chosen by eye: with less, a linear axis still shows the differences of the small values."""
 
 
 def spans_decades(values: Any) -> bool:
