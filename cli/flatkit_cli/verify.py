@@ -82,8 +82,7 @@ def verify(
 def _show(comparison: Any) -> None:
     from rich.console import Console
 
-    from flatkit.render.series import has_series
-    from flatkit.render.tables.series import series_table
+    from flatkit.render.figures.series import has_series, series_table
     from flatkit.render.tables.verdict import verdict_table
 
     for entry in comparison.entries:

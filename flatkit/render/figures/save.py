@@ -12,10 +12,9 @@ from flatkit.files import make_folder, write_atomically
 from flatkit.render.figures.curvature import curvature_figure, has_curvature
 from flatkit.render.figures.flatness import flatness_figure, has_flatness
 from flatkit.render.figures.planes import has_plane, plane_figure
-from flatkit.render.figures.series import series_figure
+from flatkit.render.figures.series import has_series, series_figure
 from flatkit.render.figures.slices import has_slice, slice_figure
 from flatkit.render.figures.spectra import density_figure, has, layer_figure
-from flatkit.render.series import has_series
 from flatkit.render.style import styled
 from flatkit.results import Comparison
 
