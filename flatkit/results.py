@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from flatkit.errors import ResultError
-from flatkit.files import write_text_atomically
+from flatkit.files.atomic import write_text_atomically
 from flatkit.version import __version__
 
 SCHEMA = 1

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.checkpoints.readers.entries import weights_of
-from flatkit.checkpoints.readers.naming import format_of
 from flatkit.checkpoints.readers.reader import opened
 
 
@@ -43,7 +42,7 @@ def inspect(path: str | Path, *, entry: str | None = None) -> dict[str, Any]:
         return {
             "path": file.path,
             "sha256": file.sha256,
-            "format": format_of(file, weights.entry),
+            "format": file.format_of(weights.entry),
             "bytes": file.nbytes,
             "entry": weights.entry,
             "other_entries": list(weights.others),

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from flatkit.checkpoints.checkpoint import Checkpoint
-from flatkit.checkpoints.native import FORMAT
+from flatkit.checkpoints.native import check_content
 from flatkit.checkpoints.readers.entries import weights_of
-from flatkit.checkpoints.readers.naming import format_of
 from flatkit.checkpoints.readers.reader import Opened, opened
 from flatkit.checkpoints.readers.stored import AnyTensor, AssembledTensor, StoredTensor
-from flatkit.checkpoints.schema import check_content
 from flatkit.errors import CheckpointError
 
 
@@ -50,7 +48,7 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
         return Checkpoint(
             path=file.path,
             sha256=file.sha256,
-            format=format_of(file, weights.entry),
+            format=file.format_of(weights.entry),
             state_dict=_in_memory(dict(weights.tensors)),
             entry=weights.entry,
             others=weights.others,
@@ -60,7 +58,7 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
 
 def _native(file: Opened, content: Mapping[str, Any]) -> Checkpoint:
     content = _in_memory(content)
-    check_content(content, path=file.path, newest=FORMAT)
+    check_content(content, path=file.path)
     return Checkpoint(
         path=file.path,
         sha256=file.sha256,

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from flatkit.checkpoints.mismatch import Misfits
+from flatkit.checkpoints.mismatch import Mismatch
 from flatkit.errors import InvalidArgumentError, MismatchError
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -24,12 +24,12 @@ class Match:
     Attributes:
         sources: name in the model -> name in the file.
         notes: what was done to make the names fit, a line each.
-        misfits: what is left over.
+        mismatch: what is left over.
     """
 
     sources: Mapping[str, str]
     notes: Sequence[str]
-    misfits: Misfits
+    mismatch: Mismatch
 
 
 def load_state(
@@ -66,10 +66,10 @@ def load_state(
     with the prefix 'module.' taken off
     """
     found = match(model, state, rename=rename, ignore=ignore)
-    if found.misfits:
-        lines = found.misfits.lines(state, model.state_dict())
+    if found.mismatch:
+        lines = found.mismatch.lines(state, model.state_dict())
         raise MismatchError(
-            f"{where} do not fit: {found.misfits.summary()}", "\n".join([*lines, *found.notes])
+            f"{where} do not fit: {found.mismatch.summary()}", "\n".join([*lines, *found.notes])
         )
     dtype = _widest(state[name].dtype for name in found.sources.values())
     if dtype is not None:
@@ -113,12 +113,12 @@ def match(
     if any(not kept(name) for name in [*missing, *unexpected]):
         left = [n for n in [*missing, *unexpected] if any(fnmatchcase(n, p) for p in ignore)]
         notes += [f"ignored: {', '.join(left[:6])}{', ...' if len(left) > 6 else ''}"] * bool(left)
-    misfits = Misfits(
+    mismatch = Mismatch(
         missing=[name for name in missing if kept(name)],
         unexpected=[name for name in unexpected if kept(name)],
         misshaped=[(sources[name], name) for name in shapes],
     )
-    return Match(sources, notes, misfits)
+    return Match(sources, notes, mismatch)
 
 
 def _renamed(names: Sequence[str], rename: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -11,7 +11,7 @@ _ROWS = 8
 
 
 @dataclass(frozen=True)
-class Misfits:
+class Mismatch:
     """Names that are left over.
 
     Attributes:
@@ -30,7 +30,7 @@ class Misfits:
     def summary(self) -> str:
         """Return how many of each kind.
 
-        >>> Misfits(missing=["a"], unexpected=["b", "c"]).summary()
+        >>> Mismatch(missing=["a"], unexpected=["b", "c"]).summary()
         '1 missing, 2 unexpected'
         """
         counts = {

@@ -20,12 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatkit.checkpoints.schema import check_content
-from flatkit.files import write_atomically
+from flatkit.errors import CheckpointError
+from flatkit.files.atomic import write_atomically
 from flatkit.registry import plain
 from flatkit.version import __version__
 
 FORMAT = 1
+
+_ENTRIES: dict[str, type] = {
+    "flatkit": str,
+    "model": dict,
+    "data": dict,
+    "loss": dict,
+    "state_dict": dict,
+    "epoch": int,
+    "config": dict,
+    "history": list,
+    "training_state": dict,
+}
+_SPEC: dict[str, type] = {"name": str, "kwargs": dict}
 
 
 def save(
@@ -59,5 +72,55 @@ def save(
         "history": plain(history, "history"),
         "training_state": dict(training_state or {}),
     }
-    check_content(content, path=path, newest=FORMAT)
+    check_content(content, path=path)
     return write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def check_content(content: Mapping[str, Any], *, path: str | Path) -> None:
+    """Refuse what is not the content of a flatkit checkpoint, in one line.
+
+    Args:
+        content: what the file holds, with `flatkit_checkpoint` among its keys.
+        path: for the message.
+
+    Raises:
+        CheckpointError: a newer format, or an entry that is missing or malformed.
+
+    >>> check_content({"flatkit_checkpoint": 2, "flatkit": "9.0"}, path="a.pt")
+    Traceback (most recent call last):
+    flatkit.errors.CheckpointError: a.pt has format 2, written by flatkit 9.0; flatkit ... reads
+    formats up to 1: upgrade flatkit
+    """
+    _check_format(content, path)
+    _check_entries(content, _ENTRIES, str(path))
+    for key in ("model", "data", "loss"):
+        _check_entries(content[key], _SPEC, f"{path}, {key}")
+    _check_entries(content["data"], {"sha256": str}, f"{path}, data")
+    for key, value in content["state_dict"].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path} is malformed: state_dict[{key!r}] is not a tensor")
+    if not all(isinstance(row, Mapping) for row in content["history"]):
+        raise CheckpointError(f"{path} is malformed: a row of its history is not a dictionary")
+
+
+def _check_format(content: Mapping[str, Any], path: str | Path) -> None:
+    number = content["flatkit_checkpoint"]
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise CheckpointError(f"{path} is malformed: its format number is {number!r}")
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {number}, written by flatkit {content.get('flatkit', 'unknown')}; "
+            f"flatkit {__version__} reads formats up to {FORMAT}: upgrade flatkit"
+        )
+
+
+def _check_entries(content: Mapping[str, Any], entries: Mapping[str, type], where: str) -> None:
+    missing = [key for key in entries if key not in content]
+    if missing:
+        raise CheckpointError(f"{where} is malformed: {', '.join(missing)} missing")
+    for key, kind in entries.items():
+        if not isinstance(content[key], kind):
+            raise CheckpointError(
+                f"{where} is malformed: {key} must be a {kind.__name__}, "
+                f"got {type(content[key]).__name__}"
+            )

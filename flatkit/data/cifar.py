@@ -2,19 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from flatkit.data.batch_pickle import read_batch
 from flatkit.data.dataset import Dataset
 from flatkit.data.images import Images, Standard, image_arguments, image_dataset
 from flatkit.data.local_files import check_md5, data_root, first_folder, missing, read_file
 from flatkit.errors import DataError
+from flatkit.files.plain_pickle import (
+    ForeignObjectError,
+    MalformedPickleError,
+    Name,
+    Record,
+    Vocabulary,
+    read_pickle,
+)
 
 _SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _PIXELS = 3 * 32 * 32
+_ARRAYS = Vocabulary(
+    records={
+        "numpy.dtype",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct",  # since NumPy 2
+    }.__contains__,
+    names={"numpy.ndarray"}.__contains__,
+)
+"""All that a pickled batch of images names: the parts of a NumPy array."""
 
 
 @dataclass(frozen=True)
@@ -209,3 +226,67 @@ def _pickled_images(path: Path, content: bytes, labels: str) -> Images:
             f"a list of N numbers; it holds {', '.join(sorted(batch)) or 'nothing'}"
         )
     return Images(pixels.reshape(-1, 3, 32, 32), np.array(classes))
+
+
+def read_batch(path: Path, content: bytes) -> dict[str, Any]:
+    """Return what a pickled batch holds: numbers, strings, lists, and arrays of uint8.
+
+    Args:
+        path: for messages.
+        content: of the file.
+
+    Raises:
+        DataError: it is no pickle, is damaged, or names anything but an array of bytes; nothing
+            of it has been executed.
+
+    >>> import pickle
+    >>> read_batch(Path("batch"), pickle.dumps({b"labels": [3, 1]}))
+    {'labels': [3, 1]}
+    >>> read_batch(Path("batch"), pickle.dumps(print))
+    Traceback (most recent call last):
+    flatkit.errors.DataError: batch is not a batch of CIFAR: it would import builtins.print, ...
+    """
+    try:
+        batch = read_pickle(content, _ARRAYS)
+        if isinstance(batch, dict):
+            return {_text(key): _array_or_value(value) for key, value in batch.items()}
+    except ForeignObjectError as error:
+        raise DataError(
+            f"{path} is not a batch of CIFAR: it would import {error}, which no batch of images "
+            "needs"
+        ) from None
+    except MalformedPickleError as error:
+        raise DataError(f"{path} is not a batch of CIFAR: {error}") from error
+    raise DataError(f"{path} is not a batch of CIFAR: it holds a {type(batch).__name__}")
+
+
+def _array_or_value(value: Any) -> Any:
+    """Return an array of the bytes that a record of one holds; anything else as it is."""
+    if not isinstance(value, Record):
+        return value
+    match value:
+        case Record(
+            name="numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct",
+            args=(Name("numpy.ndarray"), *_),
+            state=(_, tuple(shape), Record(name="numpy.dtype", args=(code, *_)), fortran, raw),
+        ):
+            return _array(shape, code, raw, order="F" if fortran else "C")
+        case _:
+            raise MalformedPickleError(f"a {value.name} that is no array")
+
+
+def _array(shape: tuple[Any, ...], code: Any, raw: Any, order: Literal["C", "F"]) -> np.ndarray:
+    if code not in ("u1", b"u1"):
+        raise MalformedPickleError(f"an array of {code!r}, not of bytes")
+    data = raw.encode("latin-1") if isinstance(raw, str) else raw  # strings of Python 2 are bytes
+    if (
+        not isinstance(data, bytes)
+        or not all(type(n) is int and n >= 0 for n in shape)
+        or len(data) != prod(shape)
+    ):
+        raise MalformedPickleError("an array whose bytes do not fit its shape")
+    return np.frombuffer(data, np.uint8).reshape(shape, order=order)
+
+
+def _text(key: Any) -> str:
+    return key.decode("latin-1") if isinstance(key, bytes) else str(key)

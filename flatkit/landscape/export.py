@@ -10,7 +10,7 @@ import numpy
 
 from flatkit.checks import check_choice
 from flatkit.errors import MissingDependencyError
-from flatkit.files import write_atomically
+from flatkit.files.atomic import write_atomically
 from flatkit.landscape.surface import Surface
 
 

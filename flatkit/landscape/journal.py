@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.errors import OutputError, ResultError
-from flatkit.files import make_folder
+from flatkit.files.atomic import make_folder
 
 Point = tuple[int, ...]
 _START = b'{"job": '

@@ -11,7 +11,7 @@ import torch
 
 from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError, ResultError
-from flatkit.files import sole_writer
+from flatkit.files.atomic import sole_writer
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.grids import axis_steps
 from flatkit.landscape.job import LandscapeJob, Preview, Progress

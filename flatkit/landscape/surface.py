@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from flatkit.errors import ResultError
-from flatkit.files import write_atomically
+from flatkit.files.atomic import write_atomically
 from flatkit.version import __version__
 
 SCHEMA = 1

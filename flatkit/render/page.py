@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from flatkit.errors import MissingDependencyError, ResultError
-from flatkit.files import write_text_atomically
+from flatkit.files.atomic import write_text_atomically
 from flatkit.landscape.surface import Surface
 from flatkit.render.axes import (
     axis_label,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.files import check_writable
+from flatkit.files.atomic import check_writable
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.errors import ResultError
-from flatkit.files import write_text_atomically
+from flatkit.files.atomic import write_text_atomically
 
 SCHEMA = 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 from flatkit.errors import MissingDependencyError, OutputError
-from flatkit.files import make_folder, write_text_atomically
+from flatkit.files.atomic import make_folder, write_text_atomically
 from flatkit.training.history import EpochRow
 
 LOGS = ("csv", "tensorboard")

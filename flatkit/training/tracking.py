@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flatkit.checks import check_count, check_positive
 from flatkit.data import DATASETS
 from flatkit.errors import ResultError
-from flatkit.files import write_text_atomically
+from flatkit.files.atomic import write_text_atomically
 from flatkit.hessian import HessianOperator
 from flatkit.objective.function import Data, Loss, Objective
 from flatkit.objective.losses import CrossEntropy

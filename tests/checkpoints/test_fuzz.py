@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flatkit.checkpoints.readers.plain_pickle import (
+from flatkit.checkpoints.readers.torch_file import vocabulary
+from flatkit.files.plain_pickle import (
     ForeignObjectError,
     MalformedPickleError,
     read_pickle,
 )
-from flatkit.checkpoints.readers.torch_file import vocabulary
 from tests.checkpoints.mutations import FORMATS, attempt, damaged, write_all
 
 

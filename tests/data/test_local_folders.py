@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flatkit.data import DATASETS
-from flatkit.data.batch_pickle import read_batch
+from flatkit.data.cifar import read_batch
 from flatkit.errors import DataError, InvalidArgumentError
 from tests.data.local_folders import (
     cifar_binary,
@@ -274,7 +274,7 @@ def test_a_pickle_that_would_run_a_command_is_refused_and_does_not_run(tmp_path,
         b"cnumpy.core.multiarray\nscalar\n.",
         b"c_codecs\nencode\n.",
         b"cnumpy\n__builtins__\n.",
-        b"cflatkit.data.batch_pickle\nread_batch\n.",
+        b"cflatkit.data.cifar\nread_batch\n.",
         b"\x80\x02\x82\x01.",  # an extension code
         b"P0\n.",  # a persistent id
     ],

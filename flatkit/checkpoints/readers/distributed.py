@@ -9,7 +9,10 @@ from io import SEEK_CUR, SEEK_END, RawIOBase
 from math import prod
 from typing import Any, BinaryIO, cast
 
-from flatkit.checkpoints.readers.plain_pickle import (
+from flatkit.checkpoints.readers.stored import AssembledTensor, Piece, StoredTensor
+from flatkit.checkpoints.readers.torch_file import dtype_of, read_torch_file, vocabulary
+from flatkit.errors import CheckpointError
+from flatkit.files.plain_pickle import (
     MAX_BYTES,
     ForeignObjectError,
     MalformedPickleError,
@@ -17,9 +20,6 @@ from flatkit.checkpoints.readers.plain_pickle import (
     Record,
     read_pickle,
 )
-from flatkit.checkpoints.readers.stored import AssembledTensor, Piece, StoredTensor
-from flatkit.checkpoints.readers.torch_file import dtype_of, read_torch_file, vocabulary
-from flatkit.errors import CheckpointError
 
 TABLE = ".metadata"
 _OWN = "torch.distributed.checkpoint."

@@ -52,6 +52,25 @@ class Opened:
     sha256: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def format_of(self, entry: str) -> str:
+        """Return the format with what its content tells, e.g. `Lightning 2.4 (torch.save)`.
+
+        Args:
+            entry: the part that holds the weights.
+
+        >>> Opened("a.pt", "torch.save", {}, 0, "").format_of("")
+        'state dict (torch.save)'
+        """
+        content = self.content if isinstance(self.content, Mapping) else {}
+        if "flatkit_checkpoint" in content:
+            return f"flatkit {content['flatkit_checkpoint']}"
+        if self.format != "torch.save":
+            return self.format
+        version = content.get("pytorch-lightning_version")
+        if version is not None:
+            return f"Lightning {str(version)[:20]} (torch.save)"
+        return f"{'training checkpoint' if entry else 'state dict'} (torch.save)"
+
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Opened]:

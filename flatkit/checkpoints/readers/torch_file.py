@@ -13,7 +13,9 @@ from io import SEEK_END
 from math import prod
 from typing import Any, BinaryIO, cast
 
-from flatkit.checkpoints.readers.plain_pickle import (
+from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor, span
+from flatkit.errors import CheckpointError
+from flatkit.files.plain_pickle import (
     MAX_BYTES,
     ForeignObjectError,
     MalformedPickleError,
@@ -22,8 +24,6 @@ from flatkit.checkpoints.readers.plain_pickle import (
     Vocabulary,
     read_pickle,
 )
-from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor, span
-from flatkit.errors import CheckpointError
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from flatkit.checks import check_choice
 from flatkit.errors import FlatkitError, ResultError
-from flatkit.files import make_folder, write_atomically
+from flatkit.files.atomic import make_folder, write_atomically
 from flatkit.render.figures.curvature import curvature_figure, has_curvature
 from flatkit.render.figures.flatness import flatness_figure, has_flatness
 from flatkit.render.figures.planes import has_plane, plane_figure

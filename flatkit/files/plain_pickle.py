@@ -3,6 +3,9 @@
 A pickle is a program whose instructions import and call. Here they are read one by one, containers
 and numbers are built, and the few calls that files of tensors need are answered by our own
 functions. Nothing is imported and nothing of the file is called, whatever it names.
+
+Cost: a microsecond or two an instruction. A batch of CIFAR (10,000 names and labels) takes 0.1 s,
+eight times as long as the unpickler of Python.
 """
 
 import pickletools
@@ -83,7 +86,7 @@ def read_pickle(stream: BinaryIO | bytes, vocabulary: Vocabulary) -> Any:
     {'epochs': [1, 2]}
     >>> read_pickle(pickle.dumps(print), Vocabulary())
     Traceback (most recent call last):
-    flatkit.checkpoints.readers.plain_pickle.ForeignObjectError: builtins.print
+    flatkit.files.plain_pickle.ForeignObjectError: builtins.print
     """
     machine = _Machine(vocabulary)
     try:
