@@ -29,7 +29,7 @@ def inspect(path: str | Path, *, entry: str | None = None) -> dict[str, Any]:
     """
     with opened(path) as file:
         weights = weights_of(file.content, file.path, entry)
-        tensors = [
+        tensors: list[dict[str, Any]] = [
             {
                 "name": name,
                 "shape": list(tensor.shape),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
@@ -67,22 +68,46 @@ class Dataset:
         return digest.hexdigest()
 
 
-def stratified_test_indices(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return sorted indices of `fraction` of every class, rounded, drawn without replacement.
+def stratified_dataset(
+    name: str,
+    kwargs: Mapping[str, Any],
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    *,
+    test_fraction: float,
+    seed: int,
+) -> Dataset:
+    """Return a data set whose test part holds the same fraction of every class.
 
     Args:
-        targets: class indices, shape [N].
-        fraction: of every class, above 0 and below 1.
+        name: in the registry.
+        kwargs: which rebuild it.
+        inputs: float32, shape [N, ...].
+        targets: class indices, int64, shape [N].
+        test_fraction: of every class, above 0 and below 1.
         seed: of the draw.
 
     Raises:
         InvalidArgumentError: a class would have no training or no test sample.
 
-    >>> stratified_test_indices(np.array([0, 0, 1, 1]), 0.5, seed=0).size
-    2
+    >>> inputs, targets = np.ones((4, 2), np.float32), np.array([0, 0, 1, 1])
+    >>> data = stratified_dataset("pairs", {}, inputs, targets, test_fraction=0.5, seed=0)
+    >>> data.train.targets, data.test.targets
+    (tensor([0, 1]), tensor([0, 1]))
     """
+    test = np.zeros(len(targets), dtype=bool)
+    test[_test_indices(targets, test_fraction, seed)] = True
+    train, held_out = (
+        Split(torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows]))
+        for rows in (~test, test)
+    )
+    return Dataset(name, kwargs, train, held_out, classes=int(targets.max()) + 1)
+
+
+def _test_indices(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return sorted indices of `fraction` of every class, rounded, drawn without replacement."""
     generator = np.random.default_rng(seed)
-    chosen = []
+    chosen: list[np.ndarray] = []
     for label in np.unique(targets):
         members = np.flatnonzero(targets == label)
         count = round(fraction * len(members))

@@ -1,10 +1,9 @@
 """Handwritten digits: 1,797 real images of 8x8, shipped inside scikit-learn (no download)."""
 
 import numpy as np
-import torch
 
 from flatkit.checks import check_count, check_fraction
-from flatkit.data.dataset import Dataset, Split, stratified_test_indices
+from flatkit.data.dataset import Dataset, stratified_dataset
 from flatkit.errors import MissingDependencyError
 
 
@@ -28,14 +27,9 @@ def build_digits(*, test_fraction: float = 0.2, split_seed: int = 0) -> Dataset:
     check_fraction("test_fraction", test_fraction)
     check_count("split_seed", split_seed, minimum=0)
     images, targets = _load()
-    test = np.zeros(len(targets), dtype=bool)
-    test[stratified_test_indices(targets, test_fraction, split_seed)] = True
-    return Dataset(
-        name="digits",
-        kwargs={"test_fraction": test_fraction, "split_seed": split_seed},
-        train=Split(torch.from_numpy(images[~test]), torch.from_numpy(targets[~test])),
-        test=Split(torch.from_numpy(images[test]), torch.from_numpy(targets[test])),
-        classes=10,
+    kwargs = {"test_fraction": test_fraction, "split_seed": split_seed}
+    return stratified_dataset(
+        "digits", kwargs, images, targets, test_fraction=test_fraction, seed=split_seed
     )
 
 

@@ -1,10 +1,9 @@
 """Gaussian blobs: synthetic data for tests and quick trials; needs no download and no package."""
 
 import numpy as np
-import torch
 
 from flatkit.checks import check_count, check_fraction, check_positive
-from flatkit.data.dataset import Dataset, Split, stratified_test_indices
+from flatkit.data.dataset import Dataset, stratified_dataset
 
 
 def build_gaussians(
@@ -40,19 +39,14 @@ def build_gaussians(
     targets = np.arange(samples) % classes
     noise = generator.standard_normal((samples, features))
     inputs = (centres[targets] + spread * noise).astype(np.float32)  # [N, features]
-    test = np.zeros(samples, dtype=bool)
-    test[stratified_test_indices(targets, test_fraction, data_seed)] = True
-    return Dataset(
-        name="gaussians",
-        kwargs={
-            "samples": samples,
-            "classes": classes,
-            "features": features,
-            "spread": spread,
-            "test_fraction": test_fraction,
-            "data_seed": data_seed,
-        },
-        train=Split(torch.from_numpy(inputs[~test]), torch.from_numpy(targets[~test])),
-        test=Split(torch.from_numpy(inputs[test]), torch.from_numpy(targets[test])),
-        classes=classes,
+    kwargs = {
+        "samples": samples,
+        "classes": classes,
+        "features": features,
+        "spread": spread,
+        "test_fraction": test_fraction,
+        "data_seed": data_seed,
+    }
+    return stratified_dataset(
+        "gaussians", kwargs, inputs, targets, test_fraction=test_fraction, seed=data_seed
     )

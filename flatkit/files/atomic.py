@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +76,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def sole_writer(path: str | Path) -> Iterator[None]:
+def sole_writer(path: str | Path) -> Generator[None, None, None]:
     """Be the only process that writes a file while the context lasts.
 
     A lock of the operating system on `NAME.lock` beside the file, so that a process that dies by

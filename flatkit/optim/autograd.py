@@ -4,7 +4,7 @@ The optimizers are written as generators. They yield a `GradientPass` to whoever
 (a closure, or the loop of a user) and go on when that is done.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar, final
 
@@ -240,7 +240,7 @@ def check_differentiable(loss: Any) -> None:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained() -> Generator[None, None, None]:
     """Say what torch's likely errors mean for the closure.
 
     >>> with explained():

@@ -7,7 +7,7 @@ the first argument is changed in place.
 """
 
 # The _foreach operations lack the public mark, but torch.optim itself and its docs rely on them.
-# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateImportUsage=false, reportPrivateUsage=false
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Open any checkpoint, by what is in it: its content with the tensors still in their files."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +73,7 @@ class Opened:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Opened]:
+def opened(path: str | Path) -> Generator[Opened, None, None]:
     """Open a file or folder; its tensors can be read until the block ends.
 
     Cost: one pass over the bytes for the digest, one more for the checksums of a zip archive.
