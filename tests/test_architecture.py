@@ -139,3 +139,15 @@ def test_nothing_unpickles_more_than_weights():
                 keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert keywords.get("weights_only") == "True", path
             assert called not in {"pickle.load", "pickle.loads", "eval", "exec"}, path
+            assert not called.endswith("Unpickler"), path
+
+
+def test_code_that_a_user_names_by_its_file_runs_in_task_files_alone():
+    runs = {"exec_module", "spec_from_file_location", "run_path", "SourceFileLoader"}
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in runs
+    }
+    assert found == {"flatkit/checkpoints/task_file.py"}

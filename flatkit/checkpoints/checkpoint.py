@@ -1,22 +1,20 @@
 """A checkpoint in memory, whatever wrote it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from flatkit.checkpoints.matching import load_state
-from flatkit.data import DATASETS
+from flatkit.checkpoints.recipe import Recipe, build_data, build_loss, build_model
 from flatkit.data.dataset import Dataset
 from flatkit.errors import CheckpointError, InvalidArgumentError
-from flatkit.models import MODELS
 from flatkit.objective.losses import Loss
-from flatkit.objective.names import LOSSES
 from flatkit.objective.task import Task
-from flatkit.registry import Registry, call_text, plain
+from flatkit.registry import call_text, plain
 from flatkit.version import __version__
 
 
@@ -102,11 +100,11 @@ class Checkpoint:
         Raises:
             CheckpointError: no or an unknown model, or tensors that do not fit it, each named.
         """
-        spec = self._named("model")
-        with torch.random.fork_rng(devices=[]):
-            model = self._build(MODELS, spec)
-        load_state(model, self.state_dict, where=f"{self.path} and {call_text(**spec)}")
-        return model.eval()
+        recipe = self._recipe("model")
+        with self._rebuilding():
+            model = build_model(recipe)
+        load_state(model, self.state_dict, where=f"{self.path} and {call_text(**recipe)}")
+        return model
 
     def build_data(self, root: str | None = None) -> Dataset:
         """Return the data on which the model was trained.
@@ -119,15 +117,16 @@ class Checkpoint:
                 on.
             MissingDependencyError: a package that holds the data is not installed.
         """
-        named = self._named("data")
-        moved = {} if root is None else {"root": root}
-        spec = {"name": named["name"], "kwargs": {**named["kwargs"], **moved}}
-        dataset: Dataset = self._build(DATASETS, spec)
+        recipe = self._recipe("data")
+        with self._rebuilding():
+            dataset = build_data(recipe, root=root)
         digest = dataset.sha256()
-        if digest != named["sha256"]:
+        if digest != recipe["sha256"]:
+            moved = {} if root is None else {"root": root}
+            here = call_text(recipe["name"], {**recipe["kwargs"], **moved})
             raise CheckpointError(
-                f"{self.path} was trained on other data than {call_text(**spec)} gives here "
-                f"(sha256 {named['sha256'][:12]}, here {digest[:12]}); "
+                f"{self.path} was trained on other data than {here} gives here "
+                f"(sha256 {recipe['sha256'][:12]}, here {digest[:12]}); "
                 "install the package versions with which it was trained"
             )
         return dataset
@@ -138,7 +137,9 @@ class Checkpoint:
         Raises:
             CheckpointError: no or an unknown loss.
         """
-        return self._build(LOSSES, self._named("loss"))
+        recipe = self._recipe("loss")
+        with self._rebuilding():
+            return build_loss(recipe)
 
     def task(self, *, data_root: str | None = None) -> Task:
         """Return model, loss and data as the file names them, ready to be analyzed.
@@ -149,7 +150,7 @@ class Checkpoint:
         Raises:
             CheckpointError: as the builders; or a weight is NaN or infinite.
         """
-        self._named("model")
+        self._recipe("model")
         self._check_finite()
         dataset = self.build_data(data_root)
         return Task(
@@ -168,14 +169,8 @@ class Checkpoint:
 
     def describe(self) -> dict[str, Any]:
         """Return what a report says about its checkpoint, ready for JSON."""
-        common = {
-            "path": self.path,
-            "name": self.name,
-            "sha256": self.sha256,
-            "format": self.format,
-        }
         if not self.model:
-            return {**common, "entry": self.entry, "other_entries": list(self.others)}
+            return self.describe_file()
         data_and_model = ("data", "data_kwargs", "model", "model_kwargs")
         training = {
             key: value
@@ -183,7 +178,7 @@ class Checkpoint:
             if value is not None and key not in data_and_model
         }
         return {
-            **common,
+            **self._identity(),
             "flatkit": self.version,
             "epoch": self.epoch,
             "model": plain(self.model),
@@ -193,6 +188,18 @@ class Checkpoint:
             "training": plain(training),
         }
 
+    def describe_file(self) -> dict[str, Any]:
+        """Return what a report says of a file that gives the weights alone, ready for JSON."""
+        return {**self._identity(), "entry": self.entry, "other_entries": list(self.others)}
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "name": self.name,
+            "sha256": self.sha256,
+            "format": self.format,
+        }
+
     def _check_finite(self) -> None:
         for name, count in self.non_finite().items():
             raise CheckpointError(
@@ -200,20 +207,22 @@ class Checkpoint:
                 "use an earlier checkpoint of the run"
             )
 
-    def _named(self, part: str) -> Mapping[str, Any]:
+    def _recipe(self, part: Literal["model", "data", "loss"]) -> Recipe:
         """Return what the file says of model, data or loss."""
-        spec = getattr(self, part)
-        if not spec:
+        recipe: Recipe = getattr(self, part)
+        if not recipe:
             raise CheckpointError(
                 f"{self.path} ({self.format}) holds weights but does not say which model, loss "
                 "and data they belong to: name them with --task FILE.py:build, or --model, --data "
                 "and --loss (flatkit analyze, verify, landscape); from Python, load_into(model)"
             )
-        return spec
+        return recipe
 
-    def _build(self, registry: Registry, spec: Mapping[str, Any]) -> Any:
+    @contextmanager
+    def _rebuilding(self) -> Iterator[None]:
         try:
-            return registry.build(spec["name"], **spec["kwargs"])
+            yield
+        # A TypeError is the file's fault here: its arguments may be of any type.
         except (InvalidArgumentError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path} cannot be rebuilt by flatkit {__version__}: {error}"

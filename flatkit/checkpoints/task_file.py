@@ -22,11 +22,14 @@ from torch import nn
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
 from flatkit.checkpoints.parts import Parts
-from flatkit.data import DATASETS
-from flatkit.data.dataset import Dataset
+from flatkit.checkpoints.recipe import (
+    build_data,
+    build_loss,
+    build_model,
+    data_recipe,
+    model_recipe,
+)
 from flatkit.errors import InvalidArgumentError, TaskError
-from flatkit.models import MODELS
-from flatkit.objective.names import LOSSES
 from flatkit.objective.task import LossFunction, Task
 
 
@@ -39,17 +42,15 @@ def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:
         TaskError: the task file fails.
     """
     if not parts.complete:
-        if parts.data is not None or parts.rename or parts.ignore or parts.loss:
-            checkpoint = _weights_alone(checkpoint)
+        _refuse_without_model(checkpoint, parts)
         return checkpoint.task(data_root=parts.data_root)
     task, origin = _built(parts)
     with torch.no_grad():
         notes = checkpoint.load_into(task.model, rename=parts.rename, ignore=parts.ignore)
-    described = replace(checkpoint, model={}, config={}).describe()
     return replace(
         task,
         name=task.name or checkpoint.name,
-        origin={**described, **origin, "fitted": notes},
+        origin={**checkpoint.describe_file(), **origin, "fitted": notes},
     )
 
 
@@ -106,8 +107,8 @@ def as_task(
     Args:
         subject: a model, together with loss and data; or a task, a checkpoint or its path alone.
         loss: see `Task`.
-        data: likewise.
-        test_data: likewise.
+        data: see `Task`.
+        test_data: see `Task`.
 
     Raises:
         InvalidArgumentError: a model without loss and data, or something else with them.
@@ -131,12 +132,13 @@ def as_task(
     return (load(subject) if isinstance(subject, str | Path) else subject).task()
 
 
-def _weights_alone(checkpoint: Checkpoint) -> Checkpoint:
+def _refuse_without_model(checkpoint: Checkpoint, parts: Parts) -> None:
     """Refuse parts that are of no use without a model."""
-    raise InvalidArgumentError(
-        f"to look at {checkpoint.path} with other data, another loss or other names, name the "
-        "model too: --model or --task"
-    )
+    if parts.data is not None or parts.rename or parts.ignore or parts.loss:
+        raise InvalidArgumentError(
+            f"to look at {checkpoint.path} with other data, another loss or other names, name the "
+            "model too: --model or --task"
+        )
 
 
 def _home(item: Any) -> str:
@@ -147,20 +149,11 @@ def _built(parts: Parts) -> tuple[Task, dict[str, Any]]:
     """Return the task without the weights, and what it is made of."""
     if parts.task is not None:
         return load_task(parts.task), {"task": parts.task}
-    root = {} if parts.data_root is None else {"root": parts.data_root}
-    dataset: Dataset = DATASETS.build(str(parts.data), **parts.data_args, **root)
-    known = {"in_shape": dataset.in_shape, "classes": dataset.classes}
-    model_args = MODELS.complete(str(parts.model), **{**known, **parts.model_args})
-    loss = LOSSES.build(parts.loss or "cross_entropy")
-    with torch.random.fork_rng(devices=[]):
-        model = MODELS.build(str(parts.model), **model_args)
-    data = {"name": dataset.name, "kwargs": dict(dataset.kwargs), "sha256": dataset.sha256()}
-    task = Task(model.eval(), loss, dataset.train, dataset.test)
-    return task, {
-        "model": {"name": parts.model, "kwargs": model_args},
-        "data": data,
-        "loss": loss.spec(),
-    }
+    dataset = build_data({"name": parts.data, "kwargs": parts.data_args}, root=parts.data_root)
+    loss = build_loss({"name": parts.loss or "cross_entropy", "kwargs": {}})
+    model = model_recipe(str(parts.model), parts.model_args, dataset)
+    task = Task(build_model(model), loss, dataset.train, dataset.test)
+    return task, {"model": model, "data": data_recipe(dataset), "loss": loss.spec()}
 
 
 def _run(path: Path) -> ModuleType:

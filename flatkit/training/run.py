@@ -14,6 +14,7 @@ from torch import nn
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
 from flatkit.checkpoints.native import save
+from flatkit.checkpoints.recipe import data_recipe, model_recipe
 from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset, Split
 from flatkit.devices import resolve_device
@@ -170,7 +171,7 @@ def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) 
         folder=folder,
         device=device,
         model=stored.model if stored else _model_spec(config, dataset),
-        data={**stored.data, "kwargs": dataset.kwargs} if stored else _data_spec(dataset),
+        data={**stored.data, "kwargs": dataset.kwargs} if stored else data_recipe(dataset),
         loss=CrossEntropy(label_smoothing=config.label_smoothing),
         train=Split(*(tensor.to(device) for tensor in dataset.train)),
         test=Split(*(tensor.to(device) for tensor in dataset.test)),
@@ -192,15 +193,9 @@ def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
 
 
 def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
-    given_by_data = {"in_shape": dataset.in_shape, "classes": dataset.classes}
-    for name in given_by_data.keys() & config.model_kwargs.keys():
+    for name in {"in_shape", "classes"} & config.model_kwargs.keys():
         raise InvalidArgumentError(f"{name} of the model comes from the data; leave it out")
-    kwargs = MODELS.complete(config.model, **given_by_data, **config.model_kwargs)
-    return {"name": config.model, "kwargs": kwargs}
-
-
-def _data_spec(dataset: Dataset) -> dict[str, Any]:
-    return {"name": dataset.name, "kwargs": dataset.kwargs, "sha256": dataset.sha256()}
+    return model_recipe(config.model, config.model_kwargs, dataset)
 
 
 def _new_learner(plan: _Plan) -> Learner:
