@@ -27,7 +27,8 @@ def export_surface(surface: Surface, path: str | Path, kind: str) -> Path:
 
     >>> import tempfile
     >>> line = Surface({"t": [0.0, 1.0]}, {"loss": [1.0, float("inf")]})
-    >>> print(export(line, Path(tempfile.mkdtemp()) / "a.csv", "csv").read_text())
+    >>> path = export_surface(line, Path(tempfile.mkdtemp()) / "a.csv", "csv")
+    >>> print(path.read_text())
     t,loss,measured
     0.0,1.0,True
     1.0,inf,True

@@ -62,7 +62,8 @@ def surface_numbers(
         InvalidArgumentError: no such quantity, or a level that is not positive.
 
     >>> line = Surface({"t": [-2.0, -1.0, 0.0, 1.0, 2.0]}, {"loss": [4.0, 1.0, 0.0, 1.0, 4.0]})
-    >>> surface_numbers(line, level=1.0)[0].width, numbers(line, level=1.0)[0].asymmetry
+    >>> (found,) = surface_numbers(line, level=1.0)
+    >>> found.width, found.asymmetry
     (2.0, 0.0)
     """
     measured = _values(surface, quantity)

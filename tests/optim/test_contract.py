@@ -15,7 +15,7 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer, RMSprop, lr_scheduler
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.optim import ASAM, GAM, GSAM, SAM, PerturbedOptimizer
 from flatkit.optim.blockwise import Blockwise
-from tests.optim.reference import BASES
+from tests.optim.step_reference import BASES
 
 WRAPPERS: dict[str, Callable[[Optimizer], PerturbedOptimizer]] = {
     "sam": lambda base: SAM(base, rho=0.1),

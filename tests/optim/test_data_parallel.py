@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.optim import reference
+from tests.optim import step_reference as reference
 from tests.optim.worker import SETTINGS, STEPS, data, network, sgd, train, weights, wrapped
 
 ROOT = Path(__file__).parent.parent.parent

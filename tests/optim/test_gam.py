@@ -14,7 +14,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.optim import GAM
 from flatkit.optim.autograd import Passes
 from flatkit.optim.perturb import PerturbedPoint
-from tests.optim.reference import (
+from tests.optim.step_reference import (
     BASES,
     FUNCTIONS,
     Array,

@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.optim import ASAM, GSAM, SAM
-from tests.optim.reference import (
+from tests.optim.step_reference import (
     BASES,
     FUNCTIONS,
     Array,

@@ -7,7 +7,7 @@ import pytest
 from torch.optim import SGD
 
 from flatkit.optim import GAM, SAM
-from tests.optim.reference import (
+from tests.optim.step_reference import (
     BASES,
     FUNCTIONS,
     Array,
