@@ -75,18 +75,18 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> str:
     """
     if value in tuple(allowed):  # a list, say from a file, is no key of a dictionary
         return value
-    hint = nearest(value, allowed)
-    raise InvalidArgumentError(_message(name, "one of " + ", ".join(sorted(allowed)), value, hint))
+    words = _message(name, "one of " + ", ".join(sorted(allowed)), value, "")
+    raise InvalidArgumentError(words + nearest(value, allowed))
 
 
 def nearest(value: object, allowed: Collection[str]) -> str:
-    """Return the question for the nearest spelling among `allowed`; empty where none is near.
+    """Return the end of a message that asks for the nearest of `allowed`; empty if none is near.
 
     >>> nearest("gan", ["sgd", "gam"])
-    "did you mean 'gam'?"
+    "; did you mean 'gam'?"
     """
     found = get_close_matches(str(value), allowed, n=1)
-    return f"did you mean {found[0]!r}?" if found else ""
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _is_finite(value: object) -> bool:

@@ -17,6 +17,10 @@ class MissingDependencyError(FlatkitError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
 
 
+class PluginError(FlatkitError, ImportError):
+    """A package adds something to flatkit, and cannot be imported or takes a name that is taken."""
+
+
 class DataError(FlatkitError, ValueError):
     """The files of a data set are missing, damaged or of another kind."""
 

@@ -1,40 +1,57 @@
-"""Names that become builders, so that a file can say how to rebuild a thing without holding code.
+"""Names that become things, so that a file can say how to rebuild one without holding code.
 
-No builder is imported before it is asked for: listing the names costs no `import torch`.
+Nothing is imported before it is asked for: listing the names costs no `import torch`. Other
+packages add names by entry points, e.g. in their pyproject.toml:
+
+    [project.entry-points."flatkit.models"]
+    perceptron = "my_package.models:build_perceptron"
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from flatkit.checks import check_choice, nearest
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import InvalidArgumentError, PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Registry:
-    """Builders of one kind by name, each imported when it is first used; a collection of names.
+class Registry(Generic[T]):
+    """Things of one kind by name, each imported when it is first used; a collection of the names.
 
     Attributes:
-        kind: what the builders build, for messages, e.g. `model`.
-        homes: name -> `module:function`; the function takes keyword arguments only.
+        kind: what they are, or what their builders build, for messages, e.g. `model`.
+        homes: name -> `module:attribute`, or the thing itself; a builder takes keyword arguments.
+        group: of the entry points by which other packages add to it.
 
     >>> laws = Registry("law", {"normal": "statistics:NormalDist"})
-    >>> laws.names
-    ('normal',)
+    >>> laws.names, "normal" in laws
+    (('normal',), True)
     >>> laws.build("normal", mu=0.0, sigma=2.0).variance
     4.0
     """
 
     kind: str
-    homes: Mapping[str, str]
+    homes: Mapping[str, str | T]
+    group: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names, in the order of registration."""
-        return tuple(self.homes)
+        """The names, in the order of registration; those of other packages last.
+
+        Raises:
+            PluginError: two packages add the same name.
+        """
+        return (*self.homes, *self._plugins)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -45,13 +62,29 @@ class Registry:
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
+    def load(self, name: str) -> T:
+        """Import and return what has a name.
+
+        Raises:
+            InvalidArgumentError: no such name.
+            PluginError: the package that it comes from cannot be imported.
+        """
+        check_choice(self.kind, name, self.names)
+        if name not in self.homes:
+            return _load(self.kind, self._plugins[name])
+        home = self.homes[name]
+        if not isinstance(home, str):
+            return home
+        module, _, attribute = home.partition(":")
+        return getattr(import_module(module), attribute)
+
     def build(self, name: str, **kwargs: Any) -> Any:
         """Call the builder.
 
         Raises:
             InvalidArgumentError: no such name; an argument is missing, unknown or out of range.
         """
-        builder = self._builder(name)
+        builder = cast("Callable[..., Any]", self.load(name))
         self._check_arguments(name, builder, kwargs)
         return builder(**kwargs)
 
@@ -66,7 +99,7 @@ class Registry:
         >>> Registry("law", {"normal": "statistics:NormalDist"}).complete("normal", sigma=2.0)
         {'mu': 0.0, 'sigma': 2.0}
         """
-        builder = self._builder(name)
+        builder = cast("Callable[..., Any]", self.load(name))
         self._check_arguments(name, builder, kwargs)
         complete = {
             key: kwargs.get(key, parameter.default)
@@ -74,10 +107,10 @@ class Registry:
         }
         return plain(complete, f"the arguments of {self.kind} {name}")
 
-    def _builder(self, name: str) -> Callable[..., Any]:
-        check_choice(self.kind, name, self.names)
-        module, _, function = self.homes[name].partition(":")
-        return getattr(import_module(module), function)
+    @property
+    def _plugins(self) -> "Mapping[str, EntryPoint]":
+        # Found anew where the path has changed: each look costs 15 ms with 100 packages.
+        return _found(self.group, tuple(self.homes), tuple(sys.path)) if self.group else {}
 
     def _check_arguments(
         self, name: str, builder: Callable[..., Any], kwargs: Mapping[str, Any]
@@ -85,10 +118,9 @@ class Registry:
         allowed = _parameters(builder)
         for key in kwargs:
             if key not in allowed:
-                hint = nearest(key, allowed)
                 raise InvalidArgumentError(
                     f"{self.kind} {name} has no argument {key!r}; "
-                    f"it takes {', '.join(allowed) or 'none'}" + (f"; {hint}" if hint else "")
+                    f"it takes {', '.join(allowed) or 'none'}{nearest(key, allowed)}"
                 )
         missing = [
             key
@@ -130,3 +162,34 @@ def call_text(name: str, kwargs: Mapping[str, Any]) -> str:
 
 def _parameters(builder: Callable[..., Any]) -> dict[str, Parameter]:
     return dict(signature(builder).parameters)
+
+
+@lru_cache
+def _found(group: str, own: tuple[str, ...], path: tuple[str, ...]) -> "Mapping[str, EntryPoint]":
+    """Return the entry points of a group by name, without importing what they name."""
+    from importlib.metadata import entry_points  # 30 ms, which `flatkit --help` does not pay
+
+    owners = dict.fromkeys(own, "flatkit")
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        if point.name in owners:
+            raise PluginError(
+                f"{point.name!r} of {group} is added by {owners[point.name]} and by "
+                f"{_package(point)}; one of them must give it another name, or be uninstalled"
+            )
+        owners[point.name], found[point.name] = _package(point), point
+    return found
+
+
+def _load(kind: str, point: "EntryPoint") -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # the code of others, which may raise anything
+        raise PluginError(
+            f"{kind} {point.name} comes from the package {_package(point)}, which cannot be "
+            f"imported: {type(error).__name__}: {error}; repair or uninstall it"
+        ) from error
+
+
+def _package(point: "EntryPoint") -> str:
+    return point.dist.name if point.dist is not None else point.module

@@ -78,11 +78,7 @@ class Names(_Choice):
         """Return the name."""
         if value not in self.choices:
             hint = nearest(value, self.choices)
-            self.fail(
-                f"{value!r} is not one of {', '.join(self.choices)}" + (f" ({hint})" * bool(hint)),
-                param,
-                ctx,
-            )
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}{hint}", param, ctx)
         return value
 
 
@@ -189,8 +185,8 @@ def _option(item: "Field[Any]", known: Setting, kind: Kind) -> Callable[[F], F]:
 
 def _metavar(kind: Kind) -> str | None:
     if kind.shape == "several":
-        word = "NUMBER" if kind.entry in (int, float) else "NAME"
-        return f"{word}[,{word}]"
+        word = "|".join(kind.choices) or ("NUMBER" if kind.entry in (int, float) else "NAME")
+        return f"{word}[,...]"
     if kind.shape == "mapping":
         return "OLD=NEW" if kind.entry is str else "NAME=VALUE"
     return "LOW,HIGH" if kind.shape == "pair" else None

@@ -1,8 +1,10 @@
 """Data sets by name; each is rebuilt exactly from its name and keyword arguments."""
 
+from typing import Any
+
 from flatkit.registry import Registry
 
-DATASETS = Registry(
+DATASETS: Registry[Any] = Registry(
     "data",
     {
         "digits": "flatkit.data.digits:build_digits",
@@ -12,6 +14,7 @@ DATASETS = Registry(
         "mnist": "flatkit.data.mnist:build_mnist",
         "fashion_mnist": "flatkit.data.mnist:build_fashion_mnist",
     },
+    group="flatkit.data",
 )
 
 __all__ = ["DATASETS"]

@@ -1,8 +1,10 @@
 """Models by name; a checkpoint stores the name and the keyword arguments, never code."""
 
+from typing import Any
+
 from flatkit.registry import Registry
 
-MODELS = Registry(
+MODELS: Registry[Any] = Registry(
     "model",
     {
         "mlp": "flatkit.models.mlp:build_mlp",
@@ -14,6 +16,7 @@ MODELS = Registry(
         "pyramidnet": "flatkit.models.pyramidnet:build_pyramidnet",
         "vit": "flatkit.models.vit:build_vit",
     },
+    group="flatkit.models",
 )
 
 __all__ = ["MODELS"]

@@ -1,8 +1,10 @@
 """Losses by name; a checkpoint stores the name and the keyword arguments, never code."""
 
+from typing import Any
+
 from flatkit.registry import Registry
 
-LOSSES = Registry(
+LOSSES: Registry[Any] = Registry(
     "loss",
     {
         "cross_entropy": "flatkit.objective.losses:CrossEntropy",

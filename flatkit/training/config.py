@@ -1,11 +1,10 @@
 """The settings of a training run: checked at once, complete, and plain data in a checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
 
 from flatkit.checks import (
-    check_choice,
     check_count,
     check_fraction,
     check_non_negative,
@@ -15,32 +14,52 @@ from flatkit.data import DATASETS
 from flatkit.errors import InvalidArgumentError
 from flatkit.models import MODELS
 from flatkit.registry import plain
-from flatkit.training.applicable import (
-    AUGMENTATIONS,
-    DEVICES,
-    OPTIMIZERS,
-    PRECISIONS,
-    SCHEDULES,
-    applicable_settings,
-)
+from flatkit.settings import check_settings, described, setting
 from flatkit.training.logs import LOGS
+from flatkit.training.optimizers import BASES, OPTIMIZERS, defaults_in_words, users_in_words
+from flatkit.training.schedules import RHO_SCHEDULES, SCHEDULES, applicable_settings
 
-Optimizer: TypeAlias = Literal["sgd", "adamw", "sam", "asam", "gsam", "gam"]
-Base: TypeAlias = Literal["sgd", "adamw"]
-GamMode: TypeAlias = Literal["accelerated", "exact"]
-Oracle: TypeAlias = Literal["loss", "sam"]
-Schedule: TypeAlias = Literal["cosine", "step", "none"]
-RhoSchedule: TypeAlias = Literal["constant", "cosine", "proportional"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Augment: TypeAlias = Literal["none", "flip", "crop", "crop_flip"]
-Log: TypeAlias = Literal["csv", "tensorboard"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _MAX_SEED = 2**63 - 1
 _FREE = ("data_root", "log")
 """What may differ on resumption: neither changes the weights."""
+_NONE: dict[str, Any] = {}
+_GAM = OPTIMIZERS.load("gam").modes
 
 
+def _of_some(name: str, help: str, check: Any, **more: Any) -> Any:
+    """Return a field of a setting that belongs to some optimizers, which the help names."""
+    return setting(
+        None,
+        f"{help}, of {users_in_words(name)}.",
+        check=check,
+        group="Optimizer",
+        default_text=defaults_in_words(name),
+        **more,
+    )
+
+
+def _check_seed(name: str, value: int) -> int:
+    if check_count(name, value, minimum=0) > _MAX_SEED:
+        raise InvalidArgumentError(f"{name} must be at most {_MAX_SEED}, got {value}")
+    return value
+
+
+def _check_decay_of_average(name: str, value: float) -> float:
+    if check_fraction(name, value) == 1:
+        raise InvalidArgumentError(f"{name} must be below 1, or the average never moves")
+    return value
+
+
+def _check_every(name: str, value: int) -> int:
+    return check_count(name, value, minimum=0)
+
+
+@described
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of a run. `None` stands for the default of the chosen optimizer or schedule.
@@ -48,55 +67,17 @@ class TrainingConfig:
     A setting that does not apply to the chosen optimizer stays `None`; giving one is an error, so
     that no experiment believes in a setting that was never used.
 
-    Attributes:
-        data: name in `flatkit.data.DATASETS`.
-        data_kwargs: its keyword arguments.
-        data_root: folder of the data sets that are read from files; see `flatkit.data`.
-        model: name in `flatkit.models.MODELS`.
-        model_kwargs: its keyword arguments, beside `in_shape` and `classes`, which the data give.
-        optimizer: `sgd`, `adamw`, `sam`, `asam`, `gsam` or `gam`.
-        base: the optimizer that the latter four wrap: `sgd` (default) or `adamw`.
-        gam_mode: `accelerated` (default; four gradients a step) or `exact`.
-        oracle: the loss under `gam`: the plain `loss` (default) or that of `sam`.
-        rho: radius of the ball, of all four.
-        rho_prime: second radius, of accelerated `gam`.
-        rho_sam: radius of SAM, of `gam` with the oracle `sam`.
-        rho_schedule: of the radii over the epochs, of all four: `constant` (default), `cosine`, or
-            `proportional` to the learning rate. One factor for `rho`, `rho_prime` and `rho_sam`.
-        rho_final: the share of the radii that is left where the cosine ends, or the rate is 0: 0.
-        alpha: weight, of `gsam` and `gam`; its meaning differs between them and between the modes.
-        beta: weight, of accelerated `gam`.
-        gamma: weight, of accelerated `gam`.
-        eta: added to the sizes of the weights, of `asam`.
-        every: only each so many steps looks around; the others are those of the base.
-        max_norm: the gradient that the base uses is shortened to this norm; None leaves it.
-        epochs: passes over the training data.
-        batch_size: samples a step; the last batch of an epoch may be smaller.
-        accumulate: parts into which a batch is split, to need the memory of one; their gradients
-            add up to those of the batch, and SAM and GAM perturb once for the whole. BatchNorm
-            normalizes each part by itself, and its running statistics move once a part; a smaller
-            last batch has fewer parts where one of a single sample would be left. Not for exact
-            `gam`, whose products need the graphs of all parts at once.
-        precision: `float32`, or of the model in training passes, by autocast, `bfloat16` or
-            `float16`. The latter scales losses; a step whose gradients overflow is not made.
-            Weights, losses, evaluations and checkpoints are float32 always.
-        lr: learning rate before the schedule: 0.1 with sgd, 0.001 with adamw.
-        momentum: of sgd, 0.9.
-        weight_decay: 0.0005 with sgd, 0.01 (decoupled) with adamw.
-        schedule: of the learning rate over the epochs: `cosine`, `step` or `none`.
-        milestones: fractions of the epochs after which `step` lowers the rate: 0.5 and 0.75.
-        decay: factor of `step`, 0.1.
-        label_smoothing: of the cross-entropy.
-        augment: random moves of training images: `crop` (padded by an eighth of the side), `flip`
-            (left to right), `crop_flip` or `none`. The same in all passes of a step.
-        ema: decay of an exponential moving average of weights and buffers, updated every step and
-            kept in `ema.pt`; 0 keeps none.
-        seed: of weights, data order and augmentation.
-        device: `auto` takes cuda, then mps, then cpu.
-        deterministic: only kernels that repeat themselves bit for bit; slower on a GPU.
-        evaluate_every: epochs between evaluations on all data; the last is always evaluated.
-        save_every: keep a checkpoint every so many epochs; 0 keeps the last alone.
-        log: beside `history.json`, write `csv` (history.csv) or `tensorboard` (a folder).
+    The meaning of `alpha` differs between gsam and gam, and between the modes of gam. One factor
+    of the schedule multiplies `rho`, `rho_prime` and `rho_sam`.
+
+    With `accumulate`, SAM and GAM perturb once for the whole batch. BatchNorm normalizes each part
+    by itself, and its running statistics move once a part; a smaller last batch has fewer parts
+    where one of a single sample would be left. Exact `gam` needs the graphs of all parts at once,
+    and so refuses it. With the precision float16 a step whose gradients overflow is not made.
+    Weights, losses, evaluations and checkpoints are float32 always.
+
+    `augment` moves training images: `crop` pads them by an eighth of the side, `flip` mirrors left
+    and right. The moves are the same in all passes of a step.
 
     Raises:
         InvalidArgumentError: a setting is out of range or does not apply.
@@ -109,63 +90,201 @@ class TrainingConfig:
     remove it (it is 0.1 here)...
     """
 
-    data: str = "digits"
-    data_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    data_root: str | None = None
-    model: str = "mlp"
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: Optimizer = "sgd"
-    base: Base | None = None
-    gam_mode: GamMode | None = None
-    oracle: Oracle | None = None
-    rho: float | None = None
-    rho_prime: float | None = None
-    rho_sam: float | None = None
-    rho_schedule: RhoSchedule | None = None
-    rho_final: float | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    gamma: float | None = None
-    eta: float | None = None
-    every: int | None = None
-    max_norm: float | None = None
-    epochs: int = 60
-    batch_size: int = 64
-    accumulate: int = 1
-    precision: Precision = "float32"
-    lr: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    schedule: Schedule = "cosine"
-    milestones: Sequence[float] | None = None
-    decay: float | None = None
-    label_smoothing: float = 0.0
-    augment: Augment = "none"
-    ema: float = 0.0
-    seed: int = 0
-    device: Device = "auto"
-    deterministic: bool = False
-    evaluate_every: int = 1
-    save_every: int = 0
-    log: Sequence[Log] = ()
+    data: str = setting("digits", "Data set.", choices=DATASETS, group="Data")
+    data_kwargs: Mapping[str, Any] = setting(
+        _NONE,
+        "Argument of the data set, e.g. test_fraction=0.3.",
+        group="Data",
+        flags=("--data-arg",),
+    )
+    data_root: str | None = setting(
+        None,
+        "Folder of cifar10, cifar100, mnist and fashion_mnist.",
+        group="Data",
+        metavar="DIR",
+        default_text="$FLATKIT_DATA_ROOT, or data",
+    )
+    augment: Augment = setting("none", "Random moves of images.", group="Data")
+    model: str = setting("mlp", "Model.", choices=MODELS, group="Model")
+    model_kwargs: Mapping[str, Any] = setting(
+        _NONE,
+        "Argument of the model, beside those that the data give, e.g. hidden=64,64 or "
+        "batchnorm=false.",
+        group="Model",
+        flags=("--model-arg",),
+    )
+    label_smoothing: float = setting(
+        0.0, "Label smoothing of the cross-entropy.", check=check_fraction, group="Model"
+    )
+    optimizer: str = setting("sgd", "Optimizer.", choices=OPTIMIZERS, group="Optimizer")
+    optimizer_kwargs: Mapping[str, Any] = setting(
+        _NONE,
+        "Further argument of the optimizer, e.g. nesterov=true.",
+        group="Optimizer",
+        flags=("--optimizer-arg",),
+    )
+    base: str | None = setting(
+        None,
+        f"Optimizer that {users_in_words('rho')} wrap.",
+        group="Optimizer",
+        metavar=f"[{'|'.join(BASES)}]",
+        default_text="sgd",
+    )
+    lr: float | None = setting(
+        None,
+        "Learning rate before the schedule.",
+        check=check_positive,
+        group="Optimizer",
+        default_text=defaults_in_words("lr"),
+    )
+    momentum: float | None = _of_some("momentum", "Momentum", check_fraction)
+    weight_decay: float | None = setting(
+        None,
+        "Weight decay, decoupled with adamw.",
+        check=check_non_negative,
+        group="Optimizer",
+        default_text=defaults_in_words("weight_decay"),
+    )
+    gam_mode: str | None = setting(
+        None,
+        "GAM with four gradients a step, or exact with Hessian-vector products.",
+        choices=tuple(_GAM["gam_mode"]),
+        group="Optimizer",
+        default_text=defaults_in_words("gam_mode"),
+    )
+    oracle: str | None = setting(
+        None,
+        "The loss under gam: the plain one, or that of sam.",
+        choices=tuple(_GAM["oracle"]),
+        group="Optimizer",
+        default_text=defaults_in_words("oracle"),
+    )
+    rho: float | None = _of_some("rho", "Radius of the ball", check_non_negative)
+    rho_prime: float | None = _of_some(
+        "rho_prime", "Second radius, accelerated", check_non_negative
+    )
+    rho_sam: float | None = _of_some(
+        "rho_sam", "Radius of sam under the oracle sam", check_non_negative
+    )
+    alpha: float | None = _of_some("alpha", "Weight alpha", check_non_negative)
+    beta: float | None = _of_some("beta", "Weight beta, accelerated", check_fraction)
+    gamma: float | None = _of_some("gamma", "Weight gamma, accelerated", check_non_negative)
+    eta: float | None = _of_some("eta", "Added to the sizes of the weights", check_positive)
+    every: int | None = setting(
+        None,
+        "Perturb in every N-th step only; the base steps in the others.",
+        check=check_count,
+        group="Optimizer",
+        metavar="N",
+        default_text="1",
+    )
+    max_norm: float | None = setting(
+        None,
+        "Shorten the gradient that the base uses to this norm.",
+        check=check_positive,
+        group="Optimizer",
+        default_text="none",
+    )
+    epochs: int = setting(
+        60, "Passes over the training data.", check=check_count, group="Schedule", metavar="N"
+    )
+    batch_size: int = setting(
+        64,
+        "Samples a step; the last batch of an epoch may be smaller.",
+        check=check_count,
+        group="Schedule",
+        metavar="N",
+    )
+    accumulate: int = setting(
+        1,
+        "Parts of a batch, each in memory by itself; their gradients add up to the batch's.",
+        check=check_count,
+        group="Schedule",
+        metavar="N",
+    )
+    schedule: str = setting(
+        "cosine", "Learning rate over the epochs.", choices=tuple(SCHEDULES), group="Schedule"
+    )
+    milestones: Sequence[float] | None = setting(
+        None,
+        "Fractions of the epochs at which the schedule step lowers the rate.",
+        group="Schedule",
+        metavar="F,F,...",
+        default_text="0.5,0.75",
+    )
+    decay: float | None = setting(
+        None,
+        "Factor of the schedule step.",
+        check=check_positive,
+        group="Schedule",
+        default_text="0.1",
+    )
+    rho_schedule: str | None = setting(
+        None,
+        "The radii over the epochs: as they are, along half a cosine, or proportional to the "
+        "learning rate.",
+        choices=tuple(RHO_SCHEDULES),
+        group="Schedule",
+        default_text="constant",
+    )
+    rho_final: float | None = setting(
+        None,
+        "Share of the radii that the cosine, or a rate of 0, leaves.",
+        check=check_fraction,
+        group="Schedule",
+        default_text="0.0",
+    )
+    precision: Precision = setting(
+        "float32",
+        "Of the training passes, by autocast, with scaled losses in float16; weights and "
+        "evaluations stay float32.",
+        group="Run",
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of a moving average of weights and buffers, kept in ema.pt.",
+        check=_check_decay_of_average,
+        group="Run",
+        default_text="0: none",
+    )
+    seed: int = setting(
+        0, "Seed of weights, data order and augmentation.", check=_check_seed, group="Run"
+    )
+    device: Device = setting("auto", "auto takes cuda, then mps, then cpu.", group="Run")
+    deterministic: bool = setting(
+        False, "Only kernels that repeat themselves bit for bit; slower on a GPU.", group="Run"
+    )
+    evaluate_every: int = setting(
+        1,
+        "Epochs between evaluations on all data; the last is always evaluated.",
+        check=check_count,
+        group="Run",
+        metavar="N",
+    )
+    save_every: int = setting(
+        0,
+        "Keep epoch-NNNN.pt every so many epochs; 0: none.",
+        check=_check_every,
+        group="Run",
+        metavar="N",
+    )
+    log: Sequence[str] = setting(
+        (), "Also write history.csv or a folder for TensorBoard.", choices=LOGS, group="Run"
+    )
 
     def __post_init__(self) -> None:
-        """Check the choices, fill in the defaults, then check the numbers."""
-        check_choice("data", self.data, DATASETS.names)
-        check_choice("model", self.model, MODELS.names)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("device", self.device, DEVICES)
-        check_choice("augment", self.augment, AUGMENTATIONS)
-        check_choice("precision", self.precision, PRECISIONS)
-        for log in self.log:
-            check_choice("log", log, LOGS)
+        """Fill in the defaults that apply, then check everything."""
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         for name, value in applicable_settings(given).items():
             object.__setattr__(self, name, value)
-        for name in ("data_kwargs", "model_kwargs", "milestones", "log"):
+        for name in ("data_kwargs", "model_kwargs", "optimizer_kwargs", "milestones", "log"):
             object.__setattr__(self, name, plain(getattr(self, name), name))
-        self._check_numbers()
+        check_settings(self)
+        self._check_accumulate()
+        if self.alpha is not None and _alpha_is_a_share(self.optimizer, self.gam_mode):
+            check_fraction("alpha", self.alpha)
+        if self.milestones is not None:
+            _check_milestones(self.milestones)
 
     @property
     def base_optimizer(self) -> str:
@@ -231,39 +350,8 @@ class TrainingConfig:
             )
         return TrainingConfig.from_dict({**stored, **asked})
 
-    def _check_numbers(self) -> None:
-        check_count("epochs", self.epochs)
-        check_count("batch_size", self.batch_size)
-        self._check_accumulate()
-        check_count("evaluate_every", self.evaluate_every)
-        check_count("save_every", self.save_every, minimum=0)
-        check_count("seed", self.seed, minimum=0)
-        if self.seed > _MAX_SEED:
-            raise InvalidArgumentError(f"seed must be at most {_MAX_SEED}, got {self.seed}")
-        check_fraction("label_smoothing", self.label_smoothing)
-        if check_fraction("ema", self.ema) == 1:
-            raise InvalidArgumentError("ema must be below 1, or the average never moves")
-        if not isinstance(self.deterministic, bool):
-            raise InvalidArgumentError(
-                f"deterministic must be true or false, got {self.deterministic!r}"
-            )
-        self._check("every", check_count)
-        for name in ("lr", "decay", "eta", "max_norm"):
-            self._check(name, check_positive)
-        for name in ("rho", "rho_prime", "rho_sam", "weight_decay", "gamma", "alpha"):
-            self._check(name, check_non_negative)
-        for name in (
-            "momentum",
-            "beta",
-            "rho_final",
-            *([] if self.gam_mode == "exact" else ["alpha"]),
-        ):
-            self._check(name, check_fraction)
-        if self.milestones is not None:
-            _check_milestones(self.milestones)
-
     def _check_accumulate(self) -> None:
-        parts = check_count("accumulate", self.accumulate)
+        parts = self.accumulate
         if parts > self.batch_size:
             raise InvalidArgumentError(
                 f"accumulate must be at most batch_size, which is {self.batch_size}, got {parts}: "
@@ -276,10 +364,9 @@ class TrainingConfig:
                 "accelerated"
             )
 
-    def _check(self, name: str, check: Any) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            check(name, value)
+
+def _alpha_is_a_share(optimizer: str, mode: str | None) -> bool:
+    return optimizer == "gsam" or (optimizer == "gam" and mode == "accelerated")
 
 
 def _check_milestones(milestones: Sequence[float]) -> None:

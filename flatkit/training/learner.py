@@ -14,8 +14,7 @@ from flatkit.optim import PerturbedOptimizer
 from flatkit.training.augmentation import Augmentation, epoch_augmentation
 from flatkit.training.batches import epoch_batches
 from flatkit.training.config import TrainingConfig
-from flatkit.training.optimizers import build_rho_schedule
-from flatkit.training.schedules import learning_rate
+from flatkit.training.schedules import build_rho_schedule, learning_rate
 from flatkit.training.steps import BatchSteps
 
 _CHECK_EVERY = 32

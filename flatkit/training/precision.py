@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.amp import GradScaler
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.training.applicable import PRECISIONS
+from flatkit.training.config import PRECISIONS
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -2,12 +2,12 @@
 
 import sys
 from dataclasses import fields
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from flatkit.checks import nearest
 from flatkit.errors import InvalidArgumentError
 from flatkit.training.config import TrainingConfig
 
@@ -44,10 +44,10 @@ def read_settings(source: str | Path) -> dict[str, Any]:
     known = [item.name for item in fields(TrainingConfig)]
     for name in settings:
         if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise InvalidArgumentError(f"{source} has an unknown setting {name!r}{hint}")
-    for name in ("data_kwargs", "model_kwargs"):
+            raise InvalidArgumentError(
+                f"{source} has an unknown setting {name!r}{nearest(name, known)}"
+            )
+    for name in (name for name in known if name.endswith("_kwargs")):
         if not isinstance(settings.get(name, {}), dict):
             raise InvalidArgumentError(f"{name} in {source} must be a table, [{name}]")
     return settings
@@ -57,11 +57,10 @@ def _text(source: str | Path) -> str:
     path = Path(source)
     if isinstance(source, str) and path.name == source and path.suffix != ".toml":
         if source not in recipe_names():
-            nearest = get_close_matches(source, recipe_names(), n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            names = recipe_names()
             raise InvalidArgumentError(
-                f"there is no recipe {source!r}{hint}; there are {', '.join(recipe_names())}; "
-                "the name of a file ends in .toml"
+                f"there is no recipe {source!r}{nearest(source, names)}; there are "
+                f"{', '.join(names)}; the name of a file ends in .toml"
             )
         path = files("flatkit.training").joinpath("recipes").joinpath(f"{source}.toml")
     try:

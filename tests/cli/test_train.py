@@ -56,6 +56,7 @@ def test_every_option_reaches_the_settings(tmp_path):
     arguments = [str(part) for item in options.items() for part in item]
     result = run(
         *arguments, "--model-arg", "hidden=6,5", "--model-arg", "activation=gelu",
+        "--optimizer-arg", "eps=1e-10",
         "--deterministic", "--log", "csv", "--out", tmp_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.exception
@@ -65,6 +66,7 @@ def test_every_option_reaches_the_settings(tmp_path):
         assert config[option[2:].replace("-", "_")] == expected, option
     assert config["model_kwargs"] == {"hidden": [6, 5], "activation": "gelu"}
     assert config["data_kwargs"] == {"samples": 50}
+    assert config["optimizer_kwargs"] == {"eps": 1e-10}
     assert (config["batch_size"], config["device"]) == (20, "cpu")
     assert config["deterministic"] is True
     assert config["log"] == ["csv"]
@@ -78,7 +80,15 @@ def test_every_option_reaches_the_settings(tmp_path):
     assert (config["data_root"], config["augment"]) == (folder[0], "crop_flip")
     assert config["eta"] == 0.02
     covered = {option[2:].replace("-", "_") for option in options}
-    covered |= {"model_kwargs", "data_kwargs", "batch_size", "device", "data", "deterministic"}
+    covered |= {
+        "model_kwargs",
+        "data_kwargs",
+        "optimizer_kwargs",
+        "batch_size",
+        "device",
+        "data",
+        "deterministic",
+    }
     assert covered | {"log", "data_root", "augment", "eta"} == set(config)
 
 
@@ -189,6 +199,8 @@ def test_a_resumption_names_only_what_was_given_and_differs(tmp_path):
         (["--model-arg", "hidden=3", "--model-arg", "hidden=4"], "--model-arg gives hidden twice"),
         (["--model-arg", "hiden=3"], "did you mean 'hidden'"),
         (["--data-arg", "colour=3"], "data gaussians has no argument 'colour'"),
+        (["--optimizer-arg", "nestrov=1"], "no further argument 'nestrov'; it takes dampening"),
+        (["--optimizer-arg", "lr=1"], "optimizer sgd has no further argument 'lr'"),
         (["--schedule", "step", "--milestones", "a,b"], "--milestones must be numbers"),
         (["--resume"], "nothing to resume"),
         (["--config", "cifar10-resnet18-game"], "did you mean 'cifar10-resnet18-gam'"),

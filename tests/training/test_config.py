@@ -69,6 +69,45 @@ def test_every_setting_reaches_the_optimizer(settings):
     assert {key: optimizer.param_groups[0][key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"optimizer": "sgd", "optimizer_kwargs": {"nesterov": True}}, {"nesterov": True}),
+        ({"optimizer": "adamw", "optimizer_kwargs": {"eps": 1e-5}}, {"eps": 1e-5}),
+    ],
+)
+def test_further_arguments_reach_the_optimizer(settings, found):
+    group = build_optimizer(TrainingConfig(**settings), torch.nn.Linear(1, 1)).param_groups[0]
+    assert {name: group[name] for name in found} == found
+
+
+def test_further_arguments_reach_what_wraps_and_not_its_base():
+    config = TrainingConfig(optimizer="sam", optimizer_kwargs={"adaptive": True})
+    optimizer = build_optimizer(config, torch.nn.Linear(1, 1))
+    assert isinstance(optimizer, SAM) and optimizer._settings.adaptive
+    assert "adaptive" not in optimizer.base.param_groups[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer_kwargs": {"nestrov": 1}}, "no further argument 'nestrov'.*mean 'nesterov'"),
+        ({"optimizer": "sam", "optimizer_kwargs": {"nesterov": 1}}, "takes adaptive, batch, eps"),
+        ({"optimizer": "gam", "optimizer_kwargs": {"mode": "exact"}}, "no further argument 'mode'"),
+        ({"optimizer": "sam", "optimizer_kwargs": {"rho": 1.0}}, "no further argument 'rho'"),
+    ],
+)
+def test_further_arguments_that_nothing_takes_are_named(settings, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        build_optimizer(TrainingConfig(**settings), torch.nn.Linear(1, 1))
+
+
+def test_settings_of_runs_before_further_arguments_existed_still_load():
+    stored = TrainingConfig(optimizer="gam", epochs=3).to_dict()
+    del stored["optimizer_kwargs"]
+    assert TrainingConfig.from_dict(stored) == TrainingConfig(optimizer="gam", epochs=3)
+
+
 def test_settings_survive_json():
     config = TrainingConfig(
         optimizer="gam",
@@ -129,6 +168,8 @@ def test_settings_survive_json():
         ({"model": "resnet"}, "model must be one of cnn, mlp"),
         ({"augment": "crop-flip"}, "did you mean 'crop_flip'"),
         ({"log": ["json"]}, "log must be one of csv, tensorboard"),
+        ({"log": "csv"}, "log must be a list, got 'csv'"),
+        ({"optimizer": "sam", "rho": [0.1]}, "rho must be a finite number >= 0"),
         ({"ema": 1.0}, "ema must be below 1"),
         ({"ema": -0.1}, "ema must be a number in"),
         ({"deterministic": "yes"}, "deterministic must be true or false"),
