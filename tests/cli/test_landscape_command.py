@@ -1,10 +1,5 @@
 """`flatkit landscape`: files, exports, exit codes, and messages of bad input."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +12,7 @@ from flatkit import checkpoints
 from flatkit.landscape import load_surface
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
+from tests.processes import CONTEXT, landscape_until_killed, start
 
 SMALL = {
     "data": "digits",
@@ -171,59 +167,34 @@ def test_a_surface_file_cut_short_is_named(runs, tmp_path, capsys):
     load_surface(path)
 
 
-# Runs the command, and stops in the third pass of the engine until it is killed.
-STUCK = """
-import json, sys, time
-from flatkit.landscape.evaluate import Engine
-from flatkit_cli.main import main
-passes, values = 0, Engine.values
-def wait(self, steps):
-    global passes
-    passes += 1
-    if passes == 3:
-        print("stuck", flush=True)
-        time.sleep(600)
-    return values(self, steps)
-Engine.values = wait
-sys.exit(main(json.loads(sys.argv[1])))
-"""
-
-
-def test_a_second_command_leaves_a_surface_to_the_first_until_that_is_killed(runs, tmp_path):
-    arguments = ["landscape", str(runs / "a" / "ckpt.pt"), "--out", str(tmp_path / "out")]
+def test_a_second_command_leaves_a_surface_to_the_first_until_that_is_killed(
+    runs, tmp_path, capsys
+):
+    arguments = [str(runs / "a" / "ckpt.pt"), "--out", str(tmp_path / "out")]
     arguments += ["--points", "5", "--line", "--no-figures", "--samples", "20"]
-    command = [sys.executable, "-m", "flatkit_cli.main", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cli"])}
-
-    def second(*more: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*command, *more], env=environment, capture_output=True, text=True, timeout=120
-        )
-
-    first = subprocess.Popen(
-        [sys.executable, "-c", STUCK, json.dumps(arguments)],
-        env=environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    stuck = CONTEXT.Event()
+    first = start(landscape_until_killed, arguments, stuck)
     try:
-        assert first.stdout is not None and first.stdout.readline() == "stuck\n"
+        assert stuck.wait(timeout=120)
         (journal,) = (tmp_path / "out").glob("*.journal")
         kept = journal.read_bytes()
         for more in ((), ("--overwrite",)):
-            refused = second(*more)
-            assert refused.returncode == 1 and "Traceback" not in refused.stderr
-            (line,) = [x for x in refused.stderr.splitlines() if x.startswith("error:")]
+            code, _, err = run(capsys, *arguments, *more)
+            assert code == 1 and "Traceback" not in err
+            (line,) = [x for x in err.splitlines() if x.startswith("error:")]
             assert "a-random-line.npz is being written by another process" in line
             assert "wait until it has finished" in line
             if Path("/proc/locks").exists():
                 assert f"(process {first.pid})" in line
             assert journal.read_bytes() == kept
-        other = second("--seed", "3", "--out", str(tmp_path / "elsewhere"))  # not in its way
-        assert other.returncode == 0, other.stderr
+        elsewhere = tmp_path / "elsewhere"
+        code, _, err = run(capsys, *arguments, "--seed", "3", "--out", elsewhere)
+        assert code == 0, err  # not in its way
     finally:
-        os.kill(first.pid, signal.SIGKILL)
-        first.communicate()
-    done = second()
-    assert done.returncode == 0, done.stderr
+        first.kill()
+        first.join()
+    code, _, err = run(capsys, *arguments)
+    assert code == 0, err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a-random-line.npz"}
     assert load_surface(tmp_path / "out" / "a-random-line.npz").header["complete"]
 

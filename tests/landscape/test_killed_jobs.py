@@ -1,9 +1,6 @@
 """A surface whose process is killed with SIGKILL in the middle, and one that was not, are equal."""
 
-import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +14,7 @@ from flatkit.errors import ResultError
 from flatkit.landscape import LandscapeSettings, load_surface, measure_into, plan_landscapes
 from flatkit.landscape.evaluate import Engine
 from flatkit.models import MODELS
-
-# Measures as the command does; kills itself in pass number `fatal` of the engine, in its middle.
-DRIVER = """
-import json, os, signal, sys
-import torch
-from flatkit import checkpoints
-from flatkit.landscape import LandscapeSettings, measure_into, plan_landscapes
-from flatkit.landscape.evaluate import Engine
-checkpoint, out, settings, fatal, threads = json.loads(sys.argv[1])
-torch.set_num_threads(threads)
-passes, values = 0, Engine.values
-def count(self, steps):
-    global passes
-    passes += 1
-    found = values(self, steps)
-    if passes == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found
-Engine.values = count
-(job,) = plan_landscapes([checkpoints.load(checkpoint)], LandscapeSettings(**settings))
-measure_into(out, job)
-"""
+from tests.processes import measure_until_killed, start
 
 CASES = {
     "point by point": ("cnn", {"width": 2}, ("loss", "gradient_norm"), 1),
@@ -83,9 +59,9 @@ def test_no_finished_point_is_measured_again_and_the_result_is_identical(
     assert len(everything[0]) >= least and len(everything) >= 3
 
     killed = tmp_path / "killed.npz"
-    given = json.dumps([str(path), str(killed), settings, fatal, torch.get_num_threads()])
-    done = subprocess.run([sys.executable, "-c", DRIVER, given], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = start(measure_until_killed, path, killed, settings, fatal)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not killed.exists() or not load_surface(killed).header["complete"]
     passes.clear()
     (job,) = plan_landscapes([checkpoints.load(path)], LandscapeSettings(**settings))

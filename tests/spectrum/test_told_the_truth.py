@@ -75,7 +75,10 @@ def test_every_copy_of_a_multiple_eigenvalue_is_reported(name, dtype):
     for seed in range(10):
         operator = DenseOperator(random_symmetric(spectrum, seed).to(dtype))
         generator = torch.Generator().manual_seed(seed)
-        found = METHODS[name](operator, k=6, tolerance=1e-5, max_matvecs=3000, generator=generator)
+        budget = 300 if name == "small basis" else 3000  # k + 2 vectors never settle
+        found = METHODS[name](
+            operator, k=6, tolerance=1e-5, max_matvecs=budget, generator=generator
+        )
         np.testing.assert_allclose(found.value[:5], spectrum[:5], rtol=2e-5)
         assert found.converged or name == "small basis"
 

@@ -1,10 +1,7 @@
 """A run that is killed in the middle of an epoch and resumed equals one that was not."""
 
 import dataclasses
-import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +10,7 @@ import torch
 
 from flatkit import checkpoints
 from flatkit.training import TrainingConfig, read_history, train
-
-# Trains as a user would and sends itself SIGKILL before the forward pass number `fatal`.
-DRIVER = """
-import json, os, signal, sys
-import torch
-from flatkit.training import TrainingConfig, train
-settings, out, fatal, threads = json.loads(sys.argv[1])
-torch.set_num_threads(threads)
-seen = 0
-def count(module, inputs):
-    global seen
-    seen += isinstance(module, torch.nn.Flatten)
-    if seen == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
-torch.nn.modules.module.register_module_forward_pre_hook(count)
-train(TrainingConfig(**settings), out)
-"""
+from tests.processes import start, train_until_killed
 
 CNN: dict[str, Any] = {
     "data": "digits",
@@ -101,6 +82,6 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, case):
 def _train_until_killed(settings: dict[str, Any], out: Path, *, passes: int, average: bool) -> None:
     evaluations = 2 + average  # train and test, in one chunk each
     fatal = 2 * (STEPS * passes + evaluations) + 3 * passes  # in the third step of epoch 3
-    arguments = json.dumps([settings, str(out), fatal, torch.get_num_threads()])
-    done = subprocess.run([sys.executable, "-c", DRIVER, arguments], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = start(train_until_killed, settings, out, fatal)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL

@@ -1,0 +1,79 @@
+"""Processes that tests start and kill: forked off a server that has imported torch once.
+
+A fresh interpreter takes three seconds for its imports, a fork some hundredths.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatkit import checkpoints
+from flatkit.landscape import LandscapeSettings, measure_into, plan_landscapes
+from flatkit.landscape.evaluate import Engine
+from flatkit.training import TrainingConfig, train
+from flatkit_cli.main import main
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets"])
+torch.set_num_threads(1)  # threads do not survive a fork
+
+
+def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start a function of this module in a process of its own."""
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def train_until_killed(settings: dict[str, Any], out: Path, fatal: int) -> None:
+    """Train as a user would, and kill the process before the forward pass number `fatal`."""
+    seen = 0
+
+    def count(module: torch.nn.Module, inputs: Any) -> None:
+        nonlocal seen
+        seen += isinstance(module, torch.nn.Flatten)
+        if seen == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.nn.modules.module.register_module_forward_pre_hook(count)
+    train(TrainingConfig(**settings), out)
+
+
+def measure_until_killed(checkpoint: Path, out: Path, settings: dict[str, Any], fatal: int) -> None:
+    """Measure as the command does, and kill the process at the end of pass number `fatal`."""
+    passes, values = 0, Engine.values
+
+    def count(self: Engine, steps: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        found = values(self, steps)
+        if passes == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    Engine.values = count
+    (job,) = plan_landscapes([checkpoints.load(checkpoint)], LandscapeSettings(**settings))
+    measure_into(out, job)
+
+
+def landscape_until_killed(arguments: list[str], stuck: Event) -> None:
+    """Run the command, and wait in the third pass of the engine until somebody kills it."""
+    passes, values = 0, Engine.values
+
+    def wait(self: Engine, steps: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            stuck.set()
+            signal.pause()
+        return values(self, steps)
+
+    Engine.values = wait
+    main(["landscape", *arguments])
