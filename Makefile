@@ -1,14 +1,17 @@
 # `make demo` and `make test` need nothing but Python >= 3.10; everything lives in .venv.
 PYTHON ?= python3
+OLDEST ?= python3.10
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format type test test-all bench experiment notebooks clean
+.PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage bench \
+	experiment notebooks clean
+PYTEST := -m pytest -q -n auto --dist worksteal
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flatkit needs Python >= 3.10: make PYTHON=python3.11")'
@@ -32,11 +35,27 @@ format: $(READY) ## let ruff rewrite what it can
 type: $(READY) ## pyright
 	$(BIN)/pyright
 
+quick: $(READY) ## doctests and the tests of the rooms that differ from main; under a minute
+	$(BIN)/python $(PYTEST) $$($(BIN)/python tests/changed.py)
+
 test: $(READY) ## the everyday tests
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python $(PYTEST)
 
 test-all: $(READY) ## also the slow experiments
-	$(BIN)/python -m pytest -q -n auto -m 'not gpu'
+	$(BIN)/python $(PYTEST) -m 'not gpu'
+
+test-oldest: ## the tests with the oldest versions that pyproject accepts (OLDEST=python3.10)
+	$(OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
+	.venv-oldest/bin/python $(PYTEST)
+
+test-newest: ## the tests with the newest versions that pip finds
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[test]'
+	.venv-newest/bin/python $(PYTEST)
+
+coverage: $(READY) ## the everyday tests, and which lines they reach; fails below the floor
+	$(BIN)/python $(PYTEST) --cov --cov-report=term:skip-covered
 
 bench: $(READY) ## measure speed against peers, in pairs
 	$(BIN)/python -m benchmarks.main_job
@@ -48,4 +67,4 @@ notebooks: $(READY) ## execute the notebooks in place
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) demo dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest demo dist build .pytest_cache .ruff_cache
