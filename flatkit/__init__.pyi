@@ -27,8 +27,9 @@ from .landscape.numbers import barriers as barriers
 from .landscape.numbers import surface_numbers as surface_numbers
 from .landscape.surface import Surface as Surface
 from .landscape.surface import load_surface as load_surface
-from .measures.run import analyze as analyze
-from .measures.run import compare as compare
+from .measures.base import Measure as Measure
+from .measures.report import analyze as analyze
+from .measures.report import compare as compare
 from .measures.settings import AnalysisSettings as AnalysisSettings
 from .objective.function import Objective as Objective
 from .objective.task import Task as Task

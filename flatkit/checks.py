@@ -64,6 +64,22 @@ def check_count(name: str, value: int, *, minimum: int = 1, hint: str = "") -> i
     return value
 
 
+def check_odd(name: str, value: int) -> int:
+    """Return `value` if it is an odd whole number of at least 3: that many points have a middle.
+
+    Raises:
+        InvalidArgumentError: otherwise.
+
+    >>> check_odd("plane_points", 21)
+    21
+    """
+    if check_count(name, value, minimum=3) % 2 == 0:
+        raise InvalidArgumentError(
+            f"{name} must be odd, so that the checkpoint itself is one of the points, got {value}"
+        )
+    return value
+
+
 def check_choice(name: str, value: str, allowed: Collection[str]) -> str:
     """Return `value` if it is one of `allowed`; the error suggests the nearest spelling.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_text_atomically
+from flatkit.status import Status, known_status
 from flatkit.version import __version__
 
 SCHEMA = 1
@@ -57,7 +58,8 @@ class Result:
             (of a mean over random draws), `lower_bound` (a feasible point of a maximisation),
             or `exact` (no solver or sampling error over the samples named; rounding of the named
             dtype remains).
-        status: `converged`, `budget` (it ran out), or a named reason.
+        status: how it ended. One that this version does not know, from a file of a later one, stays
+            a string.
         settings: what is needed to measure it again.
         cost: gradients, products, seconds.
 
@@ -72,7 +74,7 @@ class Result:
     value: Value
     error: Value = None
     error_kind: ErrorKind = "exact"
-    status: str = "converged"
+    status: Status | str = Status.CONVERGED
     settings: Mapping[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
@@ -82,6 +84,7 @@ class Result:
             raise ResultError(f"unknown error_kind {self.error_kind!r} of {self.measure}")
         for name in ("value", "error", "settings"):
             _refuse_nan(getattr(self, name), f"{name} of {self.measure}")
+        object.__setattr__(self, "status", known_status(self.status))
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class Result:
             "value": _encode(self.value),
             "error": _encode(self.error),
             "error_kind": self.error_kind,
-            "status": self.status,
+            "status": str(self.status),
             "settings": _encode(dict(self.settings)),
             "cost": asdict(self.cost),
         }

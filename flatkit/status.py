@@ -61,7 +61,31 @@ class Status(str, Enum):
     def __str__(self) -> str:
         return str(self.value)
 
-    @property
-    def text(self) -> str:
-        """The status in words, for tables."""
-        return str(self.value).replace("_", " ")
+
+def known_status(text: str) -> Status | str:
+    """Return the status of a name; a name that this version does not know stays what it is.
+
+    >>> known_status("budget"), known_status("tired")
+    (<Status.BUDGET: 'budget'>, 'tired')
+    """
+    return next((status for status in Status if status.value == text), text)
+
+
+def advice(status: str) -> str:
+    """Return what a status means for the value.
+
+    >>> advice("rounding"), advice("tired")
+    ('rounding of the dtype is as large as the tolerance; float64 helps',
+     'the measurement did not converge')
+    """
+    known = known_status(status)
+    return known.advice if isinstance(known, Status) else "the measurement did not converge"
+
+
+def in_words(status: str) -> str:
+    """Return a status as tables show it.
+
+    >>> in_words(Status.SEARCH_MISSED_MAXIMUM)
+    'search missed maximum'
+    """
+    return str(status).replace("_", " ")

@@ -1,22 +1,31 @@
 """The command `flatkit analyze`."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flatkit.files import check_writable
-from flatkit.measures.settings import MEASURES, AnalysisSettings
-from flatkit.objective.settings import ObjectiveSettings
-from flatkit_cli.options import Command, setting_options
+from flatkit.measures.registry import MEASURES
+from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings
+from flatkit_cli.options import Command, F, option, setting_options, take_settings
 from flatkit_cli.subject import subject_options, take_subject
 
-_DEFAULTS = {field.name: field.default for field in fields(AnalysisSettings)}
-_MEASURE_HELP = "".join(f"\n  {name:<23} {text}" for name, text in MEASURES.items())
+_MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEASURES)
+_FLAGS = {measure.flag: measure for measure in MEASURES.own if measure.flag}
+
+
+def _measure_flags(command: F) -> F:
+    """Add the options that add a measure to what is measured."""
+    for flag, measure in reversed(_FLAGS.items()):
+        add = option(
+            flag, measure.name, is_flag=True, group="Measures", help=f"Also the {measure.help}."
+        )
+        command = add(command)
+    return command
 
 
 @click.command(
@@ -31,7 +40,7 @@ a lower bound.
 
 \b
 flatkit analyze runs/gam/ckpt.pt
-flatkit analyze runs/gam/ckpt.pt --rho 0.01 --rho 0.05 --figures figures --json report.json
+flatkit analyze runs/gam/ckpt.pt --rho 0.01,0.05 --figures figures --json report.json
 flatkit analyze runs/gam/ckpt.pt --measures loss,top_eigenvalues --method power --json -
 flatkit analyze weights.safetensors --task my_task.py:build
 
@@ -41,93 +50,8 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @subject_options
-@setting_options(ObjectiveSettings)
-@click.option(
-    "--measures", multiple=True, metavar="NAME[,NAME]", help="What to measure; repeatable."
-)
-@setting_options(AnalysisSettings, only=("rho", "budget"))
-@click.option(
-    "--method",
-    type=click.Choice(["auto", "lanczos", "power", "lobpcg", "pyhessian"]),
-    default=_DEFAULTS["method"],
-    show_default=True,
-    help="How to find eigenvalues.",
-)
-@click.option(
-    "--eigenvalues",
-    "num_eigenvalues",
-    type=int,
-    default=_DEFAULTS["num_eigenvalues"],
-    show_default=True,
-    help="How many of the largest eigenvalues.",
-)
-@click.option(
-    "--tolerance",
-    type=float,
-    default=_DEFAULTS["tolerance"],
-    show_default=True,
-    help="Relative residual of the eigenvalues.",
-)
-@click.option(
-    "--trace-tolerance",
-    type=float,
-    default=_DEFAULTS["trace_tolerance"],
-    show_default=True,
-    help="Relative standard error of the trace.",
-)
-@click.option(
-    "--max-matvecs",
-    type=int,
-    default=_DEFAULTS["max_matvecs"],
-    show_default=True,
-    help="Budget of Hessian-vector products.",
-)
-@click.option(
-    "--trace-method",
-    type=click.Choice(["auto", "hutchinson", "hutch++", "xtrace"]),
-    default=_DEFAULTS["trace_method"],
-    show_default=True,
-    help="How to estimate the trace.",
-)
-@click.option(
-    "--params",
-    multiple=True,
-    metavar="PATTERN",
-    help="Curvature of the parameters of such names alone, e.g. 'layer3.*'; repeatable.",
-)
-@click.option(
-    "--by-layer", is_flag=True, help="Also the top eigenvalue and trace of every layer's block."
-)
-@click.option(
-    "--cross-check", is_flag=True, help="Also the eigenvalues by PyHessian, and why they differ."
-)
-@click.option(
-    "--draws",
-    type=int,
-    default=_DEFAULTS["draws"],
-    show_default=True,
-    help="Repeat curvature on so many draws of --samples and report the spread.",
-)
-@click.option(
-    "--geometry",
-    type=click.Choice(["l2", "adaptive", "filter", "linf"]),
-    default=_DEFAULTS["geometry"],
-    show_default=True,
-    help="Shape of the balls; adaptive and filter are relative to the weights.",
-)
-@click.option("--m-sharpness", type=int, metavar="M", help="Measure it, with M samples a batch.")
-@click.option("--slice-points", type=int, default=_DEFAULTS["slice_points"], show_default=True)
-@click.option(
-    "--slice-directions", type=int, default=_DEFAULTS["slice_directions"], show_default=True
-)
-@click.option("--plane-points", type=int, default=_DEFAULTS["plane_points"], show_default=True)
-@click.option(
-    "--extent",
-    type=float,
-    default=_DEFAULTS["extent"],
-    show_default=True,
-    help="Slices and planes reach this many lengths of the weights to each side.",
-)
+@setting_options(AnalysisSettings)
+@_measure_flags
 @click.option("--json", "json_file", metavar="FILE", help="Save the report; - prints it alone.")
 @click.option(
     "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
@@ -180,7 +104,7 @@ def draw(report: Any, folder: Path) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar() -> Generator[Callable[[str, int, int], None], None, None]:
     """Yield a callback that shows on stderr how far each measure is."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -201,13 +125,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _settings(options: dict[str, Any]) -> AnalysisSettings:
-    """Return the checked settings; measures may be separated by commas."""
-    extra = {"layer_curvature": options.pop("by_layer"), "cross_check": options.pop("cross_check")}
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    if "measures" in given:
-        names = [name.strip() for text in given["measures"] for name in text.split(",")]
-        given["measures"] = [name for name in names if name]
-    wanted = [name for name, asked in extra.items() if asked]
-    if wanted:
-        given["measures"] = [*given.get("measures", _DEFAULTS["measures"]), *wanted]
+    """Return the checked settings, with the measures that flags add."""
+    extra = [measure.name for measure in _FLAGS.values() if options.pop(measure.name)]
+    given = take_settings(AnalysisSettings, options)
+    if extra:
+        given["measures"] = [*given.get("measures", DEFAULT_MEASURES), *extra]
     return AnalysisSettings(**given)

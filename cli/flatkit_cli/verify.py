@@ -56,7 +56,7 @@ def verify(
         check_writable(figures / "figure.png")
 
     from flatkit.results import Comparison, Entry
-    from flatkit.verify.claims import verify_series
+    from flatkit.verify import verify_series
     from flatkit_cli.analyze import progress_bar
 
     command = ["flatkit", *sys.argv[1:]]

@@ -1,14 +1,17 @@
 """How far the gradient at a checkpoint can be trusted: its rounding, and its jumps."""
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatkit.flatness.geometry import Geometry
-from flatkit.measures.session import Session
 from flatkit.objective.function import Objective
+from flatkit.objective.settings import ObjectiveSettings
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
 
 _SHARE = 0.01
 """Part of R1 that rounding may change before R1 counts as rounding."""
@@ -34,14 +37,14 @@ class Jump(NamedTuple):
         return self.size > self.explained
 
 
-def gradient_noise(session: Session, geometry: Geometry) -> float:
+def gradient_noise(session: "Session", geometry: Geometry) -> float:
     """Return how much of the gradient is rounding, in the norm dual to that of the ball.
 
     It is what float32 and float64 differ by, scaled to the dtype in use. Cost: two gradients, once.
     """
     if geometry.name in session.noise:
         return session.noise[geometry.name]
-    own, settings, task = session.objective, session.settings, session.task
+    own, settings, task = session.objective, session.own(ObjectiveSettings), session.task
     # No double precision on mps, and rounding is much the same elsewhere.
     device = torch.device("cpu") if own.device.type == "mps" else own.device
     single, double = (
@@ -63,7 +66,7 @@ def gradient_noise(session: Session, geometry: Geometry) -> float:
     return session.noise[geometry.name]
 
 
-def rounding_radius(session: Session, geometry: Geometry, slope: float, noise: float) -> float:
+def rounding_radius(session: "Session", geometry: Geometry, slope: float, noise: float) -> float:
     """Return the ρ below which rounding may change R1 by more than 1 %.
 
     The gradient is off by `noise`; θ + δ is rounded too, by at most eps ‖θ‖, which moves the
@@ -75,7 +78,7 @@ def rounding_radius(session: Session, geometry: Geometry, slope: float, noise: f
     return (noise / slope + moved) / _SHARE if slope > 0 else math.inf
 
 
-def gradient_jump(session: Session, noise: float) -> Jump:
+def gradient_jump(session: "Session", noise: float) -> Jump:
     """Look for a kink at the checkpoint: a change of ∇L between two points next to it.
 
     A ReLU whose input is exactly zero, as after an initialisation of zeros, makes ∇L jump there:

@@ -1,51 +1,77 @@
-"""The objects that the measures of one analysis share: objectives, Hessian, eigenvectors."""
+"""What the measures of one analysis share: objectives, Hessian, eigenvectors, ball, random streams.
+
+Everything is computed once, when it is first needed.
+"""
 
 import hashlib
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from flatkit.devices import resolve_device
 from flatkit.errors import NonFiniteError
-from flatkit.hessian import HessianOperator
+from flatkit.hessian.operator import HessianOperator
 from flatkit.integrations.pyhessian import pyhessian_eigenvalues
+from flatkit.measures.ball import Ball, prepare_ball
 from flatkit.measures.settings import AnalysisSettings
+from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.objective.function import Objective
+from flatkit.objective.passes import Evaluation
+from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import Task
-from flatkit.results import Cost
-from flatkit.spectrum import lanczos, power_iteration
+from flatkit.results import Cost, Result
 from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.lanczos import lanczos
 from flatkit.spectrum.lobpcg import lobpcg
 from flatkit.spectrum.operators import check_symmetric
+from flatkit.spectrum.power_iteration import power_iteration
 
-Progress = Callable[[str, int, int], object]
+Progress: TypeAlias = Callable[[str, int, int], object]
 """Called with the measure, the steps done and the steps in all."""
+S = TypeVar("S")
 
 
 class Session:
-    """A task under analysis; everything is computed once, when it is first needed."""
+    """A task under analysis.
+
+    Args:
+        task: what is measured.
+        settings: of the analysis.
+        progress: is told how far each measure is.
+
+    Attributes:
+        objective: L over the training samples in use.
+        noise: of the gradient, by the name of the geometry; see `flatkit.measures.precision`.
+    """
 
     def __init__(
         self, task: Task, settings: AnalysisSettings, progress: Progress | None = None
     ) -> None:
         self.task, self.settings, self._progress = task, settings, progress
-        self.noise: dict[str, float] = {}  # of the gradient, by geometry
+        self.noise: dict[str, float] = {}
+        own = self.own(ObjectiveSettings)
         self.objective = Objective(
             task.model,
             task.loss,
             task.data,
-            samples=settings.samples,
-            seed=settings.seed,
-            batchnorm=settings.batchnorm,
-            chunk_size=settings.chunk_size,
-            dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
-            device=resolve_device(settings.device),
+            samples=own.samples,
+            seed=own.seed,
+            batchnorm=own.batchnorm,
+            chunk_size=own.chunk_size,
+            dtype=None if own.dtype is None else getattr(torch, own.dtype),
+            device=resolve_device(own.device),
         )
+
+    def own(self, part: type[S]) -> S:
+        """Return the settings of one class, as a measure's file declares them."""
+        return self.settings.of(part)
 
     @cached_property
     def test_objective(self) -> Objective | None:
@@ -56,32 +82,48 @@ class Session:
             self.task.model,
             self.task.loss,
             self.task.test_data,
-            chunk_size=self.settings.chunk_size,
+            chunk_size=self.own(ObjectiveSettings).chunk_size,
             dtype=self.objective.dtype,
             device=self.objective.device,
         )
 
+    @property
+    def splits(self) -> Mapping[str, Objective]:
+        """The objectives over the training data and, if there are any, the test data."""
+        test = self.test_objective
+        return {"train": self.objective} | ({} if test is None else {"test": test})
+
+    @cached_property
+    def evaluations(self) -> Mapping[str, tuple[Evaluation, Cost]]:
+        """Loss and accuracy of each split, and what they cost."""
+        found: dict[str, tuple[Evaluation, Cost]] = {}
+        for split, objective in self.splits.items():
+            with self.meter() as cost:
+                evaluation = objective.evaluate()
+                found[split] = evaluation, cost()
+            if not math.isfinite(evaluation.loss):
+                raise NonFiniteError(
+                    f"the loss on the {split} data is {evaluation.loss}; the training diverged, "
+                    "analyze an earlier checkpoint"
+                )
+        return found
+
     @cached_property
     def hessian(self) -> HessianOperator:
         """The Hessian at the checkpoint, found symmetric."""
-        hessian = HessianOperator(self.objective, memory=self.settings.memory)
-        check_symmetric(hessian, generator=self.generator("symmetry"))
-        return hessian
+        return self._symmetric(self.objective)
 
     @cached_property
     def curved(self) -> Objective:
         """The objective whose curvature is measured: of all parameters, or of some."""
-        params = self.settings.params
+        params = self.own(CurvatureSettings).params
         return self.objective.block(params) if params else self.objective
 
     @cached_property
     def curvature(self) -> HessianOperator:
         """The Hessian, or its block, that the curvature measures are about."""
-        if not self.settings.params:
-            return self.hessian
-        block = HessianOperator(self.curved, memory=self.settings.memory)
-        check_symmetric(block, generator=self.generator("symmetry"))
-        return block
+        whole = self.curved is self.objective
+        return self.hessian if whole else self._symmetric(self.curved)
 
     @cached_property
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -100,49 +142,76 @@ class Session:
         return self.loss_and_gradient[1]
 
     @cached_property
+    def ball(self) -> Ball:
+        """What the searches in the balls of all radii share."""
+        return prepare_ball(self)
+
+    @cached_property
     def top(self) -> Estimate:
         """The largest eigenvalues, as the settings ask."""
         return self.eigenvalues(self.curvature)
 
     def eigenvalues(self, hessian: HessianOperator, *, method: str | None = None) -> Estimate:
         """Return the largest eigenvalues of a Hessian, as the settings ask."""
-        settings = self.settings
-        method = method or settings.method
+        own = self.own(CurvatureSettings)
+        method = method or own.method
         if method == "pyhessian":
-            return pyhessian_eigenvalues(
-                hessian.objective, k=settings.num_eigenvalues, seed=settings.seed
-            )
+            seed = self.own(ObjectiveSettings).seed
+            return pyhessian_eigenvalues(hessian.objective, k=own.num_eigenvalues, seed=seed)
         methods = {"power": power_iteration, "lobpcg": lobpcg}
         return methods.get(method, lanczos)(
             hessian,
-            k=settings.num_eigenvalues,
-            tolerance=settings.tolerance,
-            max_matvecs=settings.max_matvecs,
+            k=own.num_eigenvalues,
+            tolerance=own.tolerance,
+            max_matvecs=own.max_matvecs,
             generator=self.generator("eigenvalues"),
         )
 
-    def draw(self, number: int) -> HessianOperator:
-        """Return the curvature over another draw of the samples."""
-        settings = self.settings
-        other = Objective(
-            self.task.model,
-            self.task.loss,
-            self.task.data,
-            samples=settings.samples,
-            seed=settings.seed + number,
-            batchnorm=settings.batchnorm,
-            chunk_size=settings.chunk_size,
-            dtype=self.objective.dtype,
-            device=self.objective.device,
+    def over_draws(
+        self, first: Estimate, measure: Callable[[HessianOperator], Estimate]
+    ) -> dict[str, Any]:
+        """Return the spread of a value over draws of the samples, if more were asked for.
+
+        Args:
+            first: the estimate over the samples in use, which are the first draw.
+            measure: the same estimate of another Hessian.
+        """
+        draws = self.own(CurvatureSettings).draws
+        if draws < 2:
+            return {}
+        found = [first, *(measure(self._draw(number)) for number in range(1, draws))]
+        values = [float(estimate.value.reshape(-1)[0]) for estimate in found]
+        return {
+            "draws": len(values),
+            "draw_values": values,
+            "sampling_error": statistics.stdev(values),
+            "sampling_error_is": "standard deviation of the value over draws of the samples",
+        }
+
+    def estimated(
+        self, measure: str, estimate: Estimate, settings: Mapping[str, Any], cost: Cost
+    ) -> Result:
+        """Return an estimate of the curvature as a result."""
+        return Result(
+            measure,
+            estimate.value.tolist(),
+            estimate.error.tolist(),
+            error_kind=estimate.error_kind,
+            status=estimate.status,
+            settings={**settings, **self.measured_on, **estimate.notes},
+            cost=cost,
         )
-        other.tally = self.objective.tally
-        part = other.block(settings.params) if settings.params else other
-        part.tally = self.objective.tally
-        return HessianOperator(part, memory=settings.memory)
+
+    @property
+    def measured_on(self) -> dict[str, Any]:
+        """Of which curvature a result is, ready for JSON: parameters, seed, products."""
+        params = self.own(CurvatureSettings).params
+        part = {"params": list(params)} if params else {}
+        return {**part, "seed": self.own(ObjectiveSettings).seed, **self.curvature.settings}
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the random stream of one purpose, the same whatever else is measured."""
-        digest = hashlib.sha256(f"{self.settings.seed}:{purpose}".encode()).digest()
+        digest = hashlib.sha256(f"{self.own(ObjectiveSettings).seed}:{purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def report(self, measure: str, done: int, total: int) -> None:
@@ -151,7 +220,7 @@ class Session:
             self._progress(measure, done, total)
 
     @contextmanager
-    def meter(self) -> Iterator[Callable[[], Cost]]:
+    def meter(self) -> Generator[Callable[[], Cost], None, None]:
         """Yield a function that returns the cost since the start of the block."""
         started, before = time.perf_counter(), self.objective.tally.copy()
 
@@ -165,3 +234,27 @@ class Session:
             )
 
         yield cost
+
+    def _symmetric(self, objective: Objective) -> HessianOperator:
+        hessian = HessianOperator(objective, memory=self.own(ObjectiveSettings).memory)
+        check_symmetric(hessian, generator=self.generator("symmetry"))
+        return hessian
+
+    def _draw(self, number: int) -> HessianOperator:
+        """Return the curvature over another draw of the samples."""
+        own, curvature = self.own(ObjectiveSettings), self.own(CurvatureSettings)
+        other = Objective(
+            self.task.model,
+            self.task.loss,
+            self.task.data,
+            samples=own.samples,
+            seed=own.seed + number,
+            batchnorm=own.batchnorm,
+            chunk_size=own.chunk_size,
+            dtype=self.objective.dtype,
+            device=self.objective.device,
+        )
+        other.tally = self.objective.tally
+        part = other.block(curvature.params) if curvature.params else other
+        part.tally = self.objective.tally
+        return HessianOperator(part, memory=own.memory)

@@ -1,4 +1,4 @@
-from .claims import verify as verify
-from .claims import verify_series as verify_series
+from .ladder import verify as verify
+from .ladder import verify_series as verify_series
 
 __all__: list[str]

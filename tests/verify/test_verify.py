@@ -14,7 +14,8 @@ from flatkit.render import series_figure, series_table
 from flatkit.render.tables.verdict import verdict_table
 from flatkit.results import Comparison, Entry
 from flatkit.training import TrainingConfig, train
-from flatkit.verify.claims import _convexity, verify, verify_series
+from flatkit.verify import verify, verify_series
+from flatkit.verify.claims import _convexity
 from flatkit_cli.main import main
 from tests.cases import CASES, quadratic_task, random_symmetric
 

@@ -6,17 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flatkit.errors import ResultError
-from flatkit.render.readings import Reading, compared
+from flatkit.measures.reading import Reading
+from flatkit.render.readings import compared
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison
 
-_MEASURES = (
-    "top_eigenvalue",
-    "trace",
-    "first_order_flatness_over_rho_squared",
-    "test_accuracy",
-)
-_FROM_ZERO = _MEASURES[:3]
 _LONG_NAME = 5
 
 
@@ -73,9 +67,10 @@ def has_curvature(comparison: Comparison) -> bool:
 
 def _keys(runs: Sequence[Mapping[str, Reading]]) -> list[str]:
     """Return the keys to draw; of the radii, the largest that all runs have."""
-    common = [key for key in (runs[0] if runs else {}) if all(key in run for run in runs)]
-    found = {key.partition("[")[0]: key for key in common}  # radii ascend: the last one stays
-    return [found[measure] for measure in _MEASURES if measure in found]
+    first = runs[0] if runs else {}
+    common = [r for r in first.values() if r.drawn and all(r.key in run for run in runs)]
+    found = {r.key.partition("[")[0]: r for r in common}  # radii ascend: the last one stays
+    return [r.key for r in sorted(found.values(), key=lambda r: r.role == "fit")]
 
 
 def _draw(axis: Axes, columns: Mapping[str, Sequence[Reading]], style: Mapping[str, Look]) -> None:
@@ -96,7 +91,7 @@ def _draw(axis: Axes, columns: Mapping[str, Sequence[Reading]], style: Mapping[s
     axis.set_xlim(-0.6, len(names) - 0.4)
     axis.grid(False, axis="x")
     readings = [reading for found in columns.values() for reading in found]
-    if first.key.partition("[")[0] in _FROM_ZERO and min(r.value for r in readings) >= 0:
+    if first.role == "flatness" and min(r.value for r in readings) >= 0:
         axis.set_ylim(0.0, 1.15 * max(r.value + (r.error or 0.0) for r in readings) or 1.0)
 
 

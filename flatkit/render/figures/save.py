@@ -1,20 +1,18 @@
 """Figures in files: PNG and SVG, whole or absent, the same bytes for the same results."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from matplotlib.figure import Figure
 
 from flatkit.checks import check_choice
 from flatkit.errors import FlatkitError, ResultError
 from flatkit.files.atomic import make_folder, write_atomically
+from flatkit.measures.registry import MEASURES
 from flatkit.render.figures.curvature import curvature_figure, has_curvature
-from flatkit.render.figures.flatness import flatness_figure, has_flatness
-from flatkit.render.figures.planes import has_plane, plane_figure
 from flatkit.render.figures.series import has_series, series_figure
-from flatkit.render.figures.slices import has_slice, slice_figure
-from flatkit.render.figures.spectra import density_figure, has, layer_figure
 from flatkit.render.style import styled
 from flatkit.results import Comparison
 
@@ -24,6 +22,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
 }
 """Options of `Figure.savefig` by suffix."""
+Draw: TypeAlias = Callable[[Comparison], Figure]
 
 
 def save_figure(
@@ -67,22 +66,36 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     >>> save_figures(Comparison([Entry("empty", "empty", Report([]))]), tempfile.mkdtemp())
     []
     """
-    written = []
-    for name, (allowed, draw) in _FIGURES.items():
-        figure = _draw(comparison, name, allowed, draw)
-        if figure is not None:
-            written += save_figure(figure, folder, name)
+    written: list[Path] = []
+    for name, draw in _figures(comparison).items():
+        written += save_figure(_draw(comparison, name, draw), folder, name)
     return written
 
 
-def _draw(
-    comparison: Comparison,
-    name: str,
-    allowed: Callable[[Comparison], bool],
-    draw: Callable[[Comparison], Figure],
-) -> Figure | None:
+def _figures(comparison: Comparison) -> dict[str, Draw]:
+    """Return what draws each figure: those that the measures name, then those of several runs."""
+    measured = {result.measure for entry in comparison.entries for result in entry.report}
+    found = {
+        name: _import(draw)
+        for measure in MEASURES
+        if measure in measured
+        for name, draw in MEASURES[measure].figures.items()
+    }
+    if has_series(comparison):
+        found["series"] = series_figure
+    if has_curvature(comparison):
+        found["curvature"] = curvature_figure
+    return found
+
+
+def _import(reference: str) -> Draw:
+    module, _, function = reference.partition(":")
+    return getattr(import_module(module), function)
+
+
+def _draw(comparison: Comparison, name: str, draw: Draw) -> Figure:
     try:
-        return draw(comparison) if allowed(comparison) else None
+        return draw(comparison)
     except FlatkitError:
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -96,14 +109,3 @@ def _writer(figure: Figure, suffix: str) -> Callable[[BinaryIO], None]:
             figure.savefig(stream, format=suffix, **FORMATS[suffix])
 
     return write
-
-
-_FIGURES: Mapping[str, tuple[Callable[[Comparison], bool], Callable[[Comparison], Figure]]] = {
-    "slice": (has_slice, slice_figure),
-    "plane": (has_plane, plane_figure),
-    "flatness": (has_flatness, flatness_figure),
-    "series": (has_series, series_figure),
-    "curvature": (has_curvature, curvature_figure),
-    "density": (has("spectral_density"), density_figure),
-    "layers": (has("layer_curvature"), layer_figure),
-}

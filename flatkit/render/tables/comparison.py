@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flatkit.render.readings import Reading
+from flatkit.measures.reading import Reading
 from flatkit.render.tables.report import objective_text
 from flatkit.render.tables.summary import Cell, Summary, objective_differences, summarise
 from flatkit.results import Comparison

@@ -8,24 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flatkit.render.readings import Reading, readings
+from flatkit.measures.registry import MEASURES
+from flatkit.render.readings import error_text, readings, value_text
 from flatkit.results import Cost, Report, Result
-
-ADVICE: Mapping[str, str] = {
-    "budget": "the budget ran out before the tolerance was met; value and error hold, "
-    "more work may sharpen them",
-    "rounding": "rounding of the dtype is as large as the tolerance; float64 helps",
-    "multiplicity": "an eigenvalue may be a multiple one that is reported too few times; the error "
-    "says by how much that would displace the others",
-    "kinks": "the gradient jumps where the search ended, as in a piecewise linear network; the "
-    "bound holds, and a larger budget may raise it",
-    "search_missed_maximum": "another search proves that a larger value exists in the ball; "
-    "the bound holds but is loose",
-    "unchecked_stop": "PyHessian stops when its estimate changes little; the residual beside it is "
-    "computed here",
-    "disagreement": "flatkit and PyHessian differ by more than their residuals allow",
-}
-"""What a status other than `converged` means."""
+from flatkit.status import advice, in_words
 
 _GEOMETRIES = {
     "adaptive": "the displacement divided by |θ|, weight by weight",
@@ -59,7 +45,7 @@ def report_table(report: Report) -> RenderableType:
             table.add_row(*cells)
     notes = [
         *_status_notes(report),
-        *_explanations(report),
+        *_remarks(report),
         *(Text(note) for note in _geometry_notes(report)),
         *(Text(line, style="dim") for line in _LEGEND),
     ]
@@ -126,24 +112,16 @@ def _rows(result: Result) -> Iterator[Sequence[str]]:
     cost: Sequence[str] = _cost(result.cost)
     found = readings(result)
     if not found:
-        yield (_title(result), _shape(result.value), "see figures", _status(result.status), *cost)
+        yield (_title(result), _size(result), "see figures", _status(result.status), *cost)
     for reading in found:
         yield (
             escape(reading.title),
-            reading.value_text(),
-            _error(reading, result),
+            value_text(reading),
+            error_text(reading),
             _status(reading.status),
             *cost,
         )
         cost = ("",) * len(cost)
-
-
-def _error(reading: Reading, result: Result) -> str:
-    """Return the error in words; R1/ρ² also says how near it is to λmax."""
-    ratio = result.settings.get("ratio_to_top_eigenvalue")
-    if "over_rho_squared" in reading.key and isinstance(ratio, float):
-        return f"{ratio:.2f} × λmax"
-    return reading.error_text()
 
 
 def _cost(cost: Cost) -> tuple[str, ...]:
@@ -154,21 +132,20 @@ def _cost(cost: Cost) -> tuple[str, ...]:
 def _status(status: str) -> str:
     if status == "converged":
         return "[green]converged[/green]"
-    return f"[bold yellow]! {escape(status.replace('_', ' '))}[/bold yellow]"
+    return f"[bold yellow]! {escape(in_words(status))}[/bold yellow]"
 
 
 def _status_notes(report: Report) -> Iterator[Text]:
     for status in dict.fromkeys(result.status for result in report):
         if status != "converged":
-            meaning = ADVICE.get(status, "the measurement did not converge")
-            yield Text(f"! {status.replace('_', ' ')}: {meaning}", style="yellow")
+            yield Text(f"! {in_words(status)}: {advice(status)}", style="yellow")
 
 
-def _explanations(report: Report) -> Iterator[Text]:
-    """Yield what a cross-check says in words."""
-    for result in report.all("cross_check"):
-        for line in result.settings.get("explanation", ()):
-            yield Text(f"flatkit and PyHessian: {line}")
+def _remarks(report: Report) -> Iterator[Text]:
+    """Yield what measures say of their results in words."""
+    for result in report:
+        if result.measure in MEASURES:
+            yield from (Text(line) for line in MEASURES[result.measure].remarks(result))
 
 
 def _geometry_notes(report: Report) -> Iterator[str]:
@@ -189,15 +166,11 @@ def _title(result: Result) -> str:
     return escape(result.measure.replace("_", " "))
 
 
-def _shape(value: Any) -> str:
-    """Return the size of a slice or plane."""
-    if not isinstance(value, Mapping):
+def _size(result: Result) -> str:
+    """Return the size of what has no readings, such as a plane."""
+    if result.measure not in MEASURES or not isinstance(result.value, Mapping):
         return "-"
-    if "coordinate" in value:
-        return f"{len(value['loss'])} × {len(value['coordinate'])}"
-    if "x" in value and "y" in value:
-        return f"{len(value['x'])} × {len(value['y'])}"
-    return "-"
+    return MEASURES[result.measure].size(result)
 
 
 def _count(number: Any) -> str:

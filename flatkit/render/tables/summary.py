@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatkit.errors import ResultError
+from flatkit.measures.reading import Reading
 from flatkit.render.notation import with_spread
-from flatkit.render.readings import Reading, compared, rank
+from flatkit.render.readings import compared, rank, value_text
 from flatkit.results import Comparison, Entry, Report
+from flatkit.status import in_words
 
 _SURE = {"residual": 1.0, "standard_error": 2.0, "exact": 1.0}
 """How many errors a single run must lie below another before it is called flatter."""
@@ -77,7 +79,7 @@ class Cell:
             return with_spread(self.mean, self.spread or 0.0)
         if first.error_kind == "standard_error" and first.error is not None:
             return with_spread(first.value, first.error)
-        return first.value_text().removeprefix("≥ ")  # the title of the column says it
+        return value_text(first).removeprefix("≥ ")  # the title of the column says it
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _shared(runs: Sequence[Mapping[str, Reading]]) -> tuple[dict[str, str], list
 
 def _unconverged(runs: Mapping[str, Mapping[str, Reading]], titles: Mapping[str, str]) -> list[str]:
     return [
-        f"{name}: {reading.title} ({reading.status.replace('_', ' ')})"
+        f"{name}: {reading.title} ({in_words(reading.status)})"
         for name, run in runs.items()
         for key, reading in run.items()
         if key in titles and not reading.converged

@@ -1,22 +1,23 @@
 """`analyze` and `compare`: measures run on one or many checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
 from flatkit.errors import InvalidArgumentError
-from flatkit.measures.measures import RUNNERS
+from flatkit.measures.registry import MEASURES
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
+from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import LossFunction, Task
-from flatkit.results import Comparison, Entry, Report, environment
+from flatkit.results import Comparison, Entry, Report, Result, environment
 
-Subject = Task | Checkpoint | str | Path
+Subject: TypeAlias = Task | Checkpoint | str | Path
 
 
 def analyze(
@@ -59,19 +60,37 @@ def analyze(
     >>> [round(value, 4) for value in report.result("top_eigenvalues").value]
     [5.0]
     """
-    settings = replace(settings or AnalysisSettings(), **changes)
+    settings = changed(settings or AnalysisSettings(), changes)
     task = as_task(subject, loss, data, test_data)
     session = Session(task, settings, progress)
-    results = []
-    runners = dict.fromkeys(RUNNERS[measure] for measure in settings.measures)
-    for done, runner in enumerate(runners):
-        session.report("analysis", done, len(runners))
-        results += [r for r in runner(session) if r.measure in settings.measures]
-    session.report("analysis", len(runners), len(runners))
+    results: list[Result] = []
+    for done, name in enumerate(settings.measures):
+        session.report("analysis", done, len(settings.measures))
+        results += MEASURES[name].run(session)
+    session.report("analysis", len(settings.measures), len(settings.measures))
+    return make_report(session, results, command)
+
+
+def changed(settings: AnalysisSettings, changes: Mapping[str, Any]) -> AnalysisSettings:
+    """Return settings with single ones replaced; those of measures of other packages go to `added`.
+
+    >>> changed(AnalysisSettings(), {"seed": 3}).seed
+    3
+    """
+    own = {field.name for field in fields(settings)}
+    added = {name: value for name, value in changes.items() if name not in own}
+    known = {name: value for name, value in changes.items() if name in own}
+    if added:
+        known["added"] = {**settings.added, **known.get("added", {}), **added}
+    return replace(settings, **known)
+
+
+def make_report(session: Session, results: Sequence[Result], command: Sequence[str]) -> Report:
+    """Return results with where they come from."""
     return Report(
         results,
-        checkpoint={"name": task.name, **task.origin},
-        objective={**session.objective.describe(), "seed": settings.seed},
+        checkpoint={"name": session.task.name, **session.task.origin},
+        objective={**session.objective.describe(), "seed": session.own(ObjectiveSettings).seed},
         command=command,
         environment=environment(),
     )
@@ -97,7 +116,7 @@ def compare(
     if not subjects:
         raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
     named = subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, start=1)
-    entries = []
+    entries: list[Entry] = []
     for key, subject in named:
         report = subject if isinstance(subject, Report) else analyze(subject, **settings)
         name = key if isinstance(key, str) else report.checkpoint.get("name") or f"run {key}"

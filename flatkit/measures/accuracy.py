@@ -1,0 +1,47 @@
+"""Fraction of samples that a classifier gets right, on the training and test data."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, number
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return the accuracy of each split; none of a model that is no classifier.
+
+    The pass that finds the loss finds it too, and the cost stands there.
+    """
+    return [
+        Result(
+            "accuracy",
+            evaluation.accuracy,
+            0.0,
+            settings={"split": split, "samples": session.splits[split].num_samples},
+        )
+        for split, (evaluation, _) in session.evaluations.items()
+        if evaluation.accuracy is not None
+    ]
+
+
+def read(result: Result) -> list[Reading]:
+    """Return the accuracy in percent, the training data first."""
+    split = result.settings.get("split", "train")
+    return [
+        number(
+            result,
+            f"{split}_accuracy",
+            f"{split} accuracy (%)",
+            scale=100.0,
+            role="fit",
+            better="higher",
+            drawn=split == "test",
+            place=int(split == "test"),
+        )
+    ]
+
+
+MEASURE = Measure("accuracy", "fraction of samples classified correctly, on both", run, read)

@@ -1,0 +1,109 @@
+"""R1: ρ times the largest gradient norm within ρ (Zhang et al., 2023), a lower bound."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, in_ball
+from flatkit.measures.shared_settings import BallSettings
+from flatkit.results import Result
+from flatkit.status import Status
+
+if TYPE_CHECKING:
+    from flatkit.flatness.ball import BallMaximum
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return R1 for every radius."""
+    radii = session.own(BallSettings).rho
+    found: list[Result] = []
+    for done, rho in enumerate(radii):
+        session.report("first_order_flatness", done, len(radii))
+        found.append(at(session, rho))
+    return found
+
+
+def at(session: "Session", rho: float) -> Result:
+    """Return R1 for one radius, beside an estimate of how large it may be."""
+    ball = session.ball
+    found, cost = ball.search("gradient_norm", rho)
+    one_step = found.trails.get("gradient-norm ascent", [None])[0]
+    return Result(
+        "first_order_flatness",
+        rho * found.value,
+        error_kind="lower_bound",
+        status=search_status(session, rho),
+        settings={
+            **ball.settings(rho, found),
+            "one_step": None if one_step is None else rho * one_step,
+            "value_over_rho_squared": found.value / rho,
+            "ratio_to_top_eigenvalue": _ratio_to_top(session, found.value / rho),
+            "rounding_radius": ball.rounding_radius,
+            "gradient_jump": ball.jump.size if ball.jump.found else None,
+            "upper_estimate": _upper_estimate(session, rho, found),
+            "upper_estimate_is": "an estimate, no bound: rho (|g| + rho K), K the largest slope of "
+            "the gradient that was seen, at the checkpoint or on the way to the best point",
+        },
+        cost=cost,
+    )
+
+
+def search_status(session: "Session", rho: float) -> str:
+    """Return how the search of the largest gradient norm ended, the worst first."""
+    ball = session.ball
+    found = ball.search("gradient_norm", rho).found
+    # L(θ+δ) − L(θ) ≤ ρ max ‖∇L‖ by the mean value theorem: a larger R0 proves a larger R1.
+    losses = ball.searches.get(("loss", rho))
+    if losses is not None and losses.found.value > rho * found.value * (1 + 1e-6):
+        return Status.SEARCH_MISSED_MAXIMUM
+    if rho < ball.rounding_radius:
+        return Status.ROUNDING
+    return Status.KINKS if ball.jump.found else found.status
+
+
+def _upper_estimate(session: "Session", rho: float, found: "BallMaximum") -> float | None:
+    """Return ρ(‖g‖ + ρK), at least the value found, where the ball is round."""
+    ball = session.ball
+    if not ball.geometry.is_round:
+        return None
+    norm = float(ball.geometry.dual_norm(ball.model.gradient))
+    return rho * (norm + rho * max(ball.slope, (found.value - norm) / rho))
+
+
+def _ratio_to_top(session: "Session", value: float) -> float | None:
+    """Return the value over λmax, if that was measured, is positive and belongs to the geometry."""
+    measured = "top_eigenvalues" in session.settings.measures
+    if not measured or session.ball.geometry.name != "l2":
+        return None
+    largest = float(session.top.value[0])
+    return value / largest if largest > 0 else None
+
+
+def read(result: Result) -> list[Reading]:
+    """Return R1 and R1/ρ².
+
+    R1, R1/ρ² and the largest norm say the same at one ρ. R1/ρ² is on the scale of λmax, so it is
+    the one that is compared.
+    """
+    ratio = result.settings.get("ratio_to_top_eigenvalue")
+    over = in_ball(
+        result,
+        "R1/ρ²",
+        "_over_rho_squared",
+        scale=result.settings["rho"] ** -2,
+        role="flatness",
+        better="lower",
+        drawn=True,
+        remark=f"{ratio:.2f} × λmax" if isinstance(ratio, float) else "",
+    )
+    return [in_ball(result, "R1"), over]
+
+
+MEASURE = Measure(
+    "first_order_flatness",
+    "R1: rho times the largest gradient norm within rho",
+    run,
+    read,
+    settings=(BallSettings,),
+    figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
+)

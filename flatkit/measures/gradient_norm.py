@@ -1,0 +1,25 @@
+"""‖∇L‖ at the checkpoint."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, number
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return ‖∇L‖ on the training data."""
+    with session.meter() as cost:
+        value = float(session.gradient.double().norm())
+        return [Result("gradient_norm", value, 0.0, settings={"split": "train"}, cost=cost())]
+
+
+def read(result: Result) -> list[Reading]:
+    """Return the norm."""
+    return [number(result, "gradient_norm", "gradient norm ‖∇L‖", role="fit", better="lower")]
+
+
+MEASURE = Measure("gradient_norm", "norm of the loss gradient on the training data", run, read)

@@ -1,0 +1,40 @@
+"""Mean loss on the training and test data."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, number
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return the loss of each split."""
+    return [
+        Result(
+            "loss",
+            evaluation.loss,
+            0.0,
+            settings={
+                "split": split,
+                "samples": session.splits[split].num_samples,
+                "loss": session.splits[split].describe()["loss"],
+            },
+            cost=cost,
+        )
+        for split, (evaluation, cost) in session.evaluations.items()
+    ]
+
+
+def read(result: Result) -> list[Reading]:
+    """Return the loss under the name of its split, the training data first."""
+    split = result.settings.get("split", "train")
+    place = int(split == "test")
+    return [
+        number(result, f"{split}_loss", f"{split} loss", role="fit", better="lower", place=place)
+    ]
+
+
+MEASURE = Measure("loss", "mean loss on the training and test data", run, read)

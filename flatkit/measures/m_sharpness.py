@@ -1,0 +1,83 @@
+"""Mean over batches of m samples of the largest increase of the loss of each (m-sharpness)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatkit.checks import check_count
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, in_ball
+from flatkit.measures.shared_settings import BallSettings
+from flatkit.objective.settings import ObjectiveSettings
+from flatkit.results import Result
+from flatkit.settings import setting
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSharpnessSettings:
+    """The size of a batch."""
+
+    m_sharpness: int | None = setting(
+        None,
+        "The number of samples a batch, e.g. 32; m-sharpness is measured if this is given.",
+        check=check_count,
+        group="Flatness",
+        metavar="M",
+    )
+
+
+def run(session: "Session") -> list[Result]:
+    """Return m-sharpness for every radius, with the standard error over the batches."""
+    from flatkit.flatness.m_sharpness import m_sharpness
+    from flatkit.measures.ball import ball_geometry
+
+    geometry, results = ball_geometry(session), list[Result]()
+    m = session.own(MSharpnessSettings).m_sharpness
+    assert m is not None  # `asked_by` sees to it
+    for rho in session.own(BallSettings).rho:
+        with session.meter() as cost:
+            found = m_sharpness(
+                session.objective,
+                rho=rho,
+                m=m,
+                geometry=geometry,
+                generator=session.generator("batches"),
+            )
+            settings = {
+                "rho": rho,
+                "m": m,
+                "geometry": geometry.name,
+                "batches": found.batches,
+                "one_step": found.one_step,
+                "is": "mean over batches of lower bounds; the error is over the batches",
+                "seed": session.own(ObjectiveSettings).seed,
+            }
+            results.append(
+                Result(
+                    "m_sharpness",
+                    found.value,
+                    found.error,
+                    error_kind="standard_error",
+                    settings=settings,
+                    cost=cost(),
+                )
+            )
+    return results
+
+
+def read(result: Result) -> list[Reading]:
+    """Return m-sharpness under the size of its batches."""
+    return [in_ball(result, f"R0 of {result.settings['m']} samples")]
+
+
+MEASURE = Measure(
+    "m_sharpness",
+    "mean over batches of m samples of the largest loss increase of each",
+    run,
+    read,
+    settings=(BallSettings, MSharpnessSettings),
+    on_request=True,
+    asked_by="m_sharpness",
+)

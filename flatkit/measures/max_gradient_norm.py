@@ -1,0 +1,44 @@
+"""The largest gradient norm within ρ itself, a lower bound; R1 is ρ times it."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.first_order_flatness import search_status
+from flatkit.measures.reading import Reading, in_ball
+from flatkit.measures.shared_settings import BallSettings
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return the norm for every radius; the search is that of R1, and its cost stands at both."""
+    return [_at(session, rho) for rho in session.own(BallSettings).rho]
+
+
+def _at(session: "Session", rho: float) -> Result:
+    found, cost = session.ball.search("gradient_norm", rho)
+    return Result(
+        "max_gradient_norm",
+        found.value,
+        error_kind="lower_bound",
+        status=search_status(session, rho),
+        settings=session.ball.settings(rho, found),
+        cost=cost,
+    )
+
+
+def read(result: Result) -> list[Reading]:
+    """Return the norm."""
+    return [in_ball(result, "max ‖∇L‖")]
+
+
+MEASURE = Measure(
+    "max_gradient_norm",
+    "the largest gradient norm within rho itself",
+    run,
+    read,
+    settings=(BallSettings,),
+    on_request=True,
+)

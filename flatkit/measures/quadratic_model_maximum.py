@@ -1,0 +1,53 @@
+"""R1 of the quadratic model at the checkpoint, a second estimate beside the search."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, in_ball
+from flatkit.measures.shared_settings import BallSettings
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return the maximum for every radius; none in a ball that is not round."""
+    if not session.ball.geometry.is_round:
+        return []
+    return [at(session, rho) for rho in session.own(BallSettings).rho]
+
+
+def at(session: "Session", rho: float) -> Result:
+    """Return the maximum for one radius, with how far the model's maximum may lie above it."""
+    ball = session.ball
+    with session.meter() as cost:
+        found = ball.model_maximum("gradient_norm", rho)
+        return Result(
+            "quadratic_model_maximum",
+            rho * found.value,
+            rho * found.shortfall,
+            error_kind="residual",
+            settings={
+                "rho": rho,
+                "geometry": ball.geometry.name,
+                "is": "rho max |g + H u| over the ball; the maximum of this model lies at most the "
+                "error above the value",
+                "basis": len(ball.model.basis),
+            },
+            cost=cost(),
+        )
+
+
+def read(result: Result) -> list[Reading]:
+    """Return the maximum."""
+    return [in_ball(result, "model R1")]
+
+
+MEASURE = Measure(
+    "quadratic_model_maximum",
+    "R1 of the quadratic model, a second estimate beside the search",
+    run,
+    read,
+    settings=(BallSettings,),
+)

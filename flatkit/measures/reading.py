@@ -1,0 +1,142 @@
+"""What a result says, number by number: the title, the error, and how it is compared.
+
+A measure's file makes the readings of its results; tables and figures show them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from flatkit.results import ErrorKind, Result
+
+Role: TypeAlias = Literal["fit", "flatness", "detail"]
+"""`fit` and `flatness` are compared, `detail` is only in the table of one report."""
+Better: TypeAlias = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number of a result.
+
+    Attributes:
+        key: for programs, e.g. `first_order_flatness_over_rho_squared[rho=0.05]`.
+        title: for readers, with the unit, e.g. `R1/ρ² (ρ = 0.05)` or `test accuracy (%)`.
+        value: the number.
+        error: of it, in the sense of `error_kind`.
+        error_kind: see `flatkit.results.Result`.
+        status: of the result.
+        measure: the name of the measure, which decides the place in a table.
+        role: where it is shown.
+        better: which values are wanted; of a `flatness`, which are flatter.
+        drawn: whether the figure that compares runs has a panel for it.
+        rho: the radius, if there is one.
+        place: among the readings of one measure, in a table of several runs.
+        remark: what a table says in place of the error.
+
+    >>> Reading("trace", "trace tr H", 12.0, 0.5, "standard_error", "converged").converged
+    True
+    """
+
+    key: str
+    title: str
+    value: float
+    error: float | None
+    error_kind: ErrorKind
+    status: str
+    measure: str = ""
+    role: Role = "detail"
+    better: Better = "neither"
+    drawn: bool = False
+    rho: float | None = None
+    place: int = 0
+    remark: str = ""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the measurement did what it was asked."""
+        return self.status == "converged"
+
+
+Reader: TypeAlias = Callable[[Result], list[Reading]]
+
+
+def plain_readings(result: Result) -> list[Reading]:
+    """Return a reading of a number, one for each entry of a list, none of other structures.
+
+    >>> [reading.title for reading in plain_readings(Result("spectral_gap", [2.0, 1.0]))]
+    ['spectral gap 1', 'spectral gap 2']
+    """
+    title = result.measure.replace("_", " ")
+    if isinstance(result.value, list):
+        return numbered(result, f"{title} ")
+    return [number(result, result.measure, title)] if is_number(result.value) else []
+
+
+def number(result: Result, key: str, title: str, *, scale: float = 1.0, **more: Any) -> Reading:
+    """Return the reading of a result whose value is one number.
+
+    Args:
+        result: the result.
+        key: see `Reading`.
+        title: see `Reading`.
+        scale: value and error are multiplied by it.
+        **more: further fields of `Reading`.
+
+    >>> number(Result("accuracy", 0.5, 0.0), "accuracy", "accuracy (%)", scale=100.0).value
+    50.0
+    """
+    return Reading(
+        key=key,
+        title=title,
+        value=float(result.value) * scale,
+        error=result.error * scale if is_number(result.error) else None,
+        error_kind=result.error_kind,
+        status=result.status,
+        measure=result.measure,
+        **more,
+    )
+
+
+def numbered(result: Result, title: str) -> list[Reading]:
+    """Return a reading for each number of a list, with its number after the title.
+
+    >>> [reading.key for reading in numbered(Result("bottom_eigenvalues", [-1.0]), "lowest ")]
+    ['bottom_eigenvalues[1]']
+    """
+    errors = result.error if isinstance(result.error, list) else [None] * len(result.value)
+    return [
+        Reading(
+            key=f"{result.measure}[{place}]",
+            title=f"{title}{place}",
+            value=float(value),
+            error=error,
+            error_kind=result.error_kind,
+            status=result.status,
+            measure=result.measure,
+        )
+        for place, (value, error) in enumerate(zip(result.value, errors, strict=True), start=1)
+        if is_number(value)
+    ]
+
+
+def in_ball(
+    result: Result, symbol: str, suffix: str = "", *, scale: float = 1.0, **more: Any
+) -> Reading:
+    """Return a reading that names its ball, so that balls of different shape are not compared.
+
+    >>> in_ball(Result("max_gradient_norm", 2.0, settings={"rho": 0.1}), "max ‖∇L‖").title
+    'max ‖∇L‖ (ρ = 0.1)'
+    """
+    rho, geometry = result.settings["rho"], result.settings.get("geometry", "l2")
+    shape = "" if geometry == "l2" else f", {geometry}"
+    key = f"{result.measure}{suffix}[rho={rho!r}{shape}]"
+    return number(result, key, f"{symbol} (ρ = {rho:g}{shape})", scale=scale, rho=rho, **more)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number; True and False are none.
+
+    >>> is_number(2), is_number(True), is_number([2])
+    (True, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,57 @@
+"""Largest eigenvalues of the Hessian, each with its residual."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, numbered
+from flatkit.measures.shared_settings import CurvatureSettings
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+
+def run(session: "Session") -> list[Result]:
+    """Return the largest eigenvalues, and how the first spreads over draws of the samples."""
+    with session.meter() as cost:
+        top = session.top
+        spread = session.over_draws(top, session.eigenvalues)
+        settings = {**asked(session.own(CurvatureSettings)), **spread}
+        return [session.estimated("top_eigenvalues", top, settings, cost())]
+
+
+def asked(own: CurvatureSettings) -> dict[str, Any]:
+    """Return what was asked of the eigenvalues, ready for JSON."""
+    return {
+        "method": "lanczos" if own.method == "auto" else own.method,
+        "tolerance": own.tolerance,
+        "max_matvecs": own.max_matvecs,
+        "k": own.num_eigenvalues,
+    }
+
+
+def read(result: Result) -> list[Reading]:
+    """Return every eigenvalue; the first is λmax and is compared."""
+    found = numbered(result, "eigenvalue λ")
+    return [_largest(one) if one.key == "top_eigenvalues[1]" else one for one in found]
+
+
+def _largest(reading: Reading) -> Reading:
+    return replace(
+        reading,
+        key="top_eigenvalue",
+        title="top eigenvalue λmax",
+        role="flatness",
+        better="lower",
+        drawn=True,
+    )
+
+
+MEASURE = Measure(
+    "top_eigenvalues",
+    "largest eigenvalues of the Hessian",
+    run,
+    read,
+    settings=(CurvatureSettings,),
+)

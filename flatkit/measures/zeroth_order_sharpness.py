@@ -1,0 +1,66 @@
+"""R0: the largest increase of the loss within ρ (Foret et al., 2021, eq. 1), a lower bound."""
+
+from typing import TYPE_CHECKING
+
+from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, in_ball
+from flatkit.measures.shared_settings import BallSettings
+from flatkit.results import Result
+from flatkit.status import Status
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+_VISIBLE = 0.01
+"""Part of R0 that rounding of the loss may be before R0 counts as rounding."""
+
+
+def run(session: "Session") -> list[Result]:
+    """Return R0 for every radius."""
+    radii = session.own(BallSettings).rho
+    found: list[Result] = []
+    for done, rho in enumerate(radii):
+        session.report("zeroth_order_sharpness", done, len(radii))
+        found.append(at(session, rho))
+    return found
+
+
+def at(session: "Session", rho: float) -> Result:
+    """Return R0 for one radius, beside what the quadratic model says."""
+    import torch
+
+    ball = session.ball
+    found, cost = ball.search("loss", rho)
+    loss, eps = session.loss_and_gradient[0], torch.finfo(session.objective.dtype).eps
+    rounding = 4 * eps * abs(loss)  # of a difference of two losses
+    hidden = rounding > _VISIBLE * abs(found.value)
+    model = ball.model_maximum("loss", rho) if ball.geometry.is_round else None
+    return Result(
+        "zeroth_order_sharpness",
+        found.value,
+        error_kind="lower_bound",
+        status=Status.ROUNDING if hidden else found.status,
+        settings={
+            **ball.settings(rho, found),
+            "one_step": found.trails["gradient"][0] if "gradient" in found.trails else None,
+            "value_over_rho_squared": found.value / rho**2,
+            "quadratic_model": None if model is None else model.value,
+            "rounding": rounding,
+        },
+        cost=cost,
+    )
+
+
+def read(result: Result) -> list[Reading]:
+    """Return R0."""
+    return [in_ball(result, "R0", role="flatness", better="lower")]
+
+
+MEASURE = Measure(
+    "zeroth_order_sharpness",
+    "R0: largest increase of the loss within rho",
+    run,
+    read,
+    settings=(BallSettings,),
+    figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
+)
