@@ -83,8 +83,9 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         wanted = [part for name in self.measures for part in MEASURES[name].settings]
         added = [part for part in dict.fromkeys(wanted) if part not in _parts()]
         known = {name for part in added for name in settings_of(part)}
-        for name in self.added:
-            check_choice("settings", name, known | set(settings_of(type(self))))
+        for name in set(self.added) - known:
+            others = {*known, *settings_of(type(self))} - {name, "added"}
+            check_choice("setting", name, others)
         for part in added:
             self.of(part)
 
