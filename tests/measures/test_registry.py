@@ -1,0 +1,176 @@
+"""A measure comes from one file, also from that of another package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flatkit
+from flatkit.errors import InvalidArgumentError, PluginError
+from flatkit.measures import MEASURES, AnalysisSettings, Measure
+from flatkit.measures.registry import Measures
+from flatkit.render.readings import readings
+from flatkit.results import Comparison, Report, Result
+from flatkit.settings import settings_of
+from flatkit.training import TrainingConfig, train
+from tests.cases import CASES
+
+ROOT = Path(__file__).parent.parent.parent
+TOY = '''
+"""A measure of another package."""
+from dataclasses import dataclass
+from flatkit import Measure
+from flatkit.checks import check_positive
+from flatkit.measures import Reading
+from flatkit.measures.reading import number
+from flatkit.results import Result
+from flatkit.settings import check_settings, setting
+
+@dataclass(frozen=True)
+class GapSettings:
+    gap_unit: float = setting(1.0, "Unit of the gap.", check=check_positive)
+    def __post_init__(self):
+        check_settings(self)
+
+def run(session):
+    unit = session.own(GapSettings).gap_unit
+    with session.meter() as cost:
+        values = session.top.value.tolist()
+        return [Result("spectral_gap", (values[0] - values[1]) / unit, 0.0, cost=cost())]
+
+def read(result):
+    return [
+        number(result, "spectral_gap", "gap λ1 - λ2", role="flatness", better="lower", drawn=True)
+    ]
+
+def gap_figure(comparison):
+    from matplotlib.figure import Figure
+    return Figure(figsize=(1, 1))
+
+MEASURE = Measure(
+    "spectral_gap", "gap of the two largest eigenvalues", run, read,
+    settings=(GapSettings,), figures={"gap": "toy_gap:gap_figure"},
+)
+'''
+
+
+def install(folder: Path, code: str, measure: str = "spectral_gap") -> None:
+    """Put a package with a measure where Python finds it, as an installer does."""
+    (folder / "toy_gap.py").write_text(code, "utf-8")
+    info = folder / "toy_gap-1.0.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-gap\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[flatkit.measures]\n{measure} = toy_gap:MEASURE\n")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_gap", raising=False)
+    return tmp_path
+
+
+def test_every_measure_stands_in_the_file_of_its_name_and_says_what_it_is():
+    for name, measure in MEASURES.items():
+        assert measure.name == name and measure.help
+        for part in measure.settings:
+            assert settings_of(part) and all(one.help for one in settings_of(part).values())
+
+
+def test_a_package_adds_a_measure_that_help_table_comparison_and_figures_show(tmp_path):
+    install(tmp_path, TOY)
+    checkpoint = train(
+        TrainingConfig(data="gaussians", epochs=1, device="cpu"), tmp_path / "run"
+    ).checkpoint
+    code = f"""
+import sys
+from flatkit_cli.main import main
+def call(*words):
+    assert main(list(words)) == 0, words
+call("analyze", "--help")
+assert "toy_gap" not in sys.modules
+out, again = {str(tmp_path / "gap.json")!r}, {str(tmp_path / "again.json")!r}
+for file, unit in ((out, "2"), (again, "4")):
+    call("analyze", {str(checkpoint)!r}, "--measures", "spectral_gap", "--eigenvalues", "2",
+         "--setting", f"gap_unit={{unit}}", "--dtype", "float64", "--json", file)
+call("compare", out, again, "--figures", {str(tmp_path / "figures")!r})
+wrong = ["analyze", {str(checkpoint)!r}, "--measures", "spectral_gap", "--setting"]
+assert main([*wrong, "gap_unti=2"]) == 2
+assert main([*wrong, "gap_unit=0"]) == 2
+"""
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "cli")))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "spectral_gap from the package toy-gap" in shown
+    assert "gap λ1 - λ2" in shown and "*" in shown.rpartition("gap λ1 - λ2")[2]
+    assert "did you mean 'gap_unit'" in done.stderr and "gap_unit must be" in done.stderr
+    two, four = (
+        Report.load(tmp_path / name).result("spectral_gap").value
+        for name in ("gap.json", "again.json")
+    )
+    assert two == pytest.approx(2 * four, rel=1e-3) and two > 0
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"gap.png", "curvature.png"} <= names
+
+
+def test_a_broken_package_is_named_and_disturbs_nobody_else(folder):
+    install(folder, "import nothing_of_this_name\n")
+    measures = Measures()
+    assert list(measures)[-1] == "spectral_gap" and "toy_gap" not in sys.modules
+    assert measures["trace"].help and measures.help("spectral_gap").endswith("toy-gap")
+    with pytest.raises(PluginError, match=r"toy-gap.*nothing_of_this_name"):
+        measures["spectral_gap"]
+
+
+def test_an_entry_point_that_names_another_measure_is_refused(folder):
+    install(folder, TOY, measure="other_gap")
+    with pytest.raises(PluginError, match=r"toy-gap must be a flatkit\.Measure of the name"):
+        Measures()["other_gap"]
+
+
+def test_a_package_cannot_take_the_name_of_a_measure(folder):
+    install(folder, TOY, measure="trace")
+    measures = Measures()
+    assert measures["trace"] is MEASURES["trace"] and list(measures) == list(MEASURES)
+
+
+def test_a_registered_measure_runs_when_it_is_named(monkeypatch):
+    monkeypatch.setattr("flatkit.measures.registry.MEASURES._registered", {})
+    answer = Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0, 0.0)])
+    assert MEASURES.register(answer) is answer
+    case = CASES[0]
+    task = flatkit.Task(case.build(), case.loss, case.data())
+    report = flatkit.analyze(task, measures=["answer", "loss"])
+    assert [result.measure for result in report] == ["loss", "answer"]
+    assert [reading.title for reading in readings(report.result("answer"))] == ["answer"]
+    assert "answer" not in AnalysisSettings().measures
+    with pytest.raises(InvalidArgumentError, match="trace"):
+        MEASURES.register(Measure("trace", "another one", run=lambda session: []))
+
+
+def test_results_of_a_measure_that_is_not_installed_are_read_as_plain_numbers():
+    gaps = Result("gap_of_old", [2.0, 1.0], [0.1, 0.1], "residual", status="tired")
+    again = Report.from_json(Report([gaps]).to_json())
+    assert again.result("gap_of_old").status == "tired"
+    assert [r.title for r in readings(again.result("gap_of_old"))] == [
+        "gap of old 1",
+        "gap of old 2",
+    ]
+    assert Comparison([]).groups == []
+
+
+def test_an_unknown_setting_is_answered_with_the_nearest():
+    case = CASES[0]
+    task = flatkit.Task(case.build(), case.loss, case.data())
+    with pytest.raises(InvalidArgumentError, match="did you mean 'rho'"):
+        flatkit.analyze(task, roh=[0.1])
+    with pytest.raises(InvalidArgumentError, match="'rho'"):
+        flatkit.analyze(task, added={"rho": [0.1]})
