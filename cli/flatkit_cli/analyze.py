@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from flatkit.files import check_writable
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings
 from flatkit_cli.options import Command, F, option, setting_options, take_settings
+from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.subject import subject_options, take_subject
 
 _MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEASURES)
@@ -52,20 +52,16 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 @subject_options
 @setting_options(AnalysisSettings)
 @_measure_flags
-@click.option("--json", "json_file", metavar="FILE", help="Save the report; - prints it alone.")
-@click.option(
-    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
-)
-def analyze(checkpoint: Path, json_file: str | None, figures: Path | None, **options: Any) -> None:
+@output_options
+def analyze(checkpoint: Path, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
-    make_task = take_subject(options)
+    make_task, output = take_subject(options), take_output(options)
     settings = _settings(options)
-    if json_file not in (None, "-"):
-        check_writable(json_file)
-    if figures is not None:
-        check_writable(figures / "figure.png")
+    output.check()
 
     from flatkit.measures import analyze as run
+    from flatkit.render import report_table
+    from flatkit.results import Comparison, Entry
 
     with progress_bar() as progress:
         report = run(
@@ -74,33 +70,9 @@ def analyze(checkpoint: Path, json_file: str | None, figures: Path | None, **opt
             progress=progress,
             command=["flatkit", *sys.argv[1:]],
         )
-    if json_file == "-":
-        click.echo(report.to_json())
-    else:
-        show(report)
-    if json_file not in (None, "-"):
-        click.echo(f"report: {report.save(json_file)}", err=True)
-    if figures is not None:
-        draw(report, figures)
-
-
-def show(report: Any) -> None:
-    """Print the table of a report."""
-    from rich.console import Console
-
-    from flatkit.render import report_table
-
-    Console().print(report_table(report))
-
-
-def draw(report: Any, folder: Path) -> None:
-    """Write the figures of a report."""
-    from flatkit.render import save_figures
-    from flatkit.results import Comparison, Entry
-
+    output.write(report, lambda: show(report_table(report)))
     name = report.checkpoint.get("name") or "checkpoint"
-    written = save_figures(Comparison([Entry(name, name, report)]), folder)
-    click.echo(f"figures: {len(written)} files in {folder}", err=True)
+    output.draw(Comparison([Entry(name, name, report)]))
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from flatkit_cli.output import output_options, show, take_output
 
 if TYPE_CHECKING:
     from flatkit.results import Comparison, Entry
@@ -26,10 +28,7 @@ flatkit compare runs/*/report.json --figures figures --markdown report.md
 """,
 )
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="RESULTS.json...")
-@click.option("--json", "json_file", metavar="FILE", help="Save the comparison; - prints it alone.")
-@click.option(
-    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
-)
+@output_options
 @click.option(
     "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there."
 )
@@ -38,33 +37,21 @@ flatkit compare runs/*/report.json --figures figures --markdown report.md
     is_flag=True,
     help="Reports of one name are repetitions of one method: show mean and spread.",
 )
-def compare(
-    files: Sequence[Path],
-    json_file: str | None,
-    figures: Path | None,
-    markdown: Path | None,
-    repeats: bool,
-) -> None:
+def compare(files: Sequence[Path], markdown: Path | None, repeats: bool, **options: Any) -> None:
     """Merge and show; the help text is that of the command."""
-    from flatkit.files import check_writable, make_folder
+    from flatkit.files import check_writable
+    from flatkit.render import comparison_table
 
-    comparison = merge(files, repeats=repeats)
-    for path in (None if json_file == "-" else json_file, markdown):
-        if path is not None:
-            check_writable(path)
-    if figures is not None:
-        check_writable(make_folder(figures) / "figure.png")
-    if json_file == "-":
-        click.echo(comparison.to_json())
+    output, comparison = take_output(options), merge(files, repeats=repeats)
+    if markdown is not None:
+        check_writable(markdown)
+    output.check()
+    output.write(comparison, lambda: show(comparison_table(comparison)))
+    if output.json_file == "-":
         warn(comparison)
-    else:
-        show(comparison)
-    if json_file not in (None, "-"):
-        click.echo(f"comparison: {comparison.save(json_file)}", err=True)
     if markdown is not None:
         _write_markdown(comparison, markdown)
-    if figures is not None:
-        draw(comparison, figures)
+    output.draw(comparison)
 
 
 def merge(files: Sequence[Path], *, repeats: bool = False) -> "Comparison":
@@ -109,30 +96,12 @@ def merge(files: Sequence[Path], *, repeats: bool = False) -> "Comparison":
     return Comparison(entries)
 
 
-def show(comparison: "Comparison") -> None:
-    """Print the table of a comparison."""
-    from rich.console import Console
-
-    from flatkit.render import comparison_table
-
-    Console().print(comparison_table(comparison))
-
-
 def warn(comparison: "Comparison") -> None:
     """Say on stderr if the runs measured different functions."""
     from flatkit.render import objective_differences
 
     for line in objective_differences(comparison):
         click.echo(f"warning: different functions were measured: {line}", err=True)
-
-
-def draw(comparison: "Comparison", folder: Path) -> list[Path]:
-    """Write the figures of a comparison, and say how many."""
-    from flatkit.render import save_figures
-
-    written = save_figures(comparison, folder)
-    click.echo(f"figures: {len(written)} files in {folder}", err=True)
-    return written
 
 
 def _write_markdown(comparison: "Comparison", path: Path) -> None:

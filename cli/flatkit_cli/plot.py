@@ -71,7 +71,7 @@ def plot(
 
 def _draw_reports(comparison: "Comparison", figures: Path) -> None:
     from flatkit.errors import ResultError
-    from flatkit_cli.compare import draw
+    from flatkit_cli.output import draw
 
     if not draw(comparison, figures):
         measures = ", ".join(

@@ -4,15 +4,19 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit.files import check_writable
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.settings import ObjectiveSettings
+from flatkit_cli.analyze import progress_bar
 from flatkit_cli.options import Command, setting_options
+from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.subject import subject_options, take_subject
+
+if TYPE_CHECKING:
+    from flatkit.results import Comparison
 
 
 @click.command(
@@ -24,7 +28,7 @@ checkpoints are measured at the same radii, those that the last one chooses; of 
 several epochs in one folder, a table and a figure show all of it against the epoch.
 
 \b
-flatkit verify runs/gam/ckpt.pt --dtype float64
+flatkit verify runs/gam/ckpt.pt --dtype float64 --rho 0.01,0.05
 flatkit verify runs/gam/ckpt.pt --figures figures --json verify.json
 flatkit verify runs/gam/epoch-*.pt --figures figures
 """,
@@ -33,31 +37,18 @@ flatkit verify runs/gam/epoch-*.pt --figures figures
 @subject_options
 @setting_options(ObjectiveSettings)
 @setting_options(AnalysisSettings, only=("rho", "budget"), defaults={"rho": "a ladder"})
-@click.option("--json", "json_file", metavar="FILE", help="Save the report; - prints it alone.")
-@click.option(
-    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Draw PNG and SVG there."
-)
-def verify(
-    checkpoints: Sequence[Path],
-    rho: Sequence[float] | None,
-    json_file: str | None,
-    figures: Path | None,
-    **options: Any,
-) -> None:
+@output_options
+def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
-    make_task = take_subject(options)
+    make_task, output = take_subject(options), take_output(options)
     given = {name: value for name, value in options.items() if value is not None}
     # What is not allowed is refused before anything is read.
     radii: dict[str, Any] = {} if rho is None else {"rho": rho}
     AnalysisSettings(**radii, **given)
-    if json_file not in (None, "-"):
-        check_writable(json_file)
-    if figures is not None:
-        check_writable(figures / "figure.png")
+    output.check()
 
     from flatkit.results import Comparison, Entry
     from flatkit.verify import verify_series
-    from flatkit_cli.analyze import progress_bar
 
     command = ["flatkit", *sys.argv[1:]]
     with progress_bar() as progress:
@@ -66,26 +57,15 @@ def verify(
         reports = list(series)
     names = [str(path) for path in checkpoints]
     comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])
-    output = reports[0] if len(reports) == 1 else comparison
-    if json_file == "-":
-        click.echo(output.to_json())
-    else:
-        _show(comparison)
-    if json_file not in (None, "-"):
-        click.echo(f"report: {output.save(json_file)}", err=True)
-    if figures is not None:
-        from flatkit.render import save_figures
-
-        click.echo(f"figures: {len(save_figures(comparison, figures))} in {figures}", err=True)
+    output.write(reports[0] if len(reports) == 1 else comparison, lambda: _show(comparison))
+    output.draw(comparison)
 
 
-def _show(comparison: Any) -> None:
-    from rich.console import Console
-
+def _show(comparison: "Comparison") -> None:
     from flatkit.render.figures.series import has_series, series_table
     from flatkit.render.tables.verdict import verdict_table
 
     for entry in comparison.entries:
-        Console().print(verdict_table(entry.name, entry.report))
+        show(verdict_table(entry.name, entry.report))
     if has_series(comparison):
-        Console().print(series_table(comparison))
+        show(series_table(comparison))

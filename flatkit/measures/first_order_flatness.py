@@ -48,7 +48,7 @@ def at(session: "Session", rho: float) -> Result:
     )
 
 
-def search_status(session: "Session", rho: float) -> str:
+def search_status(session: "Session", rho: float) -> Status | str:
     """Return how the search of the largest gradient norm ended, the worst first."""
     ball = session.ball
     found = ball.search("gradient_norm", rho).found

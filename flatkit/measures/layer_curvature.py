@@ -8,6 +8,7 @@ from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.results import ErrorKind, Result
+from flatkit.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ def run(session: "Session") -> list[Result]:
     """Return both numbers for every layer."""
     rows: dict[str, list[Any]] = {"layer": [], "parameters": [], "top": [], "trace": []}
     errors: dict[str, list[float]] = {"top": [], "trace": []}
-    statuses: list[str] = []
+    statuses: list[Status | str] = []
     curvature, own = session.own(CurvatureSettings), session.own(TraceSettings)
     with session.meter() as cost:
         groups = session.curved.space.layers()
@@ -43,7 +44,7 @@ def run(session: "Session") -> list[Result]:
                 rows,
                 errors,
                 error_kind="standard_error",
-                status=next((s for s in statuses if s != "converged"), "converged"),
+                status=next((s for s in statuses if s != Status.CONVERGED), Status.CONVERGED),
                 settings={
                     "error_of_top": "residual",
                     "tolerance": curvature.tolerance,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from flatkit.results import ErrorKind, Result
+from flatkit.status import Status
 
 Role: TypeAlias = Literal["fit", "flatness", "detail"]
 """`fit` and `flatness` are compared, `detail` is only in the table of one report."""
@@ -42,7 +43,7 @@ class Reading:
     value: float
     error: float | None
     error_kind: ErrorKind
-    status: str
+    status: Status | str
     measure: str = ""
     role: Role = "detail"
     better: Better = "neither"
@@ -54,7 +55,7 @@ class Reading:
     @property
     def converged(self) -> bool:
         """Whether the measurement did what it was asked."""
-        return self.status == "converged"
+        return self.status == Status.CONVERGED
 
 
 Reader: TypeAlias = Callable[[Result], list[Reading]]

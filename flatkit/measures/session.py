@@ -111,7 +111,9 @@ class Session:
     @cached_property
     def hessian(self) -> HessianOperator:
         """The Hessian at the checkpoint, found symmetric."""
-        return self._symmetric(self.objective)
+        hessian = HessianOperator(self.objective, memory=self.own(ObjectiveSettings).memory)
+        check_symmetric(hessian, generator=self.generator("symmetry"))
+        return hessian
 
     @cached_property
     def curved(self) -> Objective:
@@ -122,8 +124,11 @@ class Session:
     @cached_property
     def curvature(self) -> HessianOperator:
         """The Hessian, or its block, that the curvature measures are about."""
-        whole = self.curved is self.objective
-        return self.hessian if whole else self._symmetric(self.curved)
+        if self.curved is self.objective:
+            return self.hessian
+        block = HessianOperator(self.curved, memory=self.own(ObjectiveSettings).memory)
+        check_symmetric(block, generator=self.generator("symmetry"))
+        return block
 
     @cached_property
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -234,11 +239,6 @@ class Session:
             )
 
         yield cost
-
-    def _symmetric(self, objective: Objective) -> HessianOperator:
-        hessian = HessianOperator(objective, memory=self.own(ObjectiveSettings).memory)
-        check_symmetric(hessian, generator=self.generator("symmetry"))
-        return hessian
 
     def _draw(self, number: int) -> HessianOperator:
         """Return the curvature over another draw of the samples."""

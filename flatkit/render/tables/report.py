@@ -11,7 +11,7 @@ from rich.text import Text
 from flatkit.measures.registry import MEASURES
 from flatkit.render.readings import error_text, readings, value_text
 from flatkit.results import Cost, Report, Result
-from flatkit.status import advice, in_words
+from flatkit.status import Status, advice, in_words
 
 _GEOMETRIES = {
     "adaptive": "the displacement divided by |θ|, weight by weight",
@@ -129,15 +129,15 @@ def _cost(cost: Cost) -> tuple[str, ...]:
     return (*(f"{count}" for count in counts), f"{cost.seconds:.1f}")
 
 
-def _status(status: str) -> str:
-    if status == "converged":
+def _status(status: Status | str) -> str:
+    if status == Status.CONVERGED:
         return "[green]converged[/green]"
     return f"[bold yellow]! {escape(in_words(status))}[/bold yellow]"
 
 
 def _status_notes(report: Report) -> Iterator[Text]:
     for status in dict.fromkeys(result.status for result in report):
-        if status != "converged":
+        if status != Status.CONVERGED:
             yield Text(f"! {in_words(status)}: {advice(status)}", style="yellow")
 
 

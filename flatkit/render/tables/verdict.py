@@ -7,6 +7,7 @@ from rich.table import Table
 
 from flatkit.render.notation import at_least, significant
 from flatkit.results import Report
+from flatkit.status import Status
 
 _COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
 
@@ -32,7 +33,7 @@ def verdict_table(name: str, report: Report) -> RenderableType:
             f"{rho:.3g}",
             at_least(r1.value / rho**2),
             significant(model.value / rho**2),
-            "rounding" if r0.status == "rounding" else at_least(2 * r0.value / rho**2),
+            "rounding" if r0.status == Status.ROUNDING else at_least(2 * r0.value / rho**2),
             significant(2 * r0.settings["quadratic_model"] / rho**2),
         )
     claims = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -1,0 +1,98 @@
+"""Where a command puts its report: a table or JSON on stdout, a JSON file, figures in a folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flatkit.files import check_writable, make_folder
+from flatkit_cli.options import F, option
+
+if TYPE_CHECKING:
+    from flatkit.results import Comparison, Report
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the options ask for.
+
+    Attributes:
+        json_file: where to save the report; `-` prints it alone.
+        figures: the folder to draw in.
+    """
+
+    json_file: str | None
+    figures: Path | None
+
+    def check(self) -> None:
+        """Refuse what cannot be written, before work starts.
+
+        Raises:
+            OutputError: the file or folder cannot be written.
+        """
+        if self.json_file not in (None, "-"):
+            check_writable(self.json_file)
+        if self.figures is not None:
+            check_writable(make_folder(self.figures) / "figure.png")
+
+    def write(self, result: "Report | Comparison", show: Callable[[], object]) -> None:
+        """Print the result, as JSON or as `show` does, and save it."""
+        if self.json_file == "-":
+            click.echo(result.to_json())
+            return
+        show()
+        if self.json_file is not None:
+            saved = result.save(self.json_file)
+            click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)
+
+    def draw(self, comparison: "Comparison") -> None:
+        """Write the figures, if they are asked for."""
+        if self.figures is not None:
+            draw(comparison, self.figures)
+
+
+def output_options(command: F) -> F:
+    """Add `--json` and `--figures`; `take_output` takes them."""
+    figures = option(
+        "--figures",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        group="Output",
+        help="Draw PNG and SVG there.",
+    )
+    saved = option(
+        "--json",
+        "json_file",
+        metavar="FILE",
+        group="Output",
+        help="Save the report; - prints it alone.",
+    )
+    return saved(figures(command))
+
+
+def take_output(options: dict[str, Any]) -> Output:
+    """Take these options out of all of a command.
+
+    >>> options = {"json_file": "-", "figures": None, "seed": 3}
+    >>> take_output(options), options
+    (Output(json_file='-', figures=None), {'seed': 3})
+    """
+    return Output(options.pop("json_file"), options.pop("figures"))
+
+
+def draw(comparison: "Comparison", folder: Path) -> list[Path]:
+    """Write the figures of a comparison, and say how many."""
+    from flatkit.render import save_figures
+
+    written = save_figures(comparison, folder)
+    click.echo(f"figures: {len(written)} files in {folder}", err=True)
+    return written
+
+
+def show(renderable: Any) -> None:
+    """Print what the tables of `flatkit.render` return."""
+    from rich.console import Console
+
+    Console().print(renderable)
