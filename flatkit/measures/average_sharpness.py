@@ -13,37 +13,33 @@ if TYPE_CHECKING:
 
 
 def run(session: "Session") -> list[Result]:
-    """Return the mean increase for every radius, with its standard error."""
-    from flatkit.flatness.average import average_loss_increase
-    from flatkit.measures.ball import ball_geometry
+    """Return the mean increase for every radius."""
+    return [_at(session, rho) for rho in session.radii("average_sharpness")]
 
-    geometry, results = ball_geometry(session), list[Result]()
-    for rho in session.own(BallSettings).rho:
-        with session.meter() as cost:
-            found = average_loss_increase(
-                session.objective,
-                rho=rho,
-                geometry=geometry,
-                generator=session.generator("average"),
-            )
-            settings = {
+
+def _at(session: "Session", rho: float) -> Result:
+    """Return the mean increase for one radius, with its standard error."""
+    from flatkit.flatness.average import average_loss_increase
+
+    geometry = session.geometry
+    with session.meter() as cost:
+        found = average_loss_increase(
+            session.objective, rho=rho, geometry=geometry, generator=session.generator("average")
+        )
+        return Result(
+            "average_sharpness",
+            found.value,
+            found.error,
+            error_kind="standard_error",
+            settings={
                 "rho": rho,
                 "geometry": geometry.name,
                 "sigma": found.sigma,
                 "pairs": found.samples,
                 "seed": session.own(ObjectiveSettings).seed,
-            }
-            results.append(
-                Result(
-                    "average_sharpness",
-                    found.value,
-                    found.error,
-                    error_kind="standard_error",
-                    settings=settings,
-                    cost=cost(),
-                )
-            )
-    return results
+            },
+            cost=cost(),
+        )
 
 
 def read(result: Result) -> list[Reading]:

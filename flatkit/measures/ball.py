@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum
-from flatkit.flatness.geometry import Geometry, geometry_of
+from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import NUM_VECTORS, search_starts
 from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel, Quantity, ScaledOperator
 from flatkit.flatness.r0 import max_loss_increase
@@ -135,15 +135,9 @@ class Ball:
         }
 
 
-def ball_geometry(session: "Session") -> Geometry:
-    """Return the geometry that the settings name, at the checkpoint."""
-    objective = session.objective
-    return geometry_of(session.own(BallSettings).geometry, objective.space, objective.theta)
-
-
 def prepare_ball(session: "Session") -> Ball:
     """Return what the searches need to know of the checkpoint."""
-    geometry = ball_geometry(session)
+    geometry = session.geometry
     operator = ScaledOperator(session.hessian, geometry)
     top = lanczos(
         operator,

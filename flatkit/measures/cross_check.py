@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flatkit.measures.base import Measure
-from flatkit.measures.reading import Reading
+from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results import Result
 from flatkit.status import Status
@@ -44,14 +44,8 @@ def run(session: "Session") -> list[Result]:
 def read(result: Result) -> list[Reading]:
     """Return the eigenvalues of both, side by side."""
     return [
-        Reading(
-            key=f"cross_check_{who}[{place}]",
-            title=f"λ{place} by {name}",
-            value=value,
-            error=error,
-            error_kind="residual",
-            status=result.status,
-            measure=result.measure,
+        detail(
+            result, f"cross_check_{who}[{place}]", f"λ{place} by {name}", value, error, "residual"
         )
         for who, name in (("flatkit", "flatkit"), ("pyhessian", "PyHessian"))
         for place, (value, error) in enumerate(

@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 def run(session: "Session") -> list[Result]:
     """Return R1 for every radius."""
-    radii = session.own(BallSettings).rho
-    found: list[Result] = []
-    for done, rho in enumerate(radii):
-        session.report("first_order_flatness", done, len(radii))
-        found.append(at(session, rho))
-    return found
+    return [at(session, rho) for rho in session.radii("first_order_flatness")]
 
 
 def at(session: "Session", rho: float) -> Result:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from flatkit.measures.base import Measure
-from flatkit.measures.reading import Reading
+from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
 from flatkit.objective.settings import ObjectiveSettings
@@ -82,14 +82,8 @@ def read(result: Result) -> list[Reading]:
         ("trace", "standard_error", "trace of"),
     )
     return [
-        Reading(
-            key=f"layer_{name}[{layer}]",
-            title=f"{title} {layer or 'the rest'}",
-            value=value,
-            error=error,
-            error_kind=kind,
-            status=result.status,
-            measure=result.measure,
+        detail(
+            result, f"layer_{name}[{layer}]", f"{title} {layer or 'the rest'}", value, error, kind
         )
         for name, kind, title in kinds
         for layer, value, error in zip(

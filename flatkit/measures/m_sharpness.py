@@ -29,23 +29,30 @@ class MSharpnessSettings:
 
 
 def run(session: "Session") -> list[Result]:
-    """Return m-sharpness for every radius, with the standard error over the batches."""
-    from flatkit.flatness.m_sharpness import m_sharpness
-    from flatkit.measures.ball import ball_geometry
+    """Return m-sharpness for every radius."""
+    return [_at(session, rho) for rho in session.radii("m_sharpness")]
 
-    geometry, results = ball_geometry(session), list[Result]()
-    m = session.own(MSharpnessSettings).m_sharpness
+
+def _at(session: "Session", rho: float) -> Result:
+    """Return m-sharpness for one radius, with the standard error over the batches."""
+    from flatkit.flatness.m_sharpness import m_sharpness
+
+    geometry, m = session.geometry, session.own(MSharpnessSettings).m_sharpness
     assert m is not None  # `asked_by` sees to it
-    for rho in session.own(BallSettings).rho:
-        with session.meter() as cost:
-            found = m_sharpness(
-                session.objective,
-                rho=rho,
-                m=m,
-                geometry=geometry,
-                generator=session.generator("batches"),
-            )
-            settings = {
+    with session.meter() as cost:
+        found = m_sharpness(
+            session.objective,
+            rho=rho,
+            m=m,
+            geometry=geometry,
+            generator=session.generator("batches"),
+        )
+        return Result(
+            "m_sharpness",
+            found.value,
+            found.error,
+            error_kind="standard_error",
+            settings={
                 "rho": rho,
                 "m": m,
                 "geometry": geometry.name,
@@ -53,18 +60,9 @@ def run(session: "Session") -> list[Result]:
                 "one_step": found.one_step,
                 "is": "mean over batches of lower bounds; the error is over the batches",
                 "seed": session.own(ObjectiveSettings).seed,
-            }
-            results.append(
-                Result(
-                    "m_sharpness",
-                    found.value,
-                    found.error,
-                    error_kind="standard_error",
-                    settings=settings,
-                    cost=cost(),
-                )
-            )
-    return results
+            },
+            cost=cost(),
+        )
 
 
 def read(result: Result) -> list[Reading]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(session: "Session") -> list[Result]:
     """Return the norm for every radius; the search is that of R1, and its cost stands at both."""
-    return [_at(session, rho) for rho in session.own(BallSettings).rho]
+    return [_at(session, rho) for rho in session.radii("max_gradient_norm")]
 
 
 def _at(session: "Session", rho: float) -> Result:

@@ -15,7 +15,7 @@ def run(session: "Session") -> list[Result]:
     """Return the maximum for every radius; none in a ball that is not round."""
     if not session.ball.geometry.is_round:
         return []
-    return [at(session, rho) for rho in session.own(BallSettings).rho]
+    return [at(session, rho) for rho in session.radii("quadratic_model_maximum")]
 
 
 def at(session: "Session", rho: float) -> Result:

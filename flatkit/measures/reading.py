@@ -105,19 +105,23 @@ def numbered(result: Result, title: str) -> list[Reading]:
     ['bottom_eigenvalues[1]']
     """
     errors = result.error if isinstance(result.error, list) else [None] * len(result.value)
+    name, kind = result.measure, result.error_kind
     return [
-        Reading(
-            key=f"{result.measure}[{place}]",
-            title=f"{title}{place}",
-            value=float(value),
-            error=error,
-            error_kind=result.error_kind,
-            status=result.status,
-            measure=result.measure,
-        )
+        detail(result, f"{name}[{place}]", f"{title}{place}", float(value), error, kind)
         for place, (value, error) in enumerate(zip(result.value, errors, strict=True), start=1)
         if is_number(value)
     ]
+
+
+def detail(
+    result: Result, key: str, title: str, value: float, error: float | None, error_kind: ErrorKind
+) -> Reading:
+    """Return one of several numbers of a result; see `Reading`.
+
+    >>> detail(Result("spectral_density", {}), "mass", "mass", 1.0, 0.0, "exact").measure
+    'spectral_density'
+    """
+    return Reading(key, title, value, error, error_kind, result.status, result.measure)
 
 
 def in_ball(

@@ -7,7 +7,7 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from flatkit.devices import resolve_device
 from flatkit.errors import NonFiniteError
+from flatkit.flatness.geometry import Geometry, geometry_of
 from flatkit.hessian.operator import HessianOperator
 from flatkit.integrations.pyhessian import pyhessian_eigenvalues
 from flatkit.measures.ball import Ball, prepare_ball
 from flatkit.measures.settings import AnalysisSettings
-from flatkit.measures.shared_settings import CurvatureSettings
+from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.settings import ObjectiveSettings
@@ -147,6 +148,12 @@ class Session:
         return self.loss_and_gradient[1]
 
     @cached_property
+    def geometry(self) -> Geometry:
+        """The shape of the balls, at the checkpoint."""
+        objective = self.objective
+        return geometry_of(self.own(BallSettings).geometry, objective.space, objective.theta)
+
+    @cached_property
     def ball(self) -> Ball:
         """What the searches in the balls of all radii share."""
         return prepare_ball(self)
@@ -218,6 +225,13 @@ class Session:
         """Return the random stream of one purpose, the same whatever else is measured."""
         digest = hashlib.sha256(f"{self.own(ObjectiveSettings).seed}:{purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def radii(self, measure: str) -> Iterator[float]:
+        """Yield the radii of the balls, and tell how far a measure is."""
+        radii = self.own(BallSettings).rho
+        for done, rho in enumerate(radii):
+            self.report(measure, done, len(radii))
+            yield rho
 
     def report(self, measure: str, done: int, total: int) -> None:
         """Tell whoever listens how far a measure is."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flatkit.measures.base import Measure
-from flatkit.measures.reading import Reading
+from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results import Result
 
@@ -42,26 +42,12 @@ def run(session: "Session") -> list[Result]:
 
 def read(result: Result) -> list[Reading]:
     """Return the mean eigenvalue, which is trace/P, and the mass, which is 1."""
-    own, name = result.settings, result.measure
-    mean = Reading(
-        "density_mean",
-        "mean of the density",
-        own["mean"],
-        own["mean_error"],
-        "standard_error",
-        result.status,
-        measure=name,
-    )
-    mass = Reading(
-        "density_mass",
-        "mass of the density",
-        own["mass"],
-        0.0,
-        "exact",
-        result.status,
-        measure=name,
-    )
-    return [mean, mass]
+    own = result.settings
+    mean = (own["mean"], own["mean_error"])
+    return [
+        detail(result, "density_mean", "mean of the density", *mean, "standard_error"),
+        detail(result, "density_mass", "mass of the density", own["mass"], 0.0, "exact"),
+    ]
 
 
 MEASURE = Measure(

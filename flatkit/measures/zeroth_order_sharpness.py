@@ -17,12 +17,7 @@ _VISIBLE = 0.01
 
 def run(session: "Session") -> list[Result]:
     """Return R0 for every radius."""
-    radii = session.own(BallSettings).rho
-    found: list[Result] = []
-    for done, rho in enumerate(radii):
-        session.report("zeroth_order_sharpness", done, len(radii))
-        found.append(at(session, rho))
-    return found
+    return [at(session, rho) for rho in session.radii("zeroth_order_sharpness")]
 
 
 def at(session: "Session", rho: float) -> Result:
