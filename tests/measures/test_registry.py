@@ -10,9 +10,11 @@ import pytest
 import flatkit
 from flatkit.errors import InvalidArgumentError, PluginError
 from flatkit.measures import MEASURES, AnalysisSettings, Measure
+from flatkit.measures.reading import number
 from flatkit.measures.registry import Measures
+from flatkit.render import comparison_rows
 from flatkit.render.readings import readings
-from flatkit.results import Comparison, Report, Result
+from flatkit.results import Comparison, Entry, Report, Result
 from flatkit.settings import settings_of
 from flatkit.training import TrainingConfig, train
 from tests.cases import CASES
@@ -154,6 +156,18 @@ def test_a_registered_measure_runs_when_it_is_named(monkeypatch):
     assert "answer" not in AnalysisSettings().measures
     with pytest.raises(InvalidArgumentError, match="trace"):
         MEASURES.register(Measure("trace", "another one", run=lambda session: []))
+
+
+def test_a_measure_may_say_that_higher_is_flatter(monkeypatch):
+    monkeypatch.setattr("flatkit.measures.registry.MEASURES._registered", {})
+
+    def read(result):
+        return [number(result, "width", "width", role="flatness", better="higher")]
+
+    MEASURES.register(Measure("width", "width of the basin", run=lambda session: [], read=read))
+    runs = {name: Report([Result("width", width, 0.1)]) for name, width in (("a", 1.0), ("b", 9.0))}
+    rows = comparison_rows(Comparison([Entry(name, name, run) for name, run in runs.items()]))
+    assert [row["width_flattest"] for row in rows] == [False, True]
 
 
 def test_results_of_a_measure_that_is_not_installed_are_read_as_plain_numbers():

@@ -24,7 +24,7 @@ class Cell:
 
     Attributes:
         readings: one per run.
-        flattest: lower than every other row beyond the spread; see `summarise`.
+        flattest: lower than every other row beyond the spread, or higher where that is flatter.
 
     >>> readings = (Reading("x", "x", value, 0.1, "residual", "converged") for value in (1.0, 3.0))
     >>> Cell(tuple(readings)).mean
@@ -38,6 +38,11 @@ class Cell:
     def values(self) -> list[float]:
         """The value of each run."""
         return [reading.value for reading in self.readings]
+
+    @property
+    def sign(self) -> int:
+        """-1 where a higher value is the flatter one, else 1."""
+        return -1 if self.readings[0].better == "higher" else 1
 
     @property
     def mean(self) -> float:
@@ -227,7 +232,7 @@ def _marked(table: list[dict[str, Cell]], keys: Sequence[str]) -> list[dict[str,
     """Return the table with the flattest cell of each column marked, where there is one."""
     for key in keys:
         column = [cells[key] for cells in table]
-        best = min(range(len(column)), key=lambda index: column[index].mean)
+        best = min(range(len(column)), key=lambda index: column[index].sign * column[index].mean)
         others = column[:best] + column[best + 1 :]
         if others and all(_is_flatter(column[best], other) for other in others):
             table[best][key] = Cell(column[best].readings, flattest=True)
@@ -235,16 +240,18 @@ def _marked(table: list[dict[str, Cell]], keys: Sequence[str]) -> list[dict[str,
 
 
 def _is_flatter(one: Cell, other: Cell) -> bool:
-    """Whether one cell lies below another beyond the spread; see `summarise`."""
+    """Return whether one cell lies on the flatter side of another beyond the spread of both."""
     cells = (one, other)
     if one.readings[0].role != "flatness" or not all(cell.converged for cell in cells):
         return False
     if (len(one.readings) == 1) != (len(other.readings) == 1):
         return False  # a run against a group: the spread of the first is not known
-    margins = one.margin(), other.margin()
-    if margins[0] is None or margins[1] is None or max(one.values) >= min(other.values):
+    margins, sign = (one.margin(), other.margin()), one.sign
+    if margins[0] is None or margins[1] is None:
         return False
-    return one.mean + margins[0] < other.mean - margins[1]
+    if max(sign * value for value in one.values) >= min(sign * value for value in other.values):
+        return False
+    return sign * one.mean + margins[0] < sign * other.mean - margins[1]
 
 
 def _shared(runs: Sequence[Mapping[str, Reading]]) -> tuple[dict[str, str], list[str]]:
