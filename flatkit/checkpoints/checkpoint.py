@@ -27,7 +27,7 @@ class Checkpoint:
 
     Attributes:
         path: as the caller gave it.
-        sha256: of the file; see `flatkit.checkpoints.readers.reader.Opened` for folders.
+        sha256: of the file; of a folder, of a list of the digests of the files that were read.
         format: e.g. `flatkit 1`, `safetensors`.
         state_dict: name -> tensor, on the CPU.
         entry: the part of the file that holds the weights; empty for the whole of it.

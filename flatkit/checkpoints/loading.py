@@ -93,4 +93,5 @@ def _tensor(stored: AnyTensor) -> Tensor:
         raise CheckpointError(f"this version of torch has no {stored.dtype}")
     if not stored.numel:
         return torch.empty(stored.shape, dtype=dtype)
+    # By way of bytes: NumPy has no bfloat16 and no float8.
     return torch.from_numpy(stored.array()).view(dtype).view(stored.shape)

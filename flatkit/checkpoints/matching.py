@@ -14,6 +14,8 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 """Segments that wrappers of torch put into names, anywhere."""
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 """Buffers that count steps; no output depends on them."""
+# Deep enough for `module.model.backbone.encoder.` of wrapped models; each prefix costs a comparison
+# of all names.
 _PREFIX_DEPTH = 4
 
 
@@ -152,6 +154,7 @@ def _aligned(
         )
 
     bare = {old: _unwrapped(new) for old, new in names.items()}
+    # Two names that become one: the words of wrappers are words of this model.
     if len(set(bare.values())) < len(bare) or len(plain) < len(own):
         return dict(names), []
     best, note, most = bare, "", fitting(bare)
@@ -211,6 +214,7 @@ def _refuse_collisions(names: Mapping[str, str]) -> None:
 def _widest(dtypes: object) -> torch.dtype | None:
     """Return the floating dtype in which all values are exact, or None."""
     found = {dtype for dtype in dtypes if dtype.is_floating_point}  # type: ignore[attr-defined]
+    # Models do not compute in 8 bits: such a file is widened too.
     if len(found) <= 1 and all(dtype.itemsize > 1 for dtype in found):
         return next(iter(found), None)
     return torch.float64 if torch.float64 in found else torch.float32

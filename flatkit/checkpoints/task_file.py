@@ -158,10 +158,11 @@ def _built(parts: Parts) -> tuple[Task, dict[str, Any]]:
 
 def _run(path: Path) -> ModuleType:
     """Import a file under a name of its own."""
+    # A name that no module of the user has: `import my_task` elsewhere stays possible.
     spec = importlib.util.spec_from_file_location(f"flatkit_task_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[spec.name] = module  # before it runs: dataclasses and pickle look it up there
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -132,20 +132,10 @@ def build_cifar100(
     standardize: bool = True,
     verify: bool = True,
 ) -> Dataset:
-    """Return CIFAR-100 (Krizhevsky 2009) with its 100 fine classes; otherwise as `build_cifar10`.
+    """Return CIFAR-100 (Krizhevsky 2009) with its 100 fine classes.
 
-    Read from `cifar-100-python` or `cifar-100-binary`.
-
-    Args:
-        root: as there.
-        train_samples: as there.
-        test_samples: as there.
-        shrink: as there.
-        standardize: as there.
-        verify: as there.
-
-    Raises:
-        DataError: as there.
+    Read from `cifar-100-python` or `cifar-100-binary`. All arguments and errors are those of
+    `build_cifar10`.
     """
     kwargs = image_arguments(root, train_samples, test_samples, shrink, standardize, verify)
     standard = Standard((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))

@@ -84,20 +84,10 @@ def build_fashion_mnist(
     standardize: bool = True,
     verify: bool = True,
 ) -> Dataset:
-    """Return Fashion-MNIST (Xiao et al. 2017): as `build_mnist`, of ten kinds of clothing.
+    """Return Fashion-MNIST (Xiao et al. 2017), ten kinds of clothing in the form of MNIST.
 
-    The folders are `FashionMNIST/raw`, `FashionMNIST`, `fashion-mnist` or `root` itself.
-
-    Args:
-        root: as there.
-        train_samples: as there.
-        test_samples: as there.
-        shrink: as there.
-        standardize: as there.
-        verify: as there.
-
-    Raises:
-        DataError: as there.
+    The folders are `FashionMNIST/raw`, `FashionMNIST`, `fashion-mnist` or `root` itself. All
+    arguments and errors are those of `build_mnist`.
     """
     kwargs = image_arguments(root, train_samples, test_samples, shrink, standardize, verify)
     return _build(

@@ -54,7 +54,7 @@ def build_pyramidnet(
     for stage in range(3):
         blocks = []
         for number in range(blocks_a_stage):
-            exact += alpha / (3 * blocks_a_stage)
+            exact += alpha / (3 * blocks_a_stage)  # summed before it is rounded, as in the source
             stride = 2 if stage > 0 and number == 0 else 1
             blocks.append(_PyramidBlock(channels, round(exact), stride=stride))
             channels = round(exact)

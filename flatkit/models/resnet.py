@@ -33,15 +33,9 @@ def build_resnet20(*, in_shape: Sequence[int], classes: int, width: int = 16) ->
 
 
 def build_resnet56(*, in_shape: Sequence[int], classes: int, width: int = 16) -> nn.Module:
-    """Return the ResNet-56 of He et al. (2016): as `build_resnet20`, nine blocks a stage.
+    """Return the ResNet-56 of He et al. (2016): nine blocks a stage.
 
-    Args:
-        in_shape: as there.
-        classes: as there.
-        width: as there.
-
-    Raises:
-        InvalidArgumentError: as there.
+    All arguments and errors are those of `build_resnet20`.
 
     >>> model = build_resnet56(in_shape=(3, 32, 32), classes=10)
     >>> sum(p.numel() for p in model.parameters())  # 0.85 million, as published
@@ -134,7 +128,7 @@ class _PaddedShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]  # [B, C, H, W] -> [B, C, H/2, W/2]
-        before = self.new_channels // 2
+        before = self.new_channels // 2  # zeros on both sides, as in common code for option A
         return F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
 
 

@@ -68,6 +68,7 @@ class _Tokens(nn.Module):
     def __init__(self, channels: int, width: int, patch: int, tokens: int) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
+        # 0.02 as of BERT's embeddings (Devlin et al. 2019) and of the source.
         self.positions = nn.Parameter(0.02 * torch.randn(tokens, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = _Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.hidden = nn.Linear(width, 4 * width)
+        self.hidden = nn.Linear(width, 4 * width)  # four times as wide as of Vaswani et al. 2017
         self.activation = nn.GELU()
         self.back = nn.Linear(4 * width, width)
 

@@ -31,7 +31,7 @@ class PerturbedOptimizer(Optimizer, ABC):
 
     It IS an optimizer: `param_groups`, `state` and `defaults` are those of `base`, the same
     objects always, so schedulers, hooks, `zero_grad`, `state_dict`, pickle and deepcopy work as
-    for any other. Weight decay, momentum and the like are the business of the base.
+    for any other. Weight decay, momentum and the like are left to the base.
 
     Options such as `rho` live in the param groups, where a schedule may change them and each group
     may have its own: `SGD([{"params": a, "rho": 0.1}, {"params": b}], lr=0.1)`. Where the base has

@@ -132,6 +132,7 @@ def _tensor(
     if dtype is None:
         raise MalformedPickleError(f"the dtype of {name}")
     pieces = []
+    # The table is not believed: each piece is opened, and must be what the table says of it.
     for chunk in state["chunks"]:
         box = _state(chunk, "ChunkStorageMetadata")
         offsets, sizes = _sizes(box["offsets"]), _sizes(box["sizes"])

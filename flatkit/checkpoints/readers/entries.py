@@ -32,6 +32,7 @@ _NEVER = (
     "args",
     "config",
 )
+# Enough for {"app": {"model": ...}} of torch.distributed, and one level more.
 _DEPTH = 3
 
 
@@ -100,6 +101,7 @@ def _choose(found: Mapping[str, Mapping[str, AnyTensor]], content: Any, path: st
     if len(found) == 1:
         return next(iter(found))
     nested = [name for name in found if name]
+    # More tensors at the top than below: one state dict, and what is nested belongs to it.
     whole = isinstance(content, Mapping) and len(found.get("", ())) > sum(
         len(found[name]) for name in nested
     )

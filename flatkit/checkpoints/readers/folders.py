@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from flatkit.errors import CheckpointError
 
-_MAX_JSON = 2**26
+_MAX_JSON = 2**26  # bytes; an index of half a million tensors fits
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin")

@@ -150,6 +150,7 @@ def _open_file(path: Path, files: _Files) -> Opened:
 
 def _read(file: BinaryIO, start: bytes, path: str) -> tuple[Any, str, Mapping[str, Any]]:
     """Return content, format and metadata of one file."""
+    # First of all: its length may begin with the bytes of any other format.
     if looks_like_safetensors(start):
         tensors, metadata = read_safetensors(file, path)
         return tensors, "safetensors", metadata
@@ -157,7 +158,7 @@ def _read(file: BinaryIO, start: bytes, path: str) -> tuple[Any, str, Mapping[st
         return read_torch_file(file, path), "torch.save", {}
     if start[8:9] == b"{":  # safetensors all the same, but of an impossible length
         read_safetensors(file, path)
-    file.seek(257)
+    file.seek(257)  # where the header of a tar file names its format
     if file.read(5) == b"ustar":
         raise CheckpointError(
             f"{path} is a tar file, as torch wrote before 0.2, or an archive of files; unpack it, "

@@ -75,7 +75,7 @@ def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, StoredTensor]
         start, end, dtype, shape = _entry(name, entry, path)
         ends.append((start, end))
         tensors[name] = StoredTensor(file, 8 + length + start, dtype, shape)
-    at = 0
+    at = 0  # the format wants the tensors to fill the rest of the file, without a hole
     for start, end in sorted(ends):
         if start != at:
             raise _malformed(path, "its tensors overlap or leave a hole")
@@ -88,6 +88,7 @@ def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, StoredTensor]
 
 
 def _table(text: bytes, path: str) -> dict[str, Any]:
+    # JSON allows a name twice, of which Python keeps the last; the format forbids it.
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) != len(pairs):
             raise ValueError("a name twice")

@@ -12,7 +12,7 @@ import numpy as np
 
 from flatkit.errors import CheckpointError
 
-_BLOCK = 2**22
+_BLOCK = 2**22  # so that scanning a file of any size takes a few megabytes
 """Bytes that are read at once when a tensor is scanned."""
 
 
@@ -94,6 +94,7 @@ class StoredTensor:
         assert self.stride is not None
         size = DTYPES[self.dtype].itemsize
         raw = self._read(self.start, span(self.shape, self.stride) * size)
+        # Within `raw`, which holds the whole span: as_strided itself checks nothing.
         entries = np.lib.stride_tricks.as_strided(
             raw, (*self.shape, size), (*(step * size for step in self.stride), 1)
         )
@@ -117,6 +118,7 @@ class StoredTensor:
         self.file.seek(start)
         view, done = memoryview(buffer), 0
         while done < nbytes:
+            # May give fewer bytes than were asked for.
             count = self.file.readinto(view[done:])  # type: ignore[attr-defined]
             if not count:
                 raise CheckpointError("the file ended while a tensor was read; is it changing?")

@@ -26,8 +26,8 @@ from flatkit.files.plain_pickle import (
 )
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_LOCAL_HEADER = 30
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch/serialization.py
+_LOCAL_HEADER = 30  # bytes before the name of a record (the zip format, APPNOTE 4.3.7)
 
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -128,6 +128,7 @@ def vocabulary(persistent: Callable[[Any], Any] | None = None) -> Vocabulary:
     Args:
         persistent: makes a storage of a persistent id.
     """
+    # A memo lets a few bytes name one list many times; each copy of it is paid for here.
     budget = [MAX_BYTES]
 
     def spend(count: int) -> None:
@@ -196,7 +197,7 @@ def _read_archive(file: BinaryIO, path: str, size: int) -> Any:
     def persistent(identity: Any) -> _Storage:
         storage, key = _storage(identity)
         start, nbytes = extents.get(f"{folder}/data/{key}", (0, -1))
-        if nbytes != storage.nbytes:
+        if nbytes != storage.nbytes:  # else a small file could claim a huge tensor
             raise MalformedPickleError(
                 f"storage {key} is said to have {storage.nbytes} bytes and has {max(nbytes, 0)}"
             )
@@ -225,12 +226,13 @@ def _extents(file: BinaryIO, path: str, size: int) -> Mapping[str, tuple[int, in
                     )
                 if record.filename in found:
                     raise CheckpointError(f"{path} is refused: two records of one name")
+                # The local header has an extra field of its own: torch aligns the data with it.
                 file.seek(record.header_offset)
                 names, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
                 start = record.header_offset + _LOCAL_HEADER + names + extra
                 found[record.filename] = (start, record.file_size)
             _check_extents(found.values(), size)
-            damaged = archive.testzip()
+            damaged = archive.testzip()  # torch.load does not look at the checksums
     except CheckpointError:
         raise
     except Exception as error:  # zipfile raises a dozen types for bytes that are no archive
@@ -371,7 +373,7 @@ def _resolve(content: Any, file: BinaryIO, size: int) -> Any:
     Raises:
         MalformedPickleError: stride tricks make its tensors much larger than the file.
     """
-    made: dict[int, Any] = {}
+    made: dict[int, Any] = {}  # by id: what the pickle names twice stays one tensor
     spent = [0]
 
     def resolve(item: Any) -> Any:
@@ -380,6 +382,7 @@ def _resolve(content: Any, file: BinaryIO, size: int) -> Any:
         if isinstance(item, _Claim):
             itemsize = DTYPES[item.dtype].itemsize
             spent[0] += prod(item.shape) * itemsize
+            # Expanded and tied tensors share bytes, so that some excess is honest.
             if spent[0] > 8 * size + 2**24:
                 raise MalformedPickleError("its tensors are much larger than the file")
             start = item.storage.start + item.offset * itemsize
