@@ -1,6 +1,6 @@
 """A checkpoint in memory, whatever wrote it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +219,7 @@ class Checkpoint:
         return recipe
 
     @contextmanager
-    def _rebuilding(self) -> Iterator[None]:
+    def _rebuilding(self) -> Generator[None, None, None]:
         try:
             yield
         # A TypeError is the file's fault here: its arguments may be of any type.

@@ -1,6 +1,6 @@
 """Put stored tensors into a model, all of them, or say what does not fit and what would help."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -112,9 +112,9 @@ def match(
         ignored = any(fnmatchcase(name, pattern) for pattern in ignore)
         return not ignored and name.rpartition(".")[2] not in _COUNTERS
 
-    if any(not kept(name) for name in [*missing, *unexpected]):
-        left = [n for n in [*missing, *unexpected] if any(fnmatchcase(n, p) for p in ignore)]
-        notes += [f"ignored: {', '.join(left[:6])}{', ...' if len(left) > 6 else ''}"] * bool(left)
+    left = [n for n in [*missing, *unexpected] if any(fnmatchcase(n, p) for p in ignore)]
+    if left:
+        notes.append(f"ignored: {', '.join(left[:6])}{', ...' if len(left) > 6 else ''}")
     mismatch = Mismatch(
         missing=[name for name in missing if kept(name)],
         unexpected=[name for name in unexpected if kept(name)],
@@ -177,10 +177,10 @@ def _aligned(
     return {old: plain.get(new, new) for old, new in best.items()}, notes
 
 
-def _prefixes(names: Sequence[str] | Mapping[str, str] | object) -> list[str]:
+def _prefixes(names: Iterable[str]) -> list[str]:
     """Return the beginnings `a.`, `a.b.`, ... of dotted names, the shorter ones first."""
     found: dict[str, None] = {}
-    for name in names:  # type: ignore[attr-defined]
+    for name in names:
         parts = name.split(".")
         for depth in range(1, min(_PREFIX_DEPTH, len(parts) - 1) + 1):
             found[".".join(parts[:depth]) + "."] = None
@@ -211,9 +211,9 @@ def _refuse_collisions(names: Mapping[str, str]) -> None:
         seen[new] = old
 
 
-def _widest(dtypes: object) -> torch.dtype | None:
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
     """Return the floating dtype in which all values are exact, or None."""
-    found = {dtype for dtype in dtypes if dtype.is_floating_point}  # type: ignore[attr-defined]
+    found = {dtype for dtype in dtypes if dtype.is_floating_point}
     # Models do not compute in 8 bits: such a file is widened too.
     if len(found) <= 1 and all(dtype.itemsize > 1 for dtype in found):
         return next(iter(found), None)

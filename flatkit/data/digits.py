@@ -35,7 +35,7 @@ def build_digits(*, test_fraction: float = 0.2, split_seed: int = 0) -> Dataset:
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise MissingDependencyError(
             "the digits data need scikit-learn: pip install 'flatkit[demo]'"

@@ -100,6 +100,7 @@ def read_distributed(
         raise CheckpointError(
             f"{path} is refused: its table names {error}, and making that would run code"
         ) from None
+    # What the table holds is anything: keys may lack, and a number stand where a record should.
     except (MalformedPickleError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
