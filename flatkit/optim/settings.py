@@ -28,7 +28,7 @@ class Settings:
     every: int = 1
     max_norm: float | None = None
     foreach: bool = True
-    eps: float = 1e-12
+    eps: float = 1e-12  # as in the widely used code of SAM; far below any norm that matters
 
     def __post_init__(self) -> None:
         check_choice("batch", self.batch, get_args(Batch))
