@@ -1,13 +1,14 @@
 # `make demo` and `make test` need nothing but Python >= 3.10; everything lives in .venv.
 PYTHON ?= python3
 OLDEST ?= python3.10
+N ?= 20
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage bench \
-	experiment notebooks clean
+.PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage mutate \
+	bench experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
 
 help: ## list the targets
@@ -56,6 +57,9 @@ test-newest: ## the tests with the newest versions that pip finds
 
 coverage: $(READY) ## the everyday tests, and which lines they reach; fails below the floor
 	$(BIN)/python $(PYTEST) --cov --cov-report=term:skip-covered
+
+mutate: $(READY) ## break N seeded places of the mathematics, see which faults the tests miss
+	nice $(BIN)/python -m benchmarks.mutation --count $(N)
 
 bench: $(READY) ## measure speed against peers, in pairs
 	$(BIN)/python -m benchmarks.main_job
