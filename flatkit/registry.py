@@ -78,6 +78,10 @@ class Registry(Generic[T]):
         module, _, attribute = home.partition(":")
         return getattr(import_module(module), attribute)
 
+    def package(self, name: str) -> str:
+        """Return the package that adds a name; empty if none does."""
+        return _package(self._plugins[name]) if name in self._plugins else ""
+
     def build(self, name: str, **kwargs: Any) -> Any:
         """Call the builder.
 

@@ -7,14 +7,11 @@ asked for, so that one that is broken disturbs nobody who does not use it.
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import final
+from typing import Any, final
 
 from flatkit.errors import InvalidArgumentError, PluginError
 from flatkit.measures.base import Measure
-
-GROUP = "flatkit.measures"
+from flatkit.registry import Registry
 
 _NAMES = (
     "loss",
@@ -41,7 +38,7 @@ _NAMES = (
 
 @final
 class Measures(Mapping[str, Measure]):
-    """Measures by name, in running order: those of flatkit, of other packages, registered ones.
+    """Measures by name, in running order: those of flatkit, registered ones, those of packages.
 
     >>> MEASURES["trace"].help
     'trace of the Hessian'
@@ -50,76 +47,61 @@ class Measures(Mapping[str, Measure]):
     """
 
     def __init__(self) -> None:
-        self._registered: dict[str, Measure] = {}
+        self._homes: dict[str, str | Measure] = {
+            name: f"flatkit.measures.{name}:MEASURE" for name in _NAMES
+        }
+        self._registry: Registry[Any] = Registry("measure", self._homes, "flatkit.measures")
 
     @cached_property
     def own(self) -> tuple[Measure, ...]:
         """The measures of flatkit itself."""
         return tuple(self[name] for name in _NAMES)
 
-    @cached_property
-    def _entries(self) -> dict[str, EntryPoint]:
-        found = entry_points(group=GROUP)
-        return {entry.name: entry for entry in found if entry.name not in _NAMES}
-
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*_NAMES, *self._entries, *self._registered)))
+        return iter(self._registry)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._registry)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry
 
     def __getitem__(self, name: str) -> Measure:
         """Return a measure; its file is imported now.
 
         Raises:
+            InvalidArgumentError: no such measure.
             PluginError: the package that adds it is broken.
         """
-        if name in _NAMES:
-            return import_module(f"flatkit.measures.{name}").MEASURE
-        return self._registered[name] if name in self._registered else _load(self._entries[name])
+        found = self._registry.load(name)
+        if not isinstance(found, Measure) or found.name != name:
+            raise PluginError(
+                f"the package {self._registry.package(name)} must add a flatkit.Measure of the "
+                f"name {name!r}, got {found!r}"
+            )
+        return found
 
     def help(self, name: str) -> str:
         """Return the line of a measure in the help, without importing other packages."""
-        if name in self._entries:
-            return f"from the package {_package(self._entries[name])}"
-        return self[name].help
+        package = self._registry.package(name)
+        return f"from the package {package}" if package else self[name].help
 
     def register(self, measure: Measure) -> Measure:
-        """Add a measure, or replace one that was added before.
+        """Add a measure, or replace one that was registered before.
 
         Raises:
             InvalidArgumentError: its name is that of a measure of flatkit or of a package.
 
         >>> measures = Measures()
         >>> _ = measures.register(Measure("answer", "the answer", run=lambda session: []))
-        >>> list(measures)[-1]
-        'answer'
+        >>> "answer" in measures
+        True
         """
-        if measure.name in _NAMES or measure.name in self._entries:
-            raise InvalidArgumentError(f"there is a measure {measure.name!r} already")
-        self._registered[measure.name] = measure
+        name = measure.name
+        if name in _NAMES or self._registry.package(name):
+            raise InvalidArgumentError(f"there is a measure {name!r} already")
+        self._homes[name] = measure
         return measure
-
-
-def _load(entry: EntryPoint) -> Measure:
-    package = _package(entry)
-    try:
-        found = entry.load()
-    except Exception as error:  # code of others: whatever it raises, the message names its package
-        raise PluginError(
-            f"the measure {entry.name} of the package {package} cannot be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(found, Measure) or found.name != entry.name:
-        raise PluginError(
-            f"{entry.value} of the package {package} must be a flatkit.Measure of the name "
-            f"{entry.name!r}, got {found!r}"
-        )
-    return found
-
-
-def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else entry.module
 
 
 MEASURES = Measures()
