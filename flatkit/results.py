@@ -44,6 +44,11 @@ class Cost:
     seconds: float = 0.0
     losses: int = 0
 
+    def __sub__(self, earlier: "Cost") -> "Cost":
+        """Return what was added after an earlier reading."""
+        before = asdict(earlier)
+        return Cost(**{name: value - before[name] for name, value in asdict(self).items()})
+
 
 @dataclass(frozen=True)
 class Result:

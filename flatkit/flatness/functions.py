@@ -113,7 +113,7 @@ class GradientNorm:
         scaled = self.geometry.displacement(gradients.detach())
 
         def ascents() -> Tensor:
-            self.objective.tally.matvecs += len(points)
+            self.objective.count(matvecs=len(points))
             if not gradients.requires_grad:
                 return torch.zeros_like(points)
             (products,) = torch.autograd.grad(
@@ -185,5 +185,5 @@ def _gradients(
     leaf = points.detach().requires_grad_()
     losses = vmap(lambda theta: objective.chunk_loss(theta, chunk), randomness="error")(leaf)
     (gradients,) = torch.autograd.grad(losses.sum(), leaf, create_graph=create_graph)
-    objective.tally.gradients += len(points)
+    objective.count(gradients=len(points))
     return losses.detach().double().cpu(), gradients, leaf

@@ -156,7 +156,7 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
             point = theta.detach().requires_grad_()
             loss = objective.chunk_loss(point, objective.rows(part), smooth=False)
             total += sign * differentiate(loss, point)
-    objective.tally.gradients += 1
+    objective.count(gradients=1)
     return total
 
 

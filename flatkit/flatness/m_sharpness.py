@@ -112,7 +112,7 @@ def m_sharpness(
         values.append(best)
         one_steps.append(one_step)
         spent += cost
-    objective.tally.gradients += math.ceil(spent * m / objective.num_samples)
+    objective.count(gradients=math.ceil(spent * m / objective.num_samples))
     found = torch.tensor(values, dtype=torch.float64)
     error = float(found.std()) / math.sqrt(len(values))
     return BatchSharpness(float(found.mean()), error, len(values), sum(one_steps) / len(values))

@@ -1,23 +1,26 @@
 """Which engine to use: candidates multiply once on a few samples, held against float64."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from flatkit.errors import FlatkitError, InvalidArgumentError, NonFiniteError
+from flatkit.errors import FlatkitError, NonFiniteError
 from flatkit.hessian.products import (
-    Difference,
     Engine,
     EngineName,
-    Prepared,
     build_engine,
+    central_difference,
+    difference_error,
+    double_backward,
 )
-from flatkit.objective.function import Chunk, Objective
+from flatkit.hessian.unsupported import UnsupportedError
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk, differentiate
 
 Preference: TypeAlias = Literal["auto"] | EngineName
 
@@ -39,6 +42,7 @@ _CLEARLY = 0.75
 """Of the second fastest engine's time: below this one round decides."""
 _NOT_FINITE = "the product is not finite"
 _SUSPICIOUS = 0.05
+"""Relative difference of two products from which on one of them is wrong."""
 _DOUBLE_MAX = 20_000_000
 """Parameters up to which a copy in float64 is no burden."""
 
@@ -73,9 +77,6 @@ class Choice:
         }
 
 
-_CHOICES: "WeakKeyDictionary[Objective, dict[tuple, Choice]]" = WeakKeyDictionary()
-
-
 def choose(
     objective: Objective, theta: Tensor, *, preference: Preference = "auto", tolerance: float = 1e-4
 ) -> Choice:
@@ -83,121 +84,133 @@ def choose(
 
     The truth is a product in float64 by double backward, on the same samples, unless central
     differences settle on another one; where there is neither, nothing, and the choice says so. An
-    objective is probed once, whatever the point.
+    objective is probed once, whatever the point, and keeps the choice.
 
     Raises:
         FlatkitError: no engine works here; the message names what each of them said.
         NonFiniteError: the products are NaN or infinite.
     """
-    known = _CHOICES.setdefault(objective, {})
+    known: dict[tuple[str, float], Choice] = objective.engine_choices
     key = (preference, tolerance)
-    if key not in known:
-        known[key] = _probe(objective, theta, preference, tolerance)
+    if key in known:
+        return known[key]
+    probe = _Probe(objective, theta, _few(objective, *_CHECKED), _direction(theta))
+    truth, probe.against = _truth(probe)
+    groups: tuple[tuple[EngineName, ...], ...] = (
+        _CANDIDATES if preference == "auto" else ((preference,),)
+    )
+    good: list[_Trial] = []
+    for group in groups:
+        trials: list[_Trial] = []
+        for name in group:
+            trial = _try(probe, name, truth)
+            trials += [] if trial is None else [trial]
+        good = [trial for trial in trials if trial.error is None or trial.error <= tolerance]
+        if not good and group is groups[-1]:
+            good = trials  # nothing better is left: the choice states its error
+        for trial in trials:
+            if trial not in good and group is not groups[-1]:
+                reason = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
+                probe.rejected[trial.name] = reason
+        if good:
+            break
+    if not good:
+        raise _refusal(probe.rejected)
+    timed, vectors = _few(objective, *_TIMED), probe.vector[None]
+    contenders: dict[str, Callable[[], object]] = {"": _gradient(probe, timed)}
+    for trial in good:
+        contenders[trial.name] = partial(trial.engine.prepare(timed).products, vectors)
+    seconds = _fastest_times(contenders, theta.device)
+    known[key] = _cheapest(probe, good, seconds)
     return known[key]
 
 
 @dataclass
+class _Probe:
+    """What the engines are tried on, and what came out so far."""
+
+    objective: Objective
+    theta: Tensor
+    chunk: Chunk
+    vector: Tensor
+    against: str = ""
+    rejected: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class _Trial:
+    """An engine that can multiply, and the relative error of its product."""
+
     name: EngineName
-    product: Tensor
-    prepared: Prepared
     engine: Engine
-    error: float | None = None
-    seconds: float = 0.0
+    error: float | None
 
 
-def _probe(objective: Objective, theta: Tensor, preference: Preference, tolerance: float) -> Choice:
-    chunk = _few(objective, *_CHECKED)
-    vector = _direction(theta)
-    truth, against = _truth(objective, theta, chunk, vector)
-    rejected: dict[str, str] = {}
-    groups: tuple[tuple[EngineName, ...], ...] = (
-        _CANDIDATES if preference == "auto" else ((preference,),)
-    )
-    for number, group in enumerate(groups):
-        trials = [_try(name, objective, theta, chunk, vector, rejected) for name in group]
-        trials = [trial for trial in trials if trial is not None]
-        for trial in trials:
-            trial.error = _difference(trial.product, truth)
-            if truth is None and isinstance(trial.prepared, Difference):
-                trial.error = trial.prepared.relative_error(vector)
-                against = "its own product at twice the step"
-        last = number == len(groups) - 1
-        good = [t for t in trials if t.error is None or t.error <= tolerance]
-        for trial in trials:
-            if trial not in good and not last:
-                rejected[trial.name] = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
-        good = good or (trials if last else [])
-        if good:
-            return _cheapest(good, objective, theta, vector, against, rejected)
+def _try(probe: _Probe, name: EngineName, truth: Tensor | None) -> _Trial | None:
+    """Return how far an engine's product is off, or None and note why it has none."""
+    try:
+        engine = build_engine(name, probe.objective, probe.theta)
+        product = engine.prepare(probe.chunk).products(probe.vector[None])[0]
+    except UnsupportedError as error:
+        probe.rejected[name] = " ".join(str(error).split())[:200]
+        return None
+    if not product.isfinite().all() and name != "double_backward":
+        probe.rejected[name] = _NOT_FINITE
+        return None
+    if truth is None and name == "central_difference":
+        probe.against = "its own product at twice the step"
+        error = difference_error(probe.objective, probe.theta, probe.chunk, probe.vector)
+        return _Trial(name, engine, error)
+    return _Trial(name, engine, _difference(product, truth))
+
+
+def _refusal(rejected: dict[str, str]) -> FlatkitError:
     if _NOT_FINITE in rejected.values():
-        raise NonFiniteError(
+        return NonFiniteError(
             "the Hessian-vector product has NaN or infinite entries: the loss is not finite at or "
             "near this point (try dtype=float64), or not twice differentiable"
         )
     reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
-    raise FlatkitError(f"no engine can multiply with this Hessian: {reasons}")
+    return FlatkitError(f"no engine can multiply with this Hessian: {reasons}")
 
 
-def _try(
-    name: EngineName,
-    objective: Objective,
-    theta: Tensor,
-    chunk: Chunk,
-    vector: Tensor,
-    rejected: dict[str, str],
-) -> _Trial | None:
-    try:
-        engine = build_engine(name, objective, theta)
-        prepared = engine.prepare(chunk)
-        product = prepared.products(vector[None])[0]
-    except InvalidArgumentError:
-        raise
-    except Exception as error:  # whatever a model's operations say when they have no derivative
-        rejected[name] = " ".join(str(error).split())[:200] or type(error).__name__
-        return None
-    if product.isfinite().all() or name == "double_backward":
-        return _Trial(name, product, prepared, engine)
-    rejected[name] = _NOT_FINITE
-    return None
+def _gradient(probe: _Probe, chunk: Chunk) -> Callable[[], object]:
+    """Return the gradient of a chunk, to be timed beside the products."""
+
+    def gradient() -> Tensor:
+        point = probe.theta.detach().requires_grad_()
+        return differentiate(probe.objective.chunk_loss(point, chunk, smooth=False), point)
+
+    return gradient
 
 
-def _cheapest(
-    trials: list[_Trial],
-    objective: Objective,
-    theta: Tensor,
-    vector: Tensor,
-    against: str,
-    rejected: dict[str, str],
-) -> Choice:
-    def gradient() -> None:
-        point = theta.detach().requires_grad_()
-        torch.autograd.grad(objective.chunk_loss(point, chunk, smooth=False), point)
-
-    chunk = _few(objective, *_TIMED)
-    contenders: dict[str, Callable[[], object]] = {"": gradient}
-    for trial in trials:
-        prepared = trial.engine.prepare(chunk)
-        contenders[trial.name] = lambda prepared=prepared: prepared.products(vector[None])
+def _fastest_times(
+    contenders: Mapping[str, Callable[[], object]], device: torch.device
+) -> dict[str, float]:
+    """Return the least seconds of each, until it is clear which of the named ones is fastest."""
     seconds = dict.fromkeys(contenders, float("inf"))
     begun = time.perf_counter()
     for turn in range(1, _MOST_ROUNDS + 1):  # in turn, so that noise hurts all alike
         for name, run in contenders.items():
             started = time.perf_counter()
             run()
-            _wait(theta)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             seconds[name] = min(seconds[name], time.perf_counter() - started)
-        first, *others = sorted(seconds[trial.name] for trial in trials)
+        first, *others = sorted(spent for name, spent in seconds.items() if name)
         clear = all(first < _CLEARLY * other for other in others[:1])
         if clear or (turn >= _ROUNDS and time.perf_counter() - begun > _SECONDS):
             break
+    return seconds
+
+
+def _cheapest(probe: _Probe, trials: list[_Trial], seconds: Mapping[str, float]) -> Choice:
     best = min(trials, key=lambda trial: seconds[trial.name])
+    costs = {trial.name: seconds[trial.name] / max(seconds[""], 1e-9) for trial in trials}
     for trial in trials:
         if trial is not best:
-            cost = seconds[trial.name] / seconds[""]
-            rejected[trial.name] = f"costs {cost:.1f} gradients here"
-    cost = seconds[best.name] / max(seconds[""], 1e-9)
-    return Choice(best.name, best.error, against, cost, rejected)
+            probe.rejected[trial.name] = f"costs {costs[trial.name]:.1f} gradients here"
+    return Choice(best.name, best.error, probe.against, costs[best.name], probe.rejected)
 
 
 def _few(objective: Objective, share: float, most: int) -> Chunk:
@@ -213,34 +226,43 @@ def _direction(theta: Tensor) -> Tensor:
     return vector / vector.norm()
 
 
-def _truth(
-    objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor
-) -> tuple[Tensor | None, str]:
-    if len(theta) > _DOUBLE_MAX or theta.device.type == "mps":
+def _truth(probe: _Probe) -> tuple[Tensor | None, str]:
+    """Return the product in float64 that is most worth believing, or None, and what it is."""
+    if len(probe.theta) > _DOUBLE_MAX or probe.theta.device.type == "mps":
         return None, "nothing: too large for a copy in float64"
+    precise, chunk = probe.objective.in_double(), probe.chunk.in_double()
+    theta, vector = probe.theta.double(), probe.vector.double()
+    refusal = _refusal_of_double(precise, theta, chunk)
+    if refusal is not None:
+        return None, f"nothing: no gradient in float64 ({refusal})"
     try:
-        precise = objective.in_double()
-        part = chunk.in_double()
-        rough = _double_product("central_difference", precise, theta, part, vector)
-    except Exception as error:  # whatever a model's operations say when they refuse float64
-        return None, f"nothing: no gradient in float64 ({type(error).__name__})"
+        rough = central_difference(precise, theta, chunk).products(vector[None])[0]
+    except UnsupportedError as error:
+        return None, f"nothing: no gradient in float64 ({_kind(error)})"
     try:
-        exact = _double_product("double_backward", precise, theta, part, vector)
-    except Exception as error:  # likewise, when they have no second derivative
-        return rough, f"central differences in float64 ({type(error).__name__} by double backward)"
+        exact = double_backward(precise, theta, chunk).products(vector[None])[0]
+    except UnsupportedError as error:
+        return rough, f"central differences in float64 ({_kind(error)} by double backward)"
     if float((exact - rough).norm()) > _SUSPICIOUS * float(rough.norm()) > 0:
-        if not _settles(precise, theta.double(), part, vector.double()):
+        if not _settles(precise, theta, chunk, vector):
             return exact, "double backward in float64, with a kink of the loss near this point"
         # Some operations answer twice differentiated with a zero instead of an error.
         return rough, "central differences in float64, as autograd contradicts them"
     return exact, "double backward in float64"
 
 
-def _double_product(
-    name: EngineName, objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor
-) -> Tensor:
-    engine = build_engine(name, objective, theta.double())
-    return engine.prepare(chunk).products(vector.double()[None])[0]
+@torch.no_grad()
+def _refusal_of_double(precise: Objective, theta: Tensor, chunk: Chunk) -> str | None:
+    """Return what kind of error a model's own operations raise in float64; None if they work."""
+    try:
+        precise.outputs(theta, chunk)
+    except (RuntimeError, TypeError, ValueError) as error:  # of the user's model: it ran in float32
+        return type(error).__name__
+    return None
+
+
+def _kind(error: UnsupportedError) -> str:
+    return type(error.__cause__ or error).__name__
 
 
 def _settles(objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor) -> bool:
@@ -270,8 +292,3 @@ def _difference(product: Tensor, truth: Tensor | None) -> float | None:
     if not (size < float("inf") and distance < float("inf")):
         return None
     return distance / size if size > 0 else (0.0 if distance == 0 else None)
-
-
-def _wait(theta: Tensor) -> None:
-    if theta.device.type == "cuda":
-        torch.cuda.synchronize(theta.device)

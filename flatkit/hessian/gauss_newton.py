@@ -2,15 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from flatkit.hessian.layers.trace import UntraceableError
-from flatkit.hessian.operator import _finite
-from flatkit.hessian.products import LayersEngine
-from flatkit.objective.function import Chunk, Objective
+from flatkit.errors import InvalidArgumentError
+from flatkit.hessian.layers.tape import Tape
+from flatkit.hessian.layers.trace import trace
+from flatkit.hessian.operator import finite
+from flatkit.hessian.unsupported import UnsupportedError
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk
 from flatkit.spectrum.operators import SymmetricOperator
 
 
@@ -20,18 +24,20 @@ class _Positive(SymmetricOperator):
     Layer by layer where the model can be traced, else by two backward passes for J and one for Jᵀ.
     """
 
+    _kept: Tape | None = None
+    """The tape of the only chunk, if there is only one."""
+
     def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
         self.objective = objective
         self.theta = (objective.theta if theta is None else theta).detach()
         self.size = objective.num_parameters
         self.dtype, self.device = self.theta.dtype, self.theta.device
-        self._tapes: list[Any] | None = None
-        self._engine = self._traced()
+        self._record = self._recorder()
 
     @property
     def settings(self) -> dict[str, Any]:
         """How the products are computed, ready for JSON."""
-        return {"engine": "double_backward" if self._engine is None else "layers"}
+        return {"engine": "double_backward" if self._record is None else "layers"}
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -41,16 +47,18 @@ class _Positive(SymmetricOperator):
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P]."""
         total = torch.zeros_like(self.theta)
-        for number, chunk in enumerate(self.objective.chunks()):
-            if self._engine is None:
+        for chunk in self.objective.chunks(matvecs=1):
+            if self._record is None:
                 total += self._by_graph(vector, chunk)
-            else:
-                total += self._by_layers(self._tape(number, chunk), vector, chunk)
-        self.objective.tally.matvecs += 1
-        return _finite(total, "product")
+                continue
+            tape = self._kept or self._record(chunk)
+            if self.objective.num_chunks == 1:
+                self._kept = tape
+            total += self._by_layers(tape, vector, chunk)
+        return finite(total, "product")
 
     @abstractmethod
-    def _by_layers(self, tape: Any, vector: Tensor, chunk: Chunk) -> Tensor:
+    def _by_layers(self, tape: Tape, vector: Tensor, chunk: Chunk) -> Tensor:
         """Return a chunk's part of the product from its tape."""
 
     @abstractmethod
@@ -64,21 +72,16 @@ class _Positive(SymmetricOperator):
         bent = self._bent(outputs.detach(), along, chunk)
         return torch.autograd.grad(outputs, point, bent)[0]
 
-    def _tape(self, number: int, chunk: Chunk) -> Any:
-        assert self._engine is not None
-        if self.objective.num_chunks > 1:
-            return self._engine.tape(chunk)
-        if self._tapes is None:
-            self._tapes = [self._engine.tape(chunk)]
-        return self._tapes[number]
-
-    def _traced(self) -> LayersEngine | None:
-        try:
-            engine = LayersEngine(self.objective, self.theta)
-            engine.tape(next(self.objective.chunks(1)))
-            return engine
-        except (UntraceableError, RuntimeError):
+    def _recorder(self) -> Callable[[Chunk], Tape] | None:
+        """Return what records a chunk, or None where the model is no graph of layers."""
+        if not isinstance(self.objective.samples.inputs, Tensor):
             return None
+        try:
+            record = partial(Tape, trace(self.objective.model), self.objective, self.theta)
+            record(next(self.objective.chunks(1)))
+        except UnsupportedError:
+            return None
+        return record
 
 
 @final
@@ -95,8 +98,8 @@ class GaussNewtonOperator(_Positive):
     tensor([5.])
     """
 
-    def _by_layers(self, tape: Any, vector: Tensor, chunk: Chunk) -> Tensor:
-        return tape.product(vector[None], gauss_newton=True)[0]
+    def _by_layers(self, tape: Tape, vector: Tensor, chunk: Chunk) -> Tensor:
+        return tape.products(vector[None], curved=False)[0]
 
     def _bent(self, outputs: Tensor, along: Tensor, chunk: Chunk) -> Tensor:
         point = outputs.requires_grad_()
@@ -123,18 +126,31 @@ class FisherOperator(_Positive):
     tensor([34.])
     """
 
-    def _by_layers(self, tape: Any, vector: Tensor, chunk: Chunk) -> Tensor:
-        return tape.fisher_product(vector, self._values(chunk)) / self.objective.num_samples
+    def _by_layers(self, tape: Tape, vector: Tensor, chunk: Chunk) -> Tensor:
+        def bend(along: Tensor) -> Tensor:
+            return self._bent(tape.outputs.detach(), along, chunk)
 
+        return tape.products(vector[None], bend=bend, curved=False)[0]
+
+    @torch.enable_grad()
     def _bent(self, outputs: Tensor, along: Tensor, chunk: Chunk) -> Tensor:
         point = outputs.requires_grad_()
-        (slope,) = torch.autograd.grad(self._values(chunk)(point).sum(), point)
+        values = _sample_losses(self.objective, point, chunk)
+        (slope,) = torch.autograd.grad(values.sum(), point)
         rates = (slope * along).flatten(1).sum(1)  # gₙ·v, [B]
         weighted = slope * rates.view(-1, *[1] * (slope.ndim - 1))
         return weighted / self.objective.num_samples
 
-    def _values(self, chunk: Chunk) -> Callable[[Tensor], Tensor]:
-        return lambda outputs: self.objective.sample_losses(outputs, chunk)
+
+def _sample_losses(objective: Objective, outputs: Any, chunk: Chunk) -> Tensor:
+    """Return the loss of every sample of a chunk, [B]."""
+    values = objective.loss_function(outputs, chunk.targets)
+    if values.shape != (chunk.size,) or objective.total_weight != objective.num_samples:
+        raise InvalidArgumentError(
+            "the empirical Fisher matrix needs the loss of every sample; give a loss that returns "
+            "one value per sample, e.g. reduction='none'"
+        )
+    return values
 
 
 def _pushforward(outputs: Tensor, point: Tensor, vector: Tensor) -> Tensor:

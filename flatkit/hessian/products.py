@@ -1,9 +1,11 @@
-"""The ways to multiply with a Hessian: one chunk of samples, K vectors, one interface."""
+"""The ways to multiply with a Hessian: one chunk of samples, K vectors, a function a formula."""
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Literal, TypeAlias, final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from torch.func import jvp
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.hessian.layers.tape import Tape
-from flatkit.hessian.layers.trace import Network, UntraceableError, trace
-from flatkit.objective.function import Chunk, Objective, differentiate
+from flatkit.hessian.layers.trace import trace
+from flatkit.hessian.unsupported import UnsupportedError, torch_derivatives
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk, differentiate
 
 EngineName: TypeAlias = Literal[
     "layers",
@@ -32,198 +36,135 @@ ENGINES: Mapping[EngineName, str] = {
 """The engines by name."""
 
 
-class Prepared(ABC):
-    """One chunk at one point, ready to be multiplied with.
+class Prepared(Protocol):
+    """One chunk at one point, ready to be multiplied with."""
 
-    Attributes:
-        gradient: of the chunk's part of L, [P]; None if it is not known without work.
-    """
+    @property
+    def gradient(self) -> Tensor | None:
+        """∇ of the chunk's part of L, [P]; None if it is not known without work."""
+        ...
 
+    @property
+    def products(self) -> Callable[[Tensor], Tensor]:
+        """Vectors [K, P] -> their products [K, P]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A prepared chunk that is two values: its products and, if it is known, its gradient."""
+
+    products: Callable[[Tensor], Tensor]
     gradient: Tensor | None = None
 
-    @abstractmethod
-    def products(self, vectors: Tensor) -> Tensor:
-        """Return the products [K, P] with the rows of [K, P]."""
 
-
-class Engine(ABC):
-    """A way to multiply.
+@dataclass(frozen=True)
+class Engine:
+    """A way to multiply at one point.
 
     Attributes:
+        prepare: does for a chunk what all its products share.
         keeps: whether a prepared chunk holds memory that makes the next product cheaper.
+        held: bytes that the engine itself holds.
     """
 
-    keeps = False
-
-    def __init__(self, objective: Objective, theta: Tensor) -> None:
-        self.objective, self.theta = objective, theta
-
-    @abstractmethod
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Do for a chunk what all its products share."""
+    prepare: Callable[[Chunk], Prepared]
+    keeps: bool = False
+    held: int = 0
 
 
-@final
-class LayersEngine(Engine):
-    """Layer by layer; needs a model that `torch.fx` can follow, and one tensor of outputs."""
-
-    keeps = True
-
-    def __init__(self, objective: Objective, theta: Tensor) -> None:
-        super().__init__(objective, theta)
-        self.network: Network = trace(objective.model)
-
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Record the layers."""
-        return _Recorded(self.tape(chunk))
-
-    def tape(self, chunk: Chunk) -> Tape:
-        """Return the recorded layers."""
-        own = self.objective
-        if not isinstance(chunk.inputs, Tensor):
-            raise UntraceableError("the model takes more than one tensor")
-        return Tape(
-            self.network, own.space, self.theta, chunk.inputs, lambda out: own.share(out, chunk)
-        )
-
-
-@final
-class _Recorded(Prepared):
-    def __init__(self, tape: Tape) -> None:
-        self._tape, self.gradient = tape, tape.gradient
-
-    def products(self, vectors: Tensor) -> Tensor:
-        if self._tape.takes_blocks or len(vectors) == 1:
-            return self._tape.product(vectors)
-        return torch.cat([self._tape.product(vector[None]) for vector in vectors])
-
-
-@final
-class DoubleBackwardEngine(Engine):
+def double_backward(objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
     """H v = ∇(∇L·v) through the kept graph of the gradient (Pearlmutter, 1994)."""
+    point = theta.clone().requires_grad_()
+    loss = objective.chunk_loss(point, chunk)
+    with torch_derivatives():
+        slope = differentiate(loss, point, create_graph=True)
 
-    keeps = True
-
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Build the graph of the gradient."""
-        return _Graph(self.objective, self.theta, chunk)
-
-
-@final
-class _Graph(Prepared):
-    def __init__(self, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
-        self._point = theta.clone().requires_grad_()
-        loss = objective.chunk_loss(self._point, chunk)
-        self._slope = differentiate(loss, self._point, create_graph=True)
-        self.gradient = self._slope.detach()
-
-    def products(self, vectors: Tensor) -> Tensor:
-        if not self._slope.requires_grad:  # a loss that is linear in θ has no curvature
+    def products(vectors: Tensor) -> Tensor:
+        if not slope.requires_grad:  # a loss that is linear in θ has no curvature
             return torch.zeros_like(vectors)
-        return torch.stack(
-            [
-                torch.autograd.grad(
-                    self._slope, self._point, vector, retain_graph=True, materialize_grads=True
-                )[0]
-                for vector in vectors
-            ]
-        )
+        found = torch.empty_like(vectors)
+        with torch_derivatives():
+            for row, vector in zip(found, vectors, strict=True):
+                row.copy_(
+                    torch.autograd.grad(
+                        slope, point, vector, retain_graph=True, materialize_grads=True
+                    )[0]
+                )
+        return found
+
+    return Formula(products, slope.detach())
 
 
-@final
-class ForwardOverReverseEngine(Engine):
+def forward_over_reverse(objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
     """H v = d/dt ∇L(θ + t v): the forward-mode derivative of the gradient."""
+    slope = torch.func.grad(partial(objective.chunk_loss, chunk=chunk))
 
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Do nothing."""
-        return _ForwardOverReverse(self.objective, self.theta, chunk)
+    def products(vectors: Tensor) -> Tensor:
+        with _inside_torch_func():
+            return torch.stack([jvp(slope, (theta,), (vector,))[1] for vector in vectors])
 
-
-@final
-class _ForwardOverReverse(Prepared):
-    def __init__(self, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
-        self._objective, self._theta, self._chunk = objective, theta, chunk
-
-    def products(self, vectors: Tensor) -> Tensor:
-        slope = torch.func.grad(lambda point: self._objective.chunk_loss(point, self._chunk))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.script.*")  # inside torch.func
-            return torch.stack([jvp(slope, (self._theta,), (vector,))[1] for vector in vectors])
+    return Formula(products)
 
 
-@final
-class ReverseOverForwardEngine(Engine):
+def reverse_over_forward(objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
     """H v = ∇(d/dt L(θ + t v)): the gradient of the forward-mode derivative."""
 
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Do nothing."""
-        return _ReverseOverForward(self.objective, self.theta, chunk)
+    def rate(point: Tensor, vector: Tensor) -> Tensor:
+        return jvp(partial(objective.chunk_loss, chunk=chunk), (point,), (vector,))[1]
+
+    def products(vectors: Tensor) -> Tensor:
+        with _inside_torch_func():
+            return torch.stack([torch.func.grad(rate)(theta, vector) for vector in vectors])
+
+    return Formula(products)
 
 
-@final
-class _ReverseOverForward(Prepared):
-    def __init__(self, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
-        self._objective, self._theta, self._chunk = objective, theta, chunk
-
-    def products(self, vectors: Tensor) -> Tensor:
-        def rate(point: Tensor, vector: Tensor) -> Tensor:
-            loss = lambda p: self._objective.chunk_loss(p, self._chunk)  # noqa: E731
-            return jvp(loss, (point,), (vector,))[1]
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.script.*")  # inside torch.func
-            return torch.stack([torch.func.grad(rate)(self._theta, vector) for vector in vectors])
-
-
-@final
-class CentralDifferenceEngine(Engine):
+def central_difference(
+    objective: Objective, theta: Tensor, chunk: Chunk, *, steps: float = 1.0
+) -> Formula:
     """H v ≈ (∇L(θ + h u) - ∇L(θ - h u))·‖v‖/2h for the unit vector u of v.
 
-    The step h = ε^(1/3)·max(1, ‖θ‖)·s balances rounding, which grows as ε‖∇L‖/h, against the
+    The step h = 0.1 ε^(1/3)·max(1, ‖θ‖) balances rounding, which grows as ε‖∇L‖/h, against the
     third derivative, which grows as h². Kinks (ReLU) within the step are an error that no step
-    removes; nothing here is promised, it is measured: see `Choice.error`, and where there is
-    nothing to compare with, `Difference.relative_error`.
+    removes; nothing here is promised, it is measured: `Choice.error`, and where there is nothing to
+    compare with, `difference_error`.
+
+    Args:
+        objective: L.
+        theta: θ [P].
+        chunk: the samples.
+        steps: multiplies h.
     """
+    size = steps * 0.1 * torch.finfo(theta.dtype).eps ** (1 / 3) * max(1.0, float(theta.norm()))
 
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Do nothing."""
-        return Difference(self.objective, self.theta, chunk)
+    def products(vectors: Tensor) -> Tensor:
+        found = torch.zeros_like(vectors)
+        for row, vector in zip(found, vectors, strict=True):
+            length = float(vector.norm())
+            for sign in (1, -1) if length > 0 else ():
+                point = (theta + vector * (sign * size / length)).requires_grad_()
+                loss = objective.chunk_loss(point, chunk, smooth=False)
+                with torch_derivatives():
+                    row.add_(differentiate(loss, point), alpha=sign)
+            row *= length / (2 * size)
+        return found
+
+    return Formula(products)
 
 
-@final
-class Difference(Prepared):
-    """A chunk whose gradient is taken at both sides of θ."""
+def difference_error(objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor) -> float:
+    """Return how far a central difference differs from that at twice the step, relative to it.
 
-    def __init__(self, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
-        self._objective, self._theta, self._chunk = objective, theta, chunk
-        scale = max(1.0, float(theta.norm()))
-        self.step = 0.1 * torch.finfo(theta.dtype).eps ** (1 / 3) * scale
-
-    def products(self, vectors: Tensor) -> Tensor:
-        """Return the products [K, P]."""
-        return torch.stack([self._product(vector) for vector in vectors])
-
-    def relative_error(self, vector: Tensor) -> float:
-        """Return how far a product differs from that at twice the step, relative to it.
-
-        Of the third derivative's part this is three times the error; of rounding's part, which a
-        longer step halves, about the error; at a kink, an indication. Cost: 4 gradients.
-        """
-        near, far = self._product(vector), self._product(vector, steps=2)
-        size = float(near.norm())
-        return float((near - far).norm()) / size if size > 0 else float(far.norm())
-
-    def _product(self, vector: Tensor, *, steps: int = 1) -> Tensor:
-        length, size = float(vector.norm()), steps * self.step
-        if length == 0:
-            return torch.zeros_like(vector)
-        step = vector * (size / length)
-        ahead, behind = (self._gradient(self._theta + sign * step) for sign in (1, -1))
-        return (ahead - behind) * (length / (2 * size))
-
-    def _gradient(self, theta: Tensor) -> Tensor:
-        point = theta.requires_grad_()
-        return differentiate(self._objective.chunk_loss(point, self._chunk, smooth=False), point)
+    Of the third derivative's part this is three times the error; of rounding's part, which a longer
+    step halves, about the error; at a kink, an indication. Cost: 4 gradients.
+    """
+    near, far = (
+        central_difference(objective, theta, chunk, steps=steps).products(vector[None])[0]
+        for steps in (1, 2)
+    )
+    size = float(near.norm())
+    return float((near - far).norm()) / size if size > 0 else float(far.norm())
 
 
 def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engine:
@@ -231,17 +172,29 @@ def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engin
 
     Raises:
         InvalidArgumentError: no such engine.
-        UntraceableError: `layers`, and the model is no graph of layers.
+        UnsupportedError: `layers`, and the model is no graph of layers with one input.
     """
-    if name not in _CLASSES:
+    if name == "layers":
+        if not isinstance(objective.samples.inputs, Tensor):
+            raise UnsupportedError("the model takes more than one tensor")
+        network = trace(objective.model)
+        return Engine(partial(Tape, network, objective, theta), keeps=True, held=network.nbytes)
+    if name not in _FORMULAS:
         raise InvalidArgumentError(f"engine must be auto or one of {', '.join(ENGINES)}")
-    return _CLASSES[name](objective, theta)
+    prepare = partial(_FORMULAS[name], objective, theta)
+    return Engine(prepare, keeps=name == "double_backward")
 
 
-_CLASSES: Mapping[EngineName, type[Engine]] = {
-    "layers": LayersEngine,
-    "double_backward": DoubleBackwardEngine,
-    "forward_over_reverse": ForwardOverReverseEngine,
-    "reverse_over_forward": ReverseOverForwardEngine,
-    "central_difference": CentralDifferenceEngine,
+_FORMULAS: Mapping[EngineName, Callable[[Objective, Tensor, Chunk], Formula]] = {
+    "double_backward": double_backward,
+    "forward_over_reverse": forward_over_reverse,
+    "reverse_over_forward": reverse_over_forward,
+    "central_difference": central_difference,
 }
+
+
+@contextmanager
+def _inside_torch_func() -> Iterator[None]:
+    with warnings.catch_warnings(), torch_derivatives():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+        yield

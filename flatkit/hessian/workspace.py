@@ -9,17 +9,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 _aten = torch.ops.aten
-_BLOCK = 16
-"""Channels in a block of oneDNN's layouts on processors with AVX-512, 8 on others."""
+_FAST = (torch.float32, torch.bfloat16, torch.float16)
+_WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
+_BLOCK = 16 if _WIDE else 8
+"""Channels in a block of oneDNN's layouts: as many as a register of the processor holds."""
 
 
 def scratch_bytes(operation: Any, arguments: Sequence[Any], result: Any) -> int:
     """Return the bytes that a kernel takes beside its inputs and results, as far as is known.
 
-    Of what occurs in networks only convolutions and oneDNN's LSTM take much. In single and half
-    precision oneDNN copies images and weights into layouts of its own, unless the channels are last
-    in memory; other precisions multiply with a matrix of all patches, which holds every pixel as
-    often as the kernel has entries. An estimate: 1 to 3 times what malloc gave out in torch 2.13
+    Only convolutions and oneDNN's LSTM take much. In single and half precision oneDNN copies images
+    and weights into layouts of its own, unless the channels are last in memory or a group has too
+    few channels; other precisions multiply with a matrix of all patches, which holds every pixel
+    as often as the kernel has entries. An estimate: 1 to 3 times what malloc gave out in torch 2.13
     (up to 5 times with groups or channels last in float64, 0.6 at worst in bfloat16); for the LSTM
     half of what goes in and comes out, 0.9 to 6 times. Zero for everything else.
 
@@ -50,12 +52,21 @@ def scratch_bytes(operation: Any, arguments: Sequence[Any], result: Any) -> int:
     if weight.device.type != "cpu":
         return 0
     if weight.dtype in _FAST and torch.backends.mkldnn.is_available():
+        if not _fills_blocks(weight, groups=settings[5]):
+            return max(tensor.nbytes for tensor in made)  # of every result a copy, one by one
         return _layouts(images, weight, made, outputs, transposed=settings[3])
     weighs = len(images) == 1 or result[1] is not None
     return _patches(images, weight, made, outputs, settings, weighs=weighs)
 
 
-_FAST = (torch.float32, torch.bfloat16, torch.float16)
+def _fills_blocks(weight: Tensor, *, groups: int) -> bool:
+    """Whether oneDNN works on blocks of channels, rather than by a plain matrix product a group.
+
+    With AVX2 it does if the channels of a group fill whole blocks, or if each channel is a group;
+    channels are padded where there is one group. With AVX-512 it has narrower blocks as well.
+    """
+    across, along = weight.shape[0] // groups, weight.shape[1]
+    return _WIDE or groups == 1 or across == along == 1 or across % 8 == along % 8 == 0
 
 
 def _layouts(

@@ -62,12 +62,14 @@ def pyhessian_eigenvalues(
         return objective.share(outputs, chunk)
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", message="Using backward")  # PyHessian's own affair
+        warnings.filterwarnings("ignore", message="Using backward")  # PyHessian does so
         torch.manual_seed(seed)
         second = hessian(
             model, mean_loss, data=(inputs, targets), cuda=objective.device.type == "cuda"
         )
+        products = _watched(second.gradsH)
         values, vectors = second.eigenvalues(maxIter=max_iterations, tol=tolerance, top_n=k)
+    objective.count(gradients=1, matvecs=len(products))
     seconds = time.perf_counter() - started
     rows = torch.stack([torch.cat([part.reshape(-1) for part in vector]) for vector in vectors])
     rows = rows.detach() / rows.detach().norm(dim=1, keepdim=True)
@@ -80,11 +82,21 @@ def pyhessian_eigenvalues(
         error=residual_norms(operator, found, rows) + operator.rounding * scale,
         error_kind="residual",
         status=Status.UNCHECKED_STOP,
-        matvecs=len(found),
+        matvecs=len(products) + len(found),
         seconds=seconds,
         vectors=rows,
         notes={"stopped_on": "change of the estimate", "pyhessian_tolerance": tolerance},
     )
+
+
+def _watched(slopes: list[Tensor]) -> list[None]:
+    """Return a list that grows by one entry at every product through the graph of a gradient."""
+    products: list[None] = []
+    for slope in slopes:
+        if slope.requires_grad:
+            slope.register_hook(lambda _: products.append(None))
+            break
+    return products
 
 
 def explain_disagreement(ours: Estimate, theirs: Estimate) -> list[str]:

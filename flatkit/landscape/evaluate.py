@@ -217,15 +217,15 @@ class Engine:
             module.train()
         for chunk in self._samples.chunks():
             self._run(chunk)
-        self.objective.tally.losses += 1
+        self.objective.count(losses=1)
         for module in self._norms:
             module.eval()
 
     def _count(self, with_gradient: bool) -> None:
         if with_gradient:
-            self.objective.tally.gradients += 1
+            self.objective.count(gradients=1)
         else:
-            self.objective.tally.losses += 1
+            self.objective.count(losses=1)
 
     @torch.no_grad()
     def _agrees(self, stacked: StackedLinear, far: Sequence[float]) -> bool:

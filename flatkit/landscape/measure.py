@@ -9,7 +9,6 @@ from typing import Any
 import numpy
 import torch
 
-from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.files.atomic import sole_writer
 from flatkit.hessian import HessianOperator
@@ -28,7 +27,6 @@ from flatkit.landscape.waypoints import (
     task_of,
 )
 from flatkit.objective.function import Objective
-from flatkit.objective.samples import num_available
 from flatkit.objective.task import Task
 
 _MARGIN = 0.2
@@ -292,26 +290,7 @@ def _usual_range(frame: Frame, number: int) -> tuple[float, float]:
 
 
 def _objectives(task: Task, settings: LandscapeSettings) -> dict[str, Objective]:
-    found = {}
-    for split in settings.splits:
-        data = task.data if split == "train" else task.test_data
-        if data is None:
-            raise InvalidArgumentError("there are no test data; leave out the split test")
-        samples, known = settings.samples, num_available(data)
-        if samples is not None and known is not None and split == "test":
-            samples = min(samples, known)
-        found[split] = Objective(
-            task.model,
-            task.loss,
-            data,
-            samples=samples,
-            seed=settings.seed,
-            batchnorm=settings.batchnorm,
-            chunk_size=settings.chunk_size,
-            dtype=None if settings.dtype is None else getattr(torch, settings.dtype),
-            device=resolve_device(settings.device),
-        )
-    return found
+    return {split: task.objective(settings, split=split) for split in settings.splits}
 
 
 def _applicable(objectives: dict[str, Objective], settings: LandscapeSettings) -> list[Any]:

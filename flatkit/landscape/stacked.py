@@ -105,7 +105,7 @@ class StackedLinear:
                 correct += _num_correct(
                     columns, chunk.targets, self._buffers.get("spare", columns.shape)
                 )
-        self._objective.tally.losses += sum(any(point) for point in steps)
+        self._objective.count(losses=sum(any(point) for point in steps))
         losses = (losses / self._objective.total_weight)[:count].tolist()
         if not classifier:
             return [{"loss": loss} for loss in losses]

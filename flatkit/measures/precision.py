@@ -48,14 +48,8 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
     # No double precision on mps, and rounding is much the same elsewhere.
     device = torch.device("cpu") if own.device.type == "mps" else own.device
     single, double = (
-        Objective(
-            task.model,
-            task.loss,
-            own.samples,
-            batchnorm=settings.batchnorm,
-            chunk_size=settings.chunk_size,
-            dtype=dtype,
-            device=device,
+        task.objective(
+            settings, data=own.samples, samples=None, dtype=dtype, device=device
         ).gradient()
         for dtype in (torch.float32, torch.float64)
     )

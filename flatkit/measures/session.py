@@ -6,7 +6,6 @@ Everything is computed once, when it is first needed.
 import hashlib
 import math
 import statistics
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +14,6 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from flatkit.devices import resolve_device
 from flatkit.errors import NonFiniteError
 from flatkit.flatness.geometry import Geometry, geometry_of
 from flatkit.hessian.operator import HessianOperator
@@ -57,18 +55,7 @@ class Session:
     ) -> None:
         self.task, self.settings, self._progress = task, settings, progress
         self.noise: dict[str, float] = {}
-        own = self.own(ObjectiveSettings)
-        self.objective = Objective(
-            task.model,
-            task.loss,
-            task.data,
-            samples=own.samples,
-            seed=own.seed,
-            batchnorm=own.batchnorm,
-            chunk_size=own.chunk_size,
-            dtype=None if own.dtype is None else getattr(torch, own.dtype),
-            device=resolve_device(own.device),
-        )
+        self.objective = task.objective(self.own(ObjectiveSettings))
 
     def own(self, part: type[S]) -> S:
         """Return the settings of one class, as a measure's file declares them."""
@@ -79,13 +66,14 @@ class Session:
         """The objective over the test data, if there are any."""
         if self.task.test_data is None:
             return None
-        return Objective(
-            self.task.model,
-            self.task.loss,
-            self.task.test_data,
-            chunk_size=self.own(ObjectiveSettings).chunk_size,
-            dtype=self.objective.dtype,
-            device=self.objective.device,
+        own = self.objective
+        return self.task.objective(
+            self.own(ObjectiveSettings),
+            split="test",
+            samples=None,
+            batchnorm="eval",
+            dtype=own.dtype,
+            device=own.device,
         )
 
     @property
@@ -241,34 +229,13 @@ class Session:
     @contextmanager
     def meter(self) -> Generator[Callable[[], Cost], None, None]:
         """Yield a function that returns the cost since the start of the block."""
-        started, before = time.perf_counter(), self.objective.tally.copy()
-
-        def cost() -> Cost:
-            spent = self.objective.tally.since(before)
-            return Cost(
-                gradients=spent.gradients,
-                matvecs=spent.matvecs,
-                losses=spent.losses,
-                seconds=time.perf_counter() - started,
-            )
-
-        yield cost
+        before = self.objective.cost
+        yield lambda: self.objective.cost - before
 
     def _draw(self, number: int) -> HessianOperator:
         """Return the curvature over another draw of the samples."""
         own, curvature = self.own(ObjectiveSettings), self.own(CurvatureSettings)
-        other = Objective(
-            self.task.model,
-            self.task.loss,
-            self.task.data,
-            samples=own.samples,
-            seed=own.seed + number,
-            batchnorm=own.batchnorm,
-            chunk_size=own.chunk_size,
-            dtype=self.objective.dtype,
-            device=self.objective.device,
-        )
-        other.tally = self.objective.tally
+        other = self.task.objective(own, seed=own.seed + number)
+        other.count_with(self.objective)
         part = other.block(curvature.params) if curvature.params else other
-        part.tally = self.objective.tally
         return HessianOperator(part, memory=own.memory)

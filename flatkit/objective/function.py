@@ -10,31 +10,36 @@ from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
-from flatkit.errors import (
-    InvalidArgumentError,
-    NonAdditiveLossError,
-    NonDeterministicError,
-    NonFiniteError,
-)
-from flatkit.objective.losses import ModelLoss, as_sums
+from flatkit.errors import InvalidArgumentError
+from flatkit.objective.examination import Examination, check_finite, examine, weigh
+from flatkit.objective.layout import lay_out, prefers_channels_last
+from flatkit.objective.losses import ModelLoss, as_sums, name_of
 from flatkit.objective.names import LOSSES
-from flatkit.objective.passes import Chunk, Evaluation, Tally, add_correct, arguments, differentiate
-from flatkit.objective.private_model import BatchNormMode, accepted_inputs, private_copy, run_with
-from flatkit.objective.pytree import leaves
-from flatkit.objective.sample_weights import find_weights
-from flatkit.objective.samples import collect
+from flatkit.objective.passes import (
+    Chunk,
+    Counter,
+    Evaluation,
+    add_correct,
+    arguments,
+    differentiate,
+)
+from flatkit.objective.private_model import (
+    BatchNormMode,
+    accepted_inputs,
+    parameter_places,
+    private_copy,
+)
+from flatkit.objective.samples import Samples, collect, default_chunk_size
 from flatkit.parameters import ParameterSpace
+from flatkit.results import Cost
 
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
 Data: TypeAlias = Any
 """See `flatkit.objective.samples`."""
-
-_CHUNK_ELEMENTS = 2**20
-"""Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
-_WIDTH = 1024
 
 
 class Objective:
@@ -111,21 +116,21 @@ class Objective:
             )
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
         self.loss_function = self._loss = as_sums(named)
-        self._asks_the_model = isinstance(self._loss, ModelLoss)
         self._model = private_copy(model, batchnorm, dtype, device)
+        self._places = parameter_places(self._model)
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
         self.batchnorm: BatchNormMode = batchnorm
-        self.tally = Tally()
+        self._counter = Counter()
+        self.engine_choices: dict[Any, Any] = {}
         self._take_samples(data, samples, seed)
-        self._weigh()
-        self.chunk_size = check_count("chunk_size", chunk_size or self._default_chunk_size())
-        self._check_finite()
-        if probe:
-            self._probe_determinism()
-            self._probe_additivity()
+        mean_over = self._weigh()
+        self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
+        self.memory_format = self._lay_out()
+        check_finite(self.space.unflatten(self.theta), self.samples.inputs)
+        self.examination = self._examine(mean_over) if probe else Examination(mean_over)
 
     @property
     def num_parameters(self) -> int:
@@ -160,8 +165,8 @@ class Objective:
             "drawn": self.samples.drawn,
             "indices": self.samples.numbers(),
             "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
-            "mean_over": self.weighting,
-            "loss": _name_of(self._loss),
+            "mean_over": self.examination.mean_over,
+            "loss": name_of(self._loss),
             "batchnorm": self.batchnorm,
             "dropout": "off",
             "weight_decay": "not included",
@@ -169,11 +174,44 @@ class Objective:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "parameters": self.num_parameters,
+            # Left out where it is the usual one: half-done landscapes of before have no such key.
+            **({"memory_format": "channels_last"} if self.memory_format == "channels_last" else {}),
         }
 
-    def chunks(self, size: int | None = None) -> Iterator[Chunk]:
-        """Yield the samples in parts of `size` or `chunk_size`, the last possibly smaller."""
+    @property
+    def cost(self) -> Cost:
+        """What was computed so far; the difference of two readings is what a measurement cost.
+
+        Blocks of the objective and relatives with other buffers count in the same place.
+        """
+        return self._counter.read()
+
+    def count(self, *, losses: int = 0, gradients: int = 0, matvecs: int = 0) -> None:
+        """Count what is computed by other ways than `chunks`, in passes over all the samples."""
+        self._counter.add(losses=losses, gradients=gradients, matvecs=matvecs)
+
+    def count_with(self, other: "Objective") -> None:
+        """From now on count in the same place as another objective."""
+        self._counter = other._counter
+
+    def chunks(
+        self,
+        size: int | None = None,
+        *,
+        losses: int = 0,
+        gradients: int = 0,
+        matvecs: int = 0,
+    ) -> Iterator[Chunk]:
+        """Yield the samples in parts, and count what is computed on this pass over them.
+
+        Args:
+            size: samples a part, the last possibly fewer; `chunk_size` by default.
+            losses: how many evaluations of the loss the pass makes.
+            gradients: how many gradients.
+            matvecs: how many Hessian-vector products.
+        """
         size = self.chunk_size if size is None else size
+        self.count(losses=losses, gradients=gradients, matvecs=matvecs)
         for start in range(0, self.num_samples, size):
             yield self.rows(slice(start, start + size))
 
@@ -203,11 +241,10 @@ class Objective:
         """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
         theta = self.theta if theta is None else theta
         loss, correct = 0.0, 0
-        for chunk in self.chunks():
+        for chunk in self.chunks(losses=1):
             outputs = self.outputs(theta, chunk)
             loss += float(self.share(outputs, chunk))
             correct = add_correct(correct, outputs, chunk.targets)
-        self.tally.losses += 1
         return Evaluation(loss, None if correct is None else correct / self.num_samples)
 
     def loss(self, theta: Tensor | None = None) -> float:
@@ -231,12 +268,11 @@ class Objective:
         """Return L(θ) and ∇L(θ) of shape [P]. Cost: one gradient."""
         theta = self.theta if theta is None else theta
         loss, gradient = 0.0, torch.zeros_like(theta)
-        for chunk in self.chunks():
+        for chunk in self.chunks(gradients=1):
             point = theta.detach().requires_grad_()
             part = self.chunk_loss(point, chunk)
             gradient += differentiate(part, point)
             loss += float(part.detach())
-        self.tally.gradients += 1
         return loss, gradient
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
@@ -266,6 +302,7 @@ class Objective:
         names = self.space.matching([patterns] if isinstance(patterns, str) else patterns)
         part = copy.copy(self)
         parts = self.space.unflatten(self.theta)
+        part.engine_choices = {}
         part.space = ParameterSpace.of({name: parts[name] for name in names})
         part.theta = part.space.flatten({name: parts[name] for name in names})
         return part
@@ -281,7 +318,8 @@ class Objective:
         precise = copy.copy(self)
         precise._model = copy.deepcopy(self._model).double()
         precise.theta = self.theta.double()
-        precise.tally = Tally()
+        precise._counter = Counter()
+        precise.engine_choices = {}
         return precise
 
     def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
@@ -293,21 +331,9 @@ class Objective:
                 if self._has_recurrence:  # nor have those of cuDNN
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             args, kwargs = arguments(chunk.inputs)
-            return run_with(self._model, self.space.unflatten(theta), args, kwargs)
-
-    def sample_losses(self, outputs: Any, chunk: Chunk) -> Tensor:
-        """Return the loss of every sample of a chunk, [B].
-
-        Raises:
-            InvalidArgumentError: the loss returns their mean alone.
-        """
-        values = self._loss(outputs, chunk.targets)
-        if values.shape != (chunk.size,) or self.total_weight != self.num_samples:
-            raise InvalidArgumentError(
-                "the empirical Fisher matrix needs the loss of every sample; give a loss that "
-                "returns one value per sample, e.g. reduction='none'"
-            )
-        return values
+            parts = self.space.unflatten(theta)
+            given = {place: parts[name] for place, name in self._places.items() if name in parts}
+            return functional_call(self._model, given, args, kwargs, tie_weights=False)
 
     def part(self, outputs: Any, chunk: Chunk) -> tuple[Tensor, int | None]:
         """Return what outputs of a chunk add to L, and how many are right (of a classifier)."""
@@ -331,36 +357,66 @@ class Objective:
             drawn = replace(drawn, inputs=accepted_inputs(self._model, drawn.inputs))
         self.samples = drawn.to(self.dtype, self.device)
 
-    def _weigh(self) -> None:
-        """Find how much each sample counts; leave out those that count nothing."""
-        self.weighting, weights = "samples", None
-        if self._asks_the_model:
-            weights, self.weighting = find_weights(
-                self._mean_nearby,
-                self.samples.targets,
-                self.num_samples,
-                tolerance=0.1 * self._slack,
-            )
-        elif hasattr(self._loss, "weights"):
-            weights, self.weighting = (
-                self._loss.weights(self.samples.targets).double().cpu(),
-                "loss",
-            )
-        if weights is None:
-            weights = torch.ones(self.num_samples, dtype=torch.float64)
-        if not bool((weights > 0).any()):
-            raise InvalidArgumentError("no sample counts: every target is ignored by the loss")
+    def _weigh(self) -> str:
+        """Weigh the samples, leave out those that do not count; return what the mean is over."""
+        weights, mean_over = weigh(
+            self._loss,
+            self.samples.targets,
+            self.num_samples,
+            mean_of=self._mean_nearby if isinstance(self._loss, ModelLoss) else None,
+            tolerance=0.1 * self._slack,
+        )
         counted = weights > 0
         if not bool(counted.all()):
             self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
             weights = weights[counted]
         self._weights, self.total_weight = weights, float(weights.sum())
+        return mean_over
+
+    @torch.no_grad()
+    def _examine(self, mean_over: str) -> Examination:
+        first, one = next(self.chunks()), self.rows(slice(1))
+
+        def share_of(rows: slice) -> float:
+            part = self.rows(rows)
+            return float(self.chunk_loss(self.theta, part)) * (self.total_weight / first.weight)
+
+        def has_parts() -> bool:
+            # With `train` BatchNorm no part has a loss of its own, and a single sample is refused.
+            if self.batchnorm == "train" or first.size == 1:
+                return False
+            return self._loss(self.outputs(self.theta, one), one.targets).ndim == 0
+
+        return examine(
+            share_of,
+            first.size,
+            mean_over=mean_over,
+            eps=torch.finfo(self.dtype).eps,
+            has_parts=has_parts,
+            tolerance=self._slack,
+            device=self.device,
+        )
+
+    def _lay_out(self) -> str:
+        """Put the images into the layout that is fastest; return which that is."""
+        if self.device.type != "cpu":
+            return "as given"
+        few = slice(2 if self.batchnorm == "eval" else self.chunk_size)
+
+        def loss_of(samples: Samples) -> float:
+            part = samples.rows(few)
+            chunk = Chunk(part.inputs, part.targets, 1.0)
+            return float(self.chunk_loss(self.theta, chunk))
+
+        last = prefers_channels_last(self._model, self.dtype, self.device)
+        self.samples, name = lay_out(self.samples, loss_of, last=last, tolerance=self._slack)
+        return name
 
     @property
     def _slack(self) -> float:
         """How exactly means must add up, relatively."""
         # Models that return their loss often compute it in float32, whatever their weights are.
-        dtype = torch.float32 if self._asks_the_model else self.dtype
+        dtype = torch.float32 if isinstance(self._loss, ModelLoss) else self.dtype
         return 1e3 * torch.finfo(dtype).eps
 
     @torch.no_grad()
@@ -373,76 +429,5 @@ class Objective:
         chunk = Chunk(part.inputs, part.targets, 1.0)
         return float(self._loss(self.outputs(self.theta + step * noise, chunk), chunk.targets))
 
-    def _default_chunk_size(self) -> int:
-        # A whole number is an index into a table of vectors: there is more behind it.
-        sizes = (
-            leaf[0].numel() * (1 if leaf.is_floating_point() else _WIDTH)
-            for leaf in leaves(self.samples.inputs)
-        )
-        return min(self.num_samples, max(1, _CHUNK_ELEMENTS // max(1, sum(sizes))))
 
-    def _check_finite(self) -> None:
-        for name, part in self.space.unflatten(self.theta).items():
-            if not part.isfinite().all():
-                count = int((~part.isfinite()).sum())
-                raise NonFiniteError(
-                    f"the weights are not finite: {name} has {count} NaN or infinite entries; "
-                    "the training diverged, analyze an earlier checkpoint"
-                )
-        if not all(leaf.isfinite().all() for leaf in leaves(self.samples.inputs)):
-            raise NonFiniteError("the inputs have NaN or infinite entries")
-
-    @torch.no_grad()
-    def _probe_determinism(self) -> None:
-        chunk = next(self.chunks())
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(0)
-            first = float(self.chunk_loss(self.theta, chunk))
-            second = float(self.chunk_loss(self.theta, chunk))
-            tolerance = 16 * torch.finfo(self.dtype).eps * abs(first)
-            if abs(first - second) <= tolerance or first != first:
-                return
-            torch.manual_seed(0)
-            replayed = float(self.chunk_loss(self.theta, chunk))
-        cause = (
-            "the forward pass draws random numbers although dropout layers are off (functional "
-            "dropout with training=True, or noise added to activations); switch it off"
-            if abs(first - replayed) <= tolerance
-            else "the model or the loss keeps state between calls, or a kernel is not "
-            "deterministic; make the forward pass a function of its input"
-        )
-        raise NonDeterministicError(
-            f"two evaluations at the same point differ: {first!r} and {second!r}; {cause}"
-        )
-
-    @torch.no_grad()
-    def _probe_additivity(self) -> None:
-        if self.batchnorm == "train":  # of no part alone, and BatchNorm refuses single samples
-            return
-        whole, chunk = self.rows(slice(self.chunk_size)), self.rows(slice(1))
-        size, first = whole.size, self._loss(self.outputs(self.theta, chunk), chunk.targets)
-        if first.ndim > 0 or size < 2:
-            return
-        cut = max(1, size // 3)
-        pieces = (whole, self.rows(slice(cut)), self.rows(slice(cut, size)))
-        joined, *parts = (
-            float(self.share(self.outputs(self.theta, piece), piece))
-            * (self.total_weight / whole.weight)
-            for piece in pieces
-        )
-        tolerance = self._slack * max(map(abs, parts))
-        if math.isfinite(joined) and not abs(sum(parts) - joined) <= tolerance:
-            raise NonAdditiveLossError(
-                f"the loss is not a mean over samples: {joined:.6g} for a batch but "
-                f"{sum(parts):.6g} from its parts (a sum, class weights or an ignored class?); "
-                "give a loss that returns one value per sample, e.g. reduction='none'"
-            )
-
-
-def _name_of(loss: Loss) -> str:
-    if isinstance(loss, nn.Module) or not hasattr(loss, "__name__"):
-        return str(loss)
-    return str(getattr(loss, "__name__", loss))
-
-
-__all__ = ["Chunk", "Evaluation", "Objective", "Tally", "differentiate"]
+__all__ = ["Chunk", "Evaluation", "Objective", "differentiate"]

@@ -274,6 +274,17 @@ def _main(outputs: Any) -> Tensor:
     return tensor
 
 
+def name_of(loss: Any) -> str:
+    """Return what a report calls a loss.
+
+    >>> name_of(F.mse_loss), name_of(MeanSquared())
+    ('mse_loss', 'mse()')
+    """
+    if isinstance(loss, nn.Module) or not hasattr(loss, "__name__"):
+        return str(loss)
+    return str(getattr(loss, "__name__", loss))
+
+
 def build_loss(spec: Mapping[str, Any]) -> Loss:
     """Return the loss that a `spec()` names.
 

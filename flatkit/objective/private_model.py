@@ -71,6 +71,26 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
     return found
 
 
+def parameter_places(model: nn.Module) -> dict[str, str]:
+    """Return every place of a parameter, by path -> its name in `named_parameters`.
+
+    A module that stands in several places is visited once: `functional_call` would come to it a
+    second time, take the new tensor for the old one, and leave it there.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> parameter_places(nn.Sequential(layer, layer))
+    {'0.weight': '0.weight'}
+    """
+    names: dict[int, str] = {}  # by ids; of several names the first is that of named_parameters
+    places: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                place = f"{prefix}.{own}" if prefix else own
+                places[place] = names.setdefault(id(parameter), place)
+    return places
+
+
 def run_with(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -79,15 +99,13 @@ def run_with(
 ) -> Any:
     """Return what a model gives with other tensors in place of its parameters, which it keeps.
 
-    A parameter is replaced wherever it stands, also in several modules. A module that stands in
-    several places is visited once: `functional_call` by itself would come to it a second time,
-    take the new tensor for the old one, and leave it there.
+    A parameter is replaced wherever it stands, also in several modules.
 
     Args:
         model: any module.
         tensors: by the names of `named_parameters`.
         args: of the model.
-        kwargs: likewise, by name.
+        kwargs: of the model, by name.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> twice = nn.Sequential(layer, layer)
@@ -96,12 +114,6 @@ def run_with(
     >>> twice[0].weight is twice[1].weight and isinstance(twice[0].weight, nn.Parameter)
     True
     """
-    given: dict[int, Tensor | None] = {}  # by ids; of several names the first is known
-    places: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules():
-        for own, parameter in module._parameters.items():
-            name = f"{prefix}.{own}" if prefix else own
-            tensor = given.setdefault(id(parameter), tensors.get(name))
-            if tensor is not None:
-                places[name] = tensor
-    return functional_call(model, places, args, dict(kwargs or {}), tie_weights=False)
+    places = parameter_places(model)
+    given = {place: tensors[name] for place, name in places.items() if name in tensors}
+    return functional_call(model, given, args, dict(kwargs or {}), tie_weights=False)

@@ -23,6 +23,11 @@ from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
 from flatkit.objective.pytree import Tree, join, leaves, map_tree, same
 
+_CHUNK_ELEMENTS = 2**20
+"""Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
+_WIDTH = 1024
+"""A whole number is an index into a table of vectors: so many numbers are behind it."""
+
 Drawn: TypeAlias = Literal["all", "random", "first"]
 
 _TARGETS = ("labels", "label", "targets", "target", "y")
@@ -74,6 +79,15 @@ class Samples:
             self, inputs=map_tree(convert, self.inputs), targets=map_tree(convert, self.targets)
         )
 
+    def laid_out(self, memory_format: torch.memory_format) -> "Samples":
+        """Return the samples with images [N, C, H, W] in a memory format."""
+
+        def convert(leaf: Tensor) -> Tensor:
+            images = leaf.ndim == 4 and leaf.is_floating_point()
+            return leaf.contiguous(memory_format=memory_format) if images else leaf
+
+        return replace(self, inputs=map_tree(convert, self.inputs))
+
     def numbers(self) -> str:
         """Return the indices as ranges.
 
@@ -123,6 +137,19 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         if _has_length(source):
             return _from_map(source, loader, samples, seed)
         return _from_iterable(source, loader, samples)
+
+
+def default_chunk_size(samples: Samples) -> int:
+    """Return how many samples go through a model at once, if nobody says so.
+
+    >>> default_chunk_size(collect((torch.ones(9, 2**18), torch.ones(9)), samples=None, seed=0))
+    4
+    """
+    sizes = (
+        leaf[0].numel() * (1 if leaf.is_floating_point() else _WIDTH)
+        for leaf in leaves(samples.inputs)
+    )
+    return min(len(samples), max(1, _CHUNK_ELEMENTS // max(1, sum(sizes))))
 
 
 def num_available(data: Any) -> int | None:

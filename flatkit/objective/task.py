@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.function import Objective
 from flatkit.objective.names import LOSSES
-from flatkit.objective.samples import check_data
+from flatkit.objective.samples import check_data, num_available
+from flatkit.objective.settings import ObjectiveSettings
 
 Data: TypeAlias = Any
 """Tensors, a data set or a DataLoader: see `flatkit.objective.samples`."""
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> loss of every sample [B], or their mean."""
+
+Split: TypeAlias = Literal["train", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +67,34 @@ class Task:
         check_data("data", self.data)
         if self.test_data is not None:
             check_data("test_data", self.test_data)
+
+    def objective(
+        self, settings: ObjectiveSettings, *, split: Split = "train", **changes: Any
+    ) -> Objective:
+        """Return the mean loss over a split as a function of θ, as settings ask.
+
+        Args:
+            settings: samples, seed, BatchNorm mode, chunk size, dtype and device.
+            split: of the test data all are used where `samples` asks for more than there are.
+            **changes: arguments of `Objective` to be used in place of those of the settings; `data`
+                in place of the split.
+
+        Raises:
+            InvalidArgumentError: there are no test data.
+        """
+        data = changes.pop("data", self.data if split == "train" else self.test_data)
+        if data is None:
+            raise InvalidArgumentError("there are no test data; leave out the split test")
+        given: dict[str, Any] = {
+            "samples": settings.samples,
+            "seed": settings.seed,
+            "chunk_size": settings.chunk_size,
+            "batchnorm": settings.batchnorm,
+            "dtype": None if settings.dtype is None else getattr(torch, settings.dtype),
+        }
+        given |= changes
+        given.setdefault("device", resolve_device(settings.device))
+        available = num_available(data) if split == "test" else None
+        if available is not None and given["samples"] is not None:
+            given["samples"] = min(given["samples"], available)
+        return Objective(self.model, self.loss, data, **given)

@@ -161,7 +161,7 @@ def test_unaided_searches_of_a_quadratic_reach_the_secular_maximum_within_the_bu
     found = max_gradient_norm(objective, rho=1.0, tolerance=1e-12)
     exact = gradient_norm_maximum(matrix.numpy(), linear.numpy(), 1.0)
     assert exact * (1 - 1e-6) <= found.value <= exact * (1 + 1e-12)
-    spent = objective.tally.gradients + 2 * objective.tally.matvecs
+    spent = objective.cost.gradients + 2 * objective.cost.matvecs
     assert spent <= found.gradients + 5 <= 650
 
 
@@ -247,7 +247,7 @@ def test_a_disagreement_is_that_of_two_halves_of_the_samples():
     signs = torch.linalg.lstsq(slopes.T, found[:, None]).solution[:, 0]  # N < P: they are unique
     assert slopes.shape[0] < slopes.shape[1]
     assert signs.abs().numpy() == pytest.approx(np.ones(300), abs=1e-6)
-    assert abs(float(signs.sum())) < 1e-6 and objective.tally.gradients == 1
+    assert abs(float(signs.sum())) < 1e-6 and objective.cost.gradients == 1
 
 
 @pytest.mark.parametrize(("samples", "chunk"), [(130, 64), (66, 2)])

@@ -25,9 +25,9 @@ def test_a_kept_graph_gives_the_same_products_and_the_gradient_for_free():
     vector = torch.randn(objective.num_parameters, dtype=torch.float64)
     kept, rebuilt = (HessianOperator(objective, retain_graph=keep) for keep in (True, False))
     torch.testing.assert_close(kept @ vector, rebuilt @ vector, rtol=1e-12, atol=1e-14)
-    before = objective.tally.gradients
+    before = objective.cost.gradients
     torch.testing.assert_close(kept.gradient(), objective.gradient(), rtol=1e-12, atol=1e-14)
-    assert objective.tally.gradients == before + 1  # that of the objective itself
+    assert objective.cost.gradients == before + 1  # that of the objective itself
 
 
 def test_the_point_is_an_argument():

@@ -178,7 +178,7 @@ def test_a_memory_budget_is_kept_and_changes_no_product():
 def test_chunks_are_kept_by_default_if_they_fit_and_change_no_product(monkeypatch, free, kept):
     case = CASES[0]
     objective = Objective(case.build(), case.loss, case.data(), chunk_size=8)
-    monkeypatch.setattr("flatkit.hessian.operator.free_bytes", lambda device: free)
+    monkeypatch.setattr("flatkit.hessian.plan.free_bytes", lambda device: free)
     hessian = HessianOperator(objective)
     assert hessian.settings["chunks_kept"] == kept
     for _ in range(2):  # the second time from what was kept

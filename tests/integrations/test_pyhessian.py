@@ -1,11 +1,14 @@
 """PyHessian as a second opinion, and the analysis of layers and blocks."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
 import flatkit
 from flatkit.errors import InvalidArgumentError
+from flatkit.integrations.pyhessian import pyhessian_eigenvalues
 from tests.cases import CASES, Case, dense_hessian, quadratic_task, random_symmetric
 
 SMALL = {"rho": [0.05], "slice_points": 3, "plane_points": 3}
@@ -40,6 +43,28 @@ def test_a_disagreement_is_explained(spectrum, ours, reason):
     assert result.value["flatkit"][0] == pytest.approx(ours, rel=1e-6)
     assert abs(result.value["pyhessian"][0] - ours) > 0.05
     assert result.status == "disagreement" and reason in result.settings["explanation"][0]
+
+
+def test_what_pyhessian_computes_is_counted(monkeypatch):
+    module = importlib.import_module("pyhessian.hessian")  # the package hides it behind a class
+    calls, product = [], module.hessian_vector_product
+
+    def counted(*args):
+        calls.append(args)
+        return product(*args)
+
+    monkeypatch.setattr(module, "hessian_vector_product", counted)
+    result = flatkit.analyze(
+        task(), measures=["top_eigenvalues"], method="pyhessian", num_eigenvalues=2
+    ).result("top_eigenvalues")
+    objective = flatkit.Objective(CASES[0].build(), CASES[0].loss, CASES[0].data())
+    before, count = objective.cost, len(calls)
+    found = pyhessian_eigenvalues(objective, k=2)
+    spent, theirs = objective.cost - before, len(calls) - count
+    assert theirs >= 4  # an eigenvalue takes two products at least
+    assert (spent.gradients, spent.matvecs) == (1, theirs + 2)  # ours: a residual for each
+    assert found.matvecs == theirs + 2 and 0 < spent.seconds < 60
+    assert result.cost.matvecs >= count + 2
 
 
 def test_more_eigenvalues_than_parameters_are_refused():

@@ -126,9 +126,9 @@ def test_the_cost_is_counted_in_points():
     objective = Objective(model, "cross_entropy", data)
     directions = torch.randn(1, objective.num_parameters).double()
     engine = Engine(objective, objective.theta, directions)
-    assert objective.tally.losses == 0
+    assert objective.cost.losses == 0
     engine.values([[0.1], [0.2], [0.0]])
-    assert objective.tally.losses == 3
+    assert objective.cost.losses == 3
 
 
 def test_statistics_are_estimated_again_at_every_point():

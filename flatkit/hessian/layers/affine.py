@@ -84,27 +84,19 @@ class Affine(Layer):
         if gradient is not None:
             below, weight = self._both(gradient, self._x, self._effective)
             bias = self._summed(gradient) if self._offset is not None else None
-        if curved:
-            below, weight = self._bend(below, weight)
+        if curved and self._pushed is not None:
+            other = self._effective if self._weight_direction is None else self._weight_direction
+            x, w = self._both(self._gradient, self._pushed, other)
+            below = below if self._weight_direction is None else added(below, x)
+            weight = added(weight, w)
+        elif curved and self._weight_direction is not None and self.needs_input_gradient:
+            x = self._transposed(self._gradient, self._x, self._weight_direction)
+            below = added(below, x)
         if weight is not None:
             self._unfold_direction(weight, bias, total, curved=curved)
         elif curved and self.norm is not None:
             self._unfold_direction(torch.zeros_like(self._first[0]), bias, total, curved=curved)
         return (below,)
-
-    def _bend(
-        self, below: Tensor | None, weight: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if self._pushed is not None and self._weight_direction is not None:
-            x, w = self._both(self._gradient, self._pushed, self._weight_direction)
-            return added(below, x), added(weight, w)
-        if self._pushed is not None:
-            _, w = self._both(self._gradient, self._pushed, self._effective)
-            return below, added(weight, w)
-        if self._weight_direction is not None and self.needs_input_gradient:
-            x = self._transposed(self._gradient, self._x, self._weight_direction)
-            return added(below, x), weight
-        return below, weight
 
     needs_input_gradient = True
     """Whether the input depends on parameters; set by the network."""
@@ -209,29 +201,26 @@ class Convolution(Affine):
         groups: int,
     ) -> None:
         super().__init__(weight, bias, normalisation)
-        self._geometry = list(stride), list(padding), list(dilation)
-        self._groups = groups
+        zeros = [0] * len(stride)
+        # As torch's operations take them: not transposed, no padding of the output.
+        self._settings = (
+            *(list(stride), list(padding), list(dilation)),
+            *(False, zeros, groups),
+        )
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, padding, dilation = self._geometry
-        zeros = [0] * len(stride)
-        return torch.ops.aten.convolution(
-            x, weight, bias, stride, padding, dilation, False, zeros, self._groups
-        )
-
-    def _backward(self, gradient: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list:
-        stride, padding, dilation = self._geometry
-        zeros = [0] * len(stride)
-        return torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, stride, padding, dilation, False, zeros, self._groups, wanted
-        )
+        return torch.ops.aten.convolution(x, weight, bias, *self._settings)
 
     def _transposed(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return self._backward(gradient, x, weight, [True, False, False])[0]
+        return torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *self._settings, [True, False, False]
+        )[0]
 
     def _both(self, gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor]:
         wanted = [self.needs_input_gradient, True, False]
-        below, own, _ = self._backward(gradient, x, weight, wanted)
+        below, own, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *self._settings, wanted
+        )
         return below, own
 
 

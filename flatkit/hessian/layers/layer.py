@@ -21,10 +21,6 @@ class Sum:
     def __init__(self, slots: Parameters) -> None:
         self._slots, self._begun = slots, set[str]()
 
-    def wants(self, name: str) -> bool:
-        """Whether a parameter is free."""
-        return name in self._slots
-
     def add(self, name: str | None, value: Tensor) -> None:
         """Add a derivative [K, *shape]; nothing for a parameter that is not free."""
         if name is None or name not in self._slots:
@@ -38,10 +34,16 @@ class Sum:
             self._begun.add(name)
 
     def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Add the matrix product left @ right, of the shape of the parameter; K must be 1."""
-        slot = self._slots[name].view(left.shape[0], right.shape[1])
-        slot.addmm_(left, right, beta=1.0 if name in self._begun else 0.0)
-        self._begun.add(name)
+        """Add a matrix product [K·out, B] @ [B, in] for a parameter [out, in], if it is free."""
+        if name not in self._slots:
+            return
+        slot = self._slots[name]
+        if len(slot) > 1:  # its K parts do not lie beside each other
+            self.add(name, left @ right)
+        else:
+            matrix = slot.view(left.shape[0], right.shape[1])
+            matrix.addmm_(left, right, beta=1.0 if name in self._begun else 0.0)
+            self._begun.add(name)
 
     def close(self) -> None:
         """Set to zero what nothing was added to."""

@@ -66,41 +66,28 @@ class Linear(Layer):
 
     def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return ġ W + g Ẇ, and add ġᵀ x + gᵀ ẋ."""
-        below = None
+        below, batch = None, len(self._x)
         if gradient is not None:
             rows = self._as_rows(gradient)  # [B·K, out]
-            blocks = len(rows) // len(self._x)
-            wide = rows.view(len(self._x), -1)  # [B, K·out]
-            self._add_weight(total, wide, self._x, blocks)
+            wide = rows.view(batch, -1)  # [B, K·out]
+            total.add_product(self.weight, wide.T, self._x)
             total.add(self.bias, wide.sum(0))
             below = rows @ self._weight if self.needs_input_gradient else None
-        if curved and self._pushed is not None:
-            self._add_pushed(total, self._pushed)
-        if curved and self._direction is not None and self.needs_input_gradient:
+        if not curved or self._direction is None:  # the rest is about a weight that is free
+            return (None if below is None else self._as_inputs(below),)
+        if self._pushed is not None and len(self._direction) == 1:
+            total.add_product(self.weight, self._gradient.T, self._pushed)
+        elif self._pushed is not None:
+            columns = self._gradient.T @ self._pushed.view(batch, -1)  # [out, K·in]
+            blocks = columns.view(len(self._weight), len(self._direction), -1)
+            total.add(self.weight, blocks.transpose(0, 1))
+        if self.needs_input_gradient:
             turned = self._direction.transpose(0, 1).reshape(len(self._weight), -1)  # [out, K·in]
             if below is None:
                 below = (self._gradient @ turned).view(-1, self._x.shape[1])
             else:
-                below.view(len(self._x), -1).addmm_(self._gradient, turned)
+                below.view(batch, -1).addmm_(self._gradient, turned)
         return (None if below is None else self._as_inputs(below),)
-
-    def _add_weight(self, total: Sum, wide: Tensor, x: Tensor, blocks: int) -> None:
-        if not total.wants(self.weight):
-            return
-        if blocks == 1:
-            total.add_product(self.weight, wide.T, x)
-        else:
-            total.add(self.weight, wide.T @ x)  # [K·out, in]
-
-    def _add_pushed(self, total: Sum, pushed: Tensor) -> None:
-        if not total.wants(self.weight):
-            return
-        blocks = len(pushed) // len(self._x)
-        if blocks == 1:
-            total.add_product(self.weight, self._gradient.T, pushed)
-            return
-        columns = self._gradient.T @ pushed.view(len(self._x), -1)  # [out, K·in]
-        total.add(self.weight, columns.view(len(self._weight), blocks, -1).transpose(0, 1))
 
     def _as_rows(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(-1, tensor.shape[-1])

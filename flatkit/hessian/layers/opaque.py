@@ -1,13 +1,14 @@
 """Any other differentiable function, by the second derivative that autograd knows."""
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.hessian.layers.layer import Layer, Parameters, Sum
+from flatkit.hessian.unsupported import UnsupportedError, torch_derivatives
 
 
 @final
@@ -22,7 +23,7 @@ class Opaque(Layer):
         names: the parameters.
     """
 
-    def __init__(self, function: Callable[..., Tensor], names: Sequence[str] = ()) -> None:
+    def __init__(self, function: Callable[..., Any], names: Sequence[str] = ()) -> None:
         self._function, self.names = function, tuple(names)
 
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
@@ -33,12 +34,15 @@ class Opaque(Layer):
         # The flash kernels of attention have no second derivative; the plain one has.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             given = dict(zip(self.names, self._points[self._num_inputs :], strict=True))
-            self._y = self._function(*self._points[: self._num_inputs], **given)
-        return self._y.detach()
+            y = self._function(*self._points[: self._num_inputs], **given)
+        if not isinstance(y, Tensor):  # a shape, a number, or several tensors
+            raise UnsupportedError(f"an operation returns no tensor but a {type(y).__name__}")
+        self._y = y
+        return y.detach()
 
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return J(x)ᵀ g."""
-        with torch.enable_grad():
+        with torch.enable_grad(), torch_derivatives():
             self._above = gradient.detach().requires_grad_()
             self._below = torch.autograd.grad(
                 self._y,
@@ -61,14 +65,15 @@ class Opaque(Layer):
         if not pairs:
             return None
         outputs, along = zip(*pairs, strict=True)
-        result, *self._bend = torch.autograd.grad(
-            outputs,
-            [self._above, *self._smooth()],
-            along,
-            retain_graph=True,
-            materialize_grads=True,
-            allow_unused=True,
-        )
+        with torch_derivatives():
+            result, *self._bend = torch.autograd.grad(
+                outputs,
+                [self._above, *self._smooth()],
+                along,
+                retain_graph=True,
+                materialize_grads=True,
+                allow_unused=True,
+            )
         return result
 
     def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
@@ -76,9 +81,10 @@ class Opaque(Layer):
         smooth = self._smooth()
         parts: list[Tensor | None] = [None] * len(smooth)
         if gradient is not None:
-            found = torch.autograd.grad(
-                self._y, smooth, gradient, retain_graph=True, materialize_grads=True
-            )
+            with torch_derivatives():
+                found = torch.autograd.grad(
+                    self._y, smooth, gradient, retain_graph=True, materialize_grads=True
+                )
             parts = list(found)
         if curved and self._bend is not None:
             parts = [

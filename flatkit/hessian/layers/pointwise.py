@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flatkit.hessian.layers.layer import Layer, Parameters, Sum, added
+from flatkit.hessian.unsupported import torch_derivatives
 
 
 @final
@@ -118,7 +119,9 @@ class LinearMap(Layer):
         with torch.enable_grad():
             zero = self._like.new_zeros(()).expand(len(gradient), *self._input_shape)
             point = zero.detach().requires_grad_()
-            (below,) = torch.autograd.grad(self._function(point), point, gradient)
+            image = self._function(point)
+            with torch_derivatives():  # a shape written into the model fits one size of batch alone
+                (below,) = torch.autograd.grad(image, point, gradient)
         return below
 
 

@@ -8,11 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from flatkit.errors import FlatkitError
-
-
-class UntraceableError(FlatkitError):
-    """The model is no fixed graph of layers; the message says what stands in the way."""
+from flatkit.hessian.unsupported import UnsupportedError
 
 
 @final
@@ -24,6 +20,9 @@ class Network:
         modules: by path.
         constants: frozen parameters and buffers by name.
         names: id of a parameter -> its name; tied parameters have one.
+
+    Raises:
+        UnsupportedError: `torch.fx` cannot follow the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,11 +30,16 @@ class Network:
         for module in self._module.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # type: ignore[assignment]
-        self.graph = fx.Tracer().trace(self._module)
+        self.graph = _traced(self._module)
         self.modules = dict(self._module.named_modules())
         self.names = {id(p): name for name, p in self._module.named_parameters()}
         every = [*self._module.named_parameters(), *self._module.named_buffers()]
         self.constants = {name: tensor.detach() for name, tensor in every}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the network's own copies of parameters and buffers."""
+        return sum(tensor.nbytes for tensor in self.constants.values())
 
     def tensor(self, target: str) -> tuple[str, Tensor]:
         """Return the canonical name and the value of a parameter or buffer by path."""
@@ -53,7 +57,7 @@ def trace(model: nn.Module) -> Network:
     """Return the graph of a model.
 
     Raises:
-        UntraceableError: control flow that depends on values, hooks, or something else that a
+        UnsupportedError: control flow that depends on values, hooks, or something else that a
             graph cannot hold.
 
     >>> network = trace(nn.Sequential(nn.Linear(2, 3), nn.Tanh()))
@@ -61,31 +65,35 @@ def trace(model: nn.Module) -> Network:
     ['placeholder', 'call_module', 'call_module', 'output']
     """
     _refuse_hooks(model)
-    try:
-        network = Network(model)
-    except Exception as error:  # fx runs the user's forward with proxies: anything may be raised
-        raise UntraceableError(
-            f"torch.fx cannot follow the model: {type(error).__name__}: {error}"
-        ) from error
+    network = Network(model)
     _refuse_unknown(network)
     return network
+
+
+def _traced(module: nn.Module) -> fx.Graph:
+    try:
+        return fx.Tracer().trace(module)
+    except Exception as error:  # fx runs the user's forward with proxies: anything may be raised
+        raise UnsupportedError(
+            f"torch.fx cannot follow the model: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _refuse_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         if any(hooks) or module._backward_pre_hooks:
-            raise UntraceableError(f"{name or 'the model'} has hooks")
+            raise UnsupportedError(f"{name or 'the model'} has hooks")
 
 
 def _refuse_unknown(network: Network) -> None:
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
     if len([node for node in inputs if node.users]) != 1:
-        raise UntraceableError("the model takes more than one input")
+        raise UnsupportedError("the model takes more than one input")
     for node in network.graph.nodes:
         name = getattr(node.target, "__name__", str(node.target))
         if node.op in ("call_function", "call_method") and name.endswith("_"):
-            raise UntraceableError(f"{name} changes a tensor in place")
+            raise UnsupportedError(f"{name} changes a tensor in place")
 
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (

@@ -1,0 +1,107 @@
+"""How a pass over the samples is cut for products, and how much of it is kept between them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError
+from flatkit.hessian.memory import Usage, free_bytes, largest_chunk, measure_bytes, measure_chunk
+from flatkit.hessian.products import Engine, Prepared
+from flatkit.objective.function import Objective
+
+_SHARE = 0.25
+"""Of the free memory, that what products share may take if no budget is given."""
+_FEW = 8
+"""Samples that show what a prepared chunk holds, where no budget asks for more care."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a pass is cut.
+
+    Attributes:
+        chunk_size: samples that go through at once.
+        kept: chunks that stay prepared between products, from the first on.
+    """
+
+    chunk_size: int
+    kept: int
+
+
+def make_plan(
+    objective: Objective,
+    theta: Tensor,
+    engine: Engine,
+    *,
+    retain: bool | None = None,
+    memory: int | None = None,
+) -> Plan:
+    """Return how products go over the samples.
+
+    Args:
+        objective: L.
+        theta: the point [P].
+        engine: what multiplies.
+        retain: keep prepared chunks; by default if all of them fit.
+        memory: bytes that products may hold at once; see `HessianOperator`.
+
+    Raises:
+        InvalidArgumentError: the memory is too little.
+    """
+    if memory is not None:
+        return _within(objective, theta, engine, memory, keep=retain is not False)
+    if not engine.keeps or retain is False:
+        kept = 0
+    elif retain or objective.num_chunks == 1 or _all_fit(objective, theta, engine):
+        kept = objective.num_chunks
+    else:
+        kept = 0
+    return Plan(objective.chunk_size, kept)
+
+
+def _multiplied(objective: Objective, theta: Tensor, engine: Engine, size: int) -> Prepared:
+    """Return a chunk that was prepared and multiplied with: what that leaves behind is kept too."""
+    prepared = engine.prepare(next(objective.chunks(size)))
+    prepared.products(theta[None])
+    theta.isfinite()  # as the sum is looked at in the end
+    return prepared
+
+
+def _all_fit(objective: Objective, theta: Tensor, engine: Engine) -> bool:
+    """Return whether all chunks, kept, take little of the free memory."""
+    few = max(1, min(_FEW, objective.num_samples // 2))
+    if objective.batchnorm == "train":  # the chunks are part of the function
+        few = objective.chunk_size
+    held = measure_bytes(lambda: _multiplied(objective, theta, engine, few))[1]
+    return held * objective.num_samples / few <= _SHARE * free_bytes(theta.device)
+
+
+def _within(
+    objective: Objective, theta: Tensor, engine: Engine, budget: int, *, keep: bool
+) -> Plan:
+    """Return the largest chunks within a budget, and how many of them can be kept beside one."""
+
+    def prepare(size: int) -> Prepared:
+        return _multiplied(objective, theta, engine, size)
+
+    fixed = engine.held + theta.nbytes  # the engine, and the sum of the products
+    allowed, samples = budget - fixed, objective.num_samples
+    if objective.batchnorm == "train":  # the chunks are part of the function
+        used = measure_chunk(prepare, min(objective.chunk_size, samples))
+    else:
+        used = largest_chunk(prepare, samples=samples, budget=allowed)
+    if used.peak > allowed:
+        raise _too_little(used, fixed, budget)
+    if not (keep and engine.keeps):
+        return Plan(used.size, 0)
+    chunks = -(-samples // used.size)
+    beside = (allowed - used.peak) // max(1, used.kept)
+    return Plan(used.size, chunks if beside >= chunks - 1 else beside)
+
+
+def _too_little(used: Usage, fixed: int, budget: int) -> InvalidArgumentError:
+    part = "one" if used.size == 1 else f"{used.size}, the objective's chunk_size,"
+    return InvalidArgumentError(
+        f"memory must be at least {used.peak + fixed:,} bytes here, got {budget:,}: a product "
+        f"takes as much with {part} of the samples at once"
+    )
