@@ -83,9 +83,8 @@ class PerturbedOptimizer(Optimizer, ABC):
     """
 
     base: Optimizer
-    defaults: dict[str, Any] = Shared()  # type: ignore[assignment]
-    state: Any = Shared()
-    param_groups: list[dict[str, Any]] = Shared()  # type: ignore[assignment]
+    if not TYPE_CHECKING:  # for a type checker they are what Optimizer declares
+        defaults, state, param_groups = Shared(), Shared(), Shared()
 
     _radii: ClassVar[tuple[str, ...]] = ("rho",)
     """Which of the own options are radii."""
