@@ -239,17 +239,17 @@ def measure_resnet20(restarts: int) -> list[str]:
 
 def projected_ascent(objective: Objective, rho: float, seed: int) -> float:
     """Return the best gradient norm on one projected ascent from a random point of the sphere."""
-    field = GradientNorm(objective, objective.theta, Geometry("l2"))
+    norm = GradientNorm(objective, objective.theta, Geometry("l2"))
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(1, objective.num_parameters, generator=generator)
     u, best = u * rho / u.norm(), 0.0
     for step in range(STEPS_RESNET):
-        landing = field(u)
-        best = max(best, float(landing.values[0]))
-        ascent = landing.ascents()
+        found = norm(u)
+        best = max(best, float(found.values[0]))
+        ascent = found.ascents()
         u = u + rho * 0.85**step * ascent / ascent.norm()
         u = u * (rho / u.norm()).clamp(max=1.0)
-    return max(best, float(field(u).values[0]))
+    return max(best, float(norm(u).values[0]))
 
 
 def resnet20_objective() -> Objective:

@@ -1,30 +1,33 @@
-"""Maximise a smooth function over a ball: many starts, linearised ascent, successive halving."""
+"""Maximise a function over a ball: many starts, Frank-Wolfe ascent, successive halving."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.flatness.frank_wolfe import Ascents, Climb
-from flatkit.flatness.functions import Field
-from flatkit.flatness.iterated_search import Explore, wander
-from flatkit.flatness.sphere_lbfgs import polish
+from flatkit.flatness.frank_wolfe import BallFunction, BallSearch, Iterate
+from flatkit.flatness.initial_points import FunctionOfObjective, disagreement, initial_points
+from flatkit.flatness.iterated_search import DirectionSampler, iterated_local_search
+from flatkit.flatness.sphere_lbfgs import ascend_on_sphere
 from flatkit.status import Status
 
-_SAME_PLACE = 1e-3
-"""Distance, in radii, below which two climbs are at one maximum."""
-_POLISHED = 2
-"""Climbs that are left when L-BFGS takes over."""
-_ROUGH = 3e-3
-"""Angle, in radians, to the ascent direction at which no climb over a smooth function ends."""
+_SAME_POINT = 1e-3
+"""Distance, in radii, below which two iterates are at one maximum."""
+_ON_SPHERE = 2
+"""Iterates that are left when L-BFGS takes over from Frank-Wolfe steps."""
+_KINK_ANGLE = 3e-3
+"""Angle, in radians, to the ascent direction at which no ascent of a smooth function ends: those of
+the tanh networks in `python -m benchmarks.flatness networks` end closer, those of untrained ReLU
+networks do not."""
 _ROUNDINGS = 8
-"""Units of rounding of a value that a climb does not see."""
+"""Units of rounding of a value within which a gain is none."""
 _RESERVE = 0.8
-"""Part of the budget that is kept for walks once a climb ended at a jump of the gradient."""
+"""Part of the budget that is kept for walks once an ascent ended at a kink; chosen on the ReLU
+networks of the same benchmark."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class BallMaximum:
         linear_gap: what the linearised function could still gain in the ball, relative to the
             value; 0 at a stationary point of any ball. For a concave function nothing more can be
             gained; otherwise it says only how flat the end of the search is.
-        status: `CONVERGED` if the best climb became stationary; `KINKS` if it ended where the
+        status: `CONVERGED` if the best ascent became stationary; `KINKS` if it ended where the
             gradient jumps, as that of a piecewise linear network does; else `BUDGET`.
-        trails: the values along each start's climb.
+        trails: the values along the ascent from each start.
         evaluations: of the function.
         ascents: of its gradient.
         gradients: what all that cost, in gradients of the loss.
@@ -63,29 +66,29 @@ class BallMaximum:
 
 
 def maximize_over_ball(
-    function: Field,
+    function: BallFunction,
     *,
     radius: float,
     starts: Mapping[str, Tensor],
     budget: int = 600,
     tolerance: float = 1e-7,
     noise: float = 0.0,
-    explore: Explore | None = None,
+    explore: DirectionSampler | None = None,
     generator: torch.Generator | None = None,
 ) -> BallMaximum:
     """Search the maximum of a function over the ball ‖u‖ ≤ ρ.
 
-    From each start, u ← the maximiser over the ball of the function linearised at u: a step that
-    never descends where φ is convex (the generalised power method, Journée et al. 2010) and is
-    shortened until it ascends elsewhere (Frank and Wolfe, 1956). The budget is split evenly over
-    rounds, and each round keeps the better half of the climbs (successive halving, Jamieson and
-    Talwalkar 2016); of climbs at one place only one goes on. The last two climb by L-BFGS on the
-    sphere, where the ball is round. Where the best of them ends at a jump of the gradient, what is
-    left of the budget goes to walks that do not mind jumps (`wander`).
+    From each start, Frank-Wolfe steps go to the maximiser over the ball of the function linearised
+    at u: they never descend where φ is convex (the generalised power method, Journée et al., 2010)
+    and are shortened until they ascend elsewhere (Frank and Wolfe, 1956). The budget is split
+    evenly over rounds, and each round keeps the better half (successive halving, Jamieson and
+    Talwalkar, 2016); of ascents that meet only one goes on. The last two go on by L-BFGS on the
+    sphere, where the ball is round. Where one of them ends at a kink, a jump of the gradient, what
+    is left of the budget goes to walks that pass kinks (`iterated_local_search`).
 
     The result is a feasible point, so its value is a LOWER bound of the maximum: a search that
     ends in a local maximum does not know it. The gradient of a piecewise linear network jumps, so
-    there even the end of a climb need not be a local maximum.
+    there even the end of an ascent need not be a local maximum.
 
     Args:
         function: φ.
@@ -94,7 +97,7 @@ def maximize_over_ball(
             that is too small for all drops the last ones.
         budget: gradients of the loss that may be spent, about; the starts and one step of the
             first are always taken.
-        tolerance: a climb ends when a step gains less than this, relative to the value.
+        tolerance: an ascent ends when a step gains less than this, relative to the value.
         noise: by how much rounding may change a value; smaller gains are none.
         explore: draws a direction [P] for a walk from far away, at a gradient of the loss each,
             such as that in which two halves of the samples disagree; without it all walks begin
@@ -121,69 +124,113 @@ def maximize_over_ball(
     check_count("budget", budget)
     if not starts:
         raise InvalidArgumentError("starts must hold at least one displacement, got none")
-    search = Ascents(function, radius, tolerance=tolerance, budget=budget, noise=noise)
-    climbs = [Climb(name, u) for name, u in list(starts.items())[: _affordable(search, starts)]]
-    search.begin(climbs)
-    _halve(search, climbs)
-    best = max(climbs, key=lambda climb: climb.value)
-    if any(_is_rough(search, climb) for climb in climbs):
+    search = BallSearch(function, radius, tolerance=tolerance, budget=budget, noise=noise)
+    iterates = [Iterate(name, u) for name, u in list(starts.items())[: _affordable(search, starts)]]
+    search.start(iterates)
+    _successive_halving(search, iterates)
+    best = max(iterates, key=lambda iterate: iterate.value)
+    if any(_ends_at_kink(search, iterate) for iterate in iterates):
         generator = generator or torch.Generator().manual_seed(0)
-        walked = wander(search, best, list(starts.values()), explore, generator)
-        climbs.append(walked)
+        walked = iterated_local_search(search, best, list(starts.values()), explore, generator)
+        iterates.append(walked)
         best = walked if walked.value > best.value else best
-    return _summary(search, climbs, best)
+    return _summary(search, iterates, best)
 
 
-def _halve(search: Ascents, climbs: list[Climb]) -> None:
-    """Let the climbs go on in rounds of equal cost, fewer in each."""
-    left, rounds = _apart(climbs, search.radius), 1 + math.ceil(math.log2(len(climbs)))
+def search_ball(
+    function: FunctionOfObjective,
+    *,
+    rho: float,
+    starts: Mapping[str, Tensor] | None,
+    budget: int,
+    tolerance: float,
+    noise: float,
+    generator: torch.Generator | None,
+) -> BallMaximum:
+    """Search the maximum of a function of an objective, from nothing but the point if need be.
+
+    Walks explore the directions in which halves of the samples disagree.
+
+    Args:
+        function: φ.
+        rho: ρ.
+        starts: coordinates u [P] by name; None for `initial_points`, which the budget then pays.
+        budget: in gradients of the loss, as of `maximize_over_ball`.
+        tolerance: gain, relative to the value, that ends an ascent.
+        noise: by how much rounding may change a value.
+        generator: draws the initial points, if they are not given, and where walks begin.
+    """
+    spent = 0
+    if starts is None:
+        found = initial_points(function, rho=rho, budget=budget, generator=generator)
+        starts, spent = found.points, found.gradients
+
+    def explore(generator: torch.Generator) -> Tensor:
+        direction = disagreement(function.objective, function.theta, generator)
+        return function.geometry.displacement(direction)
+
+    best = maximize_over_ball(
+        function,
+        radius=rho,
+        starts=starts,
+        budget=max(1, budget - spent),
+        tolerance=tolerance,
+        noise=noise,
+        explore=explore,
+        generator=generator,
+    )
+    return replace(best, gradients=best.gradients + spent)
+
+
+def _successive_halving(search: BallSearch, iterates: list[Iterate]) -> None:
+    """Let the ascents go on in rounds of equal cost, the better half of them in each."""
+    left, rounds = _distinct(iterates, search.radius), 1 + math.ceil(math.log2(len(iterates)))
     for rounds_left in range(rounds, 0, -1):
-        rough = any(_is_rough(search, climb) for climb in left)
-        most = search.budget * (1.0 - _RESERVE if rough else 1.0)
+        kinked = any(_ends_at_kink(search, iterate) for iterate in left)
+        most = search.budget * (1.0 - _RESERVE if kinked else 1.0)
         limit = search.spent + (most - search.spent) / rounds_left
-        if len(left) > _POLISHED or not search.function.geometry.is_round:
+        if len(left) > _ON_SPHERE or not search.function.geometry.is_round:
             search.advance(left, int(limit))
         else:
-            for place, climb in enumerate(left, start=1):
+            for place, iterate in enumerate(left, start=1):
                 part = search.spent + (limit - search.spent) / (len(left) - place + 1)
-                polish(search, climb, int(part))
-        ranking = sorted(_apart(left, search.radius), key=lambda climb: -climb.value)
+                ascend_on_sphere(search, iterate, int(part))
+        ranking = sorted(_distinct(left, search.radius), key=lambda iterate: -iterate.value)
         if rounds_left > 1:
             left = ranking[: max(1, -(-len(left) // 2))]
 
 
-def _is_rough(search: Ascents, climb: Climb) -> bool:
-    """Return whether a climb has ended although the slope there promises more."""
+def _ends_at_kink(search: BallSearch, iterate: Iterate) -> bool:
+    """Return whether an ascent has ended although the slope there promises more."""
     geometry, radius = search.function.geometry, search.radius
-    if not (climb.done and geometry.is_round and bool(climb.ascent.any())):
+    if not (iterate.done and geometry.is_round and bool(iterate.ascent.any())):
         return False
-    target = geometry.maximiser(climb.ascent, radius)
-    gain, rounding = _linear_gain(climb, target), torch.finfo(climb.u.dtype).eps * abs(climb.value)
+    target, size = geometry.maximiser(iterate.ascent, radius), abs(iterate.value)
+    gain, rounding = _linear_gain(iterate, target), torch.finfo(iterate.u.dtype).eps * size
     if gain <= max(search.noise, _ROUNDINGS * rounding):
         return False
-    angle = _angle(climb, target, radius)
-    return gain > 0.5 * _ROUGH**2 * abs(climb.value) if angle is None else angle > _ROUGH
+    angle = _angle(iterate, target, radius)
+    return gain > 0.5 * _KINK_ANGLE**2 * size if angle is None else angle > _KINK_ANGLE
 
 
-def _affordable(search: Ascents, starts: Mapping[str, Tensor]) -> int:
+def _affordable(search: BallSearch, starts: Mapping[str, Tensor]) -> int:
     """Return how many starts leave each of them two steps in the first round."""
-    step = search.function.value_cost + search.function.ascent_cost
-    count = len(starts)
+    step, count = search.step_cost, len(starts)
     while count > 1 and count * step * (1 + 2 * (1 + math.log2(count))) > search.budget:
         count -= 1
     return count
 
 
-def _apart(climbs: list[Climb], radius: float) -> list[Climb]:
-    """Return the climbs without those that are at the place of a higher one."""
-    kept: list[Climb] = []
-    for climb in sorted(climbs, key=lambda climb: -climb.value):
-        if all(float((climb.u - other.u).norm()) > _SAME_PLACE * radius for other in kept):
-            kept.append(climb)
+def _distinct(iterates: list[Iterate], radius: float) -> list[Iterate]:
+    """Return the iterates without those that are at the point of a higher one."""
+    kept: list[Iterate] = []
+    for iterate in sorted(iterates, key=lambda iterate: -iterate.value):
+        if all(float((iterate.u - other.u).norm()) > _SAME_POINT * radius for other in kept):
+            kept.append(iterate)
     return kept
 
 
-def _summary(search: Ascents, climbs: list[Climb], best: Climb) -> BallMaximum:
+def _summary(search: BallSearch, iterates: list[Iterate], best: Iterate) -> BallMaximum:
     geometry, radius = search.function.geometry, search.radius
     target = geometry.maximiser(best.ascent, radius)
     gain = _linear_gain(best, target)
@@ -195,28 +242,28 @@ def _summary(search: Ascents, climbs: list[Climb], best: Climb) -> BallMaximum:
         stationarity=_angle(best, target, radius) if geometry.is_round else None,
         linear_gap=max(0.0, gain) / abs(best.value) if best.value else 0.0,
         status=_status(search, best),
-        trails={climb.name: climb.trail for climb in climbs},
+        trails={iterate.name: iterate.trail for iterate in iterates},
         evaluations=search.evaluations,
         ascents=search.ascents,
         gradients=search.spent,
     )
 
 
-def _status(search: Ascents, best: Climb) -> Status:
-    if _is_rough(search, best):
+def _status(search: BallSearch, best: Iterate) -> Status:
+    if _ends_at_kink(search, best):
         return Status.KINKS
     return Status.CONVERGED if best.done else Status.BUDGET
 
 
-def _linear_gain(climb: Climb, target: Tensor) -> float:
-    return float(climb.ascent.double() @ (target - climb.u).double())
+def _linear_gain(iterate: Iterate, target: Tensor) -> float:
+    return float(iterate.ascent.double() @ (target - iterate.u).double())
 
 
-def _angle(climb: Climb, target: Tensor, radius: float) -> float | None:
+def _angle(iterate: Iterate, target: Tensor, radius: float) -> float | None:
     """Return the angle between a point on the sphere and its ascent direction."""
-    u, target = climb.u.double(), target.double()
-    length = float(u.norm())
-    if length < 0.999 * radius or not bool(target.any()):
+    u, target = iterate.u.double(), target.double()
+    size = float(u.norm())
+    if size < 0.999 * radius or not bool(target.any()):
         return None
-    across = target - u * float(u @ target) / length**2
-    return math.atan2(float(across.norm()), float(u @ target) / length)
+    across = target - u * float(u @ target) / size**2
+    return math.atan2(float(across.norm()), float(u @ target) / size)

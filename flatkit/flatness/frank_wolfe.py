@@ -1,135 +1,192 @@
-"""Linearised ascent in a ball: climbs that share a function, a radius and a budget."""
+"""Frank-Wolfe ascent in a ball: iterates that share a function, a radius and a budget."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flatkit.errors import NonFiniteError
-from flatkit.flatness.functions import Field, Landing
+from flatkit.flatness.geometry import Geometry
 
 _HALVINGS = 8
-"""How often a step is shortened before a climb counts as stationary."""
+"""How often a step is halved before its iterate counts as stationary: 1/256 of the way."""
+
+
+@dataclass(frozen=True)
+class FunctionValues:
+    """A function at K points.
+
+    Attributes:
+        values: of the function, float64 [K].
+        ascents: returns its gradients [K, P] with respect to u; computed when called.
+    """
+
+    values: Tensor
+    ascents: Callable[[], Tensor]
+
+
+class BallFunction(Protocol):
+    """A function φ(u) on a ball, in the coordinates of its geometry.
+
+    Its gradient is called the ascent here, as φ itself may be the norm of a gradient.
+
+    Attributes:
+        rows: how many points are best evaluated at once.
+        value_cost: of a value, in gradients of the loss.
+        ascent_cost: of a gradient of φ where the value is known, in gradients of the loss.
+        geometry: of the ball.
+    """
+
+    rows: int
+    value_cost: int
+    ascent_cost: int
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the ball."""
+        ...
+
+    def __call__(self, u: Tensor) -> FunctionValues:
+        """Evaluate φ at the rows of u [K, P]."""
+        ...
 
 
 @dataclass(eq=False)
-class Climb:
-    """One ascent: where it is, which way is up, what it has seen."""
+class Iterate:
+    """The current point of one ascent, which way is up there, and the values on the way."""
 
     name: str
     u: Tensor
     value: float = -math.inf
     ascent: Tensor = field(default_factory=lambda: torch.empty(0))
-    trail: list[float] = field(default_factory=list)
+    trail: list[float] = field(default_factory=list[float])
     done: bool = False
 
-    def move(self, u: Tensor, value: float, ascent: Tensor, least: float) -> None:
-        """Go to a higher point; a gain of no more than the least ends the climb."""
-        self.done = value - self.value <= least
+    def move(self, u: Tensor, value: float, ascent: Tensor, least_gain: float) -> None:
+        """Go to a higher point; a gain of no more than the least ends the ascent."""
+        self.done = value - self.value <= least_gain
         self.u, self.value, self.ascent = u, value, ascent
         self.trail.append(value)
 
 
-class Ascents:
-    """The climbs of one search: a function, a radius, and what was spent.
+class BallSearch:
+    """What the ascents of one search share: a function, a radius, and what was spent.
 
     Args:
         function: φ.
         radius: ρ.
-        tolerance: gain, relative to the value, that ends a climb.
+        tolerance: gain, relative to the value, that ends an ascent.
         budget: in gradients of the loss.
         noise: by how much rounding may change a value.
+
+    Attributes:
+        evaluations: of φ so far.
+        ascents: of its gradient so far.
+        explored: directions that were drawn at a gradient of the loss each.
     """
 
     def __init__(
-        self, function: Field, radius: float, *, tolerance: float, budget: int, noise: float = 0.0
+        self,
+        function: BallFunction,
+        radius: float,
+        *,
+        tolerance: float,
+        budget: int,
+        noise: float = 0.0,
     ) -> None:
         self.function, self.radius, self.noise = function, radius, noise
         self.tolerance, self.budget = tolerance, budget
-        self.evaluations = self.ascents = self.drawn = 0  # the last: directions, a gradient each
+        self.evaluations = self.ascents = self.explored = 0
 
     def least_gain(self, value: float) -> float:
         """Return the gain over a value that is none: within the tolerance, or the rounding."""
         return max(self.tolerance * abs(value), self.noise)
 
     @property
+    def step_cost(self) -> int:
+        """Gradients of the loss that a value and an ascent take."""
+        return self.function.value_cost + self.function.ascent_cost
+
+    @property
     def spent(self) -> int:
         """Gradients of the loss so far."""
-        cost = self.function
-        climbing = self.evaluations * cost.value_cost + self.ascents * cost.ascent_cost
-        return climbing + self.drawn
+        function = self.function
+        steps = self.evaluations * function.value_cost + self.ascents * function.ascent_cost
+        return steps + self.explored
 
-    def land(self, u: Tensor) -> Landing:
+    def evaluate(self, u: Tensor) -> FunctionValues:
         """Evaluate the function at the rows of u [K, P].
 
         Raises:
             NonFiniteError: it is NaN or infinite there.
         """
-        landing = self.function(u)
+        found = self.function(u)
         self.evaluations += len(u)
-        if not bool(landing.values.isfinite().all()):
+        if not bool(found.values.isfinite().all()):
             raise NonFiniteError(
                 f"the loss or its gradient is NaN or infinite within rho = {self.radius:g} of "
                 "the checkpoint; choose a smaller rho, or dtype=float64"
             )
-        return landing
+        return found
 
-    def ascents_of(self, landing: Landing) -> Tensor:
-        """Return the gradients [K, P] at points that were evaluated."""
-        self.ascents += len(landing.values)
-        return landing.ascents()
+    def ascents_of(self, found: FunctionValues) -> Tensor:
+        """Return the ascents [K, P] at points that were evaluated."""
+        self.ascents += len(found.values)
+        return found.ascents()
 
-    def blocks(self, climbs: list[Climb]) -> list[list[Climb]]:
-        """Return the climbs in the parts that are evaluated at once."""
+    def batches(self, iterates: list[Iterate]) -> list[list[Iterate]]:
+        """Return the iterates in the parts that are evaluated at once."""
         size = self.function.rows
-        return [climbs[first : first + size] for first in range(0, len(climbs), size)]
+        return [iterates[first : first + size] for first in range(0, len(iterates), size)]
 
-    def begin(self, climbs: list[Climb]) -> None:
-        """Evaluate the starts."""
-        for block in self.blocks(climbs):
-            landing = self.land(torch.stack([climb.u for climb in block]))
-            ascents = self.ascents_of(landing)
-            for row, climb in enumerate(block):
-                climb.move(climb.u, float(landing.values[row]), ascents[row], 0.0)
-                climb.done = False
+    def start(self, iterates: list[Iterate]) -> None:
+        """Evaluate the initial points."""
+        for batch in self.batches(iterates):
+            found = self.evaluate(torch.stack([iterate.u for iterate in batch]))
+            ascents = self.ascents_of(found)
+            for row, iterate in enumerate(batch):
+                iterate.move(iterate.u, float(found.values[row]), ascents[row], 0.0)
+                iterate.done = False
 
-    def step(self, block: list[Climb]) -> None:
-        """Move each climb to the maximiser of the linearised function, or part of the way.
+    def step(self, batch: list[Iterate]) -> None:
+        """Move each iterate to the maximiser of the linearised function, or part of the way.
 
         For a convex function the whole step never descends; otherwise it is halved until it
         ascends. The segment lies within the ball, so a part of it does too.
         """
         targets = {
-            climb: self.function.geometry.maximiser(climb.ascent, self.radius)
-            for climb in block
-            if bool(climb.ascent.any())
+            iterate: self.function.geometry.maximiser(iterate.ascent, self.radius)
+            for iterate in batch
+            if bool(iterate.ascent.any())
         }
-        for climb in block:
-            climb.done = climb not in targets
+        for iterate in batch:
+            iterate.done = iterate not in targets
         pending, fraction = list(targets), 1.0
         for _ in range(_HALVINGS):
             if not pending:
                 return
-            points = torch.stack([torch.lerp(c.u, targets[c], fraction) for c in pending])
-            landing = self.land(points)
-            better = [row for row, climb in enumerate(pending) if landing.values[row] > climb.value]
+            points = torch.stack([torch.lerp(it.u, targets[it], fraction) for it in pending])
+            found = self.evaluate(points)
+            better = [row for row, it in enumerate(pending) if found.values[row] > it.value]
             if better:
-                ascents = self.ascents_of(landing)
+                ascents = self.ascents_of(found)
                 for row in better:
-                    value = float(landing.values[row])
+                    value = float(found.values[row])
                     pending[row].move(points[row], value, ascents[row], self.least_gain(value))
-            pending = [climb for row, climb in enumerate(pending) if row not in set(better)]
+            pending = [iterate for row, iterate in enumerate(pending) if row not in set(better)]
             fraction /= 2
-        for climb in pending:
-            climb.done = True
+        for iterate in pending:
+            iterate.done = True
 
-    def advance(self, climbs: list[Climb], until: int) -> None:
-        """Step every climb in turn until all are done or so much is spent."""
+    def advance(self, iterates: list[Iterate], until: int) -> None:
+        """Step every iterate in turn until all are done or so much is spent."""
         while self.spent < until:
-            active = [climb for climb in climbs if not climb.done]
+            active = [iterate for iterate in iterates if not iterate.done]
             if not active:
                 return
-            for block in self.blocks(active):
+            for batch in self.batches(active):
                 if self.spent < until:
-                    self.step(block)
+                    self.step(batch)

@@ -1,15 +1,15 @@
 """Functions on a ball, at many points at once: the loss increase and the gradient norm."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry
-from flatkit.hessian import HessianOperator
+from flatkit.flatness.quadratic_model import Quantity
+from flatkit.hessian.operator import HessianOperator
 from flatkit.objective.function import Chunk, Objective
 from flatkit.objective.pytree import leaves
 
@@ -20,39 +20,6 @@ _INPUT_NUMBERS = 2**22
 """Of one batch of points, so that the activations of all of them fit in memory."""
 
 
-@dataclass(frozen=True)
-class Landing:
-    """A function at K points.
-
-    Attributes:
-        values: of the function, float64 [K].
-        ascents: returns its gradients [K, P] with respect to u; computed when called.
-    """
-
-    values: Tensor
-    ascents: Callable[[], Tensor]
-
-
-class Field(Protocol):
-    """A function φ(u) on a ball, in the coordinates of its geometry.
-
-    Attributes:
-        geometry: of the ball.
-        rows: how many points are best evaluated at once.
-        value_cost: of a value, in gradients of the loss.
-        ascent_cost: of a gradient of φ where the value is known, in gradients of the loss.
-    """
-
-    geometry: Geometry
-    rows: int
-    value_cost: int
-    ascent_cost: int
-
-    def __call__(self, u: Tensor) -> Landing:
-        """Evaluate φ at the rows of u [K, P]."""
-        ...
-
-
 @final
 class LossIncrease:
     """φ(u) = L(θ + T u) − L(θ); one gradient gives the value and the ascent.
@@ -61,19 +28,18 @@ class LossIncrease:
         objective: L.
         theta: θ [P].
         geometry: T.
-        base: L(θ), if it is known.
     """
 
+    quantity: ClassVar[Quantity] = "loss"
     value_cost, ascent_cost = 1, 0
 
-    def __init__(
-        self, objective: Objective, theta: Tensor, geometry: Geometry, base: float | None = None
-    ) -> None:
+    def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
         self.objective, self.theta, self.geometry = objective, theta, geometry
-        self.base = objective.loss(theta) if base is None else base
+        self.base = objective.loss(theta)
         self.rows = batch_rows(objective, theta)
+        self.product_cost = product_cost(objective)
 
-    def __call__(self, u: Tensor) -> Landing:
+    def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]. Cost: K gradients."""
         points = self.theta + self.geometry.displacement(u)
         if len(points) == 1:
@@ -81,7 +47,7 @@ class LossIncrease:
             losses, gradients = torch.tensor([loss], dtype=torch.float64), gradient[None]
         else:
             losses, gradients = _gradients(self.objective, points, create_graph=False)[:2]
-        return Landing(losses - self.base, lambda: self.geometry.displacement(gradients))
+        return FunctionValues(losses - self.base, lambda: self.geometry.displacement(gradients))
 
 
 @final
@@ -97,18 +63,19 @@ class GradientNorm:
         geometry: T.
     """
 
+    quantity: ClassVar[Quantity] = "gradient_norm"
     value_cost = 1
 
     def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
         self.objective, self.theta, self.geometry = objective, theta, geometry
         self.rows = batch_rows(objective, theta)
-        self.ascent_cost = product_cost(objective)
+        self.product_cost = self.ascent_cost = product_cost(objective)
 
-    def __call__(self, u: Tensor) -> Landing:
+    def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]. Cost: K gradients, and K products for ascents."""
         points = self.theta + self.geometry.displacement(u)
         if len(points) == 1:
-            return self._land_alone(points[0])
+            return self._at_one_point(points[0])
         _, gradients, point = _gradients(self.objective, points, create_graph=True)
         scaled = self.geometry.displacement(gradients.detach())
 
@@ -124,9 +91,9 @@ class GradientNorm:
             )
             return self.geometry.displacement(products)
 
-        return Landing(self.geometry.dual_norm(scaled), ascents)
+        return FunctionValues(self.geometry.dual_norm(scaled), ascents)
 
-    def _land_alone(self, point: Tensor) -> Landing:
+    def _at_one_point(self, point: Tensor) -> FunctionValues:
         hessian = HessianOperator(self.objective, point)
         scaled = self.geometry.displacement(hessian.gradient())
 
@@ -134,7 +101,7 @@ class GradientNorm:
             product = hessian.matvec(self.geometry.displacement(self._steepest(scaled)))
             return self.geometry.displacement(product)[None]
 
-        return Landing(self.geometry.dual_norm(scaled)[None], ascents)
+        return FunctionValues(self.geometry.dual_norm(scaled)[None], ascents)
 
     def _steepest(self, scaled: Tensor) -> Tensor:
         return self.geometry.maximiser(scaled, 1.0)
@@ -166,7 +133,7 @@ def _can_batch(objective: Objective, theta: Tensor) -> bool:
     points = torch.stack([theta, theta * 1.01])
     try:
         losses, gradients, _ = _gradients(objective, points, create_graph=False)
-    except (RuntimeError, ValueError, NotImplementedError):  # an operation without a batching rule
+    except RuntimeError:  # what vmap raises for an operation of the model without a batching rule
         return False
     alone = [objective.loss_and_gradient(point) for point in points]
     near = 1e3 * torch.finfo(theta.dtype).eps

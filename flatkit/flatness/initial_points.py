@@ -3,24 +3,49 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flatkit.flatness.functions import Field, product_cost
+from flatkit.flatness.frank_wolfe import BallFunction
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import QuadraticModel, Quantity, ScaledOperator
-from flatkit.hessian import HessianOperator
+from flatkit.hessian.operator import HessianOperator
 from flatkit.objective.function import Objective, differentiate
 
 NUM_VECTORS = 20
-_ALONE, _MIXED, _ANYWHERE = 8, 64, 8
-"""Eigenvectors that are starts, mixtures of all of them, and random points of the sphere."""
+"""Eigenvectors in whose span most of the random initial points lie."""
+_ALONE, _COMBINED, _ANYWHERE = 8, 64, 8
+"""Initial points that are eigenvectors, random combinations of all of them, and random points of
+the sphere. `python -m benchmarks.flatness networks` chose them."""
 _FEWEST_PRODUCTS, _MOST_PRODUCTS, _MORE_PRODUCTS = 8, 60, 12
+"""Of the Krylov basis at first, and each time it grows; `python -m benchmarks.flatness quadratics`
+chose them."""
 _FITS, _STANDS = 1e-4, 1e-8
 """Differences, relative to the maximum: at which the model fits, at which it stands still."""
 _MOST_NUMBERS = 2**28
-"""Of all the starts together, so that those of a large network fit in memory."""
+"""Of all the initial points together, so that those of a large network fit in memory."""
+
+
+class FunctionOfObjective(BallFunction, Protocol):
+    """The loss increase or the gradient norm of an objective, in a ball around a point.
+
+    Attributes:
+        objective: L.
+        theta: the centre [P].
+        quantity: which of the two.
+        product_cost: of a Hessian-vector product, in gradients.
+    """
+
+    objective: Objective
+    theta: Tensor
+    product_cost: int
+
+    @property
+    def quantity(self) -> Quantity:
+        """Which of the two quantities it is."""
+        ...
 
 
 def search_starts(
@@ -28,24 +53,22 @@ def search_starts(
     *,
     rho: float,
     geometry: Geometry,
-    which: Quantity,
-    slope: float,
+    quantity: Quantity,
     vectors: Tensor,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Return coordinates u [P] on the sphere by name, the most promising first.
+    """Return initial points u [P] on the sphere by name, the most promising first.
+
+    Most random ones are combinations of the eigenvectors: the maxima of networks lie almost within
+    their span, and a random point of the sphere almost across it.
 
     Args:
         model: the quadratic model in the coordinates of the geometry.
         rho: the radius.
         geometry: of the ball.
-        which: what will be maximised.
-        slope: |λ|max of the model.
+        quantity: what will be maximised.
         vectors: top eigenvectors [K, P], orthonormal.
         generator: draws the random ones.
-
-    Most random starts are mixtures of the eigenvectors: the maxima of networks lie almost within
-    their span, and a random point of the sphere almost across it.
     """
     gradient = model.gradient
     directions: dict[str, Tensor] = {}
@@ -55,7 +78,7 @@ def search_starts(
             directions[name] = direction
             directions[f"{name}, reversed"] = -direction
 
-    both("quadratic model", model.maximum(which, rho=rho, slope=slope).u)
+    both("quadratic model", model.maximum(quantity, rho=rho).u)
     both("eigenvector 1", vectors[0])
     both("gradient", gradient)
     if bool(gradient.any()):
@@ -63,7 +86,7 @@ def search_starts(
     room = max(4, _MOST_NUMBERS // max(1, gradient.numel()))
     for number in range(2, min(_ALONE, len(vectors)) + 1):
         both(f"eigenvector {number}", vectors[number - 1])
-    for number in range(1, _MIXED + 1):
+    for number in range(1, _COMBINED + 1):
         if len(directions) < room:
             drawn = torch.randn(len(vectors), generator=generator).to(vectors)
             directions[f"mixture {number}"] = drawn @ vectors
@@ -79,8 +102,8 @@ def search_starts(
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Starts of a search and what it cost to find them.
+class InitialPoints:
+    """Initial points of a search and what it cost to find them.
 
     Attributes:
         points: coordinates u [P] by name.
@@ -91,46 +114,43 @@ class Starts:
     gradients: int
 
 
-def default_starts(
-    function: Field,
-    objective: Objective,
-    theta: Tensor,
+def initial_points(
+    function: FunctionOfObjective,
     *,
     rho: float,
-    which: Quantity,
     budget: int = 600,
     generator: torch.Generator | None = None,
-) -> Starts:
-    """Return starts for a search around a point that nothing is known about.
+) -> InitialPoints:
+    """Return initial points for a search around a point that nothing is known about.
 
     One Krylov basis from the gradient gives the maximiser of the quadratic model and approximate
-    eigenvectors. Where the function agrees with the model there, nothing is better than a better
-    model: the basis grows until its maximum stands still.
+    eigenvectors, from which `search_starts` goes on. Where the function agrees with the model at
+    its maximiser, nothing is better than a better model: the basis grows until its maximum stands
+    still.
 
     Cost: a gradient and at most 60 Hessian-vector products, within a third of the budget (but eight
     products in any case), or two thirds where the model fits; memory 2 vectors a product.
     """
-    generator, geometry = generator or torch.Generator().manual_seed(0), function.geometry
+    generator = generator or torch.Generator().manual_seed(0)
+    objective, theta, geometry = function.objective, function.theta, function.geometry
     hessian = ScaledOperator(HessianOperator(objective, theta), geometry)
     gradient = geometry.displacement(objective.gradient(theta))
-    a_product = product_cost(objective)
+    product = function.product_cost
     room = max(_FEWEST_PRODUCTS, _MOST_NUMBERS // (2 * max(1, hessian.size)))
-    products = min(max(_FEWEST_PRODUCTS, budget // (3 * a_product)), _MOST_PRODUCTS, room)
+    products = min(max(_FEWEST_PRODUCTS, budget // (3 * product)), _MOST_PRODUCTS, room)
     model = QuadraticModel(hessian, gradient, max_basis=products)
-    spent = 1 + (len(model.basis) + 3) * a_product  # three: of two maxima and GAM's ascent
+    spent = 1 + (len(model.basis) + 3) * product  # three: of two maxima and GAM's ascent
     if geometry.is_round:
-        spent += _sharpen(model, function, which, rho, min(room, budget * 2 // (3 * a_product)))
-    values, vectors, residuals = model.ritz(min(NUM_VECTORS, hessian.size))
+        spent += _sharpen(model, function, rho, min(room, budget * 2 // (3 * product)))
     points = search_starts(
         model,
         rho=rho,
         geometry=geometry,
-        which=which,
-        slope=float(values.abs()[0] + residuals[0]),
-        vectors=vectors,
+        quantity=function.quantity,
+        vectors=model.ritz(min(NUM_VECTORS, hessian.size))[1],
         generator=generator,
     )
-    return Starts(points, spent)
+    return InitialPoints(points, spent)
 
 
 def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,24 +180,25 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     return total
 
 
-def _sharpen(model: QuadraticModel, function: Field, which: Quantity, rho: float, most: int) -> int:
+def _sharpen(model: QuadraticModel, function: FunctionOfObjective, rho: float, most: int) -> int:
     """Let the basis grow while that raises the maximum, where the function fits the model.
 
     Returns:
         What it cost, in gradients.
     """
-    found = model.maximum(which, rho=rho, slope=0.0)
+    quantity = function.quantity
+    found = model.maximum(quantity, rho=rho)
     value, before = float(function(found.u[None]).values[0]), len(model.basis)
-    spent, a_product = function.value_cost, max(2, function.ascent_cost)
+    spent, product = function.value_cost, max(2, function.ascent_cost)
     if abs(value - found.value) > _FITS * abs(value):
         return spent
     while len(model.basis) < most:
         count = len(model.basis)
         model.extend(min(most, count + _MORE_PRODUCTS))
-        better = model.maximum(which, rho=rho, slope=0.0)
-        spent += a_product  # of the maximum
+        better = model.maximum(quantity, rho=rho)
+        spent += product  # of the maximum
         stands = better.value - found.value <= _STANDS * abs(better.value)
         found = better
         if stands or len(model.basis) == count:
             break
-    return spent + (len(model.basis) - before) * a_product
+    return spent + (len(model.basis) - before) * product

@@ -1,4 +1,10 @@
-"""Walks that go on where jumps of the gradient end every monotone climb early."""
+"""Iterated local search past kinks: subgradient walks, from far apart and from near the best.
+
+The gradient norm of a piecewise linear network jumps. A step that crosses a kink may lower it
+although the slope promised a rise, and an ascent that never descends ends there. A walk takes the
+steps of the subgradient method instead: of geometrically falling length, whatever they find (Shor,
+1985). Its best point counts, not its last.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,160 +13,195 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from flatkit.flatness.frank_wolfe import Ascents, Climb
+from flatkit.flatness.frank_wolfe import BallSearch, Iterate
 
 NAME = "walks"
-Explore: TypeAlias = Callable[[torch.Generator], Tensor]
+DirectionSampler: TypeAlias = Callable[[torch.Generator], Tensor]
 """Draws a direction [P] that matters to the function, for a gradient of the loss."""
 
-_AFAR = 0.6
-"""Part of what is left that goes to walks from anywhere."""
-_SPAN = 32
-"""Directions in whose span these begin."""
-_NEW = 1e-4
-"""Length, relative to the largest, below which a direction among these is rounding."""
 _MOST_NUMBERS = 2**28
-"""Of these directions together, and of walks, so that those of a large network fit in memory."""
-_FEWEST = 8
-"""Walks from anywhere; fewer are left out."""
-_SPRINT, _LONGEST = 5, 60
-"""Steps of the first round of these, and of all rounds."""
-_KEPT, _GROWTH = 4, 2
-"""Of so many walks one enters the next round, which has so many times the steps."""
-_STRIDE, _TIRING = 0.5, 0.95
-"""First step of these, as part of the way to the linearised function's maximiser, and the factor
-of each further one."""
-_STEPS = 20
-"""Of a walk near the best point."""
-_FIRST_STEP, _SHORTENING = 0.3, 0.9
-"""Likewise of these."""
-_MOST_DIRECTIONS = 17
-"""In whose span these begin: the most promising ones."""
-_NEAREST, _FARTHEST = 0.1, 1.2
-"""How far from the best point walks begin, in radii: drawn log-uniformly."""
+"""Of the sampled directions together, and of the walks: 2 GiB in float64."""
+
+
+@dataclass(frozen=True)
+class Multistart:
+    """The schedule of walks from far apart: some maxima are found from few starts of a thousand.
+
+    They begin in the span of sampled directions and are cut down by successive halving (Jamieson
+    and Talwalkar, 2016). The numbers were chosen on `python -m benchmarks.flatness networks`: with
+    them the search reaches 0.999 of the best of 1000 random ascents at 2 % of their cost, also on
+    untrained ReLU networks. Step, decay and steps are those of the ascents there.
+
+    Attributes:
+        share: of what is left of the budget.
+        span: directions that are sampled.
+        rank_tolerance: length, relative to the largest, below which one of these is rounding.
+        fewest: walks; fewer are left out.
+        first_round: steps of the first round.
+        steps: of all rounds.
+        keep_one_in: so many walks one enters the next round,
+        growth: which has so many times the steps.
+        step: the first, as part of the way to the linearised function's maximiser.
+        decay: factor of each further step.
+    """
+
+    share: float = 0.6
+    span: int = 32
+    rank_tolerance: float = 1e-4
+    fewest: int = 8
+    first_round: int = 5
+    steps: int = 60
+    keep_one_in: int = 4
+    growth: int = 2
+    step: float = 0.5
+    decay: float = 0.95
+
+    def walk_cost(self, step_cost: int) -> int:
+        """Return what all rounds cost, for each walk that begins."""
+        return step_cost * self.first_round * self.keep_one_in // (self.keep_one_in - self.growth)
+
+
+@dataclass(frozen=True)
+class NearBest:
+    """The schedule of walks from near the best point (Lourenço, Martin and Stützle, 2003).
+
+    They begin in the span of the initial points, in which the maxima of a network's gradient norm
+    almost lie: in the whole space a random step would hardly change anything that matters. The
+    numbers were chosen with `python -m benchmarks.flatness networks`, as those of `Multistart`.
+
+    Attributes:
+        steps: of a walk.
+        step: the first, as part of the way to the linearised function's maximiser.
+        decay: factor of each further step.
+        span: how many of the initial points, the most promising ones.
+        nearest: how far from the best point walks begin, in radii: drawn log-uniformly,
+        farthest: up to here.
+    """
+
+    steps: int = 20
+    step: float = 0.3
+    decay: float = 0.9
+    span: int = 17
+    nearest: float = 0.1
+    farthest: float = 1.2
+
+
+_MULTISTART, _NEAR_BEST = Multistart(), NearBest()
 
 
 @dataclass(eq=False)
-class _Walker:
+class _Walk:
+    """One walk: its point, its best value so far, and the length of its next step."""
+
     u: Tensor
-    best: float
-    stride: float
+    step: float
+    best: float = 0.0
 
 
-def wander(
-    search: Ascents,
-    best: Climb,
+def iterated_local_search(
+    search: BallSearch,
+    best: Iterate,
     directions: Sequence[Tensor],
-    explore: Explore | None,
+    explore: DirectionSampler | None,
     generator: torch.Generator,
-) -> Climb:
+) -> Iterate:
     """Walk again and again, also downhill, until all is spent.
 
-    A piecewise linear network has a gradient norm that jumps: a step that crosses a kink may lower
-    it although the slope promised a rise, and a monotone climb stops there. So these walks take
-    steps of falling lengths whatever they find. More than half of what is left goes to many walks
-    from far apart, of which the best quarter goes on each time (successive halving): some maxima
-    are found from a few starts of a thousand. The rest goes to walks from near the highest point of
-    all (iterated local search, Lourenço, Martin and Stützle, 2003). Those begin in the span of the
-    directions, in which the maxima of a network's gradient norm almost lie: in the whole space a
-    random step would hardly change anything that matters.
+    More than half of what is left goes to walks from far apart, the rest to walks from near the
+    highest point of all.
 
     Cost: a value and an ascent a step; no more walks than the budget allows.
 
     Args:
         search: the function, the radius and what was spent.
-        best: the highest climb so far; it is not moved.
+        best: the highest iterate so far; it is not moved.
         directions: in the span of the first of which [P] the walks near the best begin.
         explore: draws where the others begin; without it there are none.
         generator: draws where walks begin.
 
     Returns:
-        A climb of its own: its trail holds the best value after each round and walk.
+        An iterate of its own: its trail holds the best value after each round and walk.
     """
-    found = Climb(NAME, best.u, best.value, best.ascent, done=True)
-    a_step = search.function.value_cost + search.function.ascent_cost
+    found, plan = Iterate(NAME, best.u, best.value, best.ascent, done=True), _NEAR_BEST
     if explore is not None:
-        _roam(search, found, explore, generator, _AFAR * (search.budget - search.spent), a_step)
-    while search.spent + _STEPS * a_step <= search.budget:
-        start = _near(search, found.u, directions[:_MOST_DIRECTIONS], generator)
-        _walk(search, [_Walker(start, 0.0, _FIRST_STEP)], _STEPS, _SHORTENING, found)
+        _successive_halving(search, found, explore, generator)
+    while search.spent + plan.steps * search.step_cost <= search.budget:
+        start = _near(search, found.u, directions[: plan.span], generator)
+        _advance(search, [_Walk(start, plan.step)], plan.steps, plan.decay, found)
         found.trail.append(found.value)
     return found
 
 
-def _roam(
-    search: Ascents,
-    found: Climb,
-    explore: Explore,
-    generator: torch.Generator,
-    allowance: float,
-    a_step: int,
+def _successive_halving(
+    search: BallSearch, found: Iterate, explore: DirectionSampler, generator: torch.Generator
 ) -> None:
-    """Let many walks begin far apart, and fewer of them go on each round.
-
-    They begin in the span of some explored directions, with no regard to the lengths of these.
-    """
-    a_walk = a_step * _SPRINT * _KEPT // (_KEPT - _GROWTH)  # all rounds, for each that begins
-    most = _MOST_NUMBERS // found.u.numel()
-    span = min(_SPAN, int(allowance) // a_walk, max(1, most))
-    count = min(int(allowance - span) // a_walk, max(_FEWEST, most))
-    if count < _FEWEST:
-        return
-    drawn = torch.stack([explore(generator) for _ in range(span)])
-    search.drawn += span
-    # Orthonormal, or the few directions that all have in common would rule every mixture.
-    sides, lengths, _ = torch.linalg.svd(drawn.T, full_matrices=False)
-    basis = sides[:, lengths > _NEW * lengths[0]]  # [P, span or less]
-    if basis.shape[1] == 0:
-        return
-    parts = torch.randn(count, basis.shape[1], generator=generator).to(basis)
-    walkers = [
-        _Walker(search.function.geometry.maximiser(basis @ part, search.radius), 0.0, _STRIDE)
-        for part in parts
-    ]
-    length, taken = _SPRINT, 0
-    while walkers and taken < _LONGEST:
-        length = min(length, _LONGEST - taken)
-        _walk(search, walkers, length, _TIRING, found)
+    """Let many walks begin far apart, and fewer of them go on each round."""
+    plan = _MULTISTART
+    walks = [_Walk(u, plan.step) for u in _far_apart(search, found, explore, generator)]
+    steps, taken = plan.first_round, 0
+    while walks and taken < plan.steps:
+        steps = min(steps, plan.steps - taken)
+        _advance(search, walks, steps, plan.decay, found)
         found.trail.append(found.value)
-        walkers.sort(key=lambda walker: -walker.best)
-        walkers = walkers[: max(1, len(walkers) // _KEPT)]
-        taken, length = taken + length, length * _GROWTH
+        walks.sort(key=lambda walk: -walk.best)
+        walks = walks[: max(1, len(walks) // plan.keep_one_in)]
+        taken, steps = taken + steps, steps * plan.growth
+
+
+def _far_apart(
+    search: BallSearch, found: Iterate, explore: DirectionSampler, generator: torch.Generator
+) -> list[Tensor]:
+    """Return as many points [P] as the budget has walks for, in the span of sampled directions.
+
+    The directions are made orthonormal, or the few that all have in common would rule every
+    combination.
+    """
+    plan = _MULTISTART
+    allowance = plan.share * (search.budget - search.spent)
+    walk_cost, most = plan.walk_cost(search.step_cost), _MOST_NUMBERS // found.u.numel()
+    span = min(plan.span, int(allowance) // walk_cost, max(1, most))
+    count = min(int(allowance - span) // walk_cost, max(plan.fewest, most))
+    if count < plan.fewest:
+        return []
+    sampled = torch.stack([explore(generator) for _ in range(span)])  # [span, P]
+    search.explored += span
+    sides, lengths, _ = torch.linalg.svd(sampled.T, full_matrices=False)
+    basis = sides[:, lengths > plan.rank_tolerance * lengths[0]]  # [P, span or less]
+    if basis.shape[1] == 0:
+        return []
+    weights = torch.randn(count, basis.shape[1], generator=generator).to(basis)
+    geometry = search.function.geometry
+    return [geometry.maximiser(basis @ weight, search.radius) for weight in weights]
 
 
 def _near(
-    search: Ascents, centre: Tensor, directions: Sequence[Tensor], generator: torch.Generator
+    search: BallSearch, centre: Tensor, directions: Sequence[Tensor], generator: torch.Generator
 ) -> Tensor:
     """Return a point [P] around a centre, as long as the ball allows."""
-    geometry, radius = search.function.geometry, search.radius
-    drawn = _mixture(directions, generator)
-    uniform = float(torch.rand((), generator=generator))
-    reach = _NEAREST * (_FARTHEST / _NEAREST) ** uniform
-    return geometry.retract(centre + reach * geometry.maximiser(drawn, radius), radius)
-
-
-def _mixture(directions: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    geometry, radius, plan = search.function.geometry, search.radius, _NEAR_BEST
     drawn = torch.zeros_like(directions[0])
     for direction in directions:
         drawn += float(torch.randn((), generator=generator)) * direction
-    return drawn
+    uniform = float(torch.rand((), generator=generator))
+    distance = plan.nearest * (plan.farthest / plan.nearest) ** uniform
+    return geometry.retract(centre + distance * geometry.maximiser(drawn, radius), radius)
 
 
-def _walk(
-    search: Ascents, walkers: list[_Walker], steps: int, shortening: float, found: Climb
+def _advance(
+    search: BallSearch, walks: list[_Walk], steps: int, decay: float, found: Iterate
 ) -> None:
     """Take so many steps with each and remember the highest point that any passes."""
     geometry, radius, size = search.function.geometry, search.radius, search.function.rows
-    for first in range(0, len(walkers), size):
-        group = walkers[first : first + size]
+    for first in range(0, len(walks), size):
+        batch = walks[first : first + size]
         for _ in range(steps):
-            landing = search.land(torch.stack([walker.u for walker in group]))
-            ascents = search.ascents_of(landing)
-            for row, walker in enumerate(group):
-                value = float(landing.values[row])
-                walker.best = max(walker.best, value)
+            values = search.evaluate(torch.stack([walk.u for walk in batch]))
+            ascents = search.ascents_of(values)
+            for row, walk in enumerate(batch):
+                value = float(values.values[row])
+                walk.best = max(walk.best, value)
                 if value > found.value:
-                    found.u, found.value, found.ascent = walker.u, value, ascents[row]
-                onward = walker.stride * geometry.maximiser(ascents[row], radius)
-                walker.u = geometry.retract(walker.u + onward, radius)
-                walker.stride *= shortening
+                    found.u, found.value, found.ascent = walk.u, value, ascents[row]
+                onward = walk.step * geometry.maximiser(ascents[row], radius)
+                walk.u = geometry.retract(walk.u + onward, radius)
+                walk.step *= decay

@@ -9,7 +9,7 @@ from torch import Tensor
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.ball import maximize_over_ball
-from flatkit.flatness.functions import Landing
+from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Chunk, Objective, differentiate
 
@@ -43,10 +43,10 @@ class _BatchLoss:
         self.objective, self.theta, self.geometry, self.batch = objective, theta, geometry, batch
         self.base, self.gradient = self._evaluate(theta)
 
-    def __call__(self, u: Tensor) -> Landing:
+    def __call__(self, u: Tensor) -> FunctionValues:
         loss, gradient = self._evaluate(self.theta + self.geometry.displacement(u[0]))
         values = torch.tensor([loss - self.base], dtype=torch.float64)
-        return Landing(values, lambda: self.geometry.displacement(gradient)[None])
+        return FunctionValues(values, lambda: self.geometry.displacement(gradient)[None])
 
     def _evaluate(self, theta: Tensor) -> tuple[float, Tensor]:
         point = theta.detach().requires_grad_()
@@ -70,8 +70,8 @@ def m_sharpness(
     """Return the mean over batches B of m samples of max over ‖δ‖ ≤ ρ of L_B(θ+δ) − L_B(θ).
 
     SAM minimises this with m its batch size (Foret et al., 2021, section 4.1). The samples are
-    split at random; what is left of less than m samples is not used. Each batch is climbed from its
-    own gradient, both ways.
+    split at random; what is left of less than m samples is not used. The search in
+    each batch starts from its own gradient, both ways.
 
     Cost: `budget` gradients of each batch, thus of at most all the samples.
 
@@ -107,8 +107,8 @@ def m_sharpness(
     order = torch.randperm(objective.num_samples, generator=generator)
     values, one_steps, spent = [], [], 0
     for rows in order.split(m)[: min(max_batches, objective.num_samples // m)]:
-        field = _BatchLoss(objective, theta, geometry, objective.rows(rows.to(objective.device)))
-        best, one_step, cost = _climb(field, rho, budget)
+        function = _BatchLoss(objective, theta, geometry, objective.rows(rows.to(objective.device)))
+        best, one_step, cost = _ascend(function, rho, budget)
         values.append(best)
         one_steps.append(one_step)
         spent += cost
@@ -118,12 +118,12 @@ def m_sharpness(
     return BatchSharpness(float(found.mean()), error, len(values), sum(one_steps) / len(values))
 
 
-def _climb(field: _BatchLoss, rho: float, budget: int) -> tuple[float, float, int]:
+def _ascend(function: _BatchLoss, rho: float, budget: int) -> tuple[float, float, int]:
     """Return the best increase, that of SAM's step, and the gradients spent."""
-    ascent = field.geometry.displacement(field.gradient)
-    start = field.geometry.maximiser(ascent, rho)
+    ascent = function.geometry.displacement(function.gradient)
+    start = function.geometry.maximiser(ascent, rho)
     starts = {"gradient": start, "gradient, reversed": -start} if bool(start.any()) else {}
     if not starts:
         return 0.0, 0.0, 1
-    found = maximize_over_ball(field, radius=rho, starts=starts, budget=budget, tolerance=1e-4)
+    found = maximize_over_ball(function, radius=rho, starts=starts, budget=budget, tolerance=1e-4)
     return max(0.0, found.value), found.trails["gradient"][0], found.gradients + 1

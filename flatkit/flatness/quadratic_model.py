@@ -1,5 +1,6 @@
 """The quadratic model of the loss at a point, seen from a Krylov subspace of its Hessian."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.flatness.geometry import Geometry
-from flatkit.flatness.trust_region import gradient_norm_maximum, quadratic_maximum
+from flatkit.flatness.trust_region import quadratic_maximum
 from flatkit.spectrum.dot import norm, project_out
 from flatkit.spectrum.operators import SymmetricOperator
 
@@ -159,7 +160,7 @@ class QuadraticModel:
         gap = mapped.double() - largest.to(mapped.device)[:, None] * found.double()
         return largest, found, gap.norm(dim=1).cpu()
 
-    def maximum(self, quantity: Quantity, *, rho: float, slope: float) -> ModelMaximum:
+    def maximum(self, quantity: Quantity, *, rho: float, slope: float = math.inf) -> ModelMaximum:
         """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.
 
         With the multiplier μ and the residual r of the stationarity in the whole space, no point of
@@ -169,7 +170,7 @@ class QuadraticModel:
         Args:
             quantity: `loss` or `gradient_norm`.
             rho: ρ > 0.
-            slope: |λ|max of H, with its error added.
+            slope: |λ|max of H, with its error added; without it nothing bounds the shortfall.
         """
         check_choice("quantity", quantity, ("loss", "gradient_norm"))
         check_positive("rho", rho)
@@ -195,15 +196,6 @@ class QuadraticModel:
         return ModelMaximum(
             value, float(np.hypot(value, (2 * gap) ** 0.5)) - value, u.to(self.gradient)
         )
-
-
-def dense_gradient_norm_maximum(matrix: Tensor, gradient: Tensor, rho: float) -> float:
-    """Return the exact maximum of ‖g + H u‖ over ‖u‖ ≤ ρ for a matrix H that fits in memory.
-
-    >>> dense_gradient_norm_maximum(torch.eye(2), torch.zeros(2), 0.5)
-    0.5
-    """
-    return gradient_norm_maximum(matrix.double().numpy(), gradient.double().numpy(), rho).value
 
 
 def _gap(residual: Tensor, rho: float, excess: float) -> float:

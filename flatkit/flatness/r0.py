@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flatkit.flatness.ball import BallMaximum
+from flatkit.flatness.ball import BallMaximum, search_ball
 from flatkit.flatness.functions import LossIncrease
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.flatness.search import search_ball
 from flatkit.objective.function import Objective
 
 
@@ -33,11 +32,12 @@ def max_loss_increase(
         objective: L.
         theta: the point [P]; the objective's own by default.
         rho: ρ > 0, in the units of the parameters, or relative to them if the geometry is.
-        starts: coordinates u [P] by name, each within the ball; see `max_gradient_norm`.
+        starts: coordinates u [P] by name, each within the ball; by default as those of
+            `max_gradient_norm`.
         geometry: of the ball; round by default.
-        budget: see `maximize_over_ball`.
-        tolerance: likewise.
-        generator: draws random starts, where none are given, and walks; see `maximize_over_ball`.
+        budget: gradients of the loss that may be spent, about.
+        tolerance: an ascent ends when a step gains less than this, relative to the value.
+        generator: draws random starts, where none are given, and where walks begin.
 
     Raises:
         InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
@@ -55,10 +55,7 @@ def max_loss_increase(
     function = LossIncrease(objective, theta, geometry)
     return search_ball(
         function,
-        objective,
-        theta,
         rho=rho,
-        which="loss",
         starts=starts,
         budget=budget,
         tolerance=tolerance,

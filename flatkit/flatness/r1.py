@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flatkit.flatness.ball import BallMaximum
+from flatkit.flatness.ball import BallMaximum, search_ball
 from flatkit.flatness.functions import GradientNorm
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.flatness.search import search_ball
 from flatkit.objective.function import Objective
 
 
@@ -28,7 +27,7 @@ def max_gradient_norm(
 
     The value is a LOWER bound of the maximum. At a minimum it tends to ρ·λmax as ρ → 0, and
     R1_ρ/ρ² to λmax; always R0_ρ ≤ R1_ρ for the true maxima. In another geometry than the round one
-    the gradient is measured in the dual norm, see `Geometry`.
+    the gradient is measured in the dual norm.
 
     Cost: about `budget` gradients, starts that are not given among them; a Hessian-vector product
     counts as 2, or 3 with several chunks.
@@ -38,13 +37,13 @@ def max_gradient_norm(
         theta: the point [P]; the objective's own by default.
         rho: ρ > 0, in the units of the parameters, or relative to them if the geometry is.
         starts: coordinates u [P] by name, each within the ball; by default the maximiser of the
-            quadratic model, top eigenvectors and the gradient, both ways, GAM's ascent, mixtures of
-            the eigenvectors and random points.
+            quadratic model, top eigenvectors and the gradient, both ways, GAM's ascent, random
+            combinations of the eigenvectors and random points.
         geometry: of the ball; round by default.
-        budget: see `maximize_over_ball`.
-        tolerance: likewise.
-        noise: likewise; the rounding of ‖∇L‖, if it is known.
-        generator: draws random starts, where none are given, and walks; see `maximize_over_ball`.
+        budget: gradients of the loss that may be spent, about.
+        tolerance: an ascent ends when a step gains less than this, relative to the value.
+        noise: the rounding of ‖∇L‖, if it is known; smaller gains are none.
+        generator: draws random starts, where none are given, and where walks begin.
 
     Raises:
         InvalidArgumentError: ρ is no number > 0, or below the rounding of θ.
@@ -62,10 +61,7 @@ def max_gradient_norm(
     function = GradientNorm(objective, theta, geometry)
     return search_ball(
         function,
-        objective,
-        theta,
         rho=rho,
-        which="gradient_norm",
         starts=starts,
         budget=budget,
         tolerance=tolerance,

@@ -89,8 +89,7 @@ class Ball:
                 self.model,
                 rho=rho,
                 geometry=self.geometry,
-                which=which,
-                slope=self.slope,
+                quantity=which,
                 vectors=self.vectors,
                 generator=session.generator("start"),
             )

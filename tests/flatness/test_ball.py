@@ -11,11 +11,10 @@ from torch import nn
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.flatness import max_gradient_norm, max_loss_increase
-from flatkit.flatness.frank_wolfe import Ascents, Climb
-from flatkit.flatness.functions import Landing
+from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues, Iterate
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import disagreement
-from flatkit.flatness.iterated_search import wander
+from flatkit.flatness.iterated_search import iterated_local_search
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
 
 
@@ -209,14 +208,14 @@ class Hidden:
         high = u[:, 1].abs() > 0.3
         ascents = torch.zeros_like(u)
         ascents[~high, 0], ascents[high, 1] = u[~high, 0].sign(), 9 * u[high, 1].sign()
-        return Landing(torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda: ascents)
+        return FunctionValues(torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda: ascents)
 
 
 @pytest.mark.parametrize("explores", [True, False])
 def test_walks_from_far_away_find_what_none_of_the_starts_sees(explores):
     axes, function = torch.eye(40, dtype=torch.float64), Hidden()
-    search = Ascents(function, 1.0, tolerance=1e-7, budget=1500)
-    best = Climb("start", axes[0], 1.0, axes[0])
+    search = BallSearch(function, 1.0, tolerance=1e-7, budget=1500)
+    best = Iterate("start", axes[0], 1.0, axes[0])
     drawn = []
 
     def explore(generator):  # long along a third axis, as gradients are along the few largest
@@ -224,7 +223,7 @@ def test_walks_from_far_away_find_what_none_of_the_starts_sees(explores):
         parts = torch.randn(3, generator=generator, dtype=torch.float64)
         return parts[0] * axes[1] + 100 * parts[1] * axes[2] + 100 * parts[2] * axes[0]
 
-    found = wander(
+    found = iterated_local_search(
         search, best, [axes[0], axes[2]], explore if explores else None, torch.Generator()
     )
     assert found.value == pytest.approx(9.0 if explores else 1.0, rel=1e-9)
@@ -272,9 +271,11 @@ def test_walks_of_a_large_network_are_fewer_than_the_budget_allows(monkeypatch):
             together.append(len(u))
             return super().__call__(u)
 
-    best = Climb("start", torch.eye(40)[0], 1.0, torch.eye(40)[0])
-    search = Ascents(Watched(), 1.0, tolerance=1e-7, budget=5000)
-    wander(search, best, [best.u], lambda g: torch.randn(40, generator=g), torch.Generator())
+    best = Iterate("start", torch.eye(40)[0], 1.0, torch.eye(40)[0])
+    search = BallSearch(Watched(), 1.0, tolerance=1e-7, budget=5000)
+    iterated_local_search(
+        search, best, [best.u], lambda g: torch.randn(40, generator=g), torch.Generator()
+    )
     assert max(together) == 10 and 4900 < search.spent <= 5000
 
 
