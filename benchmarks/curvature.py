@@ -226,7 +226,7 @@ def eigenvalues(
             k=k,
             tolerance=3e-5,
             stop="value",
-            copies=copies,
+            check_multiplicity=copies,
             generator=seeded(),
         )
         who = "ours" if copies else "without"

@@ -34,20 +34,16 @@ class BallFunction(Protocol):
     Its gradient is called the ascent here, as φ itself may be the norm of a gradient.
 
     Attributes:
+        geometry: of the ball.
         rows: how many points are best evaluated at once.
         value_cost: of a value, in gradients of the loss.
         ascent_cost: of a gradient of φ where the value is known, in gradients of the loss.
-        geometry: of the ball.
     """
 
+    geometry: Geometry
     rows: int
     value_cost: int
     ascent_cost: int
-
-    @property
-    def geometry(self) -> Geometry:
-        """The geometry of the ball."""
-        ...
 
     def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -40,12 +40,8 @@ class FunctionOfObjective(BallFunction, Protocol):
 
     objective: Objective
     theta: Tensor
+    quantity: ClassVar[Quantity]
     product_cost: int
-
-    @property
-    def quantity(self) -> Quantity:
-        """Which of the two quantities it is."""
-        ...
 
 
 def search_starts(

@@ -12,7 +12,7 @@ from torch import Tensor
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.trust_region import quadratic_maximum
-from flatkit.spectrum.dot import norm, project_out
+from flatkit.spectrum.dot import new_direction
 from flatkit.spectrum.operators import SymmetricOperator
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
@@ -127,13 +127,10 @@ class QuadraticModel:
         """Extend the basis by what is new in a vector; return whether there was anything."""
         if self._count == len(self._rows):
             return False
-        size = norm(vector)
-        for _ in range(2):
-            vector = project_out(self.basis, vector)
-        left = norm(vector)
-        if left <= 1e2 * torch.finfo(vector.dtype).eps * size:
+        direction = new_direction(self.basis, vector, roundings=100)
+        if direction is None:
             return False
-        self._rows[self._count] = vector / left
+        self._rows[self._count] = direction
         self._products[self._count] = self.operator.matvec(self._rows[self._count])
         self._count += 1
         return True
@@ -177,29 +174,21 @@ class QuadraticModel:
         basis, products, gradient = (
             part.double() for part in (self.basis, self.products, self.gradient)
         )
-        if quantity == "loss":
-            small, linear = basis @ products.T, basis @ gradient
-            found = quadratic_maximum(_symmetric(small), linear.cpu().numpy(), rho)
-            u = torch.from_numpy(found.point).to(basis) @ basis
-            residual = gradient + torch.from_numpy(found.point).to(basis) @ products
-            residual = residual - found.multiplier * u
-            gap = _gap(residual, rho, max(0.0, slope - found.multiplier))
+        of_loss = quantity == "loss"
+        rows = basis if of_loss else products  # of Q H Qᵀ, or of Q H² Qᵀ
+        linear = (rows @ gradient).cpu().numpy()
+        found = quadratic_maximum(_symmetric(rows @ products.T), linear, rho)
+        point = torch.from_numpy(found.point).to(basis)  # [M]
+        u, moved = point @ basis, gradient + point @ products  # u and g + Hu, [P]
+        slopes = moved if of_loss else self.operator.matvec(moved.to(self.gradient)).double()
+        residual = float((slopes - found.multiplier * u).norm())
+        excess = max(0.0, (slope if of_loss else slope**2) - found.multiplier)
+        gap = 2 * rho * residual + 2 * rho**2 * excess
+        if of_loss:
             return ModelMaximum(found.value, gap, u.to(self.gradient))
-        small, linear = products @ products.T, products @ gradient
-        found = quadratic_maximum(_symmetric(small), linear.cpu().numpy(), rho)
-        u = torch.from_numpy(found.point).to(basis) @ basis
-        moved = gradient + torch.from_numpy(found.point).to(basis) @ products  # g + Hu
         value = float(moved.norm())
-        residual = self.operator.matvec(moved.to(self.gradient)).double() - found.multiplier * u
-        gap = _gap(residual, rho, max(0.0, slope**2 - found.multiplier))
-        # From ½‖·‖² ≤ ½ value² + gap.
-        return ModelMaximum(
-            value, float(np.hypot(value, (2 * gap) ** 0.5)) - value, u.to(self.gradient)
-        )
-
-
-def _gap(residual: Tensor, rho: float, excess: float) -> float:
-    return 2 * rho * float(residual.norm()) + 2 * rho**2 * excess
+        most = float(np.hypot(value, math.sqrt(2 * gap)))  # from ½‖·‖² ≤ ½ value² + gap
+        return ModelMaximum(value, most - value, u.to(self.gradient))
 
 
 def _symmetric(matrix: Tensor) -> np.ndarray:

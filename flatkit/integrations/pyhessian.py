@@ -10,7 +10,7 @@ from torch import Tensor
 from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
 from flatkit.objective.function import Objective
 from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.power_iteration import check_wanted
+from flatkit.spectrum.operators import check_k
 from flatkit.status import Status
 
 
@@ -45,7 +45,7 @@ def pyhessian_eigenvalues(
     from flatkit.spectrum.estimate import residual_norms
 
     operator = HessianOperator(objective)
-    check_wanted(operator, k)
+    check_k(operator, k)
     started = time.perf_counter()
     model = copy.deepcopy(objective.model)
     for name, parameter in model.named_parameters():

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
-from flatkit.errors import NonFiniteError
-from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.hutchinson import random_signs
-from flatkit.spectrum.operators import SymmetricOperator
-from flatkit.status import Status
+from flatkit.spectrum.estimate import Estimate, sampled_estimate
+from flatkit.spectrum.hutchinson import mean, random_signs, sample
+from flatkit.spectrum.operators import SymmetricOperator, finite_product
+
+_FEWEST_PROBES = 16
+"""Of the Frobenius norm, before its standard error is trusted."""
 
 
 def diagonal(
@@ -45,23 +46,22 @@ def diagonal(
     """
     check_count("num_probes", num_probes, minimum=2)
     started = time.perf_counter()
-    mean = squares = torch.zeros((), dtype=torch.float64)
+    average = squares = torch.zeros((), dtype=torch.float64)
     for number in range(1, num_probes + 1):
         probe = random_signs(operator, generator)
-        draw = (probe * _product(operator, probe)).double()
+        draw = (probe * finite_product(operator, probe)).double()
         if sizes is not None:
             draw = torch.stack([part.sum() for part in draw.split(list(sizes))])
-        step = draw - mean  # Welford, 1962
-        mean = mean + step / number
-        squares = squares + step * (draw - mean)
+        step = draw - average  # Welford, 1962
+        average = average + step / number
+        squares = squares + step * (draw - average)
     error = (squares / (num_probes - 1) / num_probes).sqrt()
-    return Estimate(
-        value=mean.cpu(),
-        error=error.cpu(),
-        error_kind="standard_error",
-        status=Status.CONVERGED,
+    return sampled_estimate(
+        average,
+        error,
+        converged=True,
         matvecs=num_probes,
-        seconds=time.perf_counter() - started,
+        started=started,
         notes={"num_probes": num_probes},
     )
 
@@ -93,29 +93,22 @@ def frobenius_norm(
     """
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs, minimum=2)
-    started, draws = time.perf_counter(), []
-    while True:
-        draws.append(float(_product(operator, random_signs(operator, generator)).double().norm()))
-        squares = torch.tensor(draws, dtype=torch.float64).square()
-        value = math.sqrt(float(squares.mean()))
-        spread = float(squares.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
-        error = spread / (2 * value) if value > 0 else (0.0 if len(draws) > 1 else math.inf)
-        converged = len(draws) >= 16 and error <= tolerance * value
-        if converged or len(draws) >= max_matvecs:
-            break
-    return Estimate(
-        value=torch.tensor(value, dtype=torch.float64),
-        error=torch.tensor(error, dtype=torch.float64),
-        error_kind="standard_error",
-        status=Status.CONVERGED if converged else Status.BUDGET,
-        matvecs=len(draws),
-        seconds=time.perf_counter() - started,
-        notes={"num_probes": len(draws)},
+
+    def draw() -> float:
+        size = float(finite_product(operator, random_signs(operator, generator)).double().norm())
+        return size * size
+
+    return sample(
+        draw,
+        _root_of_mean,
+        tolerance=tolerance,
+        min_matvecs=_FEWEST_PROBES,
+        max_matvecs=max_matvecs,
     )
 
 
-def _product(operator: SymmetricOperator, vector: Tensor) -> Tensor:
-    product = operator.matvec(vector)
-    if not product.isfinite().all():
-        raise NonFiniteError("a product with the operator has NaN or infinite entries")
-    return product
+def _root_of_mean(squares: Tensor) -> tuple[float, float]:
+    """Return the root of the mean of squares, and its standard error to first order."""
+    square, error = mean(squares)
+    value = math.sqrt(square)
+    return value, error / (2 * value) if value > 0 else 0.0

@@ -41,6 +41,17 @@ def dot(one: Tensor, other: Tensor) -> Tensor:
     return total
 
 
+def dot_in_double(one: Tensor, other: Tensor) -> float:
+    """Return the dot product of two vectors [P] that are made float64 first.
+
+    For few products of probes, where 16 bytes a coordinate are no matter.
+
+    >>> dot_in_double(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]))
+    11.0
+    """
+    return float(one.double() @ other.double())
+
+
 def project_out(rows: Tensor, vector: Tensor) -> Tensor:
     """Return what is left of a vector [P] without its part in the span of orthonormal rows [K, P].
 
@@ -48,6 +59,25 @@ def project_out(rows: Tensor, vector: Tensor) -> Tensor:
     tensor([0., 4.])
     """
     return vector - dot(rows, vector).to(vector) @ rows
+
+
+def new_direction(rows: Tensor, vector: Tensor, *, roundings: float) -> Tensor | None:
+    """Return the unit vector [P] along what a vector adds to the span of orthonormal rows [K, P].
+
+    Two passes of Gram-Schmidt leave it orthogonal to rounding (Giraud, Langou and Rozložník, 2005).
+
+    Args:
+        rows: orthonormal.
+        vector: [P].
+        roundings: units of rounding of ‖v‖; None is returned if no more than these is left.
+
+    >>> new_direction(torch.tensor([[1.0, 0.0]]), torch.tensor([3.0, 4.0]), roundings=10)
+    tensor([0., 1.])
+    """
+    rest = project_out(rows, project_out(rows, vector))
+    left = norm(rest)
+    enough = left > roundings * torch.finfo(vector.dtype).eps * norm(vector)
+    return rest / left if enough else None
 
 
 def norm(vector: Tensor) -> float:

@@ -2,15 +2,16 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.operators import SymmetricOperator
-from flatkit.status import Status
+from flatkit.spectrum.dot import dot_in_double
+from flatkit.spectrum.estimate import Estimate, sampled_estimate
+from flatkit.spectrum.operators import SymmetricOperator, finite_product
 
 
 def hutchinson_trace(
@@ -38,6 +39,7 @@ def hutchinson_trace(
 
     Raises:
         InvalidArgumentError: an argument out of range.
+        NonFiniteError: a product is not finite.
 
     >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
@@ -50,26 +52,59 @@ def hutchinson_trace(
         raise InvalidArgumentError(
             f"max_matvecs must be at least min_matvecs = {min_matvecs}, got {max_matvecs}"
         )
-    started = time.perf_counter()
-    draws: list[float] = []
-    while True:
+
+    def draw() -> float:
         probe = random_signs(operator, generator)
-        draws.append(float(probe.double() @ operator.matvec(probe).double()))
-        samples = torch.tensor(draws, dtype=torch.float64)
-        mean = float(samples.mean())
-        error = float(samples.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
-        converged = len(draws) >= min_matvecs and error <= tolerance * abs(mean)
-        if converged or len(draws) >= max_matvecs:
-            break
-    return Estimate(
-        value=samples.mean(),
-        error=torch.tensor(error, dtype=torch.float64),
-        error_kind="standard_error",
-        status=Status.CONVERGED if converged else Status.BUDGET,
+        return dot_in_double(probe, finite_product(operator, probe))
+
+    return sample(draw, mean, tolerance=tolerance, min_matvecs=min_matvecs, max_matvecs=max_matvecs)
+
+
+def sample(
+    draw: Callable[[], float],
+    statistic: Callable[[Tensor], tuple[float, float]],
+    *,
+    tolerance: float,
+    min_matvecs: int,
+    max_matvecs: int,
+) -> Estimate:
+    """Return a statistic of random draws, of which there are as many as the tolerance needs.
+
+    Args:
+        draw: takes a product with a new probe and returns a number.
+        statistic: returns the value and its standard error, of two draws or more.
+        tolerance: on the standard error, relative to the value.
+        min_matvecs: draws before the standard error is trusted.
+        max_matvecs: draws at most, at least 2.
+
+    >>> draws = iter([1.0, 3.0])
+    >>> found = sample(lambda: next(draws), mean, tolerance=0.5, min_matvecs=2, max_matvecs=9)
+    >>> float(found.value), float(found.error), found.matvecs
+    (2.0, 1.0, 2)
+    """
+    started, draws = time.perf_counter(), [draw()]
+    value, error, converged = draws[0], math.inf, False
+    while not converged and len(draws) < max_matvecs:
+        draws.append(draw())
+        value, error = statistic(torch.tensor(draws, dtype=torch.float64))
+        converged = len(draws) >= min_matvecs and error <= tolerance * abs(value)
+    return sampled_estimate(
+        value,
+        error,
+        converged=converged,
         matvecs=len(draws),
-        seconds=time.perf_counter() - started,
+        started=started,
         notes={"num_probes": len(draws)},
     )
+
+
+def mean(draws: Tensor) -> tuple[float, float]:
+    """Return the mean of draws and its standard error.
+
+    >>> mean(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    (2.0, 1.0)
+    """
+    return float(draws.mean()), float(draws.std()) / math.sqrt(len(draws))
 
 
 def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:

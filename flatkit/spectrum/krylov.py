@@ -1,4 +1,4 @@
-"""An orthonormal Krylov basis that can be restarted, and look elsewhere."""
+"""An orthonormal Krylov basis that can be restarted, and look probe."""
 
 import math
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatkit.errors import NonFiniteError
 from flatkit.spectrum.dot import dot, norm
-from flatkit.spectrum.operators import SymmetricOperator, random_vector
+from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
 
 KEPT_BYTES = 2**30
 """Bytes of a basis with its images up to which these are kept."""
-_FRESH = 0.05
-"""Part of a random vector in a warm start."""
-_MOST_LEFT = 0.7
-"""Part of a vector whose basis was removed, from which on that need not be done again."""
-_ROUNDED = 4
+_RANDOM_PART = 0.05
+"""Part of a random vector in a warm start: what is new must not be invisible to it."""
+_ORTHOGONAL_ENOUGH = 0.7
+"""Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
+about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976)."""
+_MOST_RESTARTS = 4
 """Restarts after which images are given up: each adds a rounding error to theirs."""
 
 
@@ -57,9 +57,9 @@ class KrylovBasis:
     ) -> None:
         self._operator, self._generator = operator, generator
         start = random_vector(operator, generator=generator)
-        if initial is not None:  # a little of everything, lest what is new be invisible
+        if initial is not None:
             known = initial.to(start).sum(0)
-            start = known / norm(known) + _FRESH * start / norm(start)
+            start = known / norm(known) + _RANDOM_PART * start / norm(start)
         self._rows = torch.empty(
             capacity + 1, operator.size, dtype=start.dtype, device=start.device
         )
@@ -70,10 +70,10 @@ class KrylovBasis:
         self._capacity, self._size = capacity, 0
         self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
         self.matvecs = self.restarts = 0
-        self._age = 0  # expansions since the last random direction
+        self._steps = 0  # expansions since the last random direction
         self._log_couplings = 0.0  # of these
-        self.has_turned = False  # to a random direction after the start
-        self._elsewhere = 0  # where the last random direction stands; 0: none since the start
+        self.has_probed = False  # to a random direction after the start
+        self._probe_start = 0  # where the last random direction stands; 0: none since the start
         self._probes: list[Probe] = []
 
     @property
@@ -99,12 +99,12 @@ class KrylovBasis:
     @property
     def probes(self) -> list[Probe]:
         """What random directions after the start saw, of the complement of what was known then."""
-        if self._elsewhere == 0 or self._age == 0:
+        if self._probe_start == 0 or self._steps == 0:
             return self._probes
         return [*self._probes, self._probe()]
 
     def _probe(self) -> Probe:
-        part = slice(self._elsewhere, self._size)
+        part = slice(self._probe_start, self._size)
         return Probe(np.linalg.eigvalsh(self._projection[part, part]), self._log_couplings)
 
     def expand(self) -> None:
@@ -112,13 +112,12 @@ class KrylovBasis:
         last = self._size
         product = self._operator.matvec(self._rows[last])
         size = norm(product)
-        if not math.isfinite(size):
-            raise NonFiniteError("a product with the operator has NaN or infinite entries")
+        check_finite(size)
         if self._images is not None:
             self._images[last] = product
         coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
-        self._size, self.matvecs, self._age = last + 1, self.matvecs + 1, self._age + 1
+        self._size, self.matvecs, self._steps = last + 1, self.matvecs + 1, self._steps + 1
         self._log_couplings += math.log(max(self.coupling, 1e-300))
         if self.coupling > 10 * torch.finfo(product.dtype).eps * size and not self.complete:
             self._rows[self._size] = product / self.coupling
@@ -146,8 +145,8 @@ class KrylovBasis:
         weights: np.ndarray,
         *,
         kept: int,
-        elsewhere: bool = False,
-        onward: Tensor | None = None,
+        probe: bool = False,
+        direction: Tensor | None = None,
     ) -> None:
         """Keep the first Ritz vectors and the newest direction.
 
@@ -155,29 +154,29 @@ class KrylovBasis:
             values: Ritz values [M], the best ones first.
             weights: [M, M] in columns.
             kept: how many Ritz vectors.
-            elsewhere: go on from a random direction instead of the newest.
-            onward: go on from this direction [P] instead.
+            probe: go on from a random direction instead of the newest.
+            direction: go on from this direction [P] instead.
         """
         self._probes = self.probes
-        newest = self._rows[self._size].clone() if onward is None else onward.clone()
-        if self.restarts >= _ROUNDED:
+        newest = self._rows[self._size].clone() if direction is None else direction.clone()
+        if self.restarts >= _MOST_RESTARTS:
             self._images = None
         self._rows[:kept], images = self.combine(weights[:, :kept])
         if self._images is not None and images is not None:
             self._images[:kept] = images
-        if onward is not None:
+        if direction is not None:
             newest /= self._orthogonalise(newest, count=kept)[1]
         self._rows[kept] = newest
         self._projection[:] = 0
         self._projection[range(kept), range(kept)] = values[:kept]
         self.restarts += 1
-        self._size, self._elsewhere = kept, 0
-        if elsewhere:
-            self._turn()
+        self._size, self._probe_start = kept, 0
+        if probe:
+            self._continue_at_random()
 
     def forget_probes(self) -> None:
         """Forget them, as what they found has become part of what is known."""
-        self._probes, self._elsewhere = [], 0
+        self._probes, self._probe_start = [], 0
 
     def _orthogonalise(self, vector: Tensor, *, count: int) -> tuple[np.ndarray, float]:
         """Remove the basis from a vector in place; return what was removed, and the length left.
@@ -193,26 +192,26 @@ class KrylovBasis:
             vector -= part.to(vector) @ rows
             removed[begin:] += part.numpy()
             before, left = left, norm(vector)
-            if begin == 0 and left > _MOST_LEFT * before:
+            if begin == 0 and left > _ORTHOGONAL_ENOUGH * before:
                 break
         return removed, left
 
     def _break_down(self) -> None:
         """Go on from a random direction: the space is invariant, its Ritz values are exact."""
         self.coupling = 0.0
-        if self._elsewhere:
+        if self._probe_start:
             self._log_couplings = -math.inf
             self._probes.append(self._probe())
         if not self.complete:
-            self._turn()
+            self._continue_at_random()
 
-    def _turn(self) -> None:
+    def _continue_at_random(self) -> None:
         """Let a random direction be the next."""
         vector = random_vector(self._operator, generator=self._generator)
         _, left = self._orthogonalise(vector, count=self._size)
         self._rows[self._size] = vector / left
-        self._age, self._elsewhere, self._log_couplings = 0, self._size, 0.0
-        self.has_turned = True
+        self._steps, self._probe_start, self._log_couplings = 0, self._size, 0.0
+        self.has_probed = True
 
 
 def krylov_rule(

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.estimate import Estimate, residual_status
 from flatkit.spectrum.krylov import KrylovBasis
-from flatkit.spectrum.multiplicity import displacements, found_copies
-from flatkit.spectrum.operators import SymmetricOperator
-from flatkit.spectrum.power_iteration import check_wanted
+from flatkit.spectrum.multiplicity import displacements, saw_copy
+from flatkit.spectrum.operators import SymmetricOperator, check_k
 from flatkit.status import Status
 
 End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
-Stop: TypeAlias = Literal["residual", "value"]
+StopRule: TypeAlias = Literal["residual", "value"]
 
 
 def lanczos(
@@ -30,8 +29,8 @@ def lanczos(
     tolerance: float = 1e-4,
     max_matvecs: int = 1000,
     max_basis: int | None = None,
-    stop: Stop = "residual",
-    copies: bool = True,
+    stop: StopRule = "residual",
+    check_multiplicity: bool = True,
     initial: Tensor | None = None,
     generator: torch.Generator,
 ) -> Estimate:
@@ -46,7 +45,7 @@ def lanczos(
     Each value holds to its residual: some eigenvalue lies within it, and the largest Ritz value is
     at most the largest eigenvalue. One start sees a multiple eigenvalue once; for k > 1 random
     vectors in the complement of what was found look for further copies, until these are found or
-    ruled out (see `flatkit.spectrum.multiplicity`). Where that takes as many products as the search
+    ruled out but for a probability of 0.1 %. Where that takes as many products as the search
     itself, the status is `multiplicity`, and the error includes what a copy would displace.
 
     Cost: a product and 4·M·P multiplications a step; memory 2M + 1 vectors, M = `max_basis`, or
@@ -64,9 +63,10 @@ def lanczos(
             Temple, 1928), quadratically smaller, with the gap taken from the Ritz values. That
             estimate is not certain, as an eigenvalue that was not seen may lie in the gap; the
             returned error is the residual either way, the estimate stands in the notes.
-        copies: look for further copies of multiple eigenvalues. Without, as elsewhere, one that is
+        check_multiplicity: look for further copies of multiple eigenvalues. Without, one that is
             multiple may be counted once, and the values after it are then those of later ranks; the
-            notes say that none was looked for. Saves about a fifth of the products for k = 5.
+            notes say that none was looked for. Saves about a fifth of the products for k = 5
+            (`python -m benchmarks.curvature`).
         initial: vectors [J, P] that are nearly wanted, such as those of a nearby operator; the
             basis starts from their sum.
         generator: draws the start.
@@ -82,15 +82,15 @@ def lanczos(
     >>> [round(x, 3) for x in lanczos(operator, k=2, generator=torch.Generator()).value.tolist()]
     [3.0, 1.0]
     """
-    check_wanted(operator, k)
+    check_k(operator, k)
     check_choice("which", which, get_args(End))
-    check_choice("stop", stop, get_args(Stop))
+    check_choice("stop", stop, get_args(StopRule))
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs)
     capacity = min(operator.size, _capacity(k, max_basis))
     started = time.perf_counter()
     basis = KrylovBasis(operator, capacity, generator, initial, keep_images=True)
-    search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs, copies)
+    search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs, check_multiplicity)
     checks, last = 0, math.inf
     while True:
         search.run()
@@ -125,7 +125,7 @@ def lanczos(
             "stop": stop,
             "value_error_estimate": estimated.tolist(),
             "rounding": operator.rounding * search.scale,
-            "displacement": search.displaced.tolist() if copies else None,
+            "displacement": search.displaced.tolist() if check_multiplicity else None,
             "warm_start": initial is not None,
         },
     )
@@ -145,10 +145,10 @@ class _Search:
     capacity: int
     k: int
     which: End
-    stop: Stop
+    stop: StopRule
     tolerance: float
     max_matvecs: int
-    copies: bool
+    check_multiplicity: bool
     searched: int = 0
 
     def run(self) -> None:
@@ -156,18 +156,18 @@ class _Search:
         basis = self.basis
         while True:
             basis.expand()
-            self._look()
+            self._update()
             if (self.converged and self.certain) or basis.matvecs >= self.max_matvecs:
                 return
-            if self.converged and self._gave_up():
+            if self.converged and self._probed_enough():
                 return
-            elsewhere = self.converged and (basis.full or not basis.probes)
-            if elsewhere or basis.full:
-                self._restart(elsewhere=elsewhere)
+            probe = self.converged and (basis.full or not basis.probes)
+            if probe or basis.full:
+                self._restart(probe=probe)
 
     def refine(self, direction: Tensor) -> None:
         """Go on from the Ritz vectors and a direction that they lack."""
-        self._restart(onward=direction)
+        self._restart(direction=direction)
 
     def vectors(self) -> tuple[Tensor, Tensor | None]:
         """Return the wanted Ritz vectors [K, P], and A times these if it is known."""
@@ -180,13 +180,12 @@ class _Search:
 
     def status(self, errors: np.ndarray) -> Status:
         """Return how it ended, given explicit errors of the wanted values."""
-        if not self.converged:
-            return Status.BUDGET
-        if (errors > 2 * self.tolerance * self.scale).any():
-            return Status.ROUNDING
-        return Status.CONVERGED if self.certain else Status.MULTIPLICITY
+        allowed = self.tolerance * self.scale
+        ended = residual_status(errors, allowed=allowed, converged=self.converged)
+        uncertain = ended is Status.CONVERGED and not self.certain
+        return Status.MULTIPLICITY if uncertain else ended
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         basis, k = self.basis, self.k
         self.values, self._weights = _in_order(*basis.ritz(), self.which)
         self.scale = float(np.abs(self.values).max())
@@ -195,10 +194,10 @@ class _Search:
         errors = self._residuals
         if self.stop == "value":
             errors = value_errors(self.values, errors)
-        enough = k if basis.coupling == 0 else min(basis.size, k + _MORE)
+        enough = k if basis.coupling == 0 else min(basis.size, k + _BEYOND)
         self.converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
         self.displaced = np.zeros(min(k, len(errors)))
-        if self.copies and not basis.complete:
+        if self.check_multiplicity and not basis.complete:
             self.displaced = displacements(
                 self.values[:k],
                 self.which,
@@ -208,25 +207,23 @@ class _Search:
             )
         self.certain = bool((self.displaced <= allowed).all())
 
-    def _gave_up(self) -> bool:
+    def _probed_enough(self) -> bool:
         """Whether as many products as the search took did not settle what is multiple."""
         basis, wanted = self.basis, self.values[: self.k]
         self.searched = self.searched or basis.matvecs
-        if found_copies(wanted, self.which, basis.probes, rounding=basis.rounding):
+        if saw_copy(wanted, self.which, basis.probes, rounding=basis.rounding):
             basis.forget_probes()
             self.searched = basis.matvecs
         return bool(basis.probes) and basis.full and basis.matvecs >= 2 * self.searched
 
-    def _restart(self, *, elsewhere: bool = False, onward: Tensor | None = None) -> None:
+    def _restart(self, *, probe: bool = False, direction: Tensor | None = None) -> None:
         # What a random direction saw in part must not be hidden from the next one.
-        more = 0 if elsewhere and self.basis.has_turned else (self.capacity - self.k) // 3
+        more = 0 if probe and self.basis.has_probed else (self.capacity - self.k) // 3
         kept = min(self.capacity - 1, len(self.values), self.k + more)
-        self.basis.restart(
-            self.values, self._weights, kept=kept, elsewhere=elsewhere, onward=onward
-        )
+        self.basis.restart(self.values, self._weights, kept=kept, probe=probe, direction=direction)
 
 
-_MORE = 3
+_BEYOND = 3
 """Ritz values beyond the wanted ones before these are believed: a gap needs two sides."""
 
 

@@ -6,12 +6,9 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
-from flatkit.errors import NonFiniteError
 from flatkit.spectrum.dot import dot, norm, project_out
-from flatkit.spectrum.estimate import Estimate, residual_norms
-from flatkit.spectrum.operators import SymmetricOperator, random_vector
-from flatkit.spectrum.power_iteration import check_wanted
-from flatkit.status import Status
+from flatkit.spectrum.estimate import Estimate, residual_norms, residual_status
+from flatkit.spectrum.operators import SymmetricOperator, check_k, finite_product, random_vector
 
 _GUARDS = 2
 """Vectors beyond k: the last ones of a block converge slowly."""
@@ -52,13 +49,13 @@ def lobpcg(
     >>> [round(x, 3) for x in lobpcg(operator, k=2, generator=torch.Generator()).value.tolist()]
     [3.0, 3.0]
     """
-    check_wanted(operator, k)
+    check_k(operator, k)
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs)
     started = time.perf_counter()
     size = min(operator.size, k + _GUARDS)
     block = _orthonormal(_start(operator, size, initial, generator))
-    products = _multiply(operator, block)
+    products = finite_product(operator, block)
     matvecs, move = len(block), block[:0]
     while True:
         values, turn = torch.linalg.eigh(dot(block, products))
@@ -75,7 +72,7 @@ def lobpcg(
             converged = True
             break
         basis = torch.cat([block, fresh])
-        images = torch.cat([products, _multiply(operator, fresh)])
+        images = torch.cat([products, finite_product(operator, fresh)])
         matvecs += len(fresh)
         small = dot(basis, images)
         _, weights = torch.linalg.eigh((small + small.T) / 2)
@@ -89,7 +86,7 @@ def lobpcg(
         value=found,
         error=errors + operator.rounding * scale,
         error_kind="residual",
-        status=_status(converged, errors, tolerance * scale),
+        status=residual_status(errors, allowed=tolerance * scale, converged=converged),
         matvecs=matvecs + len(found),
         seconds=time.perf_counter() - started,
         vectors=vectors,
@@ -97,25 +94,11 @@ def lobpcg(
     )
 
 
-def _status(converged: bool, errors: Tensor, allowed: float) -> Status:
-    if not converged:
-        return Status.BUDGET
-    within = bool((errors <= 2 * allowed).all()) or allowed == 0
-    return Status.CONVERGED if within else Status.ROUNDING
-
-
 def _start(
     operator: SymmetricOperator, size: int, initial: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     drawn = torch.stack([random_vector(operator, generator=generator) for _ in range(size)])
     return drawn if initial is None else torch.cat([initial.to(drawn), drawn])[:size]
-
-
-def _multiply(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
-    products = operator.matmat(vectors)
-    if not products.isfinite().all():
-        raise NonFiniteError("a product with the operator has NaN or infinite entries")
-    return products
 
 
 def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:

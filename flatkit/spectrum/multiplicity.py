@@ -1,4 +1,4 @@
-"""Whether copies of a multiple eigenvalue are missing: what random vectors elsewhere rule out.
+"""Whether copies of a multiple eigenvalue are missing: what random vectors rule out.
 
 From one start, a Krylov space holds one vector of each eigenspace: an eigenvalue of multiplicity
 m is seen once, and those after it take places that are not theirs. The other vectors of the
@@ -59,12 +59,12 @@ def displacements(
     return found
 
 
-def found_copies(
+def saw_copy(
     values: np.ndarray, which: str, probes: Sequence[Probe], *, rounding: float = 0.0
 ) -> bool:
     """Return whether a probe saw a copy of something before the last wanted eigenvalue.
 
-    >>> found_copies(np.array([3.0, 3.0, 1.0]), "largest", [Probe(np.array([0.0, 3.0]), 0.0)])
+    >>> saw_copy(np.array([3.0, 3.0, 1.0]), "largest", [Probe(np.array([0.0, 3.0]), 0.0)])
     True
     """
     return any(

@@ -1,13 +1,16 @@
 """Symmetric linear operators: what the spectral methods see of a Hessian."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
+import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from flatkit.errors import InvalidArgumentError, NotSymmetricError
+from flatkit.checks import check_count
+from flatkit.errors import InvalidArgumentError, NonFiniteError, NotSymmetricError
 from flatkit.spectrum.dot import dot, norm, project_out
 
 
@@ -17,7 +20,7 @@ class SymmetricOperator(ABC):
     Attributes:
         size: P.
         dtype: of the vectors that it takes and returns.
-        device: likewise.
+        device: of these vectors.
     """
 
     size: int
@@ -55,7 +58,7 @@ class SymmetricOperator(ABC):
     def to_scipy(self) -> LinearOperator:
         """Return the operator for SciPy's iterative solvers, such as `eigsh`."""
 
-        def product(vector):
+        def product(vector: np.ndarray) -> np.ndarray:
             argument = torch.as_tensor(vector.reshape(-1)).to(self.device, self.dtype)
             return self.matvec(argument).double().cpu().numpy()
 
@@ -157,6 +160,53 @@ def check_symmetric(
             f"scale (allowed {allowed:.0e}); eigenvalue methods here need a symmetric one"
         )
     return asymmetry
+
+
+def check_k(operator: SymmetricOperator, k: int) -> int:
+    """Return k if the operator has so many eigenvalues.
+
+    Raises:
+        InvalidArgumentError: k < 1 or k > P.
+
+    >>> check_k(DenseOperator(torch.eye(2)), 2)
+    2
+    """
+    if check_count("k", k) > operator.size:
+        raise InvalidArgumentError(
+            f"k must be at most {operator.size}, the number of parameters, got {k}"
+        )
+    return k
+
+
+def check_finite(product: Tensor | float) -> None:
+    """Refuse products with an operator, or the norm of one, that are NaN or infinite.
+
+    Raises:
+        NonFiniteError: some entry is.
+
+    >>> check_finite(torch.tensor([1.0, float("nan")]))
+    Traceback (most recent call last):
+    flatkit.errors.NonFiniteError: a product with the operator has NaN or infinite entries
+    """
+    finite = product.isfinite().all() if isinstance(product, Tensor) else math.isfinite(product)
+    if not finite:
+        raise NonFiniteError("a product with the operator has NaN or infinite entries")
+
+
+def finite_product(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
+    """Return the product with a vector [P], or those with the rows of a block [K, P].
+
+    Cost: one look at every entry, beside the products.
+
+    Raises:
+        NonFiniteError: some entry is NaN or infinite.
+
+    >>> finite_product(DenseOperator(torch.eye(2)), torch.ones(2))
+    tensor([1., 1.])
+    """
+    products = operator.matvec(vectors) if vectors.ndim == 1 else operator.matmat(vectors)
+    check_finite(products)
+    return products
 
 
 def random_vector(operator: SymmetricOperator, *, generator: torch.Generator) -> Tensor:

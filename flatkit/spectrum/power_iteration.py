@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
-from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.operators import (
     ProjectedOperator,
     ShiftedOperator,
     SymmetricOperator,
+    check_finite,
+    check_k,
     random_vector,
 )
 from flatkit.status import Status
 
 _PATIENCE = 8
 """Iterations without progress after which a tie of λ and −λ is suspected."""
+_NO_PROGRESS, _TIED = 0.8, 0.05
+"""Part of a residual that is left after these iterations, and part of ‖Av‖ that it exceeds."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ def power_iteration(
     >>> round(float(power_iteration(operator, generator=torch.Generator()).value[0]), 3)
     3.0
     """
-    check_wanted(operator, k)
+    check_k(operator, k)
     check_positive("tolerance", tolerance)
     # The couplings of k vectors that are not exact add up: each is held to a part of the tolerance.
     search = _Search(check_count("max_matvecs", max_matvecs), tolerance / math.sqrt(k))
@@ -112,23 +115,6 @@ def power_iteration(
         vectors=vectors,
         notes={"negative_end": search.negative_end, "tie": search.tie},
     )
-
-
-def check_wanted(operator: SymmetricOperator, k: int) -> int:
-    """Return k if the operator has so many eigenvalues.
-
-    Raises:
-        InvalidArgumentError: k < 1 or k > P.
-
-    >>> from flatkit.spectrum.operators import DenseOperator
-    >>> check_wanted(DenseOperator(torch.eye(2)), 2)
-    2
-    """
-    if check_count("k", k) > operator.size:
-        raise InvalidArgumentError(
-            f"k must be at most {operator.size}, the number of parameters, got {k}"
-        )
-    return k
 
 
 def _find_next(operator: SymmetricOperator, search: _Search, generator: torch.Generator) -> None:
@@ -163,8 +149,7 @@ def _iterate(
         product = shifted.matvec(vector)
         search.matvecs += 1
         value, size = float(dot(vector, product)), norm(product)
-        if not math.isfinite(size):
-            raise NonFiniteError("a product with the operator has NaN or infinite entries")
+        check_finite(size)
         errors.append(norm(product - value * vector))
         search.scale = max(search.scale, size - shift)
         done = errors[-1] <= search.allowed
@@ -177,11 +162,12 @@ def _iterate(
 def _is_stuck(errors: list[float], size: float) -> bool:
     """Whether the residual stays so large that eigenvalues of opposite sign must be mixed.
 
-    Two eigenvalues of one sign whose ratio is near enough to 1 to stop the progress leave a
-    residual below 2 % of ‖Av‖.
+    Two eigenvalues of one sign leave a residual of at most half their distance; near enough to
+    each other to stop the progress, these leave less than 2 % of ‖Av‖.
     """
     recent = errors[-1 - _PATIENCE :]
-    return len(recent) > _PATIENCE and errors[-1] > 0.8 * recent[0] and errors[-1] > 0.05 * size
+    stuck = len(recent) > _PATIENCE and errors[-1] > _NO_PROGRESS * recent[0]
+    return stuck and errors[-1] > _TIED * size
 
 
 def _unit(operator: SymmetricOperator, vector: Tensor) -> Tensor:

@@ -3,23 +3,25 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatkit.spectrum.dot import dot_in_double
 from flatkit.spectrum.hutchinson import random_signs
-from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.operators import SymmetricOperator, finite_product
 
-TOGETHER = 8
+MIN_PROBES = 8
 """Probes of the whole vector before their standard error is trusted."""
-_EACH = 5
+_MIN_EACH = 5
 """Probes of every part before theirs are, at least 4; parts of no more coordinates are exact."""
-_SURE = 10
+_SETTLED = 10
 """Probes of every part before the standard error of the sum is; at most twice the others."""
 
 
-class Probes:
+class StratifiedProbes:
     """Values zᵀAz of random signs z, on all coordinates together or on one part of them.
 
     The trace is the sum of those of the diagonal blocks, of any partition of the coordinates. A
@@ -51,12 +53,12 @@ class Probes:
     def draw(self) -> None:
         """Probe all coordinates together. Cost: a product."""
         probe = random_signs(self._operator, self._generator)
-        self._whole.append(_dot(probe, self._multiply(probe)))
+        self._whole.append(dot_in_double(probe, self._multiply(probe)))
 
     def draw_part(self, number: int) -> None:
         """Probe one part. Cost: a product."""
         probe = self._on_part(random_signs(self._operator, self._generator), number)
-        self._own[number].append(_dot(probe, self._multiply(probe)))
+        self._own[number].append(dot_in_double(probe, self._multiply(probe)))
 
     def draw_each(self) -> None:
         """Probe every part, which is a probe of all of them too. Cost: a product a part."""
@@ -64,20 +66,20 @@ class Probes:
         for number, own in enumerate(self._own):
             piece = self._on_part(probe, number)
             product = self._multiply(piece)
-            own.append(_dot(piece, product))
-            total += _dot(probe, product)
+            own.append(dot_in_double(piece, product))
+            total += dot_in_double(probe, product)
         self._whole.append(total)
 
     def settle(self) -> None:
-        """Make sure of every part: the smallest exactly, `_SURE` probes of all others.
+        """Make sure of every part: the smallest exactly, `_SETTLED` probes of all others.
 
         Where a pair of coordinates decides, a probe gives one of two values: a few draws may all
         be the same, which is no sign of how far they are off. Cost: as much as the trial at most.
         """
         for number, part in enumerate(self._parts):
-            if len(part) <= _EACH:  # draws without a spread
-                self._own[number] = [self._exact_part(number)] * _SURE
-            while len(self._own[number]) < _SURE:
+            if len(part) <= _MIN_EACH:  # draws without a spread
+                self._own[number] = [self._exact_part(number)] * _SETTLED
+            while len(self._own[number]) < _SETTLED:
                 self.draw_part(number)
 
     def draw_best(self) -> None:
@@ -85,7 +87,7 @@ class Probes:
         gains = [_variance(own) / (len(own) + 1) for own in self._own]
         self.draw_part(gains.index(max(gains)))
 
-    def together(self) -> tuple[float, float]:
+    def pooled(self) -> tuple[float, float]:
         """Return the trace and its standard error from probes of all coordinates."""
         return _mean(self._whole), math.sqrt(_variance(self._whole))
 
@@ -93,9 +95,9 @@ class Probes:
         """Return the trace and its standard error from probes of the parts."""
         return sum(map(_mean, self._own)), math.sqrt(sum(map(_variance, self._own)))
 
-    def needed_together(self, error: float) -> float:
+    def needed_pooled(self, error: float) -> float:
         """Return how many products in all would bring the first standard error down to this."""
-        return len(self._whole) * _squared_ratio(self.together()[1], error)
+        return len(self._whole) * _squared_ratio(self.pooled()[1], error)
 
     def needed_by_part(self, error: float) -> float:
         """Return the same for the second, draws being where they lower it most."""
@@ -119,7 +121,23 @@ class Probes:
 
     def _multiply(self, vector: Tensor) -> Tensor:
         self.products += 1
-        return self._operator.matvec(vector)
+        return finite_product(self._operator, vector)
+
+
+class ProbedTrace(NamedTuple):
+    """A trace from random probes.
+
+    Attributes:
+        value: the trace, and what was known before.
+        error: its standard error.
+        matvecs: products.
+        by_part: whether the parts were probed one by one.
+    """
+
+    value: float
+    error: float
+    matvecs: int
+    by_part: bool
 
 
 def probed_trace(
@@ -130,8 +148,8 @@ def probed_trace(
     tolerance: float,
     budget: int,
     generator: torch.Generator,
-) -> tuple[float, float, int, bool]:
-    """Return known + tr A, its standard error, the products, and whether parts were probed.
+) -> ProbedTrace:
+    """Return known + tr A from probes of all coordinates, or of parts where that is cheaper.
 
     Probes of the whole vector come first. Where they would need more than twice what it takes to
     try the parts, these are tried, and the cheaper of the two goes on.
@@ -148,32 +166,32 @@ def probed_trace(
     >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
     >>> given = {"tolerance": 0.01, "budget": 50, "generator": torch.Generator()}
     >>> probed_trace(operator, parts=[1, 1], known=2.0, **given)
-    (6.0, 0.0, 8, False)
+    ProbedTrace(value=6.0, error=0.0, matvecs=8, by_part=False)
     """
-    probes = Probes(operator, parts, generator)
-    trial, tried = _EACH * len(parts), len(parts) < 2
+    probes = StratifiedProbes(operator, parts, generator)
+    trial, tried = _MIN_EACH * len(parts), len(parts) < 2
     while True:
         probes.draw()
-        value, error = probes.together()
+        value, error = probes.pooled()
         allowed = tolerance * abs(known + value)
-        settled = probes.products >= TOGETHER
+        settled = probes.products >= MIN_PROBES
         if (settled and error <= allowed) or probes.products >= budget:
-            return known + value, error, probes.products, False
+            return ProbedTrace(known + value, error, probes.products, by_part=False)
         if tried or not settled:
             continue
-        left = min(budget, probes.needed_together(allowed)) - probes.products
+        left = min(budget, probes.needed_pooled(allowed)) - probes.products
         if left > 2 * trial:
             tried = True
-            for _ in range(_EACH):
+            for _ in range(_MIN_EACH):
                 probes.draw_each()
             allowed = tolerance * abs(known + probes.by_part()[0])
-            if probes.needed_by_part(allowed) < probes.needed_together(allowed):
+            if probes.needed_by_part(allowed) < probes.needed_pooled(allowed):
                 probes.settle()
                 break
     while True:
         value, error = probes.by_part()
         if error <= tolerance * abs(known + value) or probes.products >= budget:
-            return known + value, error, probes.products, True
+            return ProbedTrace(known + value, error, probes.products, by_part=True)
         probes.draw_best()
 
 
@@ -191,7 +209,3 @@ def _variance(values: Sequence[float]) -> float:
 
 def _squared_ratio(one: float, other: float) -> float:
     return (one / other) ** 2 if other > 0 else math.inf
-
-
-def _dot(one: Tensor, other: Tensor) -> float:
-    return float(one.double() @ other.double())

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
-from flatkit.errors import NonFiniteError
-from flatkit.spectrum.dot import norm, project_out
-from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.dot import new_direction
+from flatkit.spectrum.estimate import Estimate, sampled_estimate
 from flatkit.spectrum.hutchinson import hutchinson_trace, random_signs
-from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator
-from flatkit.spectrum.stratified_trace import TOGETHER, probed_trace
-from flatkit.status import Status
+from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator, finite_product
+from flatkit.spectrum.stratified_trace import MIN_PROBES, probed_trace
 
-_PLAIN = 32
+_FIRST = 16
+"""Vectors of the first sketch."""
+_COMPARED = 32
 """Vectors of a sketch from which on it must do better than plain probes to grow further."""
 
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
@@ -44,9 +44,9 @@ def trace(
 
     `auto` sketches with XTrace while `max_vectors` allow, beyond 32 of them only while that does
     better than as many plain probes; it goes on as Hutch++ with the sketch that it has, and where
-    it pays takes the rest layer by layer (see `flatkit.spectrum.stratified_trace`), by the
-    operator's `parts`. That removes the variance of all blocks beside the diagonal: in networks
-    early in training, and in those with ReLU, nearly all of it.
+    it pays takes the rest layer by layer, by the operator's `parts`. That removes the variance of
+    all blocks beside the diagonal: in networks early in training, and in those with ReLU, nearly
+    all of it.
 
     Cost: 2 products a vector of the sketch; memory 3 vectors each.
 
@@ -78,40 +78,50 @@ def trace(
     started = time.perf_counter()
     sketch = _Sketch(operator, generator)
     most = min(max_vectors, max_matvecs // (2 if method == "xtrace" else 4), operator.size)
-    size = most if method == "hutch++" else min(16, most)
+    value, error = _grow(sketch, method, most=most, tolerance=tolerance)
+    converged = error <= tolerance * abs(value)
+    matvecs, estimator, by_part = sketch.matvecs, "xtrace", False
+    if method == "hutch++" or (method == "auto" and not converged):
+        left = max_matvecs - matvecs
+        if left >= MIN_PROBES and not sketch.complete:
+            value, error, spent, by_part = probed_trace(
+                ProjectedOperator(operator, sketch.basis),
+                parts=operator.parts if method == "auto" else (operator.size,),
+                known=sketch.projected_trace(),
+                tolerance=tolerance,
+                budget=left,
+                generator=generator,
+            )
+            matvecs, estimator = matvecs + spent, "hutch++"
+            converged = error <= tolerance * abs(value)
+    return sampled_estimate(
+        value,
+        error,
+        converged=converged,
+        matvecs=matvecs,
+        started=started,
+        notes={
+            "estimator": "hutch++" if method == "hutch++" else estimator,
+            "sketch": sketch.size,
+            "by_part": by_part,
+        },
+    )
+
+
+def _grow(
+    sketch: "_Sketch", method: TraceMethod, *, most: int, tolerance: float
+) -> tuple[float, float]:
+    """Double the sketch while that pays; return its trace by XTrace and the standard error."""
+    size = most if method == "hutch++" else min(_FIRST, most)
     while True:
         sketch.grow(size)
         value, error = sketch.xtrace()
         converged = error <= tolerance * abs(value)
         if converged or size >= most or sketch.complete:
-            break
-        if method == "auto" and size >= _PLAIN and error >= sketch.plain_error():
-            break
+            return value, error
+        if method == "auto" and size >= _COMPARED and error >= sketch.plain_error():
+            return value, error
         size = min(2 * size, most)
-    products = sketch.matvecs
-    used, by_part = "hutch++" if method == "hutch++" else "xtrace", False
-    wanted = method == "hutch++" or (method == "auto" and not converged)
-    left = max_matvecs - products
-    if wanted and left >= TOGETHER and not sketch.complete:
-        value, error, spent, by_part = probed_trace(
-            ProjectedOperator(operator, sketch.basis),
-            parts=operator.parts if method == "auto" else (operator.size,),
-            known=sketch.projected_trace(),
-            tolerance=tolerance,
-            budget=left,
-            generator=generator,
-        )
-        products, used = products + spent, "hutch++"
-        converged = error <= tolerance * abs(value)
-    return Estimate(
-        value=torch.tensor(value, dtype=torch.float64),
-        error=torch.tensor(error, dtype=torch.float64),
-        error_kind="standard_error",
-        status=Status.CONVERGED if converged else Status.BUDGET,
-        matvecs=products,
-        seconds=time.perf_counter() - started,
-        notes={"estimator": used, "sketch": sketch.size, "by_part": by_part},
-    )
 
 
 class _Sketch:
@@ -149,20 +159,13 @@ class _Sketch:
             self._products = torch.cat([self._products, fresh])
 
     def _multiply(self, vectors: Tensor) -> Tensor:
-        products = self._operator.matmat(vectors)
-        if not products.isfinite().all():
-            raise NonFiniteError("a product with the operator has NaN or infinite entries")
         self.matvecs += len(vectors)
-        return products
+        return finite_product(self._operator, vectors)
 
     def _extend(self, image: Tensor) -> None:
-        whole = norm(image)
-        rest = image
-        for _ in range(2):
-            rest = project_out(self.basis, rest)
-        size = norm(rest)
-        if size > 30 * torch.finfo(image.dtype).eps * whole:
-            self.basis = torch.cat([self.basis, (rest / size)[None]])
+        direction = new_direction(self.basis, image, roundings=30)
+        if direction is not None:
+            self.basis = torch.cat([self.basis, direction[None]])
 
     def projected_trace(self) -> float:
         """Return tr Qᵀ A Q."""
@@ -182,13 +185,13 @@ class _Sketch:
             return self.projected_trace(), 0.0
         q, z = self.basis.double(), self._products.double()  # [n, P]
         omega, y = self._probes.double(), self._images.double()
-        whole = _Small(q @ y.T, q @ omega.T, q @ z.T, (omega * y).sum(1))
+        whole = _Projected(q @ y.T, q @ omega.T, q @ z.T, (omega * y).sum(1))
         fewer = torch.stack([whole.without(i).estimate() for i in range(len(q))])
         spread = (fewer - fewer.mean()).square().sum() * (len(q) - 1) / len(q)
         return float(whole.estimate()), math.sqrt(float(spread))
 
 
-class _Small(NamedTuple):
+class _Projected(NamedTuple):
     """What XTrace needs of n vectors, in the basis Q of their images: n×n matrices.
 
     Attributes:
@@ -205,18 +208,18 @@ class _Small(NamedTuple):
 
     def estimate(self) -> Tensor:
         """Return the mean of the n estimates that leave one vector out of the projection each."""
-        outside = torch.linalg.inv(self.images).T  # column i ⊥ the images of all but the i-th
-        outside = outside / outside.norm(dim=0)
-        kept = self.probes - outside * (outside * self.probes).sum(0)
-        on_sketch = self.projected.trace() - (outside * (self.projected @ outside)).sum(0)
+        normals = torch.linalg.inv(self.images).T  # column i ⊥ the images of all but the i-th
+        normals = normals / normals.norm(dim=0)
+        kept = self.probes - normals * (normals * self.probes).sum(0)
+        on_sketch = self.projected.trace() - (normals * (self.projected @ normals)).sum(0)
         bent = self.projected @ kept - 2 * self.images
         return (on_sketch + self.squares + (kept * bent).sum(0)).mean()
 
-    def without(self, i: int) -> "_Small":
+    def without(self, i: int) -> "_Projected":
         """Return the same for all vectors but the i-th."""
         rest = [j for j in range(len(self.squares)) if j != i]
         turn, images = torch.linalg.qr(self.images[:, rest])
-        return _Small(
+        return _Projected(
             images,
             turn.T @ self.probes[:, rest],
             turn.T @ self.projected @ turn,

@@ -107,7 +107,7 @@ def test_reported_residuals_are_those_of_the_vectors_and_cost_no_product_where_i
     monkeypatch.setattr("flatkit.spectrum.krylov.KEPT_BYTES", 2**30 if kept else 0)
     matrix = random_symmetric([9.0, 7.0, 6.5, *np.linspace(-2, 5, 80)])
     operator = Counting(matrix.to(dtype))
-    found = lanczos(operator, k=3, max_basis=basis, copies=False, generator=generator())
+    found = lanczos(operator, k=3, max_basis=basis, check_multiplicity=False, generator=generator())
     assert found.matvecs == operator.products and found.converged
     assert found.vectors is not None
     vectors, values = found.vectors.double().numpy(), found.value.numpy()
@@ -125,7 +125,11 @@ def test_kept_images_save_the_products_of_the_check_until_restarts_wear_them_out
         for size in (2**30, 0):
             monkeypatch.setattr("flatkit.spectrum.krylov.KEPT_BYTES", size)
             found = lanczos(
-                DenseOperator(matrix), k=3, max_basis=basis, copies=False, generator=generator()
+                DenseOperator(matrix),
+                k=3,
+                max_basis=basis,
+                check_multiplicity=False,
+                generator=generator(),
             )
             counts[basis, size] = found.matvecs
             restarts = found.notes["restarts"]

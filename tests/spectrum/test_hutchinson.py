@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from flatkit import HessianOperator, Objective
-from flatkit.errors import InvalidArgumentError
-from flatkit.spectrum import hutchinson_trace
+from flatkit.errors import InvalidArgumentError, NonFiniteError
+from flatkit.spectrum import diagonal, frobenius_norm, hutchinson_trace, trace
 from flatkit.spectrum.operators import DenseOperator
 from tests.cases import CASES, dense_hessian, random_symmetric
 
@@ -57,3 +57,11 @@ def test_a_trace_near_zero_runs_out_of_budget_and_says_so():
 def test_arguments_out_of_range_are_refused(wrong):
     with pytest.raises(InvalidArgumentError):
         trace_of(DenseOperator(torch.eye(3)), **wrong)
+
+
+@pytest.mark.parametrize("estimator", [hutchinson_trace, frobenius_norm, trace, diagonal])
+def test_a_product_that_is_not_finite_is_an_error_not_an_answer(estimator):
+    matrix = torch.eye(40)
+    matrix[3, 5] = float("nan")
+    with pytest.raises(NonFiniteError, match="a product with the operator"):
+        estimator(DenseOperator(matrix), generator=torch.Generator())

@@ -9,7 +9,7 @@ from flatkit import HessianOperator, Objective
 from flatkit.models import MODELS
 from flatkit.spectrum import trace
 from flatkit.spectrum.operators import DenseOperator, SymmetricOperator
-from flatkit.spectrum.stratified_trace import Probes, probed_trace
+from flatkit.spectrum.stratified_trace import StratifiedProbes, probed_trace
 
 SIZES = (40, 80, 30)
 
@@ -51,16 +51,16 @@ def coupled(scales, coupling, sizes=SIZES):
 def test_a_part_alone_has_no_variance_from_the_blocks_beside_the_diagonal():
     matrix = coupled([1.0, 0.0, 0.0], 1.0)
     matrix[:40, :40] = torch.diag(torch.arange(40.0).double())
-    probes = Probes(DenseOperator(matrix), SIZES, seeded())
+    probes = StratifiedProbes(DenseOperator(matrix), SIZES, seeded())
     for _ in range(5):
         probes.draw_each()
     value, error = probes.by_part()
     assert value == pytest.approx(float(matrix.trace()), rel=1e-12) and error < 1e-9
-    assert probes.together()[1] > 10 and probes.products == 15
+    assert probes.pooled()[1] > 10 and probes.products == 15
 
 
 def test_the_next_draw_goes_to_the_part_that_varies_most():
-    probes = Probes(DenseOperator(coupled([0.1, 5.0, 0.1], 1.0)), SIZES, seeded())
+    probes = StratifiedProbes(DenseOperator(coupled([0.1, 5.0, 0.1], 1.0)), SIZES, seeded())
     for _ in range(5):
         probes.draw_each()
     for _ in range(20):

@@ -87,7 +87,9 @@ def test_without_a_look_for_copies_each_is_seen_once_for_fewer_products():
     spectrum = [5.0, 5.0, 5.0, 3.0, 3.0, *np.linspace(-1, 1, 60)]
     operator = DenseOperator(random_symmetric(spectrum))
     found, quick = (
-        lanczos(operator, k=2, copies=copies, generator=torch.Generator().manual_seed(0))
+        lanczos(
+            operator, k=2, check_multiplicity=copies, generator=torch.Generator().manual_seed(0)
+        )
         for copies in (True, False)
     )
     np.testing.assert_allclose(found.value, [5, 5], rtol=1e-4)
