@@ -15,19 +15,16 @@ from flatkit.flatness.iterated_search import DirectionSampler, iterated_local_se
 from flatkit.flatness.sphere_lbfgs import ascend_on_sphere
 from flatkit.status import Status
 
-_SAME_POINT = 1e-3
-"""Distance, in radii, below which two iterates are at one maximum."""
-_ON_SPHERE = 2
-"""Iterates that are left when L-BFGS takes over from Frank-Wolfe steps."""
+_SAME_POINT = 1e-3  # distance, in radii, below which two iterates are at one maximum
+_ON_SPHERE = 2  # iterates that are left when L-BFGS takes over from Frank-Wolfe steps
+# Angle, in radians, to the ascent direction at which no ascent of a smooth function ends: those
+# of the tanh networks in `python -m benchmarks.flatness networks` end closer, those of untrained
+# ReLU networks do not.
 _KINK_ANGLE = 3e-3
-"""Angle, in radians, to the ascent direction at which no ascent of a smooth function ends: those of
-the tanh networks in `python -m benchmarks.flatness networks` end closer, those of untrained ReLU
-networks do not."""
-_ROUNDINGS = 8
-"""Units of rounding of a value within which a gain is none."""
+_ROUNDINGS = 8  # units of rounding of a value within which a gain is none
+# Part of the budget that is kept for walks once an ascent ended at a kink; chosen on the ReLU
+# networks of the same benchmark.
 _RESERVE = 0.8
-"""Part of the budget that is kept for walks once an ascent ended at a kink; chosen on the ReLU
-networks of the same benchmark."""
 
 
 @dataclass(frozen=True)

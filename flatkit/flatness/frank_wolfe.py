@@ -11,8 +11,8 @@ from torch import Tensor
 from flatkit.errors import NonFiniteError
 from flatkit.flatness.geometry import Geometry
 
+# How often a step is halved before its iterate counts as stationary: 1/256 of the way.
 _HALVINGS = 8
-"""How often a step is halved before its iterate counts as stationary: 1/256 of the way."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import Quantity
 from flatkit.hessian.operator import HessianOperator
-from flatkit.objective.function import Chunk, Objective
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk
 from flatkit.objective.pytree import leaves
+from flatkit.spectrum.operators import SymmetricOperator
 
 _MOST_ROWS = 64
+# Of one forward pass, above which a batch of points is no faster than a loop over them.
 _MULTIPLICATIONS = 2**25
-"""Of one forward pass, above which a batch of points is no faster than a loop over them."""
+# Of one batch of points, so that the activations of all of them fit in memory.
 _INPUT_NUMBERS = 2**22
-"""Of one batch of points, so that the activations of all of them fit in memory."""
 
 
 @final
@@ -35,6 +37,7 @@ class LossIncrease:
 
     def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
         self.objective, self.theta, self.geometry = objective, theta, geometry
+        self.hessian: SymmetricOperator = HessianOperator(objective, theta)
         self.base = objective.loss(theta)
         self.rows = batch_rows(objective, theta)
         self.product_cost = product_cost(objective)
@@ -68,6 +71,7 @@ class GradientNorm:
 
     def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
         self.objective, self.theta, self.geometry = objective, theta, geometry
+        self.hessian: SymmetricOperator = HessianOperator(objective, theta)
         self.rows = batch_rows(objective, theta)
         self.product_cost = self.ascent_cost = product_cost(objective)
 

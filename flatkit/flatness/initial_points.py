@@ -11,21 +11,21 @@ from torch import Tensor
 from flatkit.flatness.frank_wolfe import BallFunction
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import QuadraticModel, Quantity, ScaledOperator
-from flatkit.hessian.operator import HessianOperator
-from flatkit.objective.function import Objective, differentiate
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import differentiate
+from flatkit.spectrum.operators import SymmetricOperator
 
-NUM_VECTORS = 20
-"""Eigenvectors in whose span most of the random initial points lie."""
+NUM_VECTORS = 20  # eigenvectors in whose span most of the random initial points lie
+# Initial points that are eigenvectors, random combinations of all of them, and random points of
+# the sphere. `python -m benchmarks.flatness networks` chose them.
 _ALONE, _COMBINED, _ANYWHERE = 8, 64, 8
-"""Initial points that are eigenvectors, random combinations of all of them, and random points of
-the sphere. `python -m benchmarks.flatness networks` chose them."""
+# Of the Krylov basis at first, and each time it grows; `python -m benchmarks.flatness
+# quadratics` chose them.
 _FEWEST_PRODUCTS, _MOST_PRODUCTS, _MORE_PRODUCTS = 8, 60, 12
-"""Of the Krylov basis at first, and each time it grows; `python -m benchmarks.flatness quadratics`
-chose them."""
+# Differences, relative to the maximum: at which the model fits, at which it stands still.
 _FITS, _STANDS = 1e-4, 1e-8
-"""Differences, relative to the maximum: at which the model fits, at which it stands still."""
+# Of all the initial points together, so that those of a large network fit in memory.
 _MOST_NUMBERS = 2**28
-"""Of all the initial points together, so that those of a large network fit in memory."""
 
 
 class FunctionOfObjective(BallFunction, Protocol):
@@ -34,12 +34,14 @@ class FunctionOfObjective(BallFunction, Protocol):
     Attributes:
         objective: L.
         theta: the centre [P].
+        hessian: of L at the centre.
         quantity: which of the two.
         product_cost: of a Hessian-vector product, in gradients.
     """
 
     objective: Objective
     theta: Tensor
+    hessian: SymmetricOperator
     quantity: ClassVar[Quantity]
     product_cost: int
 
@@ -129,7 +131,7 @@ def initial_points(
     """
     generator = generator or torch.Generator().manual_seed(0)
     objective, theta, geometry = function.objective, function.theta, function.geometry
-    hessian = ScaledOperator(HessianOperator(objective, theta), geometry)
+    hessian = ScaledOperator(function.hessian, geometry)
     gradient = geometry.displacement(objective.gradient(theta))
     product = function.product_cost
     room = max(_FEWEST_PRODUCTS, _MOST_NUMBERS // (2 * max(1, hessian.size)))

@@ -19,8 +19,7 @@ NAME = "walks"
 DirectionSampler: TypeAlias = Callable[[torch.Generator], Tensor]
 """Draws a direction [P] that matters to the function, for a gradient of the loss."""
 
-_MOST_NUMBERS = 2**28
-"""Of the sampled directions together, and of the walks: 2 GiB in float64."""
+_MOST_NUMBERS = 2**28  # of the sampled directions together, and of the walks: 2 GiB in float64
 
 
 @dataclass(frozen=True)
@@ -31,30 +30,18 @@ class Multistart:
     and Talwalkar, 2016). The numbers were chosen on `python -m benchmarks.flatness networks`: with
     them the search reaches 0.999 of the best of 1000 random ascents at 2 % of their cost, also on
     untrained ReLU networks. Step, decay and steps are those of the ascents there.
-
-    Attributes:
-        share: of what is left of the budget.
-        span: directions that are sampled.
-        rank_tolerance: length, relative to the largest, below which one of these is rounding.
-        fewest: walks; fewer are left out.
-        first_round: steps of the first round.
-        steps: of all rounds.
-        keep_one_in: so many walks one enters the next round,
-        growth: which has so many times the steps.
-        step: the first, as part of the way to the linearised function's maximiser.
-        decay: factor of each further step.
     """
 
-    share: float = 0.6
-    span: int = 32
-    rank_tolerance: float = 1e-4
-    fewest: int = 8
-    first_round: int = 5
-    steps: int = 60
-    keep_one_in: int = 4
-    growth: int = 2
-    step: float = 0.5
-    decay: float = 0.95
+    share: float = 0.6  # of what is left of the budget
+    span: int = 32  # directions that are sampled
+    rank_tolerance: float = 1e-4  # relative length below which one of these is rounding
+    fewest: int = 8  # walks; fewer are left out
+    first_round: int = 5  # steps
+    steps: int = 60  # of all rounds
+    keep_one_in: int = 4  # of so many walks one enters the next round,
+    growth: int = 2  # which has so many times the steps
+    step: float = 0.5  # the first, as part of the way to the linearised function's maximiser
+    decay: float = 0.95  # of each further step
 
     def walk_cost(self, step_cost: int) -> int:
         """Return what all rounds cost, for each walk that begins."""
@@ -67,22 +54,14 @@ class NearBest:
 
     They begin in the span of the initial points, in which the maxima of a network's gradient norm
     almost lie: in the whole space a random step would hardly change anything that matters. The
-    numbers were chosen with `python -m benchmarks.flatness networks`, as those of `Multistart`.
-
-    Attributes:
-        steps: of a walk.
-        step: the first, as part of the way to the linearised function's maximiser.
-        decay: factor of each further step.
-        span: how many of the initial points, the most promising ones.
-        nearest: how far from the best point walks begin, in radii: drawn log-uniformly,
-        farthest: up to here.
+    numbers were chosen on the same benchmark as those of `Multistart`.
     """
 
-    steps: int = 20
-    step: float = 0.3
-    decay: float = 0.9
-    span: int = 17
-    nearest: float = 0.1
+    steps: int = 20  # of a walk
+    step: float = 0.3  # the first, as part of the way to the linearised function's maximiser
+    decay: float = 0.9  # of each further step
+    span: int = 17  # initial points, the most promising ones
+    nearest: float = 0.1  # how far from the best point walks begin, in radii, drawn log-uniformly
     farthest: float = 1.2
 
 

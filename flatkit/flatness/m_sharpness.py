@@ -11,7 +11,8 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.ball import maximize_over_ball
 from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry, check_radius
-from flatkit.objective.function import Chunk, Objective, differentiate
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk, differentiate
 
 
 class BatchSharpness(NamedTuple):

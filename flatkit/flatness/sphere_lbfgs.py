@@ -7,12 +7,10 @@ from torch import Tensor
 
 from flatkit.flatness.frank_wolfe import BallSearch, Iterate
 
+# Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20.
 _MEMORY = 6
-"""Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20."""
-_LONGEST_STEP = 1.0
-"""In radii, before the point is brought back to the sphere."""
-_SHORTENINGS = 8
-"""How often a step is divided by three before the direction is given up."""
+_LONGEST_STEP = 1.0  # in radii, before the point is brought back to the sphere
+_SHORTENINGS = 8  # how often a step is divided by three before the direction is given up
 
 
 class _Pair(NamedTuple):

@@ -8,8 +8,8 @@ from scipy.optimize import brentq
 
 from flatkit.checks import check_positive
 
+# Size, relative to the whole, below which a part of the linear term counts as zero.
 _ORTHOGONAL = 1e-13
-"""Size, relative to the whole, below which a part of the linear term counts as zero."""
 
 
 class QuadraticMaximum(NamedTuple):

@@ -91,11 +91,10 @@ def spectral_density(
     width = float(nodes.max() - nodes.min())
     scale = float(np.abs(nodes).max())
     sigma = bandwidth or 0.01 * width or 0.01 * scale or 1e-12
-    grid = np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
-    spacing = grid[1] - grid[0]
-    if bandwidth is None:
-        sigma = max(sigma, 1.5 * spacing)  # a curve must not miss its own peaks
-        grid = np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
+    grid = _grid(nodes, sigma, points)
+    if bandwidth is None:  # a curve must not miss its own peaks
+        sigma = max(sigma, 1.5 * (grid[1] - grid[0]))
+        grid = _grid(nodes, sigma, points)
     curves = np.stack([_smooth(grid, *rule, sigma) for rule in rules])  # [probes, G]
     means = np.array([float(rule_nodes @ w) for rule_nodes, w in rules])
     return Density(
@@ -111,6 +110,10 @@ def spectral_density(
         matvecs=sum(len(rule_nodes) for rule_nodes, _ in rules),
         seconds=time.perf_counter() - started,
     )
+
+
+def _grid(nodes: np.ndarray, sigma: float, points: int) -> np.ndarray:
+    return np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
 
 
 def _smooth(grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:

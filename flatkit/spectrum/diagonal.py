@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
-from flatkit.spectrum.estimate import Estimate, sampled_estimate
+from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.hutchinson import mean, random_signs, sample
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
+from flatkit.status import Status
 
-_FEWEST_PROBES = 16
-"""Of the Frobenius norm, before its standard error is trusted."""
+_FEWEST_PROBES = 16  # of the Frobenius norm, before its standard error is trusted
 
 
 def diagonal(
@@ -56,12 +56,13 @@ def diagonal(
         average = average + step / number
         squares = squares + step * (draw - average)
     error = (squares / (num_probes - 1) / num_probes).sqrt()
-    return sampled_estimate(
-        average,
-        error,
-        converged=True,
+    return Estimate(
+        value=average.cpu(),
+        error=error.cpu(),
+        error_kind="standard_error",
+        status=Status.CONVERGED,
         matvecs=num_probes,
-        started=started,
+        seconds=time.perf_counter() - started,
         notes={"num_probes": num_probes},
     )
 

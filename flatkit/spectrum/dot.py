@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+# Entries that are multiplied at once: short enough for 32 bits, long enough for full speed.
 _PART = 2**13
-"""Entries that are multiplied at once: short enough for 32 bits, long enough for full speed."""
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:

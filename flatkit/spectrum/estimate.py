@@ -1,12 +1,10 @@
 """What a spectral method returns: a value, how wrong it may be, whether it converged, the cost."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from flatkit.spectrum.operators import SymmetricOperator
@@ -53,43 +51,13 @@ def residual_status(errors: Tensor | np.ndarray, *, allowed: float, converged: b
     A recurrence that converged may promise more than the residuals hold: twice the tolerance is
     rounding.
 
-    >>> residual_status(torch.tensor([1e-3]), allowed=1e-4, converged=True).name
+    >>> residual_status(np.array([1e-3]), allowed=1e-4, converged=True).name
     'ROUNDING'
     """
     if not converged:
         return Status.BUDGET
     within = bool((errors <= 2 * allowed).all()) or allowed == 0
     return Status.CONVERGED if within else Status.ROUNDING
-
-
-def sampled_estimate(
-    value: Tensor | float,
-    error: Tensor | float,
-    *,
-    converged: bool,
-    matvecs: int,
-    started: float,
-    notes: Mapping[str, Any],
-) -> Estimate:
-    """Return an estimate whose error is the standard error of a mean over random probes.
-
-    Args:
-        value: the mean.
-        error: its standard error.
-        converged: whether the tolerance was met.
-        matvecs: products with the operator.
-        started: `time.perf_counter()` at the start.
-        notes: what else was seen.
-    """
-    return Estimate(
-        value=torch.as_tensor(value, dtype=torch.float64).cpu(),
-        error=torch.as_tensor(error, dtype=torch.float64).cpu(),
-        error_kind="standard_error",
-        status=Status.CONVERGED if converged else Status.BUDGET,
-        matvecs=matvecs,
-        seconds=time.perf_counter() - started,
-        notes=notes,
-    )
 
 
 def residual_norms(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
@@ -100,6 +68,7 @@ def residual_norms(operator: SymmetricOperator, values: Tensor, vectors: Tensor)
         values: μ [K].
         vectors: v [K, P], unit rows.
 
+    >>> import torch
     >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
     >>> residual_norms(operator, torch.tensor([3.0]), torch.tensor([[1.0, 0.0]]))

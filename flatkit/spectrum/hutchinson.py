@@ -10,8 +10,9 @@ from torch import Tensor
 from flatkit.checks import check_count, check_positive
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot_in_double
-from flatkit.spectrum.estimate import Estimate, sampled_estimate
+from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
+from flatkit.status import Status
 
 
 def hutchinson_trace(
@@ -71,7 +72,7 @@ def sample(
     """Return a statistic of random draws, of which there are as many as the tolerance needs.
 
     Args:
-        draw: takes a product with a new probe and returns a number.
+        draw: returns a number, of a product with a new probe.
         statistic: returns the value and its standard error, of two draws or more.
         tolerance: on the standard error, relative to the value.
         min_matvecs: draws before the standard error is trusted.
@@ -88,12 +89,13 @@ def sample(
         draws.append(draw())
         value, error = statistic(torch.tensor(draws, dtype=torch.float64))
         converged = len(draws) >= min_matvecs and error <= tolerance * abs(value)
-    return sampled_estimate(
-        value,
-        error,
-        converged=converged,
+    return Estimate(
+        value=torch.tensor(value, dtype=torch.float64),
+        error=torch.tensor(error, dtype=torch.float64),
+        error_kind="standard_error",
+        status=Status.CONVERGED if converged else Status.BUDGET,
         matvecs=len(draws),
-        started=started,
+        seconds=time.perf_counter() - started,
         notes={"num_probes": len(draws)},
     )
 

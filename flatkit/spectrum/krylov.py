@@ -10,15 +10,13 @@ from torch import Tensor
 from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
 
-KEPT_BYTES = 2**30
-"""Bytes of a basis with its images up to which these are kept."""
+KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
+# Part of a random vector in a warm start: what is new must not be invisible to it.
 _RANDOM_PART = 0.05
-"""Part of a random vector in a warm start: what is new must not be invisible to it."""
+# Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
+# about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976).
 _ORTHOGONAL_ENOUGH = 0.7
-"""Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
-about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976)."""
-_MOST_RESTARTS = 4
-"""Restarts after which images are given up: each adds a rounding error to theirs."""
+_MOST_RESTARTS = 4  # restarts after which images are given up: each adds a rounding error to theirs
 
 
 class Probe(NamedTuple):

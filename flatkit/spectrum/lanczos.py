@@ -223,8 +223,7 @@ class _Search:
         self.basis.restart(self.values, self._weights, kept=kept, probe=probe, direction=direction)
 
 
-_BEYOND = 3
-"""Ritz values beyond the wanted ones before these are believed: a gap needs two sides."""
+_BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
 
 
 def value_errors(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:

@@ -10,8 +10,7 @@ from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.estimate import Estimate, residual_norms, residual_status
 from flatkit.spectrum.operators import SymmetricOperator, check_k, finite_product, random_vector
 
-_GUARDS = 2
-"""Vectors beyond k: the last ones of a block converge slowly."""
+_GUARDS = 2  # vectors beyond k: the last ones of a block converge slowly
 
 
 def lobpcg(

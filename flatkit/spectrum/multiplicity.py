@@ -13,8 +13,7 @@ import numpy as np
 
 from flatkit.spectrum.krylov import Probe
 
-RISK = 1e-3
-"""Probability with which a missing copy may be overlooked."""
+RISK = 1e-3  # probability with which a missing copy may be overlooked
 
 
 def displacements(

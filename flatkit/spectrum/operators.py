@@ -196,13 +196,8 @@ def check_finite(product: Tensor | float) -> None:
 def finite_product(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
     """Return the product with a vector [P], or those with the rows of a block [K, P].
 
-    Cost: one look at every entry, beside the products.
-
     Raises:
         NonFiniteError: some entry is NaN or infinite.
-
-    >>> finite_product(DenseOperator(torch.eye(2)), torch.ones(2))
-    tensor([1., 1.])
     """
     products = operator.matvec(vectors) if vectors.ndim == 1 else operator.matmat(vectors)
     check_finite(products)

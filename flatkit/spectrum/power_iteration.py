@@ -20,10 +20,9 @@ from flatkit.spectrum.operators import (
 )
 from flatkit.status import Status
 
-_PATIENCE = 8
-"""Iterations without progress after which a tie of λ and −λ is suspected."""
+_PATIENCE = 8  # iterations without progress after which a tie of λ and −λ is suspected
+# Part of a residual that is left after these iterations, and part of ‖Av‖ that it exceeds.
 _NO_PROGRESS, _TIED = 0.8, 0.05
-"""Part of a residual that is left after these iterations, and part of ‖Av‖ that it exceeds."""
 
 
 @dataclass

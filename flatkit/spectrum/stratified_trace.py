@@ -13,12 +13,11 @@ from flatkit.spectrum.dot import dot_in_double
 from flatkit.spectrum.hutchinson import random_signs
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 
-MIN_PROBES = 8
-"""Probes of the whole vector before their standard error is trusted."""
+MIN_PROBES = 8  # probes of the whole vector before their standard error is trusted
+# Probes of every part before theirs are, at least 4; parts of no more coordinates are exact.
 _MIN_EACH = 5
-"""Probes of every part before theirs are, at least 4; parts of no more coordinates are exact."""
+# Probes of every part before the standard error of the sum is; at most twice the others.
 _SETTLED = 10
-"""Probes of every part before the standard error of the sum is; at most twice the others."""
 
 
 class StratifiedProbes:

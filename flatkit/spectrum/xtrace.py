@@ -9,15 +9,15 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.spectrum.dot import new_direction
-from flatkit.spectrum.estimate import Estimate, sampled_estimate
+from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.hutchinson import hutchinson_trace, random_signs
 from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator, finite_product
 from flatkit.spectrum.stratified_trace import MIN_PROBES, probed_trace
+from flatkit.status import Status
 
-_FIRST = 16
-"""Vectors of the first sketch."""
+_FIRST = 16  # vectors of the first sketch
+# Vectors of a sketch from which on it must do better than plain probes to grow further.
 _COMPARED = 32
-"""Vectors of a sketch from which on it must do better than plain probes to grow further."""
 
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 
@@ -80,7 +80,8 @@ def trace(
     most = min(max_vectors, max_matvecs // (2 if method == "xtrace" else 4), operator.size)
     value, error = _grow(sketch, method, most=most, tolerance=tolerance)
     converged = error <= tolerance * abs(value)
-    matvecs, estimator, by_part = sketch.matvecs, "xtrace", False
+    matvecs, by_part = sketch.matvecs, False
+    estimator = "hutch++" if method == "hutch++" else "xtrace"
     if method == "hutch++" or (method == "auto" and not converged):
         left = max_matvecs - matvecs
         if left >= MIN_PROBES and not sketch.complete:
@@ -94,17 +95,14 @@ def trace(
             )
             matvecs, estimator = matvecs + spent, "hutch++"
             converged = error <= tolerance * abs(value)
-    return sampled_estimate(
-        value,
-        error,
-        converged=converged,
+    return Estimate(
+        value=torch.tensor(value, dtype=torch.float64),
+        error=torch.tensor(error, dtype=torch.float64),
+        error_kind="standard_error",
+        status=Status.CONVERGED if converged else Status.BUDGET,
         matvecs=matvecs,
-        started=started,
-        notes={
-            "estimator": "hutch++" if method == "hutch++" else estimator,
-            "sketch": sketch.size,
-            "by_part": by_part,
-        },
+        seconds=time.perf_counter() - started,
+        notes={"estimator": estimator, "sketch": sketch.size, "by_part": by_part},
     )
 
 
