@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit_cli.output import output_options, show, take_output
+from flatkit_cli.options import Command
 
 if TYPE_CHECKING:
     from flatkit.results import Comparison, Entry
@@ -16,6 +17,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(
+    cls=Command,
     short_help="put saved reports side by side",
     help="""Put the reports and comparisons in RESULTS.json... side by side in one table.
 

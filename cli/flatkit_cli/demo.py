@@ -11,6 +11,7 @@ import click
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError
 from flatkit.files import make_folder, write_text_atomically
+from flatkit_cli.options import Command
 
 # The published settings of GAM for CIFAR-10 with a ResNet (Zhang et al., 2023), and what the paper
 # trains with (SGD, lr 0.1, momentum 0.9, weight decay 5e-4, cosine, label smoothing 0.1), but for
@@ -41,7 +42,18 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
 _LANDSCAPES = ("loss_slice", "loss_plane")
 
 
-@click.command(short_help="train SGD, SAM and GAM on digits, analyze and compare them")
+@click.command(
+    cls=Command,
+    short_help="train SGD, SAM and GAM on digits, analyze and compare them",
+    help="""Train SGD, SAM and GAM on scikit-learn's digits and compare how flat they end.
+
+Writes OUT/sgd/ckpt.pt, OUT/sam/ckpt.pt, OUT/gam/ckpt.pt (further seeds in OUT/seed-N),
+OUT/report.json, OUT/report.md and OUT/figures. Takes about a minute on two cores.
+
+\b
+flatkit demo --out demo
+""",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -53,11 +65,7 @@ _LANDSCAPES = ("loss_slice", "loss_plane")
 @click.option("--epochs", type=int, default=60, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier demo.")
 def demo(out: Path, seeds: int, epochs: int, overwrite: bool) -> None:
-    """Train SGD, SAM and GAM on scikit-learn's digits and compare how flat they end.
-
-    Writes OUT/sgd/ckpt.pt, OUT/sam/ckpt.pt, OUT/gam/ckpt.pt (further seeds in OUT/seed-N),
-    OUT/report.json, OUT/report.md and OUT/figures. Takes about a minute on two cores.
-    """
+    """Train, measure and show; the help text is that of the command."""
     check_count("seeds", seeds)
     check_count("epochs", epochs)
     if (out / "report.json").exists() and not overwrite:

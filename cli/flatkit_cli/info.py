@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit_cli.options import Command
+
 if TYPE_CHECKING:
     from flatkit.checkpoints import Checkpoint
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="say what a checkpoint file is and holds",
+    help="""Say what a CHECKPOINT is and holds, whatever program wrote it: tensors, types, NaNs.
+
+It is recognised by its content. Nothing in it is executed, no data are needed, and tensors are
+read in blocks, so that memory stays small.
+
+\b
+flatkit info runs/gam/ckpt.pt
+flatkit info weights.safetensors --json
+""",
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--entry", metavar="NAME", help="The part that holds the weights, e.g. ema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(checkpoint: Path, entry: str | None, as_json: bool) -> None:
-    """Say what a CHECKPOINT is and holds, whatever program wrote it: tensors, types, NaNs.
-
-    It is recognised by its content. Nothing in it is executed, no data are needed, and tensors
-    are read in blocks, so that memory stays small.
-    """
+    """Say it; the help text is that of the command."""
     from flatkit.checkpoints.inspection import inspect
 
     facts = inspect(checkpoint, entry=entry)

@@ -3,14 +3,18 @@
 Subcommands load when they are called, and torch when they run, so that help is quick.
 """
 
+import re
 import sys
 import traceback
+from collections.abc import Mapping
 from importlib import import_module
 
 import click
 
+from flatkit.checks import nearest
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
 from flatkit.version import __version__
+from flatkit_cli.options import flags_of
 
 _COMMANDS = {
     "analyze": "measure curvature, flatness and landscape of a checkpoint",
@@ -39,6 +43,15 @@ class LazyGroup(click.Group):
             return None
         return getattr(import_module(f"flatkit_cli.{cmd_name}"), cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that comes first; another word is answered with the nearest."""
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            ctx.fail(f"No such command {name!r}{nearest(name, _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
@@ -51,7 +64,7 @@ class LazyGroup(click.Group):
     help="""Measure how flat a minimum is, from the saved checkpoint.
 
 \b
-flatkit train --data digits --model mlp --optimizer gam --out runs/gam
+flatkit train --data digits --model mlp --optimizer gam --epochs 5 --out runs/gam
 flatkit analyze runs/gam/ckpt.pt
 """,
 )
@@ -84,17 +97,46 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output is gone; Python would complain at exit
         return FAILURE
     except Exception as error:
-        return _report(error, debug)
+        return _report(error, _flags(arguments), debug)
 
 
-def _report(error: Exception, debug: bool) -> int:
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Return a message of the library with the flags in the place of its arguments.
+
+    The library names an argument in backticks, by a name with an underscore, or as the first word.
+
+    Args:
+        message: of an error.
+        flags: name of an argument -> its flag; one in backticks that is not among them is a flag
+            of another command.
+
+    >>> with_flags("x_range must grow, got x; pass `overwrite`", {"x_range": "--range"})
+    '--range must grow, got x; pass --overwrite'
+    """
+    message = re.sub(r"`(\w+)`", lambda m: flags.get(m[1], f"--{m[1].replace('_', '-')}"), message)
+    if (first := message.partition(" ")[0]) in flags:
+        message = flags[first] + message.removeprefix(first)
+    # Not within a path, a quotation or an assignment.
+    words = r"(?<![\w/.'\"-])(?:[a-z]+_)+[a-z]+(?![\w/.'\"=(])"
+    return re.sub(words, lambda m: flags.get(m[0], m[0]), message)
+
+
+def _flags(arguments: list[str]) -> Mapping[str, str]:
+    """Return the flags of the command that was called; the group itself has only `--debug`."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    command = cli.get_command(click.Context(cli), name)
+    return flags_of(command) if command is not None else {}
+
+
+def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if isinstance(error, MismatchError):
-        click.echo(f"error: {_one_line(error.message)}\n{error.details}", err=True)
+        message = _one_line(with_flags(error.message, flags))
+        click.echo(f"error: {message}\n{with_flags(error.details, flags)}", err=True)
         return FAILURE
     if isinstance(error, FlatkitError):
-        click.echo(f"error: {_one_line(str(error))}", err=True)
+        click.echo(f"error: {_one_line(with_flags(str(error), flags))}", err=True)
         return USAGE if isinstance(error, InvalidArgumentError) else FAILURE
     message = _one_line(str(error)) or "no message"
     click.echo(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flatkit_cli.options import Command
 from flatkit_cli.pictures import check_pictures, draw_surfaces, picture_options, show_numbers
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(
+    cls=Command,
     short_help="draw the figures of saved reports and surfaces again",
     help="""Draw the figures of the reports, comparisons (.json) and surfaces (.npz) in RESULTS...
 again.

@@ -1,0 +1,102 @@
+"""The examples in the help of every command run as they stand there, on small files."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from flatkit.models import MODELS
+from flatkit.results import Report, Result
+from flatkit.training import TrainingConfig, train
+from flatkit_cli.main import cli, main
+
+TASK = """
+import torch
+from torch import nn
+import flatkit
+
+def build():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+    return flatkit.Task(model, "cross_entropy", (torch.randn(20, 3), torch.arange(20) % 2))
+"""
+# What an example is shortened with where it would take long, or needs files of a data set.
+SHORTER = {
+    "analyze": "--measures loss,first_order_flatness --budget 10 --rho 0.01",
+    "demo": "--seeds 1 --epochs 1",
+    "landscape": "--points 3 --no-figures",
+    "verify": "--budget 10 --rho 0.01,0.02,0.03",
+    "train --config": "--data gaussians --model mlp --augment none --batch-size 50 --epochs 1",
+}
+
+
+def examples(command: str) -> list[str]:
+    """Return the lines of a command's help that are commands."""
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None
+    lines = found.get_help(click.Context(found, info_name=f"flatkit {command}")).splitlines()
+    return [line.strip() for line in lines if line.strip().startswith(f"flatkit {command} ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Lay out the files that the examples name."""
+    folder = tmp_path_factory.mktemp("examples")
+    config = TrainingConfig(
+        data="gaussians",
+        data_kwargs={"samples": 60, "features": 3},
+        model_kwargs={"hidden": (3,)},
+        epochs=3,
+        save_every=1,
+        device="cpu",
+        batch_size=20,
+    )
+    train(config, folder / "runs" / "sgd")
+    for other in ("runs/gam", "a", "b", "c"):
+        shutil.copytree(folder / "runs" / "sgd", folder / other)
+    (folder / "my_task.py").write_text(TASK)
+    torch.manual_seed(1)
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2))
+    for name in ("a.pth", "b.pth", "weights.pth"):
+        torch.save(layers.state_dict(), folder / name)
+    from safetensors.torch import save_file
+
+    save_file(layers.state_dict(), folder / "weights.safetensors")
+    for name in ("sgd", "gam"):
+        small = ("--points", "3", "--line", "--no-figures")
+        main(["landscape", str(folder / "a" / "ckpt.pt"), "--out", str(folder / name), *small])
+    for seed, name in enumerate(("sgd", "gam", "sam")):
+        results = [Result("loss", 0.5 + seed, 0.0), Result("top_eigenvalues", [2.0 + seed], [0.1])]
+        report = Report(results, checkpoint={"name": name}, objective={"samples": 60})
+        for file in (f"{name}.json", f"runs/{name}/report.json", "report.json", "before.json"):
+            report.save(folder / file)
+    return folder
+
+
+def run(example: str) -> int:
+    """Run an example as a shell would, shortened."""
+    _, *words = shlex.split(example)
+    more = [text for start, text in SHORTER.items() if " ".join(words).startswith(start)]
+    found = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in words]
+    return main([name for names in found for name in names] + shlex.split(" ".join(more)))
+
+
+@pytest.mark.parametrize("command", cli.list_commands(click.Context(cli)))
+def test_the_examples_of_every_command_run(command, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path if command in ("demo", "train") else folder)
+    monkeypatch.syspath_prepend(str(folder))
+    found = examples(command)
+    assert found, f"the help of {command} has no example"
+    for example in found:
+        code = run(example)
+        assert code == 0, (example, capsys.readouterr().err)
+
+
+def test_the_examples_of_flatkit_itself_name_what_commands_have():
+    text = cli.get_help(click.Context(cli, info_name="flatkit"))
+    lines = [line.split() for line in text.splitlines() if line.startswith("  flatkit ")]
+    assert [words[1] for words in lines] == ["train", "analyze"]
+    assert MODELS.names
