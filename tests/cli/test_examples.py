@@ -1,8 +1,8 @@
 """The examples in the help of every command run as they stand there, on small files."""
 
 import shlex
-import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -45,18 +45,13 @@ def examples(command: str) -> list[str]:
 def folder(tmp_path_factory) -> Path:
     """Lay out the files that the examples name."""
     folder = tmp_path_factory.mktemp("examples")
-    config = TrainingConfig(
-        data="gaussians",
-        data_kwargs={"samples": 60, "features": 3},
-        model_kwargs={"hidden": (3,)},
-        epochs=3,
-        save_every=1,
-        device="cpu",
-        batch_size=20,
-    )
-    train(config, folder / "runs" / "sgd")
-    for other in ("runs/gam", "a", "b", "c"):
-        shutil.copytree(folder / "runs" / "sgd", folder / other)
+    small: dict[str, Any] = {
+        "data_kwargs": {"samples": 60, "features": 3},
+        "model_kwargs": {"hidden": (3,)},
+    }
+    small |= {"data": "gaussians", "batch_size": 20, "epochs": 3, "save_every": 1}
+    for seed, name in enumerate(("runs/sgd", "runs/gam", "a", "b", "c")):
+        train(TrainingConfig(**small, seed=seed, device="cpu"), folder / name)
     (folder / "my_task.py").write_text(TASK)
     torch.manual_seed(1)
     layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2))
@@ -69,7 +64,10 @@ def folder(tmp_path_factory) -> Path:
         small = ("--points", "3", "--line", "--no-figures")
         main(["landscape", str(folder / "a" / "ckpt.pt"), "--out", str(folder / name), *small])
     for seed, name in enumerate(("sgd", "gam", "sam")):
-        results = [Result("loss", 0.5 + seed, 0.0), Result("top_eigenvalues", [2.0 + seed], [0.1])]
+        results = [
+            Result("top_eigenvalues", [2.0 + seed], [0.1]),
+            Result("first_order_flatness", 0.5 + seed, 0.1, settings={"rho": 0.1}),
+        ]
         report = Report(results, checkpoint={"name": name}, objective={"samples": 60})
         for file in (f"{name}.json", f"runs/{name}/report.json", "report.json", "before.json"):
             report.save(folder / file)
