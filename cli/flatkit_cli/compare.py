@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.options import Command
+from flatkit_cli.output import output_options, show, take_output
 
 if TYPE_CHECKING:
     from flatkit.results import Comparison, Entry

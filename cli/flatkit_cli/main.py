@@ -100,22 +100,26 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, _flags(arguments), debug)
 
 
-def with_flags(message: str, flags: Mapping[str, str]) -> str:
+def with_flags(message: str, flags: Mapping[str, str], *, about_arguments: bool = True) -> str:
     """Return a message of the library with the flags in the place of its arguments.
 
-    The library names an argument in backticks, by a name with an underscore, or as the first word.
+    The library names an argument in backticks. A message that is about an argument also names it
+    as its first word, and others by names with an underscore, which are no words of a language.
 
     Args:
         message: of an error.
         flags: name of an argument -> its flag; one in backticks that is not among them is a flag
             of another command.
+        about_arguments: whether it is.
 
     >>> with_flags("x_range must grow, got x; pass `overwrite`", {"x_range": "--range"})
     '--range must grow, got x; pass --overwrite'
     """
     message = re.sub(r"`(\w+)`", lambda m: flags.get(m[1], f"--{m[1].replace('_', '-')}"), message)
-    if (first := message.partition(" ")[0]) in flags:
-        message = flags[first] + message.removeprefix(first)
+    if not about_arguments:
+        return message
+    first = message.partition(" ")[0]
+    message = flags.get(first, first) + message.removeprefix(first)
     # Not within a path, a quotation or an assignment.
     words = r"(?<![\w/.'\"-])(?:[a-z]+_)+[a-z]+(?![\w/.'\"=(])"
     return re.sub(words, lambda m: flags.get(m[0], m[0]), message)
@@ -132,12 +136,14 @@ def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if isinstance(error, MismatchError):
-        message = _one_line(with_flags(error.message, flags))
-        click.echo(f"error: {message}\n{with_flags(error.details, flags)}", err=True)
+        text = with_flags(str(error), flags, about_arguments=False)
+        click.echo(f"error: {text}", err=True)
         return FAILURE
     if isinstance(error, FlatkitError):
-        click.echo(f"error: {_one_line(with_flags(str(error), flags))}", err=True)
-        return USAGE if isinstance(error, InvalidArgumentError) else FAILURE
+        wrong_usage = isinstance(error, InvalidArgumentError)
+        text = with_flags(str(error), flags, about_arguments=wrong_usage)
+        click.echo(f"error: {_one_line(text)}", err=True)
+        return USAGE if wrong_usage else FAILURE
     message = _one_line(str(error)) or "no message"
     click.echo(
         f"error: {type(error).__name__}: {message} (unexpected; --debug shows where)", err=True

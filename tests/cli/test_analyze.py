@@ -132,15 +132,15 @@ def test_a_pickle_that_would_execute_code_does_not(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (["--rho", "-0.1"], "rho"),
-        (["--rho", "0"], "rho"),
-        (["--samples", "1000000"], "samples"),
-        (["--samples", "0"], "samples"),
+        (["--rho", "-0.1"], "--rho"),
+        (["--rho", "0"], "--rho"),
+        (["--samples", "1000000"], "--samples"),
+        (["--samples", "0"], "--samples"),
         (["--measures", "los"], "did you mean 'loss'"),
-        (["--plane-points", "4"], "plane_points"),
-        (["--tolerance", "nan"], "tolerance"),
-        (["--device", "tpu"], "device"),
-        (["--eigenvalues", "0"], "num_eigenvalues"),
+        (["--plane-points", "4"], "--plane-points"),
+        (["--tolerance", "nan"], "--tolerance"),
+        (["--device", "tpu"], "--device"),
+        (["--eigenvalues", "0"], "--eigenvalues"),
     ],
 )
 def test_options_out_of_range_are_exit_code_2_in_one_line(checkpoint, options, name, capsys):

@@ -24,8 +24,11 @@ def test_the_demo_leaves_checkpoints_a_report_and_pictures(tmp_path, monkeypatch
     small["model_kwargs"] = {"hidden": (16,), "activation": "relu"}
     for name, value in small.items():
         monkeypatch.setitem(demo._COMMON, name, value)
+    monkeypatch.chdir(tmp_path)
+    example = ["demo", "--out", "demo"]
+    assert f"flatkit {' '.join(example)}" in CliRunner().invoke(cli, ["demo", "--help"]).output
     out = tmp_path / "demo"
-    done = CliRunner().invoke(cli, ["demo", "--out", str(out), "--seeds", "1", "--epochs", "2"])
+    done = CliRunner().invoke(cli, [*example, "--seeds", "1", "--epochs", "2"])
     assert done.exit_code == 0, done.output
     comparison = load_results(out / "report.json")
     assert [entry.name for entry in comparison.entries] == [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flatkit
-from flatkit_cli.main import main
+from flatkit_cli.main import main, with_flags
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -45,6 +45,49 @@ def test_help_costs_less_than_half_a_second_of_cpu():
 def test_the_version_is_that_of_the_package(capsys):
     assert main(["--version"]) == 0
     assert flatkit.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analize", "x.pt"], "No such command 'analize'; did you mean 'analyze'?"),
+        (["train", "--optimizer", "gan", "--out", "x"], "sgd, adamw, sam, asam, gsam, gam; did y"),
+        (["analyze", "x.pt", "--dtype", "float46"], "did you mean 'float64'?"),
+    ],
+)
+def test_a_word_that_is_none_is_answered_with_the_nearest(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("rho_prime must be a number", "--rho-prime must be a number"),
+        ("x_range must grow", "--range must grow"),
+        ("leave out rho_prime; rho is 3", "leave out --rho-prime; rho is 3"),
+        ("go on with `resume`, or `no_such`", "go on with --resume, or --no-such"),
+        ("/tmp/rho_prime/a.pt and 'rho_prime'", "/tmp/rho_prime/a.pt and 'rho_prime'"),
+        ("steps.rho_prime rho_prime=3", "steps.rho_prime rho_prime=3"),
+        ("the rho of all", "the rho of all"),
+    ],
+)
+def test_the_arguments_of_the_library_become_flags(message, shown):
+    flags = {"rho_prime": "--rho-prime", "x_range": "--range", "rho": "--rho"}
+    assert with_flags(message, flags) == shown
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "flatkit", "--version"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "cli"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"flatkit, version {flatkit.__version__}\n"
 
 
 @pytest.mark.parametrize(
