@@ -75,7 +75,7 @@ class Parts:
                 )
         for part in ("model", "data"):
             if getattr(self, f"{part}_args") and getattr(self, part) is None:
-                raise InvalidArgumentError(f"{part}_args need {part}, the name they belong to")
+                raise InvalidArgumentError(f"{part}_args need `{part}`, the name they belong to")
         if self.model is not None and self.data is None:
             raise InvalidArgumentError("model needs data, the name of a data set")
 

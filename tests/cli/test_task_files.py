@@ -230,7 +230,7 @@ def test_a_mismatch_is_printed_as_a_table_whose_advice_works(folder, capsys):
         (["--task", "my_task.py:build", "--entry", "ema"], 2, "entry must be one of model"),
         (["--model", "mlp"], 2, "model needs data"),
         (["--data", "digits"], 2, "name the model too"),
-        (["--model-arg", "a=1"], 2, "model_args need model"),
+        (["--model-arg", "a=1"], 2, "--model-arg need --model, the name"),
         ([], 1, "name them with --task"),
     ],
 )
