@@ -49,6 +49,10 @@ class ResultError(FlatkitError, ValueError):
     """A saved result is malformed, or a value may not be stored as a result."""
 
 
+class NothingToDrawError(ResultError):
+    """The results hold nothing that a figure shows."""
+
+
 class OutputError(FlatkitError, OSError):
     """An output cannot be written."""
 

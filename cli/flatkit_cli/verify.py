@@ -62,10 +62,11 @@ def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: 
 
 
 def _show(comparison: "Comparison") -> None:
-    from flatkit.render.figures.series import has_series, series_table
+    from flatkit.render.series import series_of
+    from flatkit.render.tables.series import series_table
     from flatkit.render.tables.verdict import verdict_table
 
     for entry in comparison.entries:
         show(verdict_table(entry.name, entry.report))
-    if has_series(comparison):
+    if series_of(comparison):
         show(series_table(comparison))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
-from flatkit.errors import ResultError
+from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import FIRST_ORDER
 from flatkit.results import Comparison, Report
 
@@ -36,24 +36,15 @@ def series_of(comparison: Comparison) -> Series:
     }
 
 
-def has_series(comparison: Comparison) -> bool:
-    """Return whether a table or figure of a series has something to show.
-
-    >>> has_series(Comparison([]))
-    False
-    """
-    return bool(series_of(comparison))
-
-
 def required_series(comparison: Comparison) -> Series:
     """Return what `series_of` returns.
 
     Raises:
-        ResultError: no folder has checkpoints of two epochs.
+        NothingToDrawError: no folder has checkpoints of two epochs.
     """
     runs = series_of(comparison)
     if not runs:
-        raise ResultError(
+        raise NothingToDrawError(
             "a series needs checkpoints of two epochs at least in one folder; train with "
             "--save-every and verify the epoch-*.pt files"
         )

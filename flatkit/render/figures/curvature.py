@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatkit.errors import ResultError
+from flatkit.errors import NothingToDrawError
 from flatkit.measures.reading import Reading
 from flatkit.render.readings import compared
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
@@ -21,7 +21,7 @@ def curvature_figure(comparison: Comparison) -> Figure:
     deviation over its runs. Curvature starts at zero, so that heights compare; accuracy does not.
 
     Raises:
-        ResultError: no quantity was measured in every run.
+        NothingToDrawError: no quantity was measured in every run.
 
     >>> from flatkit.results import Entry, Report, Result
     >>> entries = [
@@ -34,7 +34,7 @@ def curvature_figure(comparison: Comparison) -> Figure:
     runs = {entry.name: compared(entry.report) for entry in comparison.entries}
     keys = _keys(list(runs.values()))
     if not keys:
-        raise ResultError(
+        raise NothingToDrawError(
             "no quantity was measured in every run; measure top_eigenvalues, trace, "
             "first_order_flatness or accuracy"
         )
@@ -52,17 +52,6 @@ def curvature_figure(comparison: Comparison) -> Figure:
         tidy(axes)
         footnote(figure, _explanation(columns))
     return figure
-
-
-def has_curvature(comparison: Comparison) -> bool:
-    """Return whether `curvature_figure` has at least two runs to compare.
-
-    >>> from flatkit.results import Entry, Report
-    >>> has_curvature(Comparison([Entry("sgd", "sgd", Report([]))]))
-    False
-    """
-    runs = [compared(entry.report) for entry in comparison.entries]
-    return len(runs) > 1 and bool(_keys(runs))
 
 
 def _keys(runs: Sequence[Mapping[str, Reading]]) -> list[str]:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from flatkit.errors import ResultError
+from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import FIRST_ORDER, SYMBOLS, ZEROTH_ORDER, over_rho_squared
 from flatkit.render.figures.heights import scale_heights
 from flatkit.render.figures.legend import flatness_handles, legend_above
@@ -29,7 +29,7 @@ def flatness_figure(comparison: Comparison) -> Figure:
     an upper estimate of R1, no bound: the largest slope of the gradient that was seen, plus ‖∇L‖/ρ.
 
     Raises:
-        ResultError: no run has R0 or R1.
+        NothingToDrawError: no run has R0 or R1.
 
     >>> from flatkit.results import Entry, Report, Result
     >>> flatness = Result(FIRST_ORDER, 0.03, None, "lower_bound", settings={"rho": 0.1})
@@ -44,7 +44,7 @@ def flatness_figure(comparison: Comparison) -> Figure:
         if (found := [e for e in comparison.in_group(group) if _has_flatness(e.report)])
     }
     if not groups:
-        raise ResultError(
+        raise NothingToDrawError(
             "no run holds R0 or R1; measure them with --measures "
             "zeroth_order_sharpness,first_order_flatness"
         )
@@ -62,15 +62,6 @@ def flatness_figure(comparison: Comparison) -> Figure:
         legend_above(figure, _handles(axes), columns=4 if len(axes) > 2 else 2)
         footnote(figure, _NOTE)
     return figure
-
-
-def has_flatness(comparison: Comparison) -> bool:
-    """Return whether `flatness_figure` has something to draw.
-
-    >>> has_flatness(Comparison([Entry("sgd", "sgd", Report([]))]))
-    False
-    """
-    return any(_has_flatness(entry.report) for entry in comparison.entries)
 
 
 def _has_flatness(report: Report) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy
 from matplotlib.figure import Figure
 
-from flatkit.errors import ResultError
+from flatkit.errors import NothingToDrawError
 from flatkit.landscape.surface import Surface
 from flatkit.render.figures.maps import map_figure
 from flatkit.results import Comparison, Result
@@ -18,7 +18,7 @@ def plane_figure(comparison: Comparison) -> Figure:
     The star is the checkpoint. Hatched: the loss is infinite or no number there.
 
     Raises:
-        ResultError: no run has a plane with a finite loss.
+        NothingToDrawError: no run has a plane with a finite loss.
 
     >>> from flatkit.results import Entry, Report
     >>> value = {"x": [0.0, 1.0, 2.0], "y": [0.0, 1.0], "loss": [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]}
@@ -29,20 +29,10 @@ def plane_figure(comparison: Comparison) -> Figure:
     """
     planes = _planes(comparison)
     if not _any_finite(planes):
-        raise ResultError(
+        raise NothingToDrawError(
             "no run holds a plane with a finite loss; measure it with --measures loss_plane"
         )
     return map_figure(planes)
-
-
-def has_plane(comparison: Comparison) -> bool:
-    """Return whether `plane_figure` has something to draw.
-
-    >>> from flatkit.results import Entry, Report
-    >>> has_plane(Comparison([Entry("sgd", "sgd", Report([]))]))
-    False
-    """
-    return _any_finite(_planes(comparison))
 
 
 def _planes(comparison: Comparison) -> list[Surface]:

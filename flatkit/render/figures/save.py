@@ -8,11 +8,11 @@ from typing import Any, BinaryIO, TypeAlias
 from matplotlib.figure import Figure
 
 from flatkit.checks import check_choice
-from flatkit.errors import FlatkitError, ResultError
+from flatkit.errors import FlatkitError, NothingToDrawError, ResultError
 from flatkit.files.atomic import make_folder, write_atomically
 from flatkit.measures.registry import MEASURES
-from flatkit.render.figures.curvature import curvature_figure, has_curvature
-from flatkit.render.figures.series import has_series, series_figure
+from flatkit.render.figures.curvature import curvature_figure
+from flatkit.render.figures.series import series_figure
 from flatkit.render.style import styled
 from flatkit.results import Comparison
 
@@ -53,9 +53,10 @@ def save_figure(
 
 
 def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write every figure that the results allow; that of curvature needs two runs.
+    """Write every figure that the results allow.
 
-    Figures that were in the folder under other names stay.
+    Those are the figures that the measures of the results name, then those of several runs: of
+    checkpoints of one training, and of curvature side by side. Other files in the folder stay.
 
     Raises:
         OutputError: the folder or a file cannot be written.
@@ -68,23 +69,23 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     """
     written: list[Path] = []
     for name, draw in _figures(comparison).items():
-        written += save_figure(_draw(comparison, name, draw), folder, name)
+        figure = _draw(comparison, name, draw)
+        if figure is not None:
+            written += save_figure(figure, folder, name)
     return written
 
 
 def _figures(comparison: Comparison) -> dict[str, Draw]:
-    """Return what draws each figure: those that the measures name, then those of several runs."""
+    """Return by name what draws each figure."""
     measured = {result.measure for entry in comparison.entries for result in entry.report}
     found = {
-        name: _import(draw)
+        name: _import(reference)
         for measure in MEASURES
         if measure in measured
-        for name, draw in MEASURES[measure].figures.items()
+        for name, reference in MEASURES[measure].figures.items()
     }
-    if has_series(comparison):
-        found["series"] = series_figure
-    if has_curvature(comparison):
-        found["curvature"] = curvature_figure
+    if len(comparison.entries) > 1:
+        found |= {"series": series_figure, "curvature": curvature_figure}
     return found
 
 
@@ -93,9 +94,12 @@ def _import(reference: str) -> Draw:
     return getattr(import_module(module), function)
 
 
-def _draw(comparison: Comparison, name: str, draw: Draw) -> Figure:
+def _draw(comparison: Comparison, name: str, draw: Draw) -> Figure | None:
+    """Return a figure, or None where the results hold nothing that it shows."""
     try:
         return draw(comparison)
+    except NothingToDrawError:
+        return None
     except FlatkitError:
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -20,12 +20,9 @@ from flatkit.render.curvature_scale import (
 from flatkit.render.figures.heights import scale_heights
 from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius
-from flatkit.render.series import epochs, has_series, required_series, shared_radii, value_of
+from flatkit.render.series import epochs, required_series, shared_radii, value_of
 from flatkit.render.style import footnote, panels, styled, tidy, title
-from flatkit.render.tables.series import series_table
 from flatkit.results import Comparison, Report
-
-__all__ = ["has_series", "series_figure", "series_table"]
 
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; where ‖∇L‖/ρ is not "
@@ -40,7 +37,7 @@ def series_figure(comparison: Comparison) -> Figure:
     between.
 
     Raises:
-        ResultError: no folder has checkpoints of two epochs.
+        NothingToDrawError: no folder has checkpoints of two epochs.
     """
     runs = required_series(comparison)
     radii = shared_radii(runs)

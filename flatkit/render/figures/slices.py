@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flatkit.errors import ResultError
+from flatkit.errors import NothingToDrawError
 from flatkit.render.figures.heights import rises_steeply
 from flatkit.render.figures.legend import legend_above
 from flatkit.render.figures.marks import mark_above, mark_handles
@@ -60,7 +60,7 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
         log_scale: of loss and gradient norm; by default, where they span a wide range.
 
     Raises:
-        ResultError: no run has a slice.
+        NothingToDrawError: no run has a slice.
 
     >>> from flatkit.results import Entry, Report
     >>> value = {"coordinate": [-1.0, 0.0, 1.0], "loss": [[2.0, 1.0, 3.0]]}
@@ -71,7 +71,7 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
     """
     found = _slices(comparison)
     if not found:
-        raise ResultError("no run holds a slice; measure it with --measures loss_slice")
+        raise NothingToDrawError("no run holds a slice; measure it with --measures loss_slice")
     style = looks(comparison.groups)
     quantities = [name for name in _LABELS if any(name in result.value for *_, result in found)]
     with styled():
@@ -87,16 +87,6 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
         _legend(figure, [(group, name) for group, name, _ in found], style)
         footnote(figure, _explanation([result for *_, result in found]))
     return figure
-
-
-def has_slice(comparison: Comparison) -> bool:
-    """Return whether `slice_figure` has something to draw.
-
-    >>> from flatkit.results import Entry, Report
-    >>> has_slice(Comparison([Entry("sgd", "sgd", Report([]))]))
-    False
-    """
-    return bool(_slices(comparison))
 
 
 def _slices(comparison: Comparison) -> list[tuple[str, str, Result]]:

@@ -1,11 +1,11 @@
 """Figures of the whole spectrum and of the layers that it comes from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatkit.errors import ResultError
+from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import top_eigenvalue
 from flatkit.render.figures.legend import legend_above, run_handles
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
@@ -23,7 +23,7 @@ def density_figure(comparison: Comparison) -> Figure:
     measured. Nothing finer than the bandwidth, which the caption names, is resolved.
 
     Raises:
-        ResultError: no run has a density.
+        NothingToDrawError: no run has a density.
 
     >>> from flatkit.results import Entry, Report
     >>> curve = {"eigenvalue": [0.0, 1.0], "density": [0.5, 0.1]}
@@ -62,7 +62,7 @@ def layer_figure(comparison: Comparison) -> Figure:
     """Draw top eigenvalue and trace of every layer's diagonal block, with their errors.
 
     Raises:
-        ResultError: no run has curvature by layer.
+        NothingToDrawError: no run has curvature by layer.
 
     >>> from flatkit.results import Entry, Report
     >>> layers = {"layer": ["first", "last"], "top": [2.0, 1.0], "trace": [4.0, 2.0]}
@@ -91,15 +91,6 @@ def layer_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def has(measure: str) -> Callable[[Comparison], bool]:
-    """Return a test of whether any run has a measure.
-
-    >>> has("spectral_density")(Comparison([]))
-    False
-    """
-    return lambda comparison: any(entry.report.find(measure) for entry in comparison.entries)
-
-
 def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
     found = {
         entry.name: result
@@ -107,7 +98,9 @@ def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
         if (result := entry.report.find(measure)) is not None
     }
     if not found:
-        raise ResultError(f"no run has {measure}; measure it with `flatkit analyze --measures`")
+        raise NothingToDrawError(
+            f"no run has {measure}; measure it with `flatkit analyze --measures`"
+        )
     return found
 
 

@@ -19,7 +19,7 @@ def series_table(comparison: Comparison) -> RenderableType:
     """Return tables of every run: what is left and how many claims hold; R1/ρ² and 2 R0/ρ².
 
     Raises:
-        ResultError: no folder has checkpoints of two epochs.
+        NothingToDrawError: no folder has checkpoints of two epochs.
     """
     runs = required_series(comparison)
     radii = shared_radii(runs)
