@@ -2,6 +2,8 @@
 
 import math
 import struct
+import subprocess
+import sys
 from itertools import combinations
 
 import matplotlib
@@ -11,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
 import flatkit.render
-from flatkit.errors import InvalidArgumentError, OutputError, ResultError
+from flatkit.errors import InvalidArgumentError, NothingToDrawError, OutputError, ResultError
 from flatkit.render import (
     curvature_figure,
     density_figure,
@@ -281,6 +283,16 @@ def test_flatness_panels_share_one_axis_so_that_heights_compare():
     assert all(axis.get_ylim()[0] == 0.0 for axis in axes)
 
 
+@pytest.mark.parametrize(("largest", "scale"), [(10.0, "linear"), (50.0, "log")])
+def test_axes_are_logarithmic_only_where_the_heights_span_decades(largest, scale):
+    rows = [{"epoch": 1, "train_loss": largest}, {"epoch": 2, "train_loss": 1.0}]
+    assert history_figure({"sgd": rows}).axes[0].get_yscale() == scale
+    runs = {"flat": report(1.0, landscape=False), "sharp": report(largest, landscape=False)}
+    axes = flatness_figure(alone(**runs)).axes
+    assert {axis.get_yscale() for axis in axes} == {scale}
+    assert (axes[0].get_ylim()[0] == 0.0) == (scale == "linear")
+
+
 def test_curvature_shows_every_run_and_the_mean_with_the_standard_deviation():
     axes = {axis.get_title().split("\n")[0]: axis for axis in curvature_figure(THREE_BY_THREE).axes}
     assert list(axes) == [
@@ -477,6 +489,19 @@ def _spectral_run(name, top):
 
 def _heights(axis):
     return [bar.get_height() for bar in axis.patches]
+
+
+def test_a_figure_with_nothing_to_draw_is_an_error_of_its_own_and_is_left_out_of_a_folder(tmp_path):
+    nothing = of(plane_result([[math.inf, None]] * 2, [0.0, 1.0], [0.0, 1.0]))
+    with pytest.raises(NothingToDrawError):
+        plane_figure(nothing)
+    assert save_figures(nothing, tmp_path) == []
+
+
+def test_the_tables_of_a_series_need_no_matplotlib():
+    code = "import sys, flatkit.render.tables.series; assert 'matplotlib' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_density_and_layers_are_drawn_as_they_were_measured(tmp_path):

@@ -11,7 +11,7 @@ from flatkit.render.readings import compared
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison
 
-_LONG_NAME = 5
+_LONG_NAME = 5  # characters; five longer names side by side overlap in a panel of 2.1 inches
 
 
 def curvature_figure(comparison: Comparison) -> Figure:
