@@ -18,7 +18,7 @@ from flatkit.render.figures.colour_scale import scale_of
 from flatkit.render.figures.lines import curve_figure
 from flatkit.render.figures.maps import map_figure
 from flatkit.render.figures.surfaces import save_pictures
-from flatkit.render.figures.surfaces_3d import relief_figure
+from flatkit.render.figures.surfaces_3d import surface_3d_figure
 from flatkit.render.page import save_page
 from flatkit.render.tables.surfaces import numbers_table
 
@@ -235,7 +235,7 @@ def test_what_was_held_and_interpolated_is_said_below():
 def test_a_relief_has_the_height_of_the_loss_and_holes_where_it_is_infinite():
     surface = plane()
     surface.quantities["loss"][0, 0] = math.inf
-    axis: Any = relief_figure([surface]).axes[0]
+    axis: Any = surface_3d_figure([surface]).axes[0]
     assert axis.get_zlabel() == "loss" and axis.get_xlabel().startswith("step t₁")
     low, high = axis.get_zlim()
     assert low == pytest.approx(-2.0) and high == pytest.approx(np.log10(3.01))
@@ -245,7 +245,7 @@ def test_a_relief_has_the_height_of_the_loss_and_holes_where_it_is_infinite():
     assert drawn_low == pytest.approx(-2.0, abs=1e-3) and drawn_high <= high + 1e-9
 
 
-@pytest.mark.parametrize("draw", [map_figure, relief_figure, curve_figure])
+@pytest.mark.parametrize("draw", [map_figure, surface_3d_figure, curve_figure])
 def test_nothing_to_draw_is_an_error_that_says_what_to_do(draw):
     nothing = plane()
     nothing.quantities["loss"][:] = math.nan

@@ -8,7 +8,7 @@ from flatkit.render.axes import kind_of, quantities_of
 from flatkit.render.figures.lines import curve_figure
 from flatkit.render.figures.maps import MapStyle, map_figure
 from flatkit.render.figures.save import save_figure
-from flatkit.render.figures.surfaces_3d import relief_figure
+from flatkit.render.figures.surfaces_3d import surface_3d_figure
 from flatkit.render.page import save_page
 
 
@@ -30,7 +30,7 @@ def save_pictures(
         folder: for the files; made if it is missing.
         style: of the figures from above: `contour` or `heat`.
         formats: of `png`, `svg`, `pdf`.
-        interactive: also `KIND-plane-QUANTITY.html`, see `save_page`.
+        interactive: also a page that turns and zooms for each loss, `KIND-plane-QUANTITY.html`.
 
     Raises:
         ResultError: a plane has no finite loss.
@@ -55,8 +55,8 @@ def save_pictures(
             written += save_figure(figure, folder, name, formats)
             if not quantity.endswith("loss"):
                 continue
-            relief = relief_figure(planes, quantity=quantity)
-            written += save_figure(relief, folder, f"{name}-3d", formats)
+            figure = surface_3d_figure(planes, quantity=quantity)
+            written += save_figure(figure, folder, f"{name}-3d", formats)
             if interactive:
                 page = Path(folder) / f"{name}.html"
                 written.append(save_page(planes, page, quantity=quantity))

@@ -25,7 +25,7 @@ _FINE = 121
 """Facets along an axis, interpolated linearly, so that colours follow the levels."""
 
 
-def relief_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Figure:
+def surface_3d_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Figure:
     """Draw a quantity as height over planes, on ONE scale of heights and colours.
 
     Logarithmic where the values allow it. Higher than the scale: cut off there. Infinite or no
@@ -39,7 +39,7 @@ def relief_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Fig
         ResultError: no plane has a finite value.
 
     >>> plane = Surface({"x": [0, 1, 2], "y": [0, 1]}, {"loss": [[1, 2, 3], [2, 3, 4]]})
-    >>> relief_figure([plane]).axes[0].get_zlabel()
+    >>> surface_3d_figure([plane]).axes[0].get_zlabel()
     'loss'
     """
     planes = [s for s in surfaces if len(s.axes) == 2 and quantity in s.quantities]
