@@ -104,13 +104,11 @@ def _fill(
 def _surface(
     graph: Any, plane: Surface, array: Any, scale: Scale, quantity: str, with_bar: bool
 ) -> Any:
-    height = _height(array, scale)
-    low, top = _limits(scale)
-    ticks = [float(x) for x in _height(scale.ticks, scale)]
+    low, top = scale.range
     return graph.Surface(
         x=plane.axes["x"],
         y=plane.axes["y"],
-        z=height,
+        z=scale.heights(array),
         customdata=numpy.where(numpy.isfinite(array), array, numpy.nan),
         colorscale="Viridis",
         cmin=low,
@@ -118,7 +116,7 @@ def _surface(
         showscale=with_bar,
         colorbar={
             "title": {"text": quantity_label(quantity)},
-            "tickvals": ticks,
+            "tickvals": scale.heights(scale.ticks).tolist(),
             "ticktext": [tick_text(tick) for tick in scale.ticks],
             "len": 0.7,
         },
@@ -179,35 +177,22 @@ def _on_surface(plane: Surface, array: Any, scale: Scale, at: Sequence[Any]) -> 
     from scipy.interpolate import RegularGridInterpolator
 
     axes = (plane.axes["y"], plane.axes["x"])
-    smooth = RegularGridInterpolator(axes, _height(array, scale), bounds_error=False)
-    low, top = _limits(scale)
+    smooth = RegularGridInterpolator(axes, scale.heights(array), bounds_error=False)
+    low, top = scale.range
     return smooth([(y, x) for x, y in at]) + _LIFT * (top - low)
 
 
 def _scene(plane: Surface, array: Any, scale: Scale, quantity: str) -> dict[str, Any]:
-    ticks = [float(x) for x in _height(scale.ticks, scale)]
     return {
         "xaxis": {"title": {"text": axis_label(plane, 0)}},
         "yaxis": {"title": {"text": axis_label(plane, 1)}},
         "zaxis": {
             "title": {"text": quantity_label(quantity)},
-            "tickvals": ticks,
+            "tickvals": scale.heights(scale.ticks).tolist(),
             "ticktext": [tick_text(tick) for tick in scale.ticks],
-            "range": list(_limits(scale)),
+            "range": list(scale.range),
         },
         "annotations": _labels(plane, array, scale),
         "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         "camera": {"eye": {"x": 1.0, "y": -1.4, "z": 1.55}, "center": {"x": 0, "y": 0, "z": -0.15}},
     }
-
-
-def _limits(scale: Scale) -> tuple[float, float]:
-    """Return the lowest and the highest height."""
-    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
-    return low, top
-
-
-def _height(values: Any, scale: Scale) -> Any:
-    """Return what is drawn upwards: cut at the top of the scale, nothing where none is finite."""
-    cut = numpy.where(numpy.isfinite(values), numpy.minimum(values, scale.top), numpy.nan)
-    return numpy.log10(cut) if scale.is_log else cut

@@ -54,6 +54,23 @@ class Scale:
         """Whether equal ratios have equal distances."""
         return isinstance(self.norm, LogNorm)
 
+    def heights(self, values: Any) -> numpy.ndarray:
+        """Return how high values are drawn in three dimensions.
+
+        What lies above the scale is cut off at its top; what is not finite has no height.
+
+        >>> scale_of([numpy.array([1.0, 100.0])]).heights([10.0, 1000.0, numpy.inf]).tolist()
+        [1.0, 2.0, nan]
+        """
+        cut = numpy.where(numpy.isfinite(values), numpy.minimum(values, self.top), numpy.nan)
+        return numpy.log10(cut) if self.is_log else cut
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The heights at which the scale begins and ends."""
+        low, top = self.heights([self.low, self.top]).tolist()
+        return low, top
+
 
 def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
     """Return the scale of all finite values.

@@ -67,13 +67,11 @@ def surface_3d_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") ->
 
 def _draw(axis: Axes3D, plane: Surface, array: Any, scale: Scale) -> None:
     x, y = plane.axes["x"], plane.axes["y"]
-    infinite = numpy.isposinf(array)
-    height = _height(numpy.where(infinite, numpy.nan, array), scale)
     fine = [numpy.linspace(s[0], s[-1], max(_FINE, len(s))) for s in (x, y)]
-    smooth = RegularGridInterpolator((y, x), height)
+    smooth = RegularGridInterpolator((y, x), scale.heights(array))
     right, up = numpy.meshgrid(*fine)
     heights = smooth(numpy.stack([up, right], axis=-1))
-    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
+    low, top = scale.range
     share = (heights - low) / (top - low)
     colours = colormaps[COLOURS](numpy.nan_to_num(share))
     axis.plot_surface(
@@ -111,20 +109,13 @@ def _line(axis: Axes3D, at: Any, smooth: Any, x: Any, y: Any) -> None:
     )  # fmt: skip
 
 
-def _height(values: Any, scale: Scale) -> Any:
-    """Return what is drawn upwards, cut at the top of the scale."""
-    cut = numpy.minimum(values, scale.top)
-    return numpy.log10(cut) if scale.is_log else cut
-
-
 def _finish(axis: Axes3D, plane: Surface, scale: Scale, quantity: str) -> None:
     axis.view_init(elev=32, azim=-58)
     # Room for the labels, which the layout overlooks.
     axis.set_box_aspect((4, 4, 3), zoom=0.86)  # type: ignore[arg-type]
-    low, top = (float(_height(numpy.array(v), scale)) for v in (scale.low, scale.top))
-    axis.set_zlim(low, top)
-    ticks = scale.ticks
-    axis.zaxis.set_ticks(_height(ticks, scale).tolist(), labels=[tick_text(tick) for tick in ticks])
+    axis.set_zlim(scale.range)
+    texts = [tick_text(tick) for tick in scale.ticks]
+    axis.zaxis.set_ticks(scale.heights(scale.ticks).tolist(), labels=texts)
     axis.locator_params(axis="x", nbins=5)
     axis.locator_params(axis="y", nbins=5)
     axis.set_xlabel(axis_label(plane, 0))
