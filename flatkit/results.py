@@ -220,7 +220,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        """Read JSON text; see `from_dict`."""
+        """Read a report from its JSON text."""
         return cls.from_dict(_loads(text, "a report"))
 
     def save(self, path: str | Path) -> Path:
@@ -229,7 +229,7 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> "Report":
-        """Read a saved report; see `from_dict`."""
+        """Read a report from its JSON file."""
         return cls.from_json(_read(path))
 
 

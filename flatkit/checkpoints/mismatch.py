@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from torch import Tensor
 
 _ROWS = 8  # a wrong model misses hundreds of names, and the first few show the pattern
-"""Of each kind in the table."""
+"""Rows of each kind in the table."""
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,9 @@ def as_task(
 
     Args:
         subject: a model, together with loss and data; or a task, a checkpoint or its path alone.
-        loss: see `Task`.
-        data: see `Task`.
-        test_data: see `Task`.
+        loss: the loss of a model, by name or as a function.
+        data: the training data of a model.
+        test_data: the test data of a model, if it has any.
 
     Raises:
         InvalidArgumentError: a model without loss and data, or something else with them.

@@ -115,8 +115,8 @@ def sole_writer(path: str | Path) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        # Who has opened the file meanwhile finds it unlinked, and makes a new one. Windows lets
-        # nobody remove an open file: there it stays, empty.
+        # A process that has opened the file meanwhile finds it unlinked and makes a new one. On
+        # Windows an open file cannot be removed: it stays there, empty.
         with suppress(OSError):
             name.unlink()
         lock.release()

@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 MAX_BYTES = 2**26
-"""Of one pickle: names and numbers; the tensors lie beside it."""
+"""Largest pickle that is read; it holds names and numbers, and the tensors lie beside it."""
 # A checkpoint of ten thousand tensors has 300,000 instructions; the labels and names of CIFAR-100
 # are some 200,000.
 MAX_NODES = 2_000_000

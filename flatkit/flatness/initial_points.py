@@ -19,8 +19,8 @@ NUM_VECTORS = 20  # eigenvectors in whose span most of the random initial points
 # Initial points that are eigenvectors, random combinations of all of them, and random points of
 # the sphere. `python -m benchmarks.flatness networks` chose them.
 _ALONE, _COMBINED, _ANYWHERE = 8, 64, 8
-# Of the Krylov basis at first, and each time it grows; `python -m benchmarks.flatness
-# quadratics` chose them.
+# Products for the Krylov basis: at first, at most, and each time it grows;
+# `python -m benchmarks.flatness quadratics` chose them.
 _FEWEST_PRODUCTS, _MOST_PRODUCTS, _MORE_PRODUCTS = 8, 60, 12
 # Differences, relative to the maximum: at which the model fits, at which it stands still.
 _FITS, _STANDS = 1e-4, 1e-8

@@ -39,7 +39,7 @@ more than what it saves, and at most so many. Few samples tell what is right, bu
 _ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 12, 0.1
 """Rounds of timing where it is close: at least, at most, and else until so long has passed."""
 _CLEARLY = 0.75
-"""Of the second fastest engine's time: below this one round decides."""
+"""One round decides if the fastest engine needs less than this share of the second's time."""
 _NOT_FINITE = "the product is not finite"
 _SUSPICIOUS = 0.05
 """Relative difference of two products from which on one of them is wrong."""

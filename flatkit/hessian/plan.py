@@ -10,7 +10,7 @@ from flatkit.hessian.products import Engine, Prepared
 from flatkit.objective.function import Objective
 
 _SHARE = 0.25
-"""Of the free memory, that what products share may take if no budget is given."""
+"""Prepared chunks are kept if they fit into this share of the free memory; a budget replaces it."""
 _FEW = 8
 """Samples that show what a prepared chunk holds, where no budget asks for more care."""
 
@@ -43,7 +43,7 @@ def make_plan(
         theta: the point [P].
         engine: what multiplies.
         retain: keep prepared chunks; by default if all of them fit.
-        memory: bytes that products may hold at once; see `HessianOperator`.
+        memory: bytes that products may hold at once; by default there is no limit.
 
     Raises:
         InvalidArgumentError: the memory is too little.

@@ -156,8 +156,8 @@ def central_difference(
 def difference_error(objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor) -> float:
     """Return how far a central difference differs from that at twice the step, relative to it.
 
-    Of the third derivative's part this is three times the error; of rounding's part, which a longer
-    step halves, about the error; at a kink, an indication. Cost: 4 gradients.
+    This is three times the error that the third derivative causes, and about the error of rounding,
+    which a longer step halves. At a kink it is only an indication. Cost: 4 gradients.
     """
     near, far = (
         central_difference(objective, theta, chunk, steps=steps).products(vector[None])[0]

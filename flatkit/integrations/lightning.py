@@ -15,7 +15,7 @@ from flatkit.optim import PerturbedOptimizer
 
 
 class PerturbedModuleMixin:
-    """Stands before `LightningModule` in the bases of a module that trains with SAM, GAM or so.
+    """Stands before `LightningModule` in the bases of a module that trains with SAM or GAM.
 
     `training_step` runs once a pass. What it logs with `self.log` and `self.log_dict` is kept of
     the first pass, at the weights as they are; in the passes at perturbed weights it is dropped.

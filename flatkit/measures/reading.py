@@ -24,7 +24,7 @@ class Reading:
         title: for readers, with the unit, e.g. `R1/ρ² (ρ = 0.05)` or `test accuracy (%)`.
         value: the number.
         error: of it, in the sense of `error_kind`.
-        error_kind: see `flatkit.results.Result`.
+        error_kind: what the error is: `exact`, `residual`, `standard_error` or `lower_bound`.
         status: of the result.
         measure: the name of the measure, which decides the place in a table.
         role: where it is shown.
@@ -78,8 +78,8 @@ def number(result: Result, key: str, title: str, *, scale: float = 1.0, **more: 
 
     Args:
         result: the result.
-        key: see `Reading`.
-        title: see `Reading`.
+        key: of the reading, for programs.
+        title: of the reading, for readers.
         scale: value and error are multiplied by it.
         **more: further fields of `Reading`.
 

@@ -33,7 +33,7 @@ _NAMES = (
     "loss_slice",
     "loss_plane",
 )
-"""Of the measures of flatkit: each stands in the file of its name, and they run in this order."""
+"""The measures of flatkit, in running order; each stands in the file of its name."""
 
 
 @final

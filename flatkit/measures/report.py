@@ -36,9 +36,9 @@ def analyze(
     Args:
         subject: a model, with loss and data; or a `Task`, a `Checkpoint`, or the path of a
             checkpoint that flatkit wrote, which have their own.
-        loss: of a model: a name, or a function of (outputs, targets); see `flatkit.Objective`.
-        data: of a model: tensors, a data set or a DataLoader; see `flatkit.objective.samples`.
-        test_data: of a model: samples on which loss and accuracy are reported beside.
+        loss: the loss of a model: a name, or a function of (outputs, targets).
+        data: the training data of a model: tensors, a data set or a DataLoader.
+        test_data: the test data of a model, for its loss and accuracy there.
         settings: what to measure and how.
         progress: called as the measures advance, with name, steps done and steps in all.
         command: kept in the report.
@@ -108,7 +108,7 @@ def compare(
         subjects: by name, or a sequence, named after their checkpoints. Reports are taken as
             they are.
         groups: name -> group, for repetitions of one method; by default each is its own.
-        **settings: see `analyze`.
+        **settings: further arguments of `analyze`.
 
     Raises:
         InvalidArgumentError: there is none. Further as `analyze`.

@@ -204,7 +204,7 @@ class Session:
 
     @property
     def measured_on(self) -> dict[str, Any]:
-        """Of which curvature a result is, ready for JSON: parameters, seed, products."""
+        """Which curvature was measured, ready for JSON: parameters, seed, products."""
         params = self.own(CurvatureSettings).params
         part = {"params": list(params)} if params else {}
         return {**part, "seed": self.own(ObjectiveSettings).seed, **self.curvature.settings}

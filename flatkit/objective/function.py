@@ -66,8 +66,8 @@ class Objective:
             it takes.
         loss: a name in `flatkit.objective.LOSSES` (`model`: the loss that the model returns), or a
             function of (outputs, targets) that returns one value per sample, shape [B], or their
-            mean. Of a batch in a dict the targets are its `labels` (or `label`, `targets`,
-            `target`, `y`), or the whole dict if there is none of these.
+            mean. If a batch is a dict, its `labels` (or `label`, `targets`, `target`, `y`) are the
+            targets, or the whole dict if it has none of these.
         data: a pair (inputs [N, ...], targets [N, ...]), a dict or longer tuple of tensors, a
             data set of samples, or a DataLoader over one (its order does not matter, every sample
             counts once); see `flatkit.objective.samples`.

@@ -106,9 +106,9 @@ class Samples:
 def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
     """Return all or some samples of any kind of data.
 
-    Of data with a length, `samples` are drawn at random without replacement, and only these are
-    read. Of an iterable they are the first. Every sample counts once, whatever order a loader has;
-    its `collate_fn` makes one batch of all of them.
+    From data with a length, `samples` are drawn at random without replacement, and only these are
+    read. From an iterable, the first ones are taken. Every sample counts once, in whatever order a
+    loader gives them; its `collate_fn` makes one batch of all of them.
 
     Args:
         data: see the module.

@@ -16,7 +16,7 @@ def _check_seed(name: str, value: int) -> int:
 @described
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """Of which function a measurement is, and where it is computed.
+    """Which function is measured, and where it is computed.
 
     Subclasses are the settings of the measurements; their command lines have these options.
 

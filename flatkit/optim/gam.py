@@ -178,7 +178,7 @@ class GAM(PerturbedOptimizer):
     Source: Zhang et al., Gradient Norm Aware Minimization, CVPR 2023, algorithms 1 and 2.
 
     Args:
-        base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
+        base: the optimizer that steps, already built over the parameters.
         mode: `accelerated` or `exact`.
         oracle: `loss` or `sam`.
         engine: exact only: `double_backward` (default) or `central_difference`.
@@ -188,7 +188,7 @@ class GAM(PerturbedOptimizer):
         beta: accelerated only: the share β in [0, 1] of g0 in h₋; 0.5 by default.
         gamma: accelerated only: the weight γ ≥ 0 of h₋⊥; 0.03 by default.
         rho_sam: oracle `sam` only: the radius ρ_sam ≥ 0 of SAM; 0.05 by default.
-        settings: see `PerturbedOptimizer`.
+        settings: further arguments of `PerturbedOptimizer`.
 
     Attributes:
         mode: as above.

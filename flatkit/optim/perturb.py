@@ -28,7 +28,7 @@ class PerturbedPoint:
         eps: added to each norm that is divided by.
         eta: η > 0 for steps in the scaled space of T = |θ| + η, where a radius is one of ‖T⁻¹δ‖;
             None for the plain space.
-        foreach: see `Blockwise`.
+        foreach: one call for a block of tensors; False for tensor by tensor.
         scaler: its scale is divided out of each gradient.
         average: replaces a vector by its mean over processes that `backward` does not average.
         defer_failures: after a gradient that is not finite go on without moving, and raise in

@@ -65,9 +65,9 @@ class SAM(PerturbedOptimizer):
     Source: Foret et al., Sharpness-Aware Minimization, 2021, algorithm 1 with p = 2.
 
     Args:
-        base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
+        base: the optimizer that steps, already built over the parameters.
         rho: the radius ρ ≥ 0; a param group may have its own.
-        settings: see `PerturbedOptimizer`.
+        settings: further arguments of `PerturbedOptimizer`.
 
     Raises:
         InvalidArgumentError: an argument is not allowed.
@@ -113,9 +113,9 @@ class ASAM(SAM):
     parameters here, for biases too.
 
     Args:
-        base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
+        base: the optimizer that steps, already built over the parameters.
         rho: the radius ρ ≥ 0; about ten times SAM's is usual.
-        settings: see `PerturbedOptimizer`; `adaptive` is True.
+        settings: further arguments of `PerturbedOptimizer`; `adaptive` is True.
 
     Raises:
         InvalidArgumentError: an argument is not allowed.
@@ -151,10 +151,10 @@ class GSAM(PerturbedOptimizer):
     algorithm 1; its schedule of ρ in proportion to the learning rate is `ProportionalRho`.
 
     Args:
-        base: the optimizer that steps; see `PerturbedOptimizer` for what is shared with it.
+        base: the optimizer that steps, already built over the parameters.
         rho: the radius ρ ≥ 0; a param group may have its own.
         alpha: the weight α in [0, 1] of g⊥.
-        settings: see `PerturbedOptimizer`.
+        settings: further arguments of `PerturbedOptimizer`.
 
     Raises:
         InvalidArgumentError: an argument is not allowed.

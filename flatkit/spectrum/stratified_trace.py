@@ -27,8 +27,8 @@ class StratifiedProbes:
     probe of one part sees its block alone, so that the blocks beside the diagonal add nothing to
     the variance; where these are large, as in networks whose layers interact more than they bend,
     that outweighs a product for every part. With n draws of the variance s² a part, the variance
-    of the sum is Σ s²/n; draws go where they lower it most (Neyman, 1934). Of few draws, s²/n is
-    taken times (n - 1)/(n - 3), the variance of Student's t.
+    of the sum is Σ s²/n; draws go where they lower it most (Neyman, 1934). With few draws, s²/n is
+    multiplied by (n - 1)/(n - 3), the variance of Student's t.
 
     Args:
         operator: A, symmetric.

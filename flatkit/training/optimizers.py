@@ -83,7 +83,7 @@ _OWN: dict[str, OptimizerEntry] = {
 }
 OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer", _OWN, group="flatkit.optimizers")
 BASES = tuple(name for name, entry in _OWN.items() if not entry.wraps)
-"""Of flatkit's own, those that can be wrapped."""
+"""The optimizers of flatkit that can be wrapped."""
 
 _OF_WRAPPERS = {"base": "sgd", "every": 1}
 SETTINGS_OF_OPTIMIZERS = {*_OF_WRAPPERS, *(key for e in _OWN.values() for key in e.all_settings)}

@@ -98,7 +98,7 @@ def verify_series(
     Args:
         subjects: in the order of the training, one at least.
         rho: the radii.
-        **settings: see `verify`.
+        **settings: further arguments of `verify`.
 
     Returns:
         The reports in the order of the subjects, each as soon as it is there (but the last is

@@ -31,8 +31,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     """Return the table of a comparison, for `rich.console.Console.print`.
 
     A row a group (mean ± standard deviation over its runs) if a group has several runs, else a
-    row a run. Columns that the terminal cannot hold go to a further table below. What is marked
-    flattest is flatter beyond the spread, see `flatkit.render.tables.summary.summarise`.
+    row a run. Columns that the terminal cannot hold go to a further table below. A row is marked
+    flattest only if it is flatter than every other beyond the spread.
 
     Raises:
         ResultError: the comparison has no run.
