@@ -31,8 +31,8 @@ class Measure:
         on_request: whether it runs only if it is named.
         flag: an option of the command line that adds it to what is measured, e.g. `--by-layer`.
         asked_by: the name of a setting that it needs. Where that is given, it is measured.
-        figures: file name -> `module:function` that draws a `Comparison`. Measures of one figure
-            name the same function.
+        figures: file name -> `module:function` that draws a `Comparison`, or raises a
+            `NothingToDrawError`. Measures of one figure name the same function.
         size: of a result without readings, in words, e.g. `5 × 31`.
         remarks: lines below the table of a report.
 

@@ -1,8 +1,6 @@
 """The measures end to end on small tasks, against dense references."""
 
-import itertools
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -126,10 +124,7 @@ def test_scaling_the_loss_scales_every_measure():
         np.testing.assert_allclose(value(ten, measure), 10 * np.array(value(one, measure)), 1e-6)
 
 
-def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(monkeypatch):
-    # Which engine multiplies is decided by its measured speed; under this clock all are as fast.
-    ticks = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(equal_clock):
     case = CASES[1]
     alone, beside = (
         flatkit.analyze(task_of(case), measures=measures, seed=5, **SMALL)

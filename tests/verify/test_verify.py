@@ -194,7 +194,7 @@ def test_on_a_trained_network_both_limits_hold_to_one_percent():
     assert 2 * zeroth.value / rho**2 == pytest.approx(exact, rel=0.01)
 
 
-def test_in_float32_rounding_is_reported_and_not_printed_as_a_result():
+def test_in_float32_rounding_is_reported_and_not_printed_as_a_result(equal_clock):
     model, data = trained_tanh(torch.float32)
     task = flatkit.Task(model, "mse", data)
     blurred = verify(task).result("rounding_radius").value
