@@ -14,7 +14,7 @@ import click
 from flatkit.checks import nearest
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
 from flatkit.version import __version__
-from flatkit_cli.options import flags_of
+from flatkit_cli.options import flags_of, in_flags
 
 _COMMANDS = {
     "analyze": "measure curvature, flatness and landscape of a checkpoint",
@@ -115,7 +115,7 @@ def with_flags(message: str, flags: Mapping[str, str], *, about_arguments: bool 
     >>> with_flags("x_range must grow, got x; pass `overwrite`", {"x_range": "--range"})
     '--range must grow, got x; pass --overwrite'
     """
-    message = re.sub(r"`(\w+)`", lambda m: flags.get(m[1], f"--{m[1].replace('_', '-')}"), message)
+    message = in_flags(message, flags)
     if not about_arguments:
         return message
     first = message.partition(" ")[0]

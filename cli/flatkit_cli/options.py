@@ -1,5 +1,6 @@
 """Options made from the fields of settings, and commands whose help lists them under headings."""
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from types import MappingProxyType
@@ -165,6 +166,15 @@ def take_settings(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in taken.items() if value is not None}
 
 
+def in_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return a text with flags in the place of the arguments that stand in backticks.
+
+    >>> in_flags("pass `overwrite`, or `x_range`", {"x_range": "--range"})
+    'pass --overwrite, or --range'
+    """
+    return re.sub(r"`(\w+)`", lambda m: flags.get(m[1], f"--{m[1].replace('_', '-')}"), text)
+
+
 def _option(item: "Field[Any]", known: Setting, kind: Kind) -> Callable[[F], F]:
     dashed = item.name.replace("_", "-")
     names = known.flags or (f"--{dashed}",)
@@ -179,7 +189,7 @@ def _option(item: "Field[Any]", known: Setting, kind: Kind) -> Callable[[F], F]:
     else:
         more |= {"type": CommaList(kind), "multiple": kind.shape == "several"}
     repeatable = " Repeatable." if more.get("multiple") else ""
-    text = f"{known.help}{repeatable}{_default(item, known, kind)}"
+    text = f"{in_flags(known.help, {})}{repeatable}{_default(item, known, kind)}"
     return option(*names, item.name, group=known.group, kind=kind, default=None, help=text, **more)
 
 

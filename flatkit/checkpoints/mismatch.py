@@ -79,14 +79,14 @@ class Mismatch:
             if name in pairs and (beginning := _beginnings(name, pairs[name]))
         }
         if renames:
-            options = " ".join(f"--rename {old}={new}" for old, new in renames)
+            options = " ".join(f"`rename` {old}={new}" for old, new in renames)
             python = {old: new for old, new in renames}  # noqa: C416
             lines.append(f"try {options} (from Python: rename={python})")
         alone = [name for name in self.unexpected if name not in pairs]
         if alone:
             common = _common(alone)
             lines.append(
-                f"what the model has no use for can be left out: --ignore {common!r} "
+                f"what the model has no use for can be left out: `ignore` {common!r} "
                 f"(from Python: ignore=[{common!r}])"
             )
         return lines

@@ -137,7 +137,7 @@ def _refuse_without_model(checkpoint: Checkpoint, parts: Parts) -> None:
     if parts.data is not None or parts.rename or parts.ignore or parts.loss:
         raise InvalidArgumentError(
             f"to look at {checkpoint.path} with other data, another loss or other names, name the "
-            "model too: --model or --task"
+            "model too: `model` or `task`"
         )
 
 

@@ -45,7 +45,7 @@ def missing(what: str, root: Path, folders: Sequence[str], source: str) -> DataE
     return DataError(
         f"no {what} in {root}: looked for {', '.join(f'{name}/' for name in folders)} there and "
         f"for its files in {root} itself{hint}; get it from {source}, unpack it, and name the "
-        f"folder with --data-root, root= or ${ROOT_VARIABLE}"
+        f"folder with `data_root`, root= or ${ROOT_VARIABLE}"
     )
 
 

@@ -39,7 +39,7 @@ def pyhessian_eigenvalues(
         from pyhessian import hessian
     except ImportError as error:
         raise MissingDependencyError(
-            "--method pyhessian needs the package pyhessian: pip install pyhessian"
+            "`method` pyhessian needs the package pyhessian: pip install pyhessian"
         ) from error
     from flatkit.hessian import HessianOperator
     from flatkit.spectrum.estimate import residual_norms

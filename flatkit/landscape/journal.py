@@ -112,7 +112,7 @@ class Journal:
         if old != job:
             raise ResultError(
                 f"{self.path} holds points of another job ({_difference(old, job)}); "
-                "give the same settings, pass --overwrite, or choose another --out"
+                "give the same settings, pass `overwrite`, or choose another `out`"
             )
 
 

@@ -151,8 +151,8 @@ def _finished(path: Path, job: LandscapeJob) -> Surface | None:
         return None
     if found.header.get("fingerprint") != job.fingerprint:
         raise ResultError(
-            f"{path} holds a surface that was measured otherwise; pass --overwrite to "
-            "replace it, or choose another --out"
+            f"{path} holds a surface that was measured otherwise; pass `overwrite` to "
+            "replace it, or choose another `out`"
         )
     return found
 

@@ -37,7 +37,7 @@ class ObjectiveSettings:
     )
     batchnorm: Literal["eval", "train"] = setting(
         "eval",
-        "BatchNorm by its running statistics, or by those of each batch of --batch-size.",
+        "BatchNorm by its running statistics, or by those of each batch of `chunk_size`.",
         group="Objective",
     )
     chunk_size: int | None = setting(

@@ -46,7 +46,7 @@ def required_series(comparison: Comparison) -> Series:
     if not runs:
         raise NothingToDrawError(
             "a series needs checkpoints of two epochs at least in one folder; train with "
-            "--save-every and verify the epoch-*.pt files"
+            "`save_every` and verify the epoch-*.pt files"
         )
     return runs
 

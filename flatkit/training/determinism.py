@@ -1,4 +1,4 @@
-"""Kernels that repeat themselves bit for bit, for the time of a run."""
+"""What lets a run repeat itself bit for bit: deterministic kernels, random states of its own."""
 
 import os
 from collections.abc import Iterator
@@ -39,3 +39,18 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[2]
         if before[3] is None:
             os.environ.pop(_CUBLAS, None)
+
+
+@contextmanager
+def private_random_state(device: torch.device) -> Iterator[None]:
+    """Put the caller's random states back afterwards.
+
+    >>> before = torch.get_rng_state()
+    >>> with private_random_state(torch.device("cpu")):
+    ...     _ = torch.rand(1)
+    >>> torch.equal(torch.get_rng_state(), before)
+    True
+    """
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

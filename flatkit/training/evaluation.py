@@ -1,27 +1,14 @@
 """Loss and accuracy over a whole split, with the model in eval mode."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from flatkit.data.dataset import Split
 from flatkit.objective.losses import Loss
+from flatkit.objective.passes import Evaluation
 
 _CHUNK = 2048
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Means over all samples of a split.
-
-    Attributes:
-        loss: mean of the losses of the samples.
-        accuracy: part of the samples whose largest output is their class, in [0, 1].
-    """
-
-    loss: float
-    accuracy: float
+"""Samples a forward pass: it bounds the activations, and is beyond what keeps a GPU busy."""
 
 
 @torch.no_grad()

@@ -54,12 +54,12 @@ class RunFolder:
             raise InvalidArgumentError("choose one of resume and overwrite, not both")
         if resume and not self.checkpoint.is_file():
             raise InvalidArgumentError(
-                f"nothing to resume: there is no {self.checkpoint}; start a run without --resume"
+                f"nothing to resume: there is no {self.checkpoint}; start a run without `resume`"
             )
         if not (resume or overwrite) and any(self._files()):
             raise InvalidArgumentError(
-                f"{self.path} already holds a run: continue it with --resume, replace it with "
-                "--overwrite, or choose another --out"
+                f"{self.path} already holds a run: continue it with `resume`, replace it with "
+                "`overwrite`, or choose another `out`"
             )
         check_writable(self.checkpoint)
 

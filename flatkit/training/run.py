@@ -1,8 +1,8 @@
 """A training run: from settings to a folder with checkpoints and a history, resumable."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -21,10 +21,11 @@ from flatkit.devices import resolve_device
 from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDivergedError
 from flatkit.models import MODELS
 from flatkit.objective.losses import CrossEntropy, Loss
+from flatkit.objective.passes import Evaluation
 from flatkit.training.augmentation import check_augmentable
 from flatkit.training.config import TrainingConfig
-from flatkit.training.determinism import deterministic_algorithms
-from flatkit.training.evaluation import Evaluation, evaluate
+from flatkit.training.determinism import deterministic_algorithms, private_random_state
+from flatkit.training.evaluation import evaluate
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import EpochRow, write_history
 from flatkit.training.learner import Learner
@@ -101,7 +102,7 @@ def train(
     check_logs(config.log)
     plan = _plan(config, folder, stored)
     with ExitStack() as stack:
-        stack.enter_context(_private_random_state(plan.device))
+        stack.enter_context(private_random_state(plan.device))
         stack.enter_context(deterministic_algorithms(config.deterministic))
         learner = _new_learner(plan) if stored is None else _restored_learner(plan, stored)
         learner.on_step = on_step
@@ -315,13 +316,6 @@ def _resumption(stored: Checkpoint, config: TrainingConfig) -> str:
             "so the result is not that of a run that was planned so long"
         )
     return text
-
-
-@contextmanager
-def _private_random_state(device: torch.device) -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _ignore(_: object) -> None:

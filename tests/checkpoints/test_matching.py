@@ -104,7 +104,7 @@ def test_another_name_of_the_head_is_suggested_and_the_suggestion_works():
         state[f"classifier.{part}"] = state.pop(f"3.{part}")
     message = mismatch(network(), state)
     assert "is it classifier.weight in the file?" in message
-    assert "try --rename classifier.=3. (from Python: rename={'classifier.': '3.'})" in message
+    assert "try `rename` classifier.=3. (from Python: rename={'classifier.': '3.'})" in message
     model = network()
     load_state(model, state, where="x", rename={"classifier.": "3."})
     assert_equal(model, trained())
@@ -119,16 +119,16 @@ def test_of_several_tensors_of_one_shape_none_is_guessed():
 
     state = Attention("query", "key", "value").state_dict()
     message = mismatch(Attention("q", "k", "v"), state)
-    assert "is it" not in message and "--rename" not in message
+    assert "is it" not in message and "`rename`" not in message
     inside = {f"block.{name}": tensor for name, tensor in state.items()}
     inside["block.query.bias"] = inside.pop("block.query.bias")
-    assert "--rename" not in mismatch(Attention("q", "k", "v"), inside)
+    assert "`rename`" not in mismatch(Attention("q", "k", "v"), inside)
 
 
 def test_what_is_beside_the_model_is_named_and_can_be_ignored():
     state = dict(trained().state_dict())
     state |= {"criterion.weight": torch.ones(3), "criterion.bias": torch.ones(1)}
-    assert "--ignore 'criterion.*'" in mismatch(network(), state)
+    assert "`ignore` 'criterion.*'" in mismatch(network(), state)
     notes = load_state(network(), state, where="x", ignore=["criterion.*"])
     assert notes == ["ignored: criterion.weight, criterion.bias"]
 

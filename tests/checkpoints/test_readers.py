@@ -125,7 +125,7 @@ def test_an_average_beside_the_weights_is_named_and_can_be_chosen(tmp_path):
 def test_of_several_networks_none_is_taken_by_chance(tmp_path):
     state = network().state_dict()
     torch.save({"generator": state, "critic": state}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"generator, critic; choose one with --entry"):
+    with pytest.raises(CheckpointError, match=r"generator, critic; choose one with `entry`, e.g"):
         load(tmp_path / "x.pt")
     assert_holds(tmp_path / "x.pt", state, entry="critic")
 

@@ -356,7 +356,7 @@ def test_the_top_eigenvalue_is_the_limit_in_round_balls_only():
 
 @pytest.mark.parametrize("draw", [slice_figure, plane_figure, flatness_figure])
 def test_a_figure_without_data_is_an_error_that_names_the_measure(draw):
-    with pytest.raises(ResultError, match="--measures"):
+    with pytest.raises(ResultError, match="`measures`"):
         draw(of(Result("loss", 0.5, 0.0)))
     with pytest.raises(InvalidArgumentError, match="histories"):
         history_figure({"sgd": []})

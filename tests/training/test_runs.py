@@ -175,7 +175,9 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
 def test_a_run_is_not_overwritten_unless_that_is_said(tmp_path):
     train(settings(save_every=1), tmp_path)
     before = (tmp_path / "ckpt.pt").read_bytes()
-    with pytest.raises(InvalidArgumentError, match="--resume, replace it with --overwrite"):
+    with pytest.raises(
+        InvalidArgumentError, match="`resume`, replace it with `overwrite`, or choose another `out`"
+    ):
         train(settings(), tmp_path)
     with pytest.raises(InvalidArgumentError, match="not both"):
         train(settings(), tmp_path, resume=True, overwrite=True)

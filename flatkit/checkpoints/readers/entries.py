@@ -114,7 +114,7 @@ def _choose(found: Mapping[str, Mapping[str, AnyTensor]], content: Any, path: st
         return nested[0]
     raise CheckpointError(
         f"{path} holds several sets of weights: {', '.join(nested)}; "
-        f"choose one with --entry, e.g. --entry {nested[0]}"
+        f"choose one with `entry`, e.g. {nested[0]}"
     )
 
 

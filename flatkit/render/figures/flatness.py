@@ -45,7 +45,7 @@ def flatness_figure(comparison: Comparison) -> Figure:
     }
     if not groups:
         raise NothingToDrawError(
-            "no run holds R0 or R1; measure them with --measures "
+            "no run holds R0 or R1; measure them with `measures` "
             "zeroth_order_sharpness,first_order_flatness"
         )
     style = looks(comparison.groups)

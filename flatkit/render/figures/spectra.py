@@ -98,9 +98,7 @@ def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
         if (result := entry.report.find(measure)) is not None
     }
     if not found:
-        raise NothingToDrawError(
-            f"no run has {measure}; measure it with `flatkit analyze --measures`"
-        )
+        raise NothingToDrawError(f"no run has {measure}; measure it with `measures` {measure}")
     return found
 
 
