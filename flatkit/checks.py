@@ -59,7 +59,7 @@ def check_count(name: str, value: int, *, minimum: int = 1, hint: str = "") -> i
     >>> check_count("epochs", 3)
     3
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if not _is_whole(value) or value < minimum:
         raise InvalidArgumentError(_message(name, f"a whole number >= {minimum}", value, hint))
     return value
 
@@ -105,8 +105,12 @@ def nearest(value: object, allowed: Collection[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _message(name: str, allowed: str, value: object, hint: str) -> str:

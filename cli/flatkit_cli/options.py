@@ -221,7 +221,7 @@ def flags_of(command: click.Command) -> Mapping[str, str]:
     {'num_steps': '--steps'}
     """
     return {
-        param.name: param.opts[0]
+        str(param.name): param.opts[0]
         for param in command.params
-        if isinstance(param, click.Option) and param.name is not None
+        if isinstance(param, click.Option)
     }

@@ -1,7 +1,7 @@
 """Progress of a training on stderr: a bar on a terminal, about ten lines in a log."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +16,7 @@ _LINES = 10
 
 
 @contextmanager
-def progress(epochs: int) -> Iterator[Reporters]:
+def progress(epochs: int) -> Generator[Reporters, None, None]:
     """Yield `on_epoch` and `on_note` for a run of so many epochs; nothing goes to stdout."""
     if not sys.stderr.isatty():
         yield _line_reporter(epochs), _note

@@ -1,7 +1,7 @@
 """What lets a run repeat itself bit for bit: deterministic kernels, random states of its own."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+def deterministic_algorithms(wanted: bool) -> Generator[None, None, None]:
     """Let torch use only deterministic kernels, and raise where there is none.
 
     What was set before is set again afterwards. On the CPU the kernels in use here repeat
@@ -42,7 +42,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def private_random_state(device: torch.device) -> Iterator[None]:
+def private_random_state(device: torch.device) -> Generator[None, None, None]:
     """Put the caller's random states back afterwards.
 
     >>> before = torch.get_rng_state()

@@ -85,7 +85,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer", _OWN, group="flatki
 BASES = tuple(name for name, entry in _OWN.items() if not entry.wraps)
 """The optimizers of flatkit that can be wrapped."""
 
-_OF_WRAPPERS = {"base": "sgd", "every": 1}
+_OF_WRAPPERS: dict[str, Any] = {"base": "sgd", "every": 1}
 SETTINGS_OF_OPTIMIZERS = {*_OF_WRAPPERS, *(key for e in _OWN.values() for key in e.all_settings)}
 """The settings of which each optimizer has some."""
 
