@@ -53,7 +53,7 @@ class CurvatureTracker:
 
     Args:
         loss: as `flatkit.Objective` takes it.
-        data: likewise; a fixed part of the training data.
+        data: as `loss`; a fixed part of the training data.
         every: steps between measurements.
         k: how many eigenvalues.
         tolerance: on their residual, relative to the largest magnitude.

@@ -30,7 +30,7 @@ def plane_figure(comparison: Comparison) -> Figure:
     planes = _planes(comparison)
     if not _any_finite(planes):
         raise NothingToDrawError(
-            "no run holds a plane with a finite loss; measure it with --measures loss_plane"
+            "no run holds a plane with a finite loss; measure it with `measures` loss_plane"
         )
     return map_figure(planes)
 

@@ -71,7 +71,7 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
     """
     found = _slices(comparison)
     if not found:
-        raise NothingToDrawError("no run holds a slice; measure it with --measures loss_slice")
+        raise NothingToDrawError("no run holds a slice; measure it with `measures` loss_slice")
     style = looks(comparison.groups)
     quantities = [name for name in _LABELS if any(name in result.value for *_, result in found)]
     with styled():
