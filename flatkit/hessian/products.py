@@ -195,6 +195,8 @@ _FORMULAS: Mapping[EngineName, Callable[[Objective, Tensor, Chunk], Formula]] = 
 
 @contextmanager
 def _inside_torch_func() -> Iterator[None]:
-    with warnings.catch_warnings(), torch_derivatives():
+    # In a block the parameters that are held fixed require gradients: without no_grad the product
+    # would keep a graph to them. The transforms of torch.func take derivatives all the same.
+    with warnings.catch_warnings(), torch_derivatives(), torch.no_grad():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
         yield

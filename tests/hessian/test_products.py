@@ -159,6 +159,19 @@ def test_a_block_of_parameters_is_the_block_of_the_matrix():
     torch.testing.assert_close(found, dense_hessian(case)[-18:, -18:], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_product_of_a_block_keeps_no_graph_to_the_parameters_that_are_fixed(engine):
+    case = CASES[0]
+    objective = Objective(case.build(), case.loss, case.data()).block("*weight")
+    hessian = HessianOperator(objective, engine=engine)
+    assert torch.is_grad_enabled()
+    found = hessian.matmat(torch.eye(hessian.size, dtype=torch.float64)[:2])
+    assert not found.requires_grad
+    exact = HessianOperator(objective, engine="double_backward")
+    expected = exact.matmat(torch.eye(hessian.size, dtype=torch.float64)[:2])
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
 def test_a_memory_budget_is_kept_and_changes_no_product():
     torch.manual_seed(0)
     model = MODELS.build("mlp", in_shape=(20,), classes=3, hidden=(64, 64))
