@@ -86,6 +86,7 @@ def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
     values = numpy.concatenate([numpy.asarray(array).ravel() for array in arrays])
     values = values[numpy.isfinite(values)]
     low, high = float(values.min()), float(values.max())
+    # A constant plane has no ratios to show, and 1e-9 is far above the rounding of `high / low`.
     if linear or low <= 0 or high / low < 1 + 1e-9:
         return _linear(low, high)
     usual = float(numpy.quantile(values, _USUAL))
@@ -125,6 +126,7 @@ def _nice_powers(low: float, top: float) -> numpy.ndarray:
     first = math.floor(per_decade * math.log10(low)) - 1
     last = math.ceil(per_decade * math.log10(top)) + 1
     levels = 10.0 ** (numpy.arange(first, last + 1) / per_decade)
+    # Both ends are levels already; rounding must not bring them in a second time.
     return levels[(levels > low * (1 + 1e-9)) & (levels < top * (1 - 1e-9))]
 
 

@@ -111,6 +111,7 @@ def _draw_group(axis: Axes, position: int, readings: Sequence[Reading], look: Lo
 
 def _draw_mean(axis: Axes, position: int, values: Sequence[float], look: Look) -> None:
     mean = sum(values) / len(values)
+    # Divided by n − 1, as in the table beside it: the runs are a sample of all seeds.
     deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     axis.errorbar(
         [position - 0.16],

@@ -34,6 +34,7 @@ def mark_above(axis: Axes, positions: Sequence[float], *, marker: str, colour: A
         transform=blended_transform_factory(axis.transData, axis.transAxes),
         clip_on=False,
     )
+    # They reach half a marker beyond the panel, and the layout would shrink it by that.
     marks.set_in_layout(False)
 
 

@@ -17,8 +17,9 @@ from flatkit.render.style import styled
 from flatkit.results import Comparison
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
+    # Left out: the version of matplotlib and the time, which would make every file a new one.
     "png": {"dpi": 160, "metadata": {"Software": None}},
-    "svg": {"metadata": {"Date": None}},  # a date would make every file a new one
+    "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},
 }
 """Options of `Figure.savefig` by suffix."""

@@ -23,6 +23,7 @@ from flatkit.render.notation import radius
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
 from flatkit.render.style import footnote, panels, styled, tidy, title
 from flatkit.results import Comparison, Report
+from flatkit.status import Status
 
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; where ‖∇L‖/ρ is not "
@@ -85,7 +86,7 @@ def _draw_bounds(
     points = [
         (epoch, over_rho_squared(result))
         for epoch, result in zip(epochs(reports), found, strict=True)
-        if result is not None and result.status != "rounding"
+        if result is not None and result.status != Status.ROUNDING
     ]
     if points:
         axis.plot(

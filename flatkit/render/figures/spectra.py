@@ -105,6 +105,7 @@ def _of(comparison: Comparison, measure: str) -> dict[str, Result]:
 def _draw_density(axis: Axes, result: Result, look: Look) -> None:
     grid, curve = result.value["eigenvalue"], result.value["density"]
     spread = list(zip(curve, result.error["density"], strict=True))
+    # A density is not negative, wherever its error reaches.
     low, high = [max(0.0, c - e) for c, e in spread], [c + e for c, e in spread]
     axis.plot(grid, curve, color=look.colour, linewidth=1.3)
     axis.fill_between(grid, low, high, color=look.colour, alpha=0.25, linewidth=0)

@@ -13,6 +13,7 @@ from flatkit.render.curvature_scale import SYMBOLS, over_rho_squared, top_eigenv
 from flatkit.render.notation import at_least, radius, significant
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
 from flatkit.results import Comparison, Report
+from flatkit.status import Status
 
 
 def series_table(comparison: Comparison) -> RenderableType:
@@ -70,4 +71,4 @@ def _bound(report: Report, measure: str, rho: float) -> str:
     found = report.find(measure, rho=rho)
     if found is None:
         return ""
-    return "rounding" if found.status == "rounding" else at_least(over_rho_squared(found))
+    return "rounding" if found.status == Status.ROUNDING else at_least(over_rho_squared(found))

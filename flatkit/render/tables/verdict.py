@@ -1,10 +1,11 @@
-"""The ladder of radii and the verdict of one checkpoint as tables."""
+"""Tables of one checkpoint: R0 and R1 at every radius, and the claims with their verdicts."""
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from flatkit.render.curvature_scale import over_rho_squared
 from flatkit.render.notation import at_least, significant
 from flatkit.results import Report
 from flatkit.status import Status
@@ -22,18 +23,18 @@ def verdict_table(name: str, report: Report) -> RenderableType:
     gam
     ...holds...
     """
-    ladder = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    radii = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("ρ", "R1/ρ²", "quadratic model", "2 R0/ρ²", "quadratic model"):
-        ladder.add_column(title, justify="right")
+        radii.add_column(title, justify="right")
     for r1 in report.all("first_order_flatness"):
         rho = r1.settings["rho"]
         r0 = report.result("zeroth_order_sharpness", rho=rho)
         model = report.result("quadratic_model_maximum", rho=rho)
-        ladder.add_row(
+        radii.add_row(
             f"{rho:.3g}",
-            at_least(r1.value / rho**2),
+            at_least(over_rho_squared(r1)),
             significant(model.value / rho**2),
-            "rounding" if r0.status == Status.ROUNDING else at_least(2 * r0.value / rho**2),
+            "rounding" if r0.status == Status.ROUNDING else at_least(over_rho_squared(r0)),
             significant(2 * r0.settings["quadratic_model"] / rho**2),
         )
     claims = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -43,7 +44,7 @@ def verdict_table(name: str, report: Report) -> RenderableType:
         colour = _COLOURS[claim["verdict"]]
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         claims.add_row(claim["claim"], verdict, escape(claim["reason"]))
-    return Group(escape(name), *_facts(report), *([ladder] if ladder.rows else []), claims)
+    return Group(escape(name), *_facts(report), *([radii] if radii.rows else []), claims)
 
 
 def _facts(report: Report) -> list[str]:
