@@ -218,8 +218,7 @@ def _digest(source: str) -> str:
 @click.option("--seed", default=0, show_default=True, help="Of the order of all places.")
 def main(count: int, minutes: float, seconds: int, seed: int) -> None:
     """Try the next mutants and write the table."""
-    import hypothesis  # noqa: F401  imported once, for all forks
-    import scipy.linalg
+    import scipy.linalg  # imported once, for all forks
     import scipy.optimize  # noqa: F401
     import torch
 
