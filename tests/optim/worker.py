@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.amp import GradScaler
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
+
+try:
+    from torch.distributed.tensor import Shard, distribute_tensor
+except ImportError:  # before torch 2.5
+    from torch.distributed._tensor import Shard, distribute_tensor
 
 from flatkit.errors import FlatkitError
 from flatkit.optim import ASAM, GAM, GSAM, SAM
