@@ -89,7 +89,7 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> str:
     >>> check_choice("method", "lanczos", ["power", "lanczos"])
     'lanczos'
     """
-    if value in tuple(allowed):  # a list, say from a file, is no key of a dictionary
+    if value in tuple(allowed):  # a list, as a file may hold, is no key of a dictionary
         return value
     words = _message(name, "one of " + ", ".join(sorted(allowed)), value, "")
     raise InvalidArgumentError(words + nearest(value, allowed))

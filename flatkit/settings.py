@@ -26,7 +26,7 @@ from flatkit.errors import InvalidArgumentError
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
-"""(name, value) -> value, or an `InvalidArgumentError`; see `flatkit.checks`."""
+"""(name, value) -> value, or an `InvalidArgumentError`, like the functions of `flatkit.checks`."""
 
 Shape: TypeAlias = Literal["one", "several", "pair", "mapping"]
 

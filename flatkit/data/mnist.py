@@ -21,7 +21,7 @@ _FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-# Of the unpacked files, in the order above: packing the same bytes again gives another file.
+# Digests of the unpacked files, in the order above: the same bytes packed again differ.
 _MNIST_MD5 = (
     "6bbc9ace898e44ae57da46a324031adb",
     "a25bea736e30d166cdddb491f175f624",

@@ -178,7 +178,7 @@ class BallSearch:
             iterate.done = True
 
     def advance(self, iterates: list[Iterate], until: int) -> None:
-        """Step every iterate in turn until all are done or so much is spent."""
+        """Step the iterates one after the other until all are done or `until` is spent."""
         while self.spent < until:
             active = [iterate for iterate in iterates if not iterate.done]
             if not active:

@@ -190,7 +190,7 @@ def _fastest_times(
     """Return the least seconds of each, until it is clear which of the named ones is fastest."""
     seconds = dict.fromkeys(contenders, float("inf"))
     begun = time.perf_counter()
-    for turn in range(1, _MOST_ROUNDS + 1):  # in turn, so that noise hurts all alike
+    for turn in range(1, _MOST_ROUNDS + 1):  # in turn: noise hurts every engine equally
         for name, run in contenders.items():
             started = time.perf_counter()
             run()

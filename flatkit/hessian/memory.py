@@ -141,7 +141,7 @@ def largest_chunk(prepare: Callable[[int], Any], *, samples: int, budget: int) -
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that nobody uses on a device; 0 if it cannot be told.
+    """Return the free memory of a device in bytes; 0 if it cannot be told.
 
     >>> free_bytes(torch.device("meta"))
     0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 _TOLERANCE = 1e-2
-"""Of the eigenvalue that scales the model. Loose: its vectors are starts, and a search goes on."""
+"""Tolerance of the eigenvalue that scales the model; its vectors are only starts of a search."""
 _BASIS = 40
 """Products at most for the basis of the quadratic model."""
 

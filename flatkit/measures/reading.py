@@ -116,7 +116,7 @@ def numbered(result: Result, title: str) -> list[Reading]:
 def detail(
     result: Result, key: str, title: str, value: float, error: float | None, error_kind: ErrorKind
 ) -> Reading:
-    """Return one of several numbers of a result; see `Reading`.
+    """Return a reading of one of several numbers of a result.
 
     >>> detail(Result("spectral_density", {}), "mass", "mass", 1.0, 0.0, "exact").measure
     'spectral_density'

@@ -2,7 +2,7 @@
 
 Another package adds a measure by an entry point of the group `flatkit.measures`, which names the
 `Measure` in its code; a notebook adds one by `register`. No file is imported before its measure is
-asked for, so that one that is broken disturbs nobody who does not use it.
+asked for, so that a broken one disturbs only those who use it.
 """
 
 from collections.abc import Iterator, Mapping

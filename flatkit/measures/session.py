@@ -47,7 +47,7 @@ class Session:
 
     Attributes:
         objective: L over the training samples in use.
-        noise: of the gradient, by the name of the geometry; see `flatkit.measures.precision`.
+        noise: how much of the gradient is rounding, by the name of the geometry.
     """
 
     def __init__(

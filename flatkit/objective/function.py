@@ -70,7 +70,7 @@ class Objective:
             targets, or the whole dict if it has none of these.
         data: a pair (inputs [N, ...], targets [N, ...]), a dict or longer tuple of tensors, a
             data set of samples, or a DataLoader over one (its order does not matter, every sample
-            counts once); see `flatkit.objective.samples`.
+            counts once).
         samples: how many of the samples to use, drawn without replacement by `seed`; or all. Of
             an iterable data set they are the first.
         batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case

@@ -140,7 +140,7 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
 
 
 def default_chunk_size(samples: Samples) -> int:
-    """Return how many samples go through a model at once, if nobody says so.
+    """Return how many samples go through a model at once, by default.
 
     >>> default_chunk_size(collect((torch.ones(9, 2**18), torch.ones(9)), samples=None, seed=0))
     4

@@ -15,7 +15,7 @@ from flatkit.objective.samples import check_data, num_available
 from flatkit.objective.settings import ObjectiveSettings
 
 Data: TypeAlias = Any
-"""Tensors, a data set or a DataLoader: see `flatkit.objective.samples`."""
+"""Tensors, a data set or a DataLoader."""
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> loss of every sample [B], or their mean."""
