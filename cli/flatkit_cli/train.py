@@ -25,6 +25,7 @@ flatkit train --config cifar10-resnet18-gam --out runs/paper
 flatkit train --resume --epochs 8 --out runs/gam
 """,
 )
+@setting_options(TrainingConfig)
 @option(
     "--config",
     "source",
@@ -33,7 +34,6 @@ flatkit train --resume --epochs 8 --out runs/gam
     help="Settings, by their names with underscores; the options override them. "
     f"Recipes: {', '.join(recipe_names())}.",
 )
-@setting_options(TrainingConfig)
 @option(
     "--out",
     group="Run",

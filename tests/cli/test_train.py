@@ -7,7 +7,8 @@ from click.testing import CliRunner, Result
 
 from flatkit import checkpoints
 from flatkit.errors import FlatkitError, InvalidArgumentError, TrainingDivergedError
-from flatkit.training import read_history
+from flatkit.settings import settings_of
+from flatkit.training import TrainingConfig, read_history
 from flatkit_cli.train import train
 from tests.data.local_folders import cifar_binary
 
@@ -262,6 +263,15 @@ def test_help_names_every_default_without_torch():
     text = " ".join(done.stdout.split())
     assert "[default: 0.05 with sam and gsam, 0.5 with asam, 0.2 with gam]" in text
     assert "[mlp|cnn|resnet18|resnet20|resnet56|wide_resnet|pyramidnet|vit]" in text
+
+
+def test_help_comes_in_groups_and_every_setting_is_in_one():
+    lines = CliRunner().invoke(train, ["--help"]).output.splitlines()
+    headings = [line.rstrip(":") for line in lines if line and not line.startswith(" ")]
+    assert headings[1:] == ["Data", "Model", "Optimizer", "Schedule", "Run", "Options"]
+    assert {known.group for known in settings_of(TrainingConfig).values()} == set(headings[1:-1])
+    rest = lines[lines.index("Options:") + 1 :]
+    assert [line.split()[0] for line in rest] == ["-h,"]
 
 
 def _environment() -> dict[str, str]:
