@@ -271,7 +271,7 @@ def test_help_comes_in_groups_and_every_setting_is_in_one():
     assert headings[1:] == ["Data", "Model", "Optimizer", "Schedule", "Run", "Options"]
     assert {known.group for known in settings_of(TrainingConfig).values()} == set(headings[1:-1])
     rest = lines[lines.index("Options:") + 1 :]
-    assert [line.split()[0] for line in rest] == ["-h,"]
+    assert len(rest) == 1 and "--help" in rest[0]
 
 
 def _environment() -> dict[str, str]:
