@@ -1,7 +1,6 @@
 """`analyze` and `compare`: measures run on one or many checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,9 +12,8 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
-from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import LossFunction, Task
-from flatkit.results import Comparison, Entry, Report, Result, environment
+from flatkit.results import Comparison, Entry, Report, Result
 
 Subject: TypeAlias = Task | Checkpoint | str | Path
 
@@ -60,7 +58,7 @@ def analyze(
     >>> [round(value, 4) for value in report.result("top_eigenvalues").value]
     [5.0]
     """
-    settings = changed(settings or AnalysisSettings(), changes)
+    settings = (settings or AnalysisSettings()).changed(changes)
     task = as_task(subject, loss, data, test_data)
     session = Session(task, settings, progress)
     results: list[Result] = []
@@ -68,32 +66,7 @@ def analyze(
         session.report("analysis", done, len(settings.measures))
         results += MEASURES[name].run(session)
     session.report("analysis", len(settings.measures), len(settings.measures))
-    return make_report(session, results, command)
-
-
-def changed(settings: AnalysisSettings, changes: Mapping[str, Any]) -> AnalysisSettings:
-    """Return settings with single ones replaced; those of measures of other packages go to `added`.
-
-    >>> changed(AnalysisSettings(), {"seed": 3}).seed
-    3
-    """
-    own = {field.name for field in fields(settings)}
-    added = {name: value for name, value in changes.items() if name not in own}
-    known = {name: value for name, value in changes.items() if name in own}
-    if added:
-        known["added"] = {**settings.added, **known.get("added", {}), **added}
-    return replace(settings, **known)
-
-
-def make_report(session: Session, results: Sequence[Result], command: Sequence[str]) -> Report:
-    """Return results with where they come from."""
-    return Report(
-        results,
-        checkpoint={"name": session.task.name, **session.task.origin},
-        objective={**session.objective.describe(), "seed": session.own(ObjectiveSettings).seed},
-        command=command,
-        environment=environment(),
-    )
+    return session.make_report(results, command)
 
 
 def compare(

@@ -6,7 +6,7 @@ Everything is computed once, when it is first needed.
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ from flatkit.objective.function import Objective
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import Task
-from flatkit.results import Cost, Result
+from flatkit.results import Cost, Report, Result, environment
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.lanczos import lanczos
 from flatkit.spectrum.lobpcg import lobpcg
@@ -208,6 +208,16 @@ class Session:
         params = self.own(CurvatureSettings).params
         part = {"params": list(params)} if params else {}
         return {**part, "seed": self.own(ObjectiveSettings).seed, **self.curvature.settings}
+
+    def make_report(self, results: Sequence[Result], command: Sequence[str]) -> Report:
+        """Return results with where they come from."""
+        return Report(
+            results,
+            checkpoint={"name": self.task.name, **self.task.origin},
+            objective={**self.objective.describe(), "seed": self.own(ObjectiveSettings).seed},
+            command=command,
+            environment=environment(),
+        )
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the random stream of one purpose, the same whatever else is measured."""

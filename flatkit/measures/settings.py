@@ -1,7 +1,7 @@
 """What to measure and how; no torch, so that the command line can check its options at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, cast
 
 from flatkit.checks import check_choice
@@ -88,6 +88,19 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
             check_choice("setting", name, others)
         for part in added:
             self.of(part)
+
+    def changed(self, changes: Mapping[str, Any]) -> "AnalysisSettings":
+        """Return these settings with single ones replaced, also those of added measures.
+
+        >>> AnalysisSettings().changed({"seed": 3}).seed
+        3
+        """
+        own = {field.name for field in fields(self)}
+        known = {name: value for name, value in changes.items() if name in own}
+        added = {name: value for name, value in changes.items() if name not in own}
+        if added:
+            known["added"] = {**self.added, **known.get("added", {}), **added}
+        return replace(self, **known)
 
     def of(self, part: type[S]) -> S:
         """Return the settings of one class, as a measure knows them."""

@@ -15,7 +15,6 @@ from flatkit.measures import (
 )
 from flatkit.measures.precision import gradient_jump, gradient_noise, rounding_radius
 from flatkit.measures.registry import MEASURES
-from flatkit.measures.report import changed, make_report
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
@@ -68,7 +67,7 @@ def verify(
     """
     task = subject() if callable(subject) else as_task(subject)
     given = {"rho": tuple(rho)} if rho else {}
-    settings = changed(AnalysisSettings(measures=_AT_CHECKPOINT, **given), changes)
+    settings = AnalysisSettings(measures=_AT_CHECKPOINT, **given).changed(changes)
     if settings.of(BallSettings).geometry != "l2":
         raise InvalidArgumentError("verify is about round balls: geometry must be l2")
     session = Session(task, settings, progress)
@@ -81,7 +80,7 @@ def verify(
         results += found
         rungs.append(_rung(radius, *found))
     results.append(Result("verdict", judge(facts, rungs)))
-    return make_report(session, results, command)
+    return session.make_report(results, command)
 
 
 def verify_series(
