@@ -72,14 +72,15 @@ def plot(
 
 
 def _draw_reports(comparison: "Comparison", figures: Path) -> None:
-    from flatkit.errors import ResultError
+    from flatkit.errors import NothingToDrawError
+    from flatkit.measures.registry import MEASURES
     from flatkit_cli.output import draw
 
-    if not draw(comparison, figures):
-        measures = ", ".join(
-            sorted({result.measure for entry in comparison.entries for result in entry.report})
-        )
-        raise ResultError(
-            "nothing to draw: figures need loss_slice, loss_plane, R0, R1, or curvature of two "
-            f"runs; the files hold {measures or 'no result'}"
-        )
+    if draw(comparison, figures):
+        return
+    drawn = ", ".join(measure.name for measure in MEASURES.own if measure.figures)
+    held = sorted({result.measure for entry in comparison.entries for result in entry.report})
+    raise NothingToDrawError(
+        f"nothing to draw: figures need {drawn}, or curvature of two runs; "
+        f"the files hold {', '.join(held) or 'no result'}"
+    )

@@ -169,6 +169,7 @@ def test_results_that_no_figure_can_show_are_an_error(tmp_path, capsys):
     path = Report([Result("loss", 0.5, 0.0)]).save(tmp_path / "a.json")
     code, out, err = run(capsys, "plot", path, "--figures", tmp_path / "figures")
     assert (code, out) == (1, "") and "nothing to draw" in err and "loss" in err
+    assert "layer_curvature" in err and "first_order_flatness" in err
 
 
 @pytest.mark.parametrize("command", ["compare", "plot"])
