@@ -23,12 +23,12 @@ _SETTLED = 10
 class StratifiedProbes:
     """Values zᵀAz of random signs z, on all coordinates together or on one part of them.
 
-    The trace is the sum of those of the diagonal blocks, of any partition of the coordinates. A
-    probe of one part sees its block alone, so that the blocks beside the diagonal add nothing to
-    the variance; where these are large, as in networks whose layers interact more than they bend,
-    that outweighs a product for every part. With n draws of the variance s² a part, the variance
-    of the sum is Σ s²/n; draws go where they lower it most (Neyman, 1934). With few draws, s²/n is
-    multiplied by (n - 1)/(n - 3), the variance of Student's t.
+    The trace is the sum of the traces of the diagonal blocks, of any partition of the coordinates.
+    A probe of one part sees its block alone, so that the blocks beside the diagonal add nothing to
+    the variance. Where these are large, as in networks whose curvature couples layers more than it
+    acts within them, that outweighs a product for every part. With n draws of the variance s² a
+    part, the variance of the sum is Σ s²/n; draws go where they lower it most (Neyman, 1934).
+    With few draws, s²/n is multiplied by (n - 1)/(n - 3), the variance of Student's t.
 
     Args:
         operator: A, symmetric.
