@@ -15,7 +15,7 @@ from flatkit.objective.passes import Chunk
 from flatkit.objective.pytree import leaves
 from flatkit.spectrum.operators import SymmetricOperator
 
-_MOST_ROWS = 64
+_MOST_ROWS = 64  # points of a batch
 # Of one forward pass, above which a batch of points is no faster than a loop over them.
 _MULTIPLICATIONS = 2**25
 # Of one batch of points, so that the activations of all of them fit in memory.
@@ -134,13 +134,13 @@ def batch_rows(objective: Objective, theta: Tensor) -> int:
 
 
 def _can_batch(objective: Objective, theta: Tensor) -> bool:
-    points = torch.stack([theta, theta * 1.01])
+    points = torch.stack([theta, theta * 1.01])  # [2, P]
     try:
         losses, gradients, _ = _gradients(objective, points, create_graph=False)
     except RuntimeError:  # what vmap raises for an operation of the model without a batching rule
         return False
     alone = [objective.loss_and_gradient(point) for point in points]
-    near = 1e3 * torch.finfo(theta.dtype).eps
+    near = 1e3 * torch.finfo(theta.dtype).eps  # sums in another order, no other function
     return all(
         abs(float(losses[row]) - loss) <= near * max(1.0, abs(loss))
         and float((gradients[row] - gradient).norm()) <= near * max(1.0, float(gradient.norm()))

@@ -65,6 +65,7 @@ class Geometry:
         if not self.is_round:
             return radius * gradient.sign()
         norm = torch.linalg.vector_norm(gradient.double(), dim=-1, keepdim=True)
+        # The least positive number stands for a norm of zero: 0 times anything finite is 0.
         return (gradient * (radius / norm.clamp(min=torch.finfo(torch.float64).tiny))).to(gradient)
 
     def retract(self, u: Tensor, radius: float) -> Tensor:

@@ -42,7 +42,7 @@ def ascend_on_sphere(search: BallSearch, iterate: Iterate, until: int) -> None:
         search.advance([iterate], until)  # inside: no sphere to ascend on
     while search.spent < until and not iterate.done:
         outward = float(iterate.u.double() @ iterate.ascent.double()) / radius
-        on_sphere = float(iterate.u.double().norm()) > 0.999 * radius
+        on_sphere = float(iterate.u.double().norm()) > 0.999 * radius  # 32 bits round it
         if outward <= 0 or not on_sphere:
             search.step([iterate])
             pairs.clear()
@@ -75,6 +75,7 @@ def _move(
     step = _tangent(u, u - before, radius)
     change = _tangent(u, slope, radius) - _tangent(u, iterate.ascent, radius)
     curvature = float(step.double() @ change.double())
+    # A pair without positive curvature would turn the direction downhill.
     if curvature > 1e-10 * float(step.norm()) * float(change.norm()):
         pairs.append(_Pair(step, change, curvature))
     return True

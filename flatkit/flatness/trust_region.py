@@ -73,6 +73,7 @@ def _in_eigenbasis(values: np.ndarray, linear: np.ndarray, rho: float) -> tuple[
     low = max(float(values[-1]), 0.0)
     if size == 0:
         return _fill_up(np.zeros_like(linear), values, rho), low
+    # Eigenvalues that LAPACK does not tell apart from the largest count as equal to it.
     top = values >= low - 1e-12 * max(abs(values[0]), abs(values[-1]))
     if np.linalg.norm(linear[top]) <= _ORTHOGONAL * size:
         rest = np.where(top, 0.0, linear) / np.where(top, 1.0, low - values)
@@ -87,11 +88,11 @@ def _in_eigenbasis(values: np.ndarray, linear: np.ndarray, rho: float) -> tuple[
         return 1.0 / float(np.linalg.norm(linear / (distances + shift))) - 1.0 / rho
 
     most = size / rho
-    least = max(most * 1e-18, 1e-300)
+    least = max(most * 1e-18, 1e-300)  # below rounding, and no denormal number
     if shortfall(least) >= 0:  # already shorter than ρ: inside, or so near that rounding decides
         parts = linear / (distances + least)
         return (parts if low > values[-1] else _fill_up(parts, values, rho)), low
-    high = most * (1 + 1e-12)
+    high = most * (1 + 1e-12)  # ‖y‖ ≤ ‖c‖/s: the root lies below, but for rounding
     shift = brentq(shortfall, least, high, xtol=1e-300, maxiter=2000)
     assert isinstance(shift, float)
     parts = linear / (distances + shift)

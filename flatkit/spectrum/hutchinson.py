@@ -111,5 +111,6 @@ def mean(draws: Tensor) -> tuple[float, float]:
 
 def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """Return a vector [P] of random signs."""
+    # Drawn as integers on the CPU: the same for every dtype and device.
     bits = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8)
     return (2 * bits - 1).to(operator.device, operator.dtype)

@@ -116,7 +116,8 @@ class KrylovBasis:
         coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._steps = last + 1, self.matvecs + 1, self._steps + 1
-        self._log_couplings += math.log(max(self.coupling, 1e-300))
+        self._log_couplings += math.log(max(self.coupling, 1e-300))  # finite for a coupling of 0
+        # Less than some roundings of the product: the space is invariant, the rest is noise.
         if self.coupling > 10 * torch.finfo(product.dtype).eps * size and not self.complete:
             self._rows[self._size] = product / self.coupling
         else:

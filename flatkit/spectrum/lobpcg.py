@@ -108,7 +108,7 @@ def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:
         if size == 0:
             continue
         vector = vector / size
-        for _ in range(2):
+        for _ in range(2):  # twice is enough for orthogonality to rounding
             if against is not None and len(against):
                 vector = project_out(against, vector)
             for other in kept:

@@ -150,7 +150,7 @@ def _iterate(
         value, size = float(dot(vector, product)), norm(product)
         check_finite(size)
         errors.append(norm(product - value * vector))
-        search.scale = max(search.scale, size - shift)
+        search.scale = max(search.scale, size - shift)  # ‖(A + σI)v‖ ≤ ‖Av‖ + σ
         done = errors[-1] <= search.allowed
         tie = shift == 0 and _is_stuck(errors, size)
         if done or tie or search.exhausted or size == 0:

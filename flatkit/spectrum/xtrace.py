@@ -77,6 +77,7 @@ def trace(
         )
     started = time.perf_counter()
     sketch = _Sketch(operator, generator)
+    # A vector of the sketch costs two products; Hutch++ and `auto` keep half of these for the rest.
     most = min(max_vectors, max_matvecs // (2 if method == "xtrace" else 4), operator.size)
     value, error = _grow(sketch, method, most=most, tolerance=tolerance)
     converged = error <= tolerance * abs(value)
