@@ -15,7 +15,7 @@ from flatkit_cli.assignments import parse_assignments, parse_numbers, parse_rena
 if TYPE_CHECKING:
     _Choice = click.Choice[str]
     _Type = click.ParamType[Any]
-else:  # generic since click 8.2 alone
+else:  # not generic in the oldest click that will do
     _Choice, _Type = click.Choice, click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
