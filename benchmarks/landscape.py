@@ -31,14 +31,13 @@ from benchmarks.timing import medians, save_section
 from flatkit import Objective
 from flatkit.landscape import (
     LandscapeJob,
+    Subspace,
     axis_steps,
     load_surface,
-    loss_plane,
     random_direction,
-    random_frame,
+    random_subspace,
 )
-from flatkit.landscape.evaluate import Engine
-from flatkit.landscape.old_surface import symmetric_grid
+from flatkit.landscape.evaluate import evaluator
 from flatkit.training import TrainingConfig, train
 
 POINTS = 21
@@ -56,7 +55,7 @@ class Setting:
         self.first, self.second = (
             random_direction(space, theta, generator=generator) for _ in range(2)
         )
-        self.steps = symmetric_grid(0.5, POINTS)
+        self.steps = axis_steps(-0.5, 0.5, POINTS).tolist()
         self.found: dict[str, np.ndarray] = {}
 
     def bare(
@@ -91,24 +90,22 @@ class Setting:
 
     def plane(self, points: int = POINTS, *, with_accuracy: bool = True) -> None:
         """Measure the loss, and the accuracy unless told otherwise, on some rows of the plane."""
-        plane = loss_plane(
-            self.objective,
-            first=self.first,
-            second=self.second,
-            x=self.steps,
-            y=self.steps[:points],
-            with_accuracy=with_accuracy,
-        )
-        self.found["flatkit"] = np.array(plane.loss).ravel()
+        plane = LandscapeJob(
+            {"train": self.objective},
+            Subspace("random", self.objective.theta, torch.stack([self.first, self.second])),
+            {"x": np.array(self.steps), "y": np.array(self.steps[:points])},
+            quantities=("loss", "accuracy") if with_accuracy else ("loss",),
+        ).measure()
+        self.found["flatkit"] = plane.quantities["loss"].ravel()
 
     def gradient_rows(self, points: int) -> None:
         """Measure the gradient norm on some rows of the plane."""
         directions = torch.stack([self.first, self.second])
-        engine = Engine(
+        rows = evaluator(
             self.objective, self.objective.theta, directions, quantities=("loss", "gradient_norm")
         )
         steps = [[right, up] for up in self.steps[:points] for right in self.steps]
-        self.found["gradients"] = np.array([v["gradient_norm"] for v in engine.values(steps)])
+        self.found["gradients"] = np.array([v["gradient_norm"] for v in rows.values(steps)])
 
     def peer(self, points: int) -> None:
         """Measure the plane with loss-landscapes: its walk, our directions, our corner."""
@@ -201,8 +198,8 @@ def small_lines() -> list[str]:
     lines = [
         "21x21 points; microseconds a point, of the processor's time; medians of 15 interleaved",
         "rounds. The bare loop measures the loss alone, and so does the plane that is held against",
-        "the bar; beside it stands the plane of loss and accuracy, as `loss_plane` measures it",
-        "unless told otherwise. Products: the products of matrices of all layers but the first,",
+        "the bar; beside it stands the plane of loss and accuracy, as `analyze` measures it",
+        "Products: the products of matrices of all layers but the first,",
         "stacked, and nothing else. Operators: they and all that is done to elements (the first",
         "layer, an affine function of the steps, and the losses included), in memory that is there",
         "already. Bare loop over operators is the speed-up that no engine made of these operators",
@@ -216,7 +213,7 @@ def small_lines() -> list[str]:
         torch.manual_seed(0)
         setting = Setting(mlp(*widths), torch.randn(samples, widths[0]), widths[-1])
         directions = torch.stack([setting.first, setting.second])
-        batch = Engine(setting.objective, setting.objective.theta, directions).batch
+        batch = evaluator(setting.objective, setting.objective.theta, directions).batch
         contenders = {
             "bare": setting.bare(),
             "loss": partial(setting.plane, with_accuracy=False),
@@ -344,24 +341,24 @@ def _num_points(journal: Path) -> int:
 MEMORY = """
 import resource, sys, tempfile
 import torch
-from benchmarks.landscape import survey_of
+from benchmarks.landscape import job_of
 torch.set_num_threads(1)
-survey_of(int(sys.argv[1])).measure(journal=tempfile.mkdtemp() + "/j")
+job_of(int(sys.argv[1])).measure(journal=tempfile.mkdtemp() + "/j")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def survey_of(points: int) -> LandscapeJob:
+def job_of(points: int) -> LandscapeJob:
     """Return a plane of so many steps along an axis, of a network with 0.5 million weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 600), nn.Tanh(), nn.LayerNorm(600), nn.Linear(600, 600))
     data = torch.randn(20, 100), torch.arange(20)
     objective = Objective(model, "cross_entropy", data)
-    frame = random_frame(objective.space, objective.theta)
+    subspace = random_subspace(objective.space, objective.theta)
     steps = axis_steps(-1, 1, points)
     quantities = ("loss", "gradient_norm")
     return LandscapeJob(
-        {"train": objective}, frame, {"x": steps, "y": steps}, quantities=quantities
+        {"train": objective}, subspace, {"x": steps, "y": steps}, quantities=quantities
     )
 
 

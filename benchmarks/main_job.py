@@ -16,8 +16,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.timing import medians, save
 from flatkit import HessianOperator, Objective
 from flatkit.data import DATASETS
-from flatkit.landscape import loss_plane, random_direction
-from flatkit.landscape.old_surface import symmetric_grid
+from flatkit.landscape import LandscapeJob, axis_steps, random_subspace
 from flatkit.optim import GAM, SAM
 from flatkit.spectrum import lanczos, power_iteration
 
@@ -140,11 +139,9 @@ def step_lines(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[str]:
 def plane_lines(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[str]:
     """Compare a plane with a bare loop of forward passes."""
     objective = Objective(model, "cross_entropy", (x, y))
-    generator = torch.Generator().manual_seed(0)
-    first, second = (
-        random_direction(objective.space, objective.theta, generator=generator) for _ in range(2)
-    )
-    steps = symmetric_grid(1.0, 21)
+    subspace = random_subspace(objective.space, objective.theta)
+    first, second = subspace.vectors
+    steps = axis_steps(-1.0, 1.0, 21)
     bare = copy.deepcopy(model)
     parameters = list(bare.parameters())
     sizes = [p.numel() for p in parameters]
@@ -161,7 +158,9 @@ def plane_lines(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[str]
         return np.array(losses)
 
     def plane() -> None:
-        loss_plane(objective, first=first, second=second, x=steps, y=steps)
+        quantities = ("loss", "accuracy")
+        axes = {"x": steps, "y": steps}
+        LandscapeJob({"train": objective}, subspace, axes, quantities=quantities).measure()
 
     seconds = medians({"bare loop": loop, "loss_plane": plane}, rounds=ROUNDS)
     return ratio_lines("Plane of 21×21 losses", seconds, "bare loop")

@@ -13,7 +13,7 @@ from flatkit.landscape import (
     Waypoint,
     axis_steps,
     plane_through,
-    random_frame,
+    random_subspace,
 )
 from flatkit.training import TrainingConfig, train
 
@@ -33,11 +33,11 @@ def refined_lines() -> list[str]:
         "| gradient norm |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, objective, frame in _refined_cases():
+    for name, objective, subspace in _refined_cases():
         for points in (21, 51):
-            whole = _plane(objective, frame, points, None)
+            whole = _plane(objective, subspace, points, None)
             for tolerance in (0.01, 0.03):
-                found = _plane(objective, frame, points, tolerance)
+                found = _plane(objective, subspace, points, tolerance)
                 errors = [_miss(found, whole, q) for q in whole.quantities]
                 lines.append(
                     f"| {name} | {points}x{points} | {tolerance} | {found.measured.mean():.0%} | "
@@ -48,7 +48,7 @@ def refined_lines() -> list[str]:
 
 
 def _refined_cases() -> Iterator[tuple[str, Objective, Any]]:
-    """Yield the name, objective and frame of each plane."""
+    """Yield the name, objective and subspace of each plane."""
     tasks = []
     for name, seed in (("mlp", 0), ("cnn", 0), ("mlp", 1), ("mlp", 2)):
         arguments = {"hidden": (64, 64)} if name == "mlp" else {"width": 4}
@@ -58,10 +58,10 @@ def _refined_cases() -> Iterator[tuple[str, Objective, Any]]:
         tasks.append(load(train(config, tempfile.mkdtemp() + "/run").checkpoint).task())
     objectives = [Objective(task.model, task.loss, task.data, samples=300) for task in tasks]
     for name, objective in zip(("mlp", "cnn"), objectives, strict=False):
-        yield name, objective, random_frame(objective.space, objective.theta)
+        yield name, objective, random_subspace(objective.space, objective.theta)
     mlps = [objectives[number] for number in (0, 2, 3)]
-    stops = [Waypoint(str(number), objective.theta) for number, objective in enumerate(mlps)]
-    yield "between", mlps[0], plane_through(*stops)
+    waypoints = [Waypoint(str(number), objective.theta) for number, objective in enumerate(mlps)]
+    yield "between", mlps[0], plane_through(*waypoints)
 
 
 def _miss(found: Surface, whole: Surface, quantity: str) -> float:
@@ -74,10 +74,10 @@ def _miss(found: Surface, whole: Surface, quantity: str) -> float:
     return float(np.abs(ours / right - 1).max() / spread)
 
 
-def _plane(objective: Objective, frame: Any, points: int, tolerance: float | None) -> Surface:
-    reach = 1.0 if frame.kind == "random" else 1.2 * max(frame.markers[1]["at"])
-    steps = axis_steps(-1.0 if frame.kind == "random" else -0.2 * reach, reach, points)
+def _plane(objective: Objective, subspace: Any, points: int, tolerance: float | None) -> Surface:
+    reach = 1.0 if subspace.kind == "random" else 1.2 * max(subspace.markers[1]["at"])
+    steps = axis_steps(-1.0 if subspace.kind == "random" else -0.2 * reach, reach, points)
     axes, quantities = {"x": steps, "y": steps}, ("loss", "accuracy", "gradient_norm")
     return LandscapeJob(
-        {"train": objective}, frame, axes, quantities=quantities, refine=tolerance
+        {"train": objective}, subspace, axes, quantities=quantities, refine=tolerance
     ).measure()

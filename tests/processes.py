@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from flatkit import checkpoints
-from flatkit.landscape import LandscapeSettings, measure_into, plan_landscapes
-from flatkit.landscape.evaluate import Engine
+from flatkit.landscape import LandscapeJob, LandscapeSettings, measure_into, plan_landscapes
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
@@ -48,32 +47,32 @@ def train_until_killed(settings: dict[str, Any], out: Path, fatal: int) -> None:
 
 def measure_until_killed(checkpoint: Path, out: Path, settings: dict[str, Any], fatal: int) -> None:
     """Measure as the command does, and kill the process at the end of pass number `fatal`."""
-    passes, values = 0, Engine.values
+    passes, values = 0, LandscapeJob._values
 
-    def count(self: Engine, steps: Any) -> Any:
+    def count(self: LandscapeJob, part: Any) -> Any:
         nonlocal passes
         passes += 1
-        found = values(self, steps)
+        found = values(self, part)
         if passes == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    Engine.values = count
+    LandscapeJob._values = count
     (job,) = plan_landscapes([checkpoints.load(checkpoint)], LandscapeSettings(**settings))
     measure_into(out, job)
 
 
 def landscape_until_killed(arguments: list[str], stuck: Event) -> None:
-    """Run the command, and wait in the third pass of the engine until somebody kills it."""
-    passes, values = 0, Engine.values
+    """Run the command, and wait in the third pass until somebody kills it."""
+    passes, values = 0, LandscapeJob._values
 
-    def wait(self: Engine, steps: Any) -> Any:
+    def wait(self: LandscapeJob, part: Any) -> Any:
         nonlocal passes
         passes += 1
         if passes == 3:
             stuck.set()
             signal.pause()
-        return values(self, steps)
+        return values(self, part)
 
-    Engine.values = wait
+    LandscapeJob._values = wait
     main(["landscape", *arguments])

@@ -20,7 +20,15 @@ NO_TORCH = {
     "verify/claims",
 }
 DRAWING = {"matplotlib", "plotly", "seaborn", "rich"}
-KNOW_MODULES = {"objective", "hessian/layers", "models", "checkpoints", "training", "measures"}
+KNOW_MODULES = {
+    "objective",
+    "hessian/layers",
+    "landscape/chain",
+    "models",
+    "checkpoints",
+    "training",
+    "measures",
+}
 
 
 def floors() -> dict[str, int]:

@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ import click
 
 from flatkit.checks import check_choice
 from flatkit.files import check_writable
-from flatkit.objective.settings import ObjectiveSettings
-from flatkit_cli.assignments import parse_numbers
-from flatkit_cli.options import Command, setting_options
+from flatkit.landscape.directions import DIRECTIONS, kind_named
+from flatkit.landscape.settings import LandscapeSettings
+from flatkit_cli.options import Command, option, setting_options, take_settings
 from flatkit_cli.pictures import (
     check_pictures,
     draw_surfaces,
@@ -32,10 +32,20 @@ _SECONDS = 20.0
 """Between two early pictures."""
 
 
+def _kinds() -> str:
+    """Return a line of help for every kind of directions."""
+    own = [kind_named(name) for name in DIRECTIONS.homes]
+    lines = {"FILE.npy" if kind.takes_vectors else kind.name: kind.help for kind in own}
+    others = [name for name in DIRECTIONS.names if name not in DIRECTIONS.homes]
+    lines |= dict.fromkeys(others, "of another package")  # which is not imported for its help
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:{width}}  {words}" for name, words in lines.items())
+
+
 @click.command(
     cls=Command,
     short_help="draw the loss around, between and along checkpoints",
-    help="""Measure and draw the loss, accuracy and gradient norm around CHECKPOINT..., between
+    help=f"""Measure and draw the loss, accuracy and gradient norm around CHECKPOINT..., between
 them, or along the trajectory that they are.
 
 Model and data are rebuilt from what a checkpoint of flatkit names; those of other programs name
@@ -54,57 +64,24 @@ flatkit landscape a.pth b.pth --task my_task.py:build --directions checkpoints -
 
 \b
 Directions:
-  random        Gaussian, scaled like the weights; a surface at each checkpoint
-  eigenvectors  of the Hessian, the largest eigenvalues first; a surface at each checkpoint
-  pca           principal axes of the checkpoints as a trajectory, through the last
-  checkpoints   the line through two checkpoints, the plane through three
-  FILE.npy      one or two rows with a number for every parameter
+{_kinds()}
 """,
 )
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @subject_options
-@setting_options(ObjectiveSettings)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the files.")
-@click.option(
-    "--directions", default="random", show_default=True, metavar="KIND", help="See above."
-)
-@click.option("--line", is_flag=True, help="One direction instead of two.")
-@click.option("--points", type=int, help="Steps along an axis. [default: 51 on a line, else 21]")
-@click.option("--range", "x_range", metavar="LOW,HIGH", help="Steps from LOW to HIGH on each axis.")
-@click.option("--y-range", metavar="LOW,HIGH", help="Of the second axis, where it differs.")
-@click.option(
-    "--quantities",
-    default="loss,accuracy,gradient_norm",
+@option(
+    "--directions",
+    default="random",
     show_default=True,
-    metavar="NAME[,NAME]",
-    help="Of loss, accuracy, gradient_norm, top_eigenvalue.",
+    metavar="KIND",
+    help="See above.",
+    group="Directions",
 )
-@click.option("--splits", default="train", show_default=True, help="train, test or train,test.")
-@click.option(
-    "--normalization",
-    type=click.Choice(["filter", "layer", "none"]),
-    help="Of random directions. [default: filter]",
-)
-@click.option(
-    "--biases",
-    "one_dimensional",
-    type=click.Choice(["zero", "whole"]),
-    help="Whether random directions leave biases and BatchNorm alone. [default: zero]",
-)
-@click.option(
-    "--statistics",
-    type=click.Choice(["fixed", "reestimate", "interpolate"]),
-    help="Of BatchNorm, at every point. [default: interpolate between checkpoints, else fixed]",
-)
-@click.option(
-    "--refine",
-    type=float,
-    metavar="MISS",
-    help="Measure finer only where interpolation would miss by more than this share of the range, "
-    "which is logarithmic, e.g. 0.02.",
-)
+@option("--line", is_flag=True, help="One direction instead of two.", group="Directions")
+@setting_options(LandscapeSettings, omit=("directions", "dimensions", "vectors"))
 @click.option("--export", "exports", metavar="KIND[,KIND]", help="Also csv, h5 or vtk.")
-@click.option("--figures/--no-figures", default=True, help="Whether to draw, in OUT.")
+@option("--figures/--no-figures", default=True, help="Whether to draw, in OUT.", group="Pictures")
 @picture_options
 @click.option("--overwrite", is_flag=True, help="Replace what was measured otherwise.")
 def landscape(
@@ -122,7 +99,7 @@ def landscape(
     **options: Any,
 ) -> None:
     """Measure, keep and draw; the help text is that of the command."""
-    make_subject = take_subjects(options)
+    make_source = take_subjects(options)
     settings = _settings(directions, line, options)
     kinds = names_in(exports)
     check_pictures(formats, level, interactive=interactive)
@@ -139,7 +116,7 @@ def landscape(
             draw_surfaces(surfaces, out, style=style, formats=formats, interactive=interactive)
 
     surfaces = []
-    for job in plan_landscapes([make_subject(path) for path in checkpoints], settings):
+    for job in plan_landscapes([make_source(path) for path in checkpoints], settings):
         path = out / f"{_stem(job)}.npz"
         with _progress(job.name) as progress:
             surface = measure_into(
@@ -171,15 +148,8 @@ def _not_too_often(show: "Callable[[Surface], None]") -> "Callable[[Surface], No
     return preview
 
 
-def _settings(directions: str, line: bool, options: dict[str, Any]) -> Any:
-    from flatkit.landscape.settings import LandscapeSettings
-
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in ("quantities", "splits"):
-        given[name] = names_in(given[name])
-    for name, option in (("x_range", "--range"), ("y_range", "--y-range")):
-        if name in given:
-            given[name] = parse_numbers(given[name], option)
+def _settings(directions: str, line: bool, options: dict[str, Any]) -> LandscapeSettings:
+    given = take_settings(LandscapeSettings, options)
     if directions.endswith(".npy"):
         given |= {"directions": "given", "vectors": directions}
     else:
@@ -194,7 +164,7 @@ def _stem(job: "LandscapeJob") -> str:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(name: str) -> Generator[Callable[[int, int], None], None, None]:
     """Yield a callback that shows on stderr how far a surface is and how long it will take."""
     if not sys.stderr.isatty():
         started: list[float] = []  # when the first pass was done, and how many points then were

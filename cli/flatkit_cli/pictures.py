@@ -6,41 +6,49 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit_cli.options import option
+
 if TYPE_CHECKING:
     from flatkit.landscape import Surface
 
 _OPTIONS = (
-    click.option(
+    option(
         "--style",
         type=click.Choice(["contour", "heat"]),
         default="contour",
         show_default=True,
         help="Of planes seen from above.",
+        group="Pictures",
     ),
-    click.option(
+    option(
         "--formats",
         default="png,svg",
         show_default=True,
         metavar="KIND[,KIND]",
         help="Of the pictures of surfaces: png, svg, pdf.",
+        group="Pictures",
     ),
-    click.option(
-        "--interactive", is_flag=True, help="Also an HTML page of planes, to turn and zoom."
+    option(
+        "--interactive",
+        is_flag=True,
+        help="Also an HTML page of planes, to turn and zoom.",
+        group="Pictures",
     ),
-    click.option(
+    option(
         "--level",
         type=float,
         default=0.1,
         show_default=True,
         help="Rise of the loss that ends a basin, in the table of numbers.",
+        group="Pictures",
     ),
 )
 
 
 def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of pictures to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for add in reversed(_OPTIONS):
+        command = add(command)
     return command
 
 

@@ -1,5 +1,11 @@
-from .directions import normalise as normalise
-from .directions import random_direction as random_direction
+from .directions.checkpoints import line_between as line_between
+from .directions.checkpoints import plane_through as plane_through
+from .directions.eigenvectors import eigen_subspace as eigen_subspace
+from .directions.given import given_subspace as given_subspace
+from .directions.pca import pca_subspace as pca_subspace
+from .directions.random import normalise as normalise
+from .directions.random import random_direction as random_direction
+from .directions.random import random_subspace as random_subspace
 from .export import EXPORTS as EXPORTS
 from .export import export_surface as export_surface
 from .grids import axis_steps as axis_steps
@@ -15,21 +21,11 @@ from .numbers import barriers as barriers
 from .numbers import basin as basin
 from .numbers import roughness as roughness
 from .numbers import surface_numbers as surface_numbers
-from .old_surface import Plane as Plane
-from .old_surface import Slice as Slice
-from .old_surface import loss_plane as loss_plane
-from .old_surface import loss_slice as loss_slice
 from .refinement import Refinement as Refinement
 from .settings import LandscapeSettings as LandscapeSettings
-from .subspaces import Frame as Frame
-from .subspaces import eigen_frame as eigen_frame
-from .subspaces import given_frame as given_frame
-from .subspaces import random_frame as random_frame
+from .subspaces import Subspace as Subspace
 from .surface import Surface as Surface
 from .surface import load_surface as load_surface
-from .trajectories import Waypoint as Waypoint
-from .trajectories import line_between as line_between
-from .trajectories import pca_frame as pca_frame
-from .trajectories import plane_through as plane_through
+from .waypoints import Waypoint as Waypoint
 
 __all__: list[str]

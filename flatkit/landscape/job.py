@@ -4,23 +4,24 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from flatkit.landscape.evaluate import Engine, Values, batches
+from flatkit.landscape.evaluate import Values, batches, evaluator
 from flatkit.landscape.journal import Journal, Point
 from flatkit.landscape.refinement import Refinement
 from flatkit.landscape.settings import Quantity, Statistics
-from flatkit.landscape.subspaces import Frame
+from flatkit.landscape.subspaces import Subspace
 from flatkit.landscape.surface import Surface
 from flatkit.objective.function import Objective
 from flatkit.objective.pytree import leaves
 from flatkit.version import __version__
 
-Progress = Callable[[int, int], object]
+PointsDone = Callable[[int, int], object]
 """Called with the points done and the points in all, as far as they are known."""
 
 Preview = Callable[[Surface], object]
@@ -33,20 +34,18 @@ class LandscapeJob:
     Args:
         objectives: `train` or `test` or both; the names of quantities over the latter start with
             `test_`.
-        frame: centre and directions.
+        subspace: the centre and the directions.
         axes: `{"t": [n]}` for one direction, `{"x": [nx], "y": [ny]}` for two.
         quantities: of `loss`, `accuracy` (of classifiers), `gradient_norm`, `top_eigenvalue`.
-        statistics: of BatchNorm, see `Engine`; `reestimate` takes the training samples if they
-            are there.
-        refine: see `flatkit.landscape.Refinement`.
+        statistics: of BatchNorm: `fixed`, `reestimate` (on the training samples if they are
+            there) or `interpolate`.
+        refine: None for every point; else the miss that `Refinement` tolerates.
         memory: bytes that a Hessian-vector product may hold.
         about: put into the header of the surface, ready for JSON.
 
     Attributes:
         name: what is looked at.
         kind: of the directions.
-        job: all that the values depend on, ready for JSON.
-        fingerprint: a digest of it.
 
     Raises:
         InvalidArgumentError: the arguments do not fit together.
@@ -54,8 +53,8 @@ class LandscapeJob:
     >>> from torch import nn
     >>> data = (torch.tensor([[1.0]]), torch.tensor([[0.0]]))  # L = θ²
     >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)
-    >>> frame = Frame("given", torch.zeros(1), torch.ones(1, 1))
-    >>> job = LandscapeJob({"train": objective}, frame, {"t": numpy.arange(3.0)})
+    >>> subspace = Subspace("given", torch.zeros(1), torch.ones(1, 1))
+    >>> job = LandscapeJob({"train": objective}, subspace, {"t": numpy.arange(3.0)})
     >>> job.measure().quantities["loss"]
     array([0., 1., 4.])
     """
@@ -63,7 +62,7 @@ class LandscapeJob:
     def __init__(
         self,
         objectives: Mapping[str, Objective],
-        frame: Frame,
+        subspace: Subspace,
         axes: Mapping[str, numpy.ndarray],
         *,
         quantities: Sequence[Quantity] = ("loss",),
@@ -72,43 +71,52 @@ class LandscapeJob:
         memory: int | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.kind = str((about or {}).get("name", "surface")), frame.kind
-        self._frame, self._axes, self._refine = frame, axes, refine
-        self._engines = {
-            split: Engine(
+        self.name, self.kind = str((about or {}).get("name", "surface")), subspace.kind
+        self._subspace, self._axes, self._refine = subspace, axes, refine
+        self._evaluators = {
+            split: evaluator(
                 objective,
-                frame.centre,
-                frame.vectors,
+                subspace.centre,
+                subspace.vectors,
                 quantities=quantities,
                 statistics=statistics,
-                buffers=frame.buffers,
+                buffers=subspace.buffers,
                 estimate_on=objectives.get("train"),
-                far=[float(max(axis, key=abs)) for axis in axes.values()],
                 memory=memory,
             )
             for split, objective in objectives.items()
         }
-        self._batch = min(engine.batch for engine in self._engines.values())
+        self._batch = min(each.batch for each in self._evaluators.values())
+        self._objectives, self._quantities = objectives, tuple(quantities)
+        self._memory = memory
         self._header = {
             **(about or {}),
-            "directions": frame.describe(),
+            "directions": subspace.describe(),
             "objective": {split: o.describe() for split, o in objectives.items()},
             "statistics": statistics,
             "refine": refine,
         }
-        self.job = {
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """All that the values depend on, ready for JSON."""
+        found = {
             "flatkit": __version__,
             "torch": torch.__version__,
             **self._header,
-            "quantities": list(quantities),
-            "axes": {name: steps.tolist() for name, steps in axes.items()},
+            "quantities": list(self._quantities),
+            "axes": {name: steps.tolist() for name, steps in self._axes.items()},
             "batch": self._batch,
-            "tensors": _digest(frame, objectives),
+            "tensors": _digest(self._subspace, self._objectives),
         }
-        if memory is not None:  # it splits the products, and so changes their rounding
-            self.job["memory"] = memory
-        text = json.dumps(self.job, sort_keys=True)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        if self._memory is not None:  # it splits the products, and so changes their rounding
+            found["memory"] = self._memory
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of `job`."""
+        return hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
 
     @property
     def dimensions(self) -> int:
@@ -119,15 +127,15 @@ class LandscapeJob:
         self,
         *,
         journal: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: PointsDone | None = None,
         preview: Preview | None = None,
     ) -> Surface:
         """Return the surface.
 
-        Points go from coarse to fine, so that a preview of the whole exists early. With a journal
-        every finished pass is kept at once: the same job after a kill takes finished points from
-        it and gives the same bits. Memory beyond the numbers themselves does not depend on the
-        number of points.
+        Where there is a preview or a journal, points go from coarse to fine, so that a picture of
+        the whole exists early. With a journal every finished pass is kept at once: the same job
+        after a kill takes finished points from it and gives the same bits. Memory beyond the
+        numbers themselves does not depend on the number of points.
 
         Args:
             journal: a file that is made, and is left to the caller to remove.
@@ -137,7 +145,8 @@ class LandscapeJob:
         Raises:
             ResultError: the journal belongs to another job.
         """
-        points = Refinement(self._axes, tolerance=self._refine)
+        looked_at = preview is not None or journal is not None
+        points = Refinement(self._axes, tolerance=self._refine, coarse_first=looked_at)
         with nullcontext() if journal is None else Journal(journal, self.job) as kept:
             for todo in points.levels():
                 before = int(points.measured.sum())
@@ -164,9 +173,9 @@ class LandscapeJob:
             for point in part
         ]
         rows: list[Values] = [{} for _ in part]
-        for split, engine in self._engines.items():
+        for split, each in self._evaluators.items():
             prefix = "" if split == "train" else f"{split}_"
-            for row, values in zip(rows, engine.values(steps), strict=True):
+            for row, values in zip(rows, each.values(steps), strict=True):
                 row |= {prefix + name: value for name, value in values.items()}
         return rows
 
@@ -175,19 +184,23 @@ class LandscapeJob:
         header = {
             "fingerprint": self.fingerprint,
             **self._header,
-            "markers": [dict(marker) for marker in self._frame.markers],
-            **({} if self._frame.path is None else {"path": dict(self._frame.path)}),
+            "markers": [dict(marker) for marker in self._subspace.markers],
+            **({} if self._subspace.path is None else {"path": dict(self._subspace.path)}),
+            "evaluation": {
+                split: {"points_at_once": each.batch, "reason": each.reason}
+                for split, each in self._evaluators.items()
+            },
             "complete": complete,
             "points_measured": int(points.measured.sum()),
         }
         return Surface(self._axes, values, header, points.measured.copy())
 
 
-def _digest(frame: Frame, objectives: Mapping[str, Objective]) -> str:
+def _digest(subspace: Subspace, objectives: Mapping[str, Objective]) -> str:
     """Return a digest of the weights, directions, buffers and samples."""
     digest = hashlib.sha256()
-    buffers = frame.buffers or {}
-    tensors = [frame.centre, frame.vectors, *(buffers[name] for name in sorted(buffers))]
+    buffers = subspace.buffers or {}
+    tensors = [subspace.centre, subspace.vectors, *(buffers[name] for name in sorted(buffers))]
     for objective in objectives.values():
         tensors += objective.model.buffers()
         for chunk in objective.chunks():

@@ -1,6 +1,6 @@
 """A journal of finished points: a job that is killed goes on where it was, at any point.
 
-One line a pass of the engine, with a checksum, appended when the pass is done; a line that a kill
+One line a pass, with a checksum, appended when the pass is done; a line that a kill
 cut short is dropped. Floats are written so that they read back bit for bit.
 """
 

@@ -20,9 +20,11 @@ class Numbers:
     Attributes:
         axis: `t`, `x` or `y`.
         level: the rise of the loss above its value at the centre, that ends the basin.
-        width: length of the basin in parameter space, see `basin`; None if it reaches the edge.
-        asymmetry: of its sides, see `basin`.
-        roughness: see `roughness`.
+        width: length, in parameter space, of the set around the centre where the loss is below
+            the level; None if it reaches the edge.
+        asymmetry: of the two sides of that set: 0 if they are equal, towards 1 if the right one
+            is longer.
+        roughness: how much further the curve goes up and down than a single valley would.
 
     >>> Numbers("t", level=0.1, width=None, asymmetry=None, roughness=0.0).axis
     't'
@@ -42,7 +44,8 @@ class Barrier:
     Attributes:
         first: name of one.
         second: name of the other.
-        height: see `barrier_height`; on a plane, of the surface interpolated linearly.
+        height: the largest rise above the straight line between the two losses; on a plane, of
+            the surface interpolated linearly.
 
     >>> Barrier("sgd", "gam", 0.25).height
     0.25

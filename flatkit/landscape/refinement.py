@@ -42,6 +42,8 @@ class Refinement:
         axes: name -> steps, as in `Surface`.
         tolerance: None for every point; else the miss that is small enough, as a share of the
             range (logarithmic, see the module; of accuracies: of 1), e.g. 0.02.
+        coarse_first: whether there are levels; without them (and without a tolerance) all points
+            are one, in the order of their indices.
 
     Attributes:
         values: name -> what is known so far, NaN elsewhere, in the shape of the surface.
@@ -57,7 +59,11 @@ class Refinement:
     """
 
     def __init__(
-        self, axes: Mapping[str, numpy.ndarray], *, tolerance: float | None = None
+        self,
+        axes: Mapping[str, numpy.ndarray],
+        *,
+        tolerance: float | None = None,
+        coarse_first: bool = True,
     ) -> None:
         self._steps = list(reversed(list(axes.values())))  # as the dimensions of the values
         self._tolerance = tolerance
@@ -70,6 +76,8 @@ class Refinement:
         self._levels = [
             [part[max(0, number - depth + len(part))] for part in parts] for number in range(depth)
         ]
+        if tolerance is None and not coarse_first:
+            self._levels = self._levels[-1:]
         self._done = 0
 
     def levels(self) -> Iterator[list[tuple[int, ...]]]:

@@ -1,84 +1,84 @@
 """Many points of a plane in one pass through a network of linear layers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from flatkit.landscape.chain import Layer, NotLinear, Recorder, Run, Stack, follow
-from flatkit.objective.function import Chunk, Objective
-from flatkit.objective.losses import CrossEntropy
-from flatkit.objective.passes import arguments
-from flatkit.objective.private_model import run_with
+from flatkit.landscape.chain import CannotStackError, Chain, Layer
+from flatkit.objective.function import Objective
+from flatkit.objective.losses import CrossEntropy, MeanSquared, WeightedMean
+from flatkit.objective.passes import Chunk
 
 MEMORY = 2**20
 """Bytes of the widest layer's outputs of all points in a pass: they then stay in the cache.
 
 Two points go through at once also beyond it where the first layer is most of the network.
+`python -m benchmarks.landscape small` chose this and the numbers below.
 """
 FIRST_LAYERS = 2**28
 """Bytes that the outputs of the first layer may take, for all samples and directions."""
 _ROWS = 256
 """So many samples, where there are as many, keep the products of matrices at full speed."""
 _MOST = 64
+"""Points in a pass."""
 _ENOUGH = 4
+"""Fewer points in a pass gain nothing, unless the first layer is most of the network."""
 _WATCHED = 16
-"""So many samples show of which operations the network consists."""
+"""So many samples show which shapes a network and its loss have."""
+_OF_EACH_SAMPLE = (CrossEntropy, MeanSquared, WeightedMean)
+"""Losses of which the value of a sample depends on no other sample."""
 
 
-class StackedLinear:
-    """K copies of the weights as matrices [K, out, in]; the first layer as an affine function.
+@dataclass(frozen=True)
+class Plan:
+    """How points and samples are cut.
 
-    Made by `of`, which returns None where it does not apply: parameters that enter through
-    anything but `linear`, a loss without a value per sample, or a pass so large that stacking
-    gains nothing. Whether the values are right is checked by the engine against the plain way.
+    Attributes:
+        batch: points in a pass, K.
+        rows: samples in a part, B.
+        once: names of the parameters that are in first layers alone.
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, directions: Tensor, model: Any) -> None:
+    batch: int
+    rows: int
+    once: frozenset[str]
+
+
+class StackedPoints:
+    """K copies of the weights as matrices [K, out, in]; the first layer as an affine function.
+
+    (W + xD)a + b = Wa + b + x·Da, so that a first layer, whose inputs a are the same at all points,
+    is not multiplied again.
+
+    Args:
+        objective: L.
+        theta: the centre [P].
+        directions: [D, P].
+
+    Attributes:
+        batch: how many points go through at once.
+
+    Raises:
+        CannotStackError: it does not apply, or gains nothing; the message says why.
+    """
+
+    @torch.no_grad()
+    def __init__(self, objective: Objective, theta: Tensor, directions: Tensor) -> None:
         self._objective, self._theta, self._directions = objective, theta, directions
-        self._model = model
-        self._names = {id(p): name for name, p in model.named_parameters()}
+        watched = _watched_samples(objective)
+        self._chain = Chain.of(objective.model, objective.space)
+        _check_shapes(objective, self._chain, watched)
+        self._plan = _plan(objective, self._chain)
+        self.batch = self._plan.batch
         self._buffers = _Buffers(theta)
-        self._watch()
-        space, size = objective.space, theta.element_size()
-        later = sum(
-            n for name, n in zip(space.names, space.sizes, strict=True) if name not in self._once
-        )
-        self.first_share = 1 - later / space.size
-        samples = min(objective.chunk_size, objective.num_samples)
-        fitting = MEMORY // (self._widest * size)  # samples times points
-        least = 2 if self.first_share >= 0.5 else 1
-        batch = max(least, fitting // min(samples, _ROWS))
-        self.batch = min(_MOST, batch, 64 * MEMORY // max(later * size, 1))
-        self._rows = min(samples, max(_ROWS, fitting // max(self.batch, 1)))
-
-    @classmethod
-    def of(
-        cls, objective: Objective, theta: Tensor, directions: Tensor, model: Any
-    ) -> "StackedLinear | None":
-        """Return one that applies, or None.
-
-        Args:
-            objective: L.
-            theta: the centre [P].
-            directions: [D, P].
-            model: a private copy of the objective's; what its parameters hold does not matter.
-        """
-        try:
-            with torch.no_grad():
-                stacked = cls(objective, theta, directions, model)
-                if stacked.batch < 2 or (stacked.batch < _ENOUGH and stacked.first_share < 0.5):
-                    return None  # a pass is arithmetic already: nothing to gain
-                stacked._split()
-                stacked._record()
-        except (NotLinear, RuntimeError, ValueError, TypeError, AttributeError):
-            return None
-        largest = (t.abs().max() for first in stacked._first for t in first.values())
-        finite = all(math.isfinite(value) for value in largest)
-        return stacked if finite else None
+        self._lay_out_weights()
+        self._parts = self._first_layers()
 
     @torch.no_grad()
     def values(
@@ -94,131 +94,196 @@ class StackedLinear:
             with_accuracy: also the accuracy, of a classifier.
         """
         count = len(steps)
-        filled = [[0.0] * len(self._directions)] * (self.batch - count)
-        losses, correct = self._theta.new_zeros(2, self.batch, dtype=torch.float64)
-        classifier = False
-        for chunk, outputs, values in self.parts([*steps, *filled]):
-            losses += values.sum(1)
-            classifier = with_accuracy and _is_classifier(outputs, chunk.targets)
-            if classifier:
-                columns = outputs.transpose(1, 2).contiguous()  # [K, C, B]
-                correct += _num_correct(
-                    columns, chunk.targets, self._buffers.get("spare", columns.shape)
-                )
-        self._objective.count(losses=sum(any(point) for point in steps))
-        losses = (losses / self._objective.total_weight)[:count].tolist()
-        if not classifier:
-            return [{"loss": loss} for loss in losses]
-        shares = (correct / self._objective.num_samples)[:count].tolist()
-        return [
-            {"loss": loss, "accuracy": share} for loss, share in zip(losses, shares, strict=True)
-        ]
-
-    def parts(self, steps: Sequence[Sequence[float]]) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
-        """Yield the samples in parts, what the model gives for them at points [K, D], their losses.
-
-        The outputs [K, B, ...] are in memory that the next part uses again; losses are [K, B].
-        """
-        t = torch.tensor(steps, dtype=self._theta.dtype, device=self._theta.device)
+        filled = [*steps, *[[0.0] * len(self._directions)] * (self.batch - count)]
+        t = torch.tensor(filled, dtype=self._theta.dtype, device=self._theta.device)  # [K, D]
         points = _Points(t, self._weights(t), self._buffers)
-        for chunk, first in zip(self._chunks, self._first, strict=True):
-            outputs = self._outputs(chunk, partial(points.layer, first))
-            yield chunk, outputs, self._losses(outputs, chunk.targets)
-
-    def _outputs(self, chunk: Chunk, run: Run) -> Tensor:
-        """Return the outputs [K, B, ...] from those of the layers."""
-        if self._chain is not None:
-            return follow(self._chain, run, chunk.inputs).transpose(1, 2)
-        with Stack(run, self._names, self._in_place):
-            args, kwargs = arguments(chunk.inputs)
-            return self._model(*args, **kwargs)
+        losses, correct = self._theta.new_zeros(2, self.batch, dtype=torch.float64)
+        classifier = with_accuracy and _are_classes(self._parts[0].targets)
+        for part in self._parts:
+            columns = self._chain.run(partial(points.layer, part.first), part.kept)  # [K, C, B]
+            columns = columns.contiguous()
+            losses += self._losses(columns, part.targets).sum(1)
+            if classifier:
+                correct += _num_correct(columns, part.targets, self._spare(columns))
+        self._objective.count(losses=sum(any(point) for point in steps))
+        found = [{"loss": x} for x in (losses / self._objective.total_weight)[:count].tolist()]
+        if classifier:
+            shares = (correct / self._objective.num_samples)[:count].tolist()
+            for values, share in zip(found, shares, strict=True):
+                values["accuracy"] = share
+        return found
 
     def _weights(self, t: Tensor) -> dict[str, Tensor]:
-        """Return what `_split` lays out, at points with steps [K, D], by name."""
-        if not self._later.numel():
-            return {}
-        torch.addmm(self._later[0], t, self._later[1:], out=self._place[: len(t)])
-        if len(t) == self.batch:
-            return self._stacked
-        return {name: matrices[: len(t)] for name, matrices in self._stacked.items()}
+        """Return the matrices and biases of later layers at points with steps [K, D], by name."""
+        if self._later.numel():
+            torch.addmm(self._later[0], t, self._later[1:], out=self._place)
+        return self._stacked
 
-    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of every sample at every point [K, B]."""
+    def _losses(self, columns: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every sample at every point [K, B] from outputs [K, C, B]."""
         loss = self._objective.loss_function
-        if isinstance(loss, CrossEntropy) and _is_classifier(outputs, targets):
-            columns = outputs.transpose(1, 2).contiguous()  # [K, C, B]
-            return _cross_entropy(
-                columns, targets, loss.label_smoothing, self._buffers.get("spare", columns.shape)
-            )
+        if isinstance(loss, CrossEntropy):
+            return _cross_entropy(columns, targets, loss.label_smoothing, self._spare(columns))
+        outputs = columns.transpose(1, 2)  # [K, B, C]
+        if not isinstance(loss, _OF_EACH_SAMPLE):
+            return torch.stack([loss(point, targets) for point in outputs])
         repeated = targets.repeat(len(outputs), *[1] * (targets.ndim - 1))
         return loss(outputs.flatten(0, 1), repeated).view(len(outputs), len(targets))
 
-    def _split(self) -> None:
+    def _spare(self, columns: Tensor) -> Tensor:
+        return self._buffers.get(" spare", columns.shape)  # no name of a layer
+
+    def _lay_out_weights(self) -> None:
         """Lay out the parameters of all but first layers, as views of one memory.
 
         Matrices are [K, out, in], biases [K, out, 1].
         """
         space = self._objective.space
         parts = torch.stack([self._theta, *self._directions]).split(space.sizes, dim=1)
-        rest = [n for n, name in enumerate(space.names) if name not in self._once]
-        self._later = torch.cat([parts[n] for n in rest] or [self._theta[:0]], dim=-1)
-        self._place = self._theta.new_empty(self.batch, self._later.shape[-1])
+        rest = [n for n, name in enumerate(space.names) if name not in self._plan.once]
+        self._later = torch.cat([parts[n] for n in rest] or [parts[0][:, :0]], dim=1)  # [1 + D, P']
+        self._place = self._theta.new_empty(self.batch, self._later.shape[1])
         places = self._place.split([space.sizes[n] for n in rest], dim=1) if rest else ()
         self._stacked = {
             space.names[n]: place.view(-1, *space.shapes[n], *[1] * (2 - len(space.shapes[n])))
             for n, place in zip(rest, places, strict=True)
         }
 
-    def _watch(self) -> None:
-        """Find the widest layer, and which parameters are only in first layers.
+    def _first_layers(self) -> "list[_Part]":
+        """Return what the first layers give for θ and for each direction, by parts of the samples.
 
-        Raises:
-            NotLinear: parameters enter otherwise than through `linear`.
+        What comes before them sees the chunks of the objective, as it may mix their samples.
         """
-        recorder, outputs = self._pass(next(self._objective.chunks(_WATCHED)), [self._theta])
-        self._in_place, self._widest = recorder.in_place, recorder.widest
-        self._once = recorder.once
-        self._chain = recorder.chain(outputs)
-
-    def _record(self) -> None:
-        """Keep what the first layers give for θ and for each direction.
-
-        Raises:
-            NotLinear: it takes too much memory, or the samples are not treated alike.
-        """
-        self._chunks = list(self._objective.chunks(self._rows))
-        self._first: list[dict[int, Tensor]] = []
+        space = self._objective.space
+        points = [space.unflatten(point) for point in (self._theta, *self._directions)]
+        parts: list[_Part] = []
         taken = 0
-        for chunk in self._chunks:
-            recorder, outputs = self._pass(chunk, [self._theta, *self._directions])
-            taken += sum(t.numel() * t.element_size() for t in recorder.first.values())
-            alike = (recorder.once, recorder.in_place) == (self._once, self._in_place)
-            if taken > FIRST_LAYERS or not alike:
-                raise NotLinear
-            if recorder.chain(outputs) != self._chain:
-                self._chain = None
-            self._first.append(recorder.first)
+        for chunk in self._objective.chunks():
+            plain = self._chain.plain_values(chunk.inputs)
+            for start in range(0, chunk.size, self._plan.rows):
+                rows = slice(start, start + self._plan.rows)
+                part = _part(self._chain, points, plain, chunk.targets, rows)
+                taken += sum(t.numel() * t.element_size() for t in part.first.values())
+                if taken > FIRST_LAYERS:
+                    raise CannotStackError("the outputs of the first layers take too much memory")
+                if not all(bool(t.isfinite().all()) for t in part.first.values()):
+                    raise CannotStackError("the outputs of the first layers are not all finite")
+                parts.append(part)
+        return parts
 
-    def _pass(self, chunk: Chunk, points: Sequence[Tensor]) -> tuple[Recorder, Tensor]:
-        """Watch a pass over some samples with the first of several parameters [P]."""
-        if not (isinstance(chunk.inputs, Tensor) and isinstance(chunk.targets, Tensor)):
-            raise NotLinear
-        recorder = Recorder([self._objective.space.unflatten(point) for point in points])
-        with recorder:
-            outputs = run_with(self._model, recorder.tables[0], *arguments(chunk.inputs))
-        recorder.keep(outputs)
-        loss = self._objective.loss_function
-        if not isinstance(outputs, Tensor) or not recorder.first:
-            raise NotLinear
-        if loss(outputs, chunk.targets).ndim != 1:
-            raise NotLinear
-        if isinstance(loss, CrossEntropy) and chunk.targets.min() < 0:
-            raise NotLinear  # a sample that does not count
-        return recorder, outputs
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What is the same at all points, of some of the samples.
+
+    Attributes:
+        targets: [B, ...].
+        first: by the names of first layers, their outputs [1 + D, out, B].
+        kept: what later operations take, as [features, B], or as it is.
+    """
+
+    targets: Tensor
+    first: Mapping[str, Tensor]
+    kept: Mapping[str, Any]
+
+
+def _part(
+    chain: Chain,
+    points: Sequence[Mapping[str, Tensor]],
+    plain: Mapping[str, Any],
+    targets: Tensor,
+    rows: slice,
+) -> _Part:
+    """Return a part of the samples of a chunk.
+
+    Args:
+        chain: the network.
+        points: the parameters at θ, and the directions.
+        plain: what does not depend on the parameters, of the whole chunk.
+        targets: of the whole chunk.
+        rows: which of its samples.
+    """
+    first = {
+        layer.name: torch.stack(
+            [
+                F.linear(
+                    plain[layer.source][rows],
+                    point[layer.weight],
+                    None if layer.bias is None else point[layer.bias],
+                ).T
+                for point in points
+            ]
+        )
+        for layer in chain.layers
+        if layer.is_first
+    }
+    kept = {
+        name: _columns(plain[name], rows if of_samples else slice(None))
+        for name, of_samples in chain.kept.items()
+    }
+    return _Part(targets[rows], first, kept)
+
+
+def _columns(value: Any, rows: slice) -> Any:
+    """Return [B, features] as [features, B], [features] as [features, 1], a number as it is."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return value[:, None] if value.ndim == 1 else value[rows].T.contiguous()
+
+
+def _watched_samples(objective: Objective) -> Chunk:
+    """Return a few samples, if they and their targets are single tensors."""
+    chunk = next(objective.chunks(_WATCHED))
+    if not (isinstance(chunk.inputs, Tensor) and isinstance(chunk.targets, Tensor)):
+        raise CannotStackError("inputs or targets are more than one tensor")
+    ignores = isinstance(objective.loss_function, CrossEntropy)
+    if ignores and any(bool((chunk.targets < 0).any()) for chunk in objective.chunks()):
+        raise CannotStackError("there are targets that do not count")
+    return chunk
+
+
+def _check_shapes(objective: Objective, chain: Chain, chunk: Chunk) -> None:
+    """Refuse tensors that are not [samples, features], and losses that are one number."""
+    plain = chain.plain_values(chunk.inputs)
+    of_samples = {layer.source: True for layer in chain.layers if layer.is_first}
+    for name, rows in {**chain.kept, **of_samples}.items():
+        value = plain[name]
+        if isinstance(value, Tensor):
+            fits = value.ndim == 2 and len(value) == (chunk.size if rows else 1)
+            if not (fits or (value.ndim < 2 and not rows)):
+                shape = list(value.shape)
+                raise CannotStackError(f"{name} has the shape {shape}, not [samples, features]")
+    outputs = objective.outputs(objective.theta, chunk)
+    if objective.loss_function(outputs, chunk.targets).ndim != 1:
+        raise CannotStackError("the loss is one number a batch, not one a sample")
+
+
+def _plan(objective: Objective, chain: Chain) -> Plan:
+    """Return how many points and samples go through at once."""
+    space, size = objective.space, objective.theta.element_size()
+    shapes = dict(zip(space.names, space.shapes, strict=True))
+    names = {
+        first: {n for x in chain.layers if x.is_first is first for n in (x.weight, x.bias) if n}
+        for first in (True, False)
+    }
+    once = names[True] - names[False]
+    widest = max(max(shapes[x.weight][: 1 if x.is_first else 2]) for x in chain.layers)
+    sizes = zip(space.names, space.sizes, strict=True)
+    later = sum(n for name, n in sizes if name not in once)
+    mostly_first = later <= space.size / 2
+    samples = min(objective.chunk_size, objective.num_samples)
+    # Of another loss it is not known that a sample's value depends on no other: no chunk is cut.
+    rows = min(samples, _ROWS) if isinstance(objective.loss_function, _OF_EACH_SAMPLE) else samples
+    fitting = MEMORY // (widest * size)  # samples times points
+    batch = max(2 if mostly_first else 1, fitting // rows)
+    batch = min(_MOST, batch, 64 * MEMORY // max(later * size, 1))
+    if batch < 2 or (batch < _ENOUGH and not mostly_first):
+        raise CannotStackError("a pass is arithmetic already: several points at once gain nothing")
+    return Plan(batch, min(samples, max(rows, fitting // batch)), frozenset(once))
 
 
 class _Points:
-    """What the calls of `linear` give at K points, in memory that the next pass uses again.
+    """What layers give at K points, in memory that the next pass uses again.
 
     Args:
         steps: of the points [K, D].
@@ -230,19 +295,19 @@ class _Points:
         self._steps, self._weights, self._buffers = steps, weights, buffers
         self._columns = list(steps.T[..., None, None].unbind())  # D of [K, 1, 1]
 
-    def layer(self, first: Mapping[int, Tensor], layer: Layer, inputs: Tensor) -> Tensor:
-        """Return the outputs [K, out, B] of a call on inputs [K, in, B], or on plain ones.
+    def layer(self, first: Mapping[str, Tensor], layer: Layer, inputs: Tensor | None) -> Tensor:
+        """Return the outputs [K, out, B] of a layer.
 
         Args:
-            first: of calls on plain inputs, by their numbers, see `Recorder.first`.
+            first: of first layers, the outputs [1 + D, out, B] for θ and for each direction.
             layer: the call.
-            inputs: of no use if they are plain.
+            inputs: [K, in, B]; None for a first layer.
         """
-        kept = first.get(layer.number)
-        if kept is not None:
-            return self._affine(kept, self._out(layer.number, *kept.shape[1:]))
+        if inputs is None:
+            kept = first[layer.name]
+            return self._affine(kept, self._out(layer.name, *kept.shape[1:]))
         matrix = self._weights[layer.weight]  # [K, out, in]
-        out = self._out(layer.number, matrix.shape[1], inputs.shape[2])
+        out = self._out(layer.name, matrix.shape[1], inputs.shape[2])
         if layer.bias is None:
             return torch.bmm(matrix, inputs, out=out)
         return torch.baddbmm(self._weights[layer.bias], matrix, inputs, out=out)
@@ -258,8 +323,8 @@ class _Points:
             out.addcmul_(column, kept[number])
         return out
 
-    def _out(self, number: int, width: int, rows: int) -> Tensor:
-        return self._buffers.get(number, (self._steps.shape[0], width, rows))
+    def _out(self, name: str, width: int, rows: int) -> Tensor:
+        return self._buffers.get(name, (self._steps.shape[0], width, rows))
 
 
 class _Buffers:
@@ -267,10 +332,10 @@ class _Buffers:
 
     def __init__(self, kind: Tensor) -> None:
         self._kind = kind
-        self._kept: dict[int | str, Tensor] = {}
-        self._views: dict[tuple, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def get(self, name: int | str, shape: tuple[int, ...]) -> Tensor:
+    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return memory of a name and of a shape."""
         view = self._views.get((name, shape))
         if view is None:
@@ -283,8 +348,8 @@ class _Buffers:
         return view
 
 
-def _is_classifier(outputs: Tensor, targets: Tensor) -> bool:
-    return outputs.ndim == 3 and targets.ndim == 1 and not targets.is_floating_point()
+def _are_classes(targets: Tensor) -> bool:
+    return targets.ndim == 1 and not targets.is_floating_point()
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor, smoothing: float, spare: Tensor) -> Tensor:

@@ -1,150 +1,171 @@
-"""What a landscape is looked at: checkpoints that name their model and data, and tasks."""
+"""The weights that a landscape is looked at: where they come from, and as points of one space."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.errors import CheckpointError, InvalidArgumentError
-from flatkit.landscape.trajectories import Waypoint
 from flatkit.objective.function import Objective
 from flatkit.objective.task import Task
 
-Subject: TypeAlias = Task | Checkpoint | Callable[[], Task]
+WeightSource: TypeAlias = Task | Checkpoint | Callable[[], Task]
 """A function makes its task when it is its turn, so that many need not be in memory at once."""
 
 
-def task_of(subject: Subject) -> Task:
-    """Return the task of a subject.
+@dataclass(frozen=True, eq=False)
+class Waypoint:
+    """One checkpoint as a point of parameter space.
+
+    Attributes:
+        name: for the picture.
+        theta: its parameters [P].
+        buffers: its floating-point buffers by name, such as running statistics.
+        epoch: of the training, if it is known.
+
+    >>> Waypoint("epoch 1", torch.zeros(2)).name
+    'epoch 1'
+    """
+
+    name: str
+    theta: Tensor
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    epoch: int | None = None
+
+
+def check_alike(waypoints: Sequence[Waypoint]) -> None:
+    """Refuse checkpoints of different shapes, or with weights that are not finite.
+
+    Raises:
+        InvalidArgumentError: the checkpoint is named.
+
+    >>> check_alike([Waypoint("a", torch.zeros(2)), Waypoint("b", torch.ones(2))])
+    """
+    first = waypoints[0]
+    for waypoint in waypoints:
+        if waypoint.theta.shape != first.theta.shape:
+            raise InvalidArgumentError(
+                f"{waypoint.name} has {waypoint.theta.numel()} parameters and {first.name} has "
+                f"{first.theta.numel()}; give checkpoints of one architecture"
+            )
+        if waypoint.buffers.keys() != first.buffers.keys():
+            different = ", ".join(sorted(waypoint.buffers.keys() ^ first.buffers.keys())[:3])
+            raise InvalidArgumentError(
+                f"{waypoint.name} and {first.name} have different buffers ({different}); "
+                "give checkpoints of one architecture"
+            )
+        if not waypoint.theta.isfinite().all():
+            raise InvalidArgumentError(
+                f"{waypoint.name} has NaN or infinite weights; leave this checkpoint out"
+            )
+
+
+def task_of(source: WeightSource) -> Task:
+    """Return the task of a source of weights.
 
     Raises:
         CheckpointError: a checkpoint does not name its model, or has weights that are not finite.
-        InvalidArgumentError: it is no subject.
+        InvalidArgumentError: it is no source.
 
     >>> from torch import nn
     >>> task = Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1)))
     >>> task_of(task) is task_of(lambda: task)
     True
     """
-    if isinstance(subject, Task):
-        return subject
-    if isinstance(subject, Checkpoint):
-        return subject.task()
-    if callable(subject):
-        return subject()
+    if isinstance(source, Task):
+        return source
+    if isinstance(source, Checkpoint):
+        return source.task()
+    if callable(source):
+        return source()
     raise InvalidArgumentError(
         "a landscape is that of checkpoints (flatkit.load) or tasks (flatkit.Task), got a "
-        f"{type(subject).__name__}"
+        f"{type(source).__name__}"
     )
-
-
-def origin_of(task: Task) -> dict[str, Any]:
-    """Return what a surface says of the weights, ready for JSON.
-
-    >>> from torch import nn
-    >>> data = (torch.ones(1, 1), torch.ones(1, 1))
-    >>> origin_of(Task(nn.Linear(1, 1), "mse", data, name="mine"))
-    {'name': 'mine', 'sha256': None, 'epoch': None}
-    """
-    origin = task.origin
-    return {
-        "name": task.name or "model",
-        "sha256": origin.get("sha256"),
-        "epoch": origin.get("epoch"),
-    }
-
-
-def folder_of(task: Task) -> str:
-    """Return the name of the folder of a checkpoint, for the run that it is of.
-
-    >>> from torch import nn
-    >>> data = (torch.ones(1, 1), torch.ones(1, 1))
-    >>> folder_of(Task(nn.Linear(1, 1), "mse", data, origin={"path": "runs/gam/epoch-1.pt"}))
-    'gam'
-    """
-    path = task.origin.get("path")
-    return (Path(path).absolute().parent.name if path else "") or task.name or "model"
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedWeights:
-    """The weights of one subject, without its data.
+    """A model with the weights of one source, without its data.
 
     Attributes:
-        origin: `{"name", "sha256", "epoch"}`.
-        where: the file, for messages.
         model: holds the weights.
+        name: of the checkpoint or task.
+        sha256: of the file, if there is one.
+        epoch: of the training, if it is known.
+        path: of the file, if there is one.
 
     >>> from torch import nn
     >>> data = (torch.ones(1, 1), torch.ones(1, 1))
-    >>> task = Task(nn.Linear(1, 1), "mse", data)
-    >>> objective = Objective(task.model, "mse", data)
-    >>> LoadedWeights.of(task).stop("a", objective, buffers=False).theta.shape
+    >>> weights = LoadedWeights.of(Task(nn.Linear(1, 1), "mse", data, name="mine"))
+    >>> weights.origin
+    {'name': 'mine', 'sha256': None, 'epoch': None}
+    >>> weights.waypoint("a", Objective(weights.model, "mse", data)).theta.shape
     torch.Size([2])
     """
 
-    origin: dict[str, Any]
-    where: str
     model: Any
+    name: str
+    sha256: str | None
+    epoch: int | None
+    path: str | None
 
     @classmethod
-    def of(cls, subject: Subject) -> "LoadedWeights":
-        """Return the place; of a checkpoint no data are built.
+    def of(cls, source: WeightSource) -> "LoadedWeights":
+        """Load the weights of a source; of a checkpoint no data are built.
 
         Raises:
             CheckpointError: its weights are not finite, or it does not name its model.
         """
-        if not isinstance(subject, Checkpoint):
-            task = task_of(subject)
-            origin = origin_of(task)
-            return cls(origin, str(task.origin.get("path", origin["name"])), task.model)
-        for tensor, count in subject.non_finite().items():
+        if not isinstance(source, Checkpoint):
+            task = task_of(source)
+            known = (task.origin.get(key) for key in ("sha256", "epoch", "path"))
+            return cls(task.model, task.name or "model", *known)
+        for tensor, count in source.non_finite().items():
             raise CheckpointError(
-                f"{subject.path} cannot be used: {count} values of {tensor} are NaN or infinite; "
+                f"{source.path} cannot be used: {count} values of {tensor} are NaN or infinite; "
                 "leave this checkpoint out"
             )
-        origin = {"name": subject.name, "sha256": subject.sha256, "epoch": subject.epoch}
-        return cls(origin, subject.path, subject.build_model())
+        model = source.build_model()
+        return cls(model, source.name, source.sha256, source.epoch, source.path)
 
-    def stop(self, name: str, objective: Objective, *, buffers: bool) -> Waypoint:
-        """Return it as a point of the objective's space.
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a surface says of the weights, ready for JSON."""
+        return {"name": self.name, "sha256": self.sha256, "epoch": self.epoch}
+
+    @property
+    def run(self) -> str:
+        """The run that the weights are of: the folder of the file, or else the name."""
+        return (Path(self.path).absolute().parent.name if self.path else "") or self.name
+
+    def waypoint(self, name: str, objective: Objective, *, with_buffers: bool = False) -> Waypoint:
+        """Return the weights as a point of the objective's space.
 
         Raises:
-            CheckpointError: it is of another architecture, or differs in what is frozen.
+            CheckpointError: they are of another architecture, or differ in what is frozen.
         """
+        where = self.path or self.name
         own = {n: p.detach().to(objective.theta) for n, p in self.model.named_parameters()}
         wanted = {n: p.detach() for n, p in objective.model.named_parameters()}
         for parameter in sorted(own.keys() ^ wanted.keys()):
-            where = "has no" if parameter in wanted else "has another"
+            has = "has no" if parameter in wanted else "has another"
             raise CheckpointError(
-                f"{self.where} {where} parameter {parameter}: the checkpoints are of different "
+                f"{where} {has} parameter {parameter}: the checkpoints are of different "
                 "architectures"
             )
         for parameter, weights in wanted.items():
-            self._check(parameter, own[parameter], weights, objective)
-        floating = {
+            _check(where, parameter, own[parameter], weights, objective)
+        buffers = {
             n: b.detach().to(objective.theta)
             for n, b in self.model.named_buffers()
-            if b.is_floating_point()
+            if with_buffers and b.is_floating_point()
         }
-        return Waypoint(name, objective.space.flatten(own), floating if buffers else {})
-
-    def _check(
-        self, name: str, own: torch.Tensor, wanted: torch.Tensor, objective: Objective
-    ) -> None:
-        if own.shape != wanted.shape:
-            raise CheckpointError(
-                f"{self.where} is of another architecture: {name} has the shape "
-                f"{list(own.shape)} there and {list(wanted.shape)} in the others"
-            )
-        if name not in objective.space.names and not torch.equal(own, wanted.to(own)):
-            raise CheckpointError(
-                f"{self.where} differs from the others in {name}, which the model has frozen: no "
-                "line or plane leads there; let it require gradients"
-            )
+        return Waypoint(name, objective.space.flatten(own), buffers, self.epoch)
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -161,3 +182,17 @@ def distinct(names: Sequence[str]) -> list[str]:
             candidate = f"{name} ({number})"
         found.append(candidate)
     return found
+
+
+def _check(where: str, name: str, own: Tensor, wanted: Tensor, objective: Objective) -> None:
+    """Refuse a parameter of another shape, or one that is frozen and differs."""
+    if own.shape != wanted.shape:
+        raise CheckpointError(
+            f"{where} is of another architecture: {name} has the shape "
+            f"{list(own.shape)} there and {list(wanted.shape)} in the others"
+        )
+    if name not in objective.space.names and not torch.equal(own, wanted.to(own)):
+        raise CheckpointError(
+            f"{where} differs from the others in {name}, which the model has frozen: no "
+            "line or plane leads there; let it require gradients"
+        )

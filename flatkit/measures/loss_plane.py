@@ -1,11 +1,17 @@
 """Loss and accuracy on the plane of two random directions through the checkpoint."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flatkit.checks import check_odd
 from flatkit.measures.base import Measure
-from flatkit.measures.loss_slice import ExtentSettings, direction_settings
+from flatkit.measures.loss_slice import (
+    ExtentSettings,
+    about_directions,
+    around_checkpoint,
+    as_json,
+    random_directions,
+)
 from flatkit.results import Result
 from flatkit.settings import setting
 
@@ -24,32 +30,16 @@ class PlaneSettings:
 
 def run(session: "Session") -> list[Result]:
     """Return what was found on the plane of two filter-normalised directions."""
-    import torch
-
-    from flatkit.landscape.directions import random_direction
-    from flatkit.landscape.old_surface import loss_plane, symmetric_grid
-
-    objective, generator = session.objective, session.generator("plane")
-    first, second = (
-        random_direction(objective.space, objective.theta, generator=generator) for _ in range(2)
-    )
-    extent, points = session.own(ExtentSettings).extent, session.own(PlaneSettings).plane_points
-    steps = symmetric_grid(extent, points)
+    subspace = random_directions(session, session.generator("plane"), dimensions=2)
+    points = session.own(PlaneSettings).plane_points
     with session.meter() as cost:
-        plane = loss_plane(
-            objective,
-            first=first,
-            second=second,
-            x=steps,
-            y=steps,
-            progress=lambda done, total: session.report("loss_plane", done, total),
+        plane = around_checkpoint(session, subspace, points, ("loss", "accuracy")).measure(
+            progress=lambda done, total: session.report("loss_plane", done, total)
         )
         spent = cost()
-    value: dict[str, Any] = {"x": plane.x, "y": plane.y, "loss": plane.loss}
-    if plane.accuracy is not None:
-        value["accuracy"] = plane.accuracy
-    cosine = float(first @ second) / float(first.norm() * second.norm())
-    used = {**direction_settings(session, torch.stack([first, second])), "cosine": cosine}
+    value = {name: steps.tolist() for name, steps in plane.axes.items()}
+    value |= {name: as_json(found) for name, found in plane.quantities.items()}
+    used = {**about_directions(session, [subspace], plane), "cosine": subspace.cosine}
     return [Result("loss_plane", value, 0.0, settings=used, cost=spent)]
 
 

@@ -1,19 +1,26 @@
 """Loss, accuracy and gradient norm along random directions through the checkpoint."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from flatkit.checks import check_count, check_odd, check_positive
+from flatkit.landscape.surface import Surface
 from flatkit.measures.base import Measure
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.results import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator
 
+    from flatkit.landscape.job import LandscapeJob
+    from flatkit.landscape.settings import Quantity
+    from flatkit.landscape.subspaces import Subspace
     from flatkit.measures.session import Session
 
 
@@ -42,57 +49,92 @@ class SliceSettings:
     )
 
 
+_QUANTITIES: "tuple[Quantity, ...]" = ("loss", "accuracy", "gradient_norm")
+
+
 def run(session: "Session") -> list[Result]:
     """Return what was found along filter-normalised directions, with standard errors over them."""
-    import torch
-
-    from flatkit.landscape.directions import random_direction
-    from flatkit.landscape.old_surface import loss_slice, symmetric_grid
-
-    own, objective = session.own(SliceSettings), session.objective
-    generator = session.generator("slice")
-    directions = torch.stack(
-        [
-            random_direction(objective.space, objective.theta, generator=generator)
-            for _ in range(own.slice_directions)
-        ]
-    )
+    own, generator = session.own(SliceSettings), session.generator("slice")
+    number, points = own.slice_directions, own.slice_points
+    subspaces = [random_directions(session, generator, dimensions=1) for _ in range(number)]
+    lines: list[Surface] = []
     with session.meter() as cost:
-        found = loss_slice(
-            objective,
-            directions=directions,
-            coordinate=symmetric_grid(session.own(ExtentSettings).extent, own.slice_points),
-            progress=lambda done, total: session.report("loss_slice", done, total),
-        )
+        for subspace in subspaces:
+
+            def report(done: int, total: int, before: int = len(lines)) -> None:
+                session.report("loss_slice", before * total + done, number * total)
+
+            job = around_checkpoint(session, subspace, points, _QUANTITIES)
+            lines.append(job.measure(progress=report))
         spent = cost()
-    quantities = {
-        "loss": found.loss,
-        "accuracy": found.accuracy,
-        "gradient_norm": found.gradient_norm,
+    rows = {
+        name: [as_json(line.quantities[name]) for line in lines] for name in lines[0].quantities
     }
-    present = {name: rows for name, rows in quantities.items() if rows is not None}
     return [
         Result(
             "loss_slice",
-            {"coordinate": found.coordinate, **present},
-            {name: _standard_errors(rows) for name, rows in present.items()},
+            {"coordinate": lines[0].axes["t"].tolist(), **rows},
+            {name: _standard_errors(found) for name, found in rows.items()},
             error_kind="standard_error",
-            settings=direction_settings(session, directions),
+            settings=about_directions(session, subspaces, lines[0]),
             cost=spent,
         )
     ]
 
 
-def direction_settings(session: "Session", directions: "Tensor") -> dict[str, Any]:
-    """Return how random directions [K, P] were made, ready for JSON."""
+def random_directions(session: "Session", generator: "Generator", *, dimensions: int) -> "Subspace":
+    """Return a random line or plane through the checkpoint."""
+    from flatkit.landscape.directions.random import random_subspace
+
+    objective = session.objective
+    return random_subspace(
+        objective.space,
+        objective.theta,
+        dimensions=dimensions,
+        seed=session.own(ObjectiveSettings).seed,
+        generator=generator,
+        may_be_flat=True,  # a model without matrices must not stop the other measures
+    )
+
+
+def around_checkpoint(
+    session: "Session", subspace: "Subspace", points: int, quantities: "Sequence[Quantity]"
+) -> "LandscapeJob":
+    """Return the job of a line or plane that reaches as far to each side of the checkpoint."""
+    from flatkit.landscape.job import LandscapeJob
+
+    extent, half = session.own(ExtentSettings).extent, points // 2
+    steps = numpy.array([extent * (i / half) for i in range(-half, half + 1)])  # 0 in the middle
+    axes = {"t": steps} if len(subspace.vectors) == 1 else {"x": steps, "y": steps}
+    return LandscapeJob({"train": session.objective}, subspace, axes, quantities=quantities)
+
+
+def about_directions(
+    session: "Session", subspaces: "Sequence[Subspace]", surface: Surface
+) -> dict[str, Any]:
+    """Return how random directions were made and looked at, ready for JSON."""
+    said = [subspace.describe() for subspace in subspaces]
+    norms = [norm for each in said for norm in each["norms"]]
     return {
-        "normalization": "filter",
-        "one_dimensional": "zero",
-        "num_directions": len(directions),
-        "direction_norms": directions.double().norm(dim=1).tolist(),
-        "weight_norm": float(session.objective.theta.double().norm()),
+        "normalization": said[0]["normalization"],
+        "one_dimensional": said[0]["one_dimensional"],
+        "num_directions": len(norms),
+        "direction_norms": norms,
+        "weight_norm": said[0]["weight_norm"],
         "seed": session.own(ObjectiveSettings).seed,
+        "evaluation": dict(surface.header["evaluation"]["train"]),
     }
+
+
+def as_json(values: numpy.ndarray) -> Any:
+    """Return values as lists, with None where one is no number; infinity stays.
+
+    >>> as_json(numpy.array([[1.0, math.nan], [math.inf, 0.0]]))
+    [[1.0, None], [inf, 0.0]]
+    """
+    found = values.astype(object)
+    found[numpy.isnan(values)] = None
+    return found.tolist()
 
 
 def _standard_errors(rows: "list[list[float | None]]") -> "list[float | None]":

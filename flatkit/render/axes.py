@@ -1,9 +1,10 @@
 """What quantities, axes and directions are called in pictures of surfaces."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from flatkit.landscape.directions import DIRECTIONS, kind_named
+from flatkit.landscape.directions.kind import Kind, about
 from flatkit.landscape.surface import Surface
 from flatkit.render.notation import significant
 
@@ -12,12 +13,6 @@ _QUANTITIES: Mapping[str, str] = {
     "gradient_norm": "gradient norm ‖∇L‖",
     "accuracy": "accuracy (%)",
     "top_eigenvalue": "top eigenvalue λmax",
-}
-_INDEX = "₁₂"
-_SCALED = {
-    "filter": "filter-normalised ",
-    "layer": "layer-normalised ",
-    "none": "unit ",
 }
 _STATISTICS = {
     "reestimate": "BatchNorm statistics estimated again at every point",
@@ -56,12 +51,24 @@ def in_units(surface: Surface, quantity: str) -> Any:
 
 
 def kind_of(surface: Surface) -> str:
-    """Return `random`, `eigenvectors`, `pca`, `checkpoints` or `given`.
+    """Return the kind of the directions, a name of `flatkit.landscape.directions.DIRECTIONS`.
 
     >>> kind_of(Surface({"t": [0.0, 1.0]}, {}, {"directions": {"kind": "pca"}}))
     'pca'
     """
-    return str((surface.header.get("directions") or {}).get("kind", "random"))
+    return str(about(surface).get("kind", "random"))
+
+
+def directions_of(surface: Surface) -> Kind:
+    """Return what is known of the kind of the directions.
+
+    A kind of a package that is not installed here is labelled as given vectors are.
+
+    >>> directions_of(Surface({"t": [0.0, 1.0]}, {}, {"directions": {"kind": "toy"}})).name
+    'given'
+    """
+    kind = kind_of(surface)
+    return kind_named(kind if kind in DIRECTIONS.names else "given")
 
 
 def axis_label(surface: Surface, number: int) -> str:
@@ -71,29 +78,7 @@ def axis_label(surface: Surface, number: int) -> str:
     >>> axis_label(Surface({"t": [0.0, 1.0]}, {}, {"directions": directions}), 0)
     'along eigenvector 1  (λ = 3.21)'
     """
-    about = surface.header.get("directions") or {}
-    kind, plane = kind_of(surface), len(surface.axes) == 2
-    if kind == "eigenvectors" and "eigenvalues" in about:
-        value = significant(float(about["eigenvalues"][number]), 3)
-        return f"along eigenvector {number + 1}  (λ = {value})"
-    if kind == "pca" and "explained_variance" in about:
-        share = 100 * float(about["explained_variance"][number])
-        return f"principal axis {number + 1}  ({share:.3g} %)"
-    if kind == "checkpoints" and plane:
-        return f"distance ‖Δθ‖, axis {number + 1}"
-    if kind == "checkpoints" and len(surface.header.get("markers", ())) == 2:
-        first, second = (short_name(m["name"]) for m in surface.header["markers"])
-        return f"step t  (0: {first}, 1: {second})"
-    index = _INDEX[number] if plane else ""
-    norms = about.get("norms") or ()
-    length = (
-        f"  (‖d{index}‖ = {significant(float(norms[number]), 3)})" if len(norms) > number else ""
-    )
-    return f"step t{index}{length}"
-
-
-def _norms(surface: Surface) -> Sequence[float]:
-    return (surface.header.get("directions") or {}).get("norms") or ()
+    return directions_of(surface).axis_label(surface, number, significant)
 
 
 def common_label(lines: Sequence[Surface]) -> str:
@@ -104,29 +89,21 @@ def common_label(lines: Sequence[Surface]) -> str:
     'step t  (‖d‖ = 2.00 to 3.00)'
     """
     labels = {axis_label(line, 0) for line in lines}
-    if len(labels) == 1:
-        return labels.pop()
-    kinds = {kind_of(line) for line in lines}
-    if kinds == {"eigenvectors"}:
-        return "along eigenvector 1 of each"
-    norms = [float(x) for line in lines for x in _norms(line)[:1]]
-    if kinds <= {"random", "given"} and len(norms) == len(lines):
-        low, high = (significant(end(norms), 3) for end in (min, max))
-        return f"step t  (‖d‖ = {low} to {high})"
-    return "step t"
+    if len(labels) > 1:
+        labels = {directions_of(line).shared_label(lines, significant) for line in lines}
+    return labels.pop() if len(labels) == 1 else "step t"
 
 
 def explanation(surfaces: Sequence[Surface]) -> str:
     """Return the footnote: along what, what stands still, what was interpolated.
 
-    >>> about = {"kind": "random", "normalization": "filter", "one_dimensional": "zero"}
-    >>> explanation([Surface({"t": [0.0, 1.0]}, {}, {"directions": about})])
+    >>> said = {"kind": "random", "normalization": "filter", "one_dimensional": "zero"}
+    >>> explanation([Surface({"t": [0.0, 1.0]}, {}, {"directions": said})])
     'along a random filter-normalised direction d; biases and BatchNorm parameters stay'
     """
     first = surfaces[0]
-    about = first.header.get("directions") or {}
-    parts = [_along(first)]
-    if about.get("one_dimensional") == "zero":
+    parts = [directions_of(first).footnote(first, significant)]
+    if about(first).get("one_dimensional") == "zero":
         parts.append("biases and BatchNorm parameters stay")
     statistics = first.header.get("statistics")
     if statistics in _STATISTICS:
@@ -138,35 +115,6 @@ def explanation(surfaces: Sequence[Surface]) -> str:
     return "; ".join(parts)
 
 
-def _along(surface: Surface) -> str:
-    about = surface.header.get("directions") or {}
-    kind, plane = kind_of(surface), len(surface.axes) == 2
-    if kind == "eigenvectors":
-        which = "unit eigenvectors" if plane else "a unit eigenvector"
-        return f"distances ‖Δθ‖ along {which} of the Hessian"
-    if kind == "pca":
-        return _of_path(surface)
-    if kind == "checkpoints":
-        return "through three checkpoints" if plane else "from one checkpoint to the other"
-    scaled = _SCALED.get(str(about.get("normalization")), "")
-    word = "random " if kind == "random" else "given "
-    if plane:
-        return f"along {word}{scaled}directions d₁, d₂ of each run"
-    return f"along a {word}{scaled}direction d"
-
-
-def _of_path(surface: Surface) -> str:
-    path = surface.header.get("path") or {}
-    off = [float(x) for x in path.get("off_plane", ())]
-    text = f"distances ‖Δθ‖ along principal axes of {len(off)} checkpoints, through the last"
-    text += "; in brackets: of the variance"
-    if off and max(off) > 0:
-        where = "plane" if len(surface.axes) == 2 else "line"
-        text += f"; the path is projected, its points lie up to {significant(max(off), 2)} off"
-        text += f" the {where}"
-    return text
-
-
 def tick_text(value: float) -> str:
     """Return a round number without zeros that say nothing.
 
@@ -175,14 +123,3 @@ def tick_text(value: float) -> str:
     """
     text = f"{value:.6g}"
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-
-
-def short_name(name: str) -> str:
-    """Return what is left of a checkpoint's name in the middle of a picture.
-
-    >>> short_name("gam/epoch-0010")
-    'epoch 10'
-    """
-    last = Path(name).name
-    epoch = last.removeprefix("epoch-")
-    return f"epoch {int(epoch)}" if last != epoch and epoch.isdigit() else last

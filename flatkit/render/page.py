@@ -9,13 +9,13 @@ import numpy
 
 from flatkit.errors import MissingDependencyError, ResultError
 from flatkit.files.atomic import write_text_atomically
+from flatkit.landscape.directions.kind import short_name
 from flatkit.landscape.surface import Surface
 from flatkit.render.axes import (
     axis_label,
     explanation,
     in_units,
     quantity_label,
-    short_name,
     tick_text,
 )
 from flatkit.render.figures.colour_scale import Scale, scale_of

@@ -59,8 +59,8 @@ def folder(tmp_path_factory) -> Path:
 
     save_file(layers.state_dict(), folder / "weights.safetensors")
     for name in ("sgd", "gam"):
-        small = ("--points", "3", "--line", "--no-figures")
-        main(["landscape", str(folder / "a" / "ckpt.pt"), "--out", str(folder / name), *small])
+        few = ("--points", "3", "--line", "--no-figures")
+        main(["landscape", str(folder / "a" / "ckpt.pt"), "--out", str(folder / name), *few])
     for seed, name in enumerate(("sgd", "gam", "sam")):
         results = [
             Result("top_eigenvalues", [2.0 + seed], [0.1]),

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from flatkit import checkpoints
-from flatkit.landscape import load_surface
-from flatkit.landscape.evaluate import Engine
+from flatkit.landscape import LandscapeJob, load_surface
 from flatkit.results import Report, load_results
 from flatkit.training import read_history, train
 from flatkit.training.run import stored_config
@@ -100,13 +99,13 @@ def test_a_half_done_landscape_goes_on_where_it_was(tmp_path, monkeypatch, capsy
     text = json.dumps(job, ensure_ascii=False).encode()
     lines[0] = b"%08x %s" % (zlib.crc32(text), text)
     (tmp_path / f"{name}.journal").write_bytes(b"\n".join([*lines, b""]))
-    measured, values = [], Engine.values
+    measured, values = [], LandscapeJob._values
 
-    def counted(self, steps):
-        measured.extend(steps)
-        return values(self, steps)
+    def counted(self, part):
+        measured.extend(part)
+        return values(self, part)
 
-    monkeypatch.setattr(Engine, "values", counted)
+    monkeypatch.setattr(LandscapeJob, "_values", counted)
     arguments = ["--line", "--points", "7", "--no-figures", "--out", str(tmp_path)]
     assert main(["landscape", str(FILES / "runs" / "gam" / "ckpt.pt"), *arguments]) == 0
     assert len(measured) == 4

@@ -1,4 +1,4 @@
-"""The engine against plain loops that share no code with it."""
+"""Points of a plane against plain loops that share no code with it."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
-from flatkit.landscape.evaluate import Engine, batches
+from flatkit.landscape.evaluate import batches, evaluator
 from tests.cases import CASES, reference_function
 
 EVERY = ("loss", "accuracy", "gradient_norm")
@@ -37,9 +37,9 @@ def small(act: type[nn.Module] = nn.ReLU, widths=(6, 8, 7, 3), n=40):
 @pytest.mark.parametrize("quantities", [("loss",), EVERY])
 def test_every_quantity_is_that_of_the_moved_model(case, quantities):
     objective, directions = setup(case, chunk_size=9)
-    engine = Engine(objective, objective.theta, directions, quantities=quantities)
+    evaluate = evaluator(objective, objective.theta, directions, quantities=quantities)
     function, theta = reference_function(case)
-    found = [values for part in batches(STEPS, engine.batch) for values in engine.values(part)]
+    found = [values for part in batches(STEPS, evaluate.batch) for values in evaluate.values(part)]
     for (a, b), values in zip(STEPS, found, strict=True):
         point = (theta + a * directions[0] + b * directions[1]).requires_grad_()
         loss = function(point)
@@ -53,11 +53,11 @@ def test_small_networks_take_several_points_at_once_and_others_do_not():
     model, data = small()
     objective = Objective(model, "cross_entropy", data)
     directions = torch.randn(2, objective.num_parameters).double()
-    assert Engine(objective, objective.theta, directions).batch == 64
+    assert evaluator(objective, objective.theta, directions).batch == 64
     for case in CASES:
         if case.name in {"batchnorm convolution", "attention", "dropout and layernorm"}:
             objective, directions = setup(case)
-            assert Engine(objective, objective.theta, directions).batch == 1, case.name
+            assert evaluator(objective, objective.theta, directions).batch == 1, case.name
 
 
 @pytest.mark.parametrize("chunk_size", [40, 13])
@@ -65,10 +65,10 @@ def test_many_points_at_once_are_those_one_by_one(chunk_size):
     model, (x, y) = small(nn.Tanh)
     objective = Objective(model, "cross_entropy", (x, y), chunk_size=chunk_size)
     directions = torch.randn(2, objective.num_parameters).double()
-    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
-    assert engine.batch > len(STEPS)
+    evaluate = evaluator(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert evaluate.batch > len(STEPS)
     parameters = list(model.parameters())
-    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+    for steps, values in zip(STEPS, evaluate.values(STEPS), strict=True):
         point = objective.theta + torch.tensor(steps, dtype=torch.float64) @ directions
         with torch.no_grad():
             for p, part in zip(
@@ -92,7 +92,7 @@ def test_layers_that_mix_points_fall_back_to_one_by_one():
     _, data = small()
     objective = Objective(Mixing().double(), "cross_entropy", data)
     directions = torch.randn(2, objective.num_parameters).double()
-    assert Engine(objective, objective.theta, directions).batch == 1
+    assert evaluator(objective, objective.theta, directions).batch == 1
 
 
 def test_the_centre_is_the_checkpoint_bit_for_bit_and_nothing_of_it_moves():
@@ -101,8 +101,8 @@ def test_the_centre_is_the_checkpoint_bit_for_bit_and_nothing_of_it_moves():
     before = objective.theta.clone()
     directions = torch.randn(2, objective.num_parameters)
     for batched in (True, False):
-        engine = Engine(objective, objective.theta, directions, batched=batched)
-        found = engine.values(STEPS) if batched else [engine.values([s])[0] for s in STEPS]
+        evaluate = evaluator(objective, objective.theta, directions, batched=batched)
+        found = evaluate.values(STEPS) if batched else [evaluate.values([s])[0] for s in STEPS]
         assert found[0]["loss"] == objective.loss()
     assert torch.equal(objective.theta, before)
     assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), before)
@@ -113,29 +113,29 @@ def test_the_loss_is_always_among_the_values():
     objective = Objective(model, "cross_entropy", data)
     directions = torch.randn(2, objective.num_parameters).double()
     for batched in (True, False):
-        engine = Engine(
+        evaluate = evaluator(
             objective, objective.theta, directions, quantities=("accuracy",), batched=batched
         )
-        assert engine.batch == (64 if batched else 1)
+        assert evaluate.batch == (64 if batched else 1)
         for steps in STEPS:
-            assert engine.values([steps])[0].keys() == {"loss", "accuracy"}
+            assert evaluate.values([steps])[0].keys() == {"loss", "accuracy"}
 
 
 def test_the_cost_is_counted_in_points():
     model, data = small()
     objective = Objective(model, "cross_entropy", data)
     directions = torch.randn(1, objective.num_parameters).double()
-    engine = Engine(objective, objective.theta, directions)
+    evaluate = evaluator(objective, objective.theta, directions)
     assert objective.cost.losses == 0
-    engine.values([[0.1], [0.2], [0.0]])
+    evaluate.values([[0.1], [0.2], [0.0]])
     assert objective.cost.losses == 3
 
 
 def test_statistics_are_estimated_again_at_every_point():
     case = next(case for case in CASES if "batchnorm" in case.name)
     objective, directions = setup(case)
-    engine = Engine(objective, objective.theta, directions, statistics="reestimate")
-    found = engine.values([[0.2, 0.1]])[0]["loss"]
+    evaluate = evaluator(objective, objective.theta, directions, statistics="reestimate")
+    found = evaluate.values([[0.2, 0.1]])[0]["loss"]
     model, (x, y) = case.build(), case.data()
     point = objective.theta + 0.2 * directions[0] + 0.1 * directions[1]
     torch.nn.utils.vector_to_parameters(point, model.parameters())
@@ -146,7 +146,7 @@ def test_statistics_are_estimated_again_at_every_point():
         expected = float(F.cross_entropy(model.eval()(x), y))
     assert found == pytest.approx(expected, rel=1e-12)
     assert found != pytest.approx(
-        Engine(objective, objective.theta, directions).values([[0.2, 0.1]])[0]["loss"], rel=1e-3
+        evaluator(objective, objective.theta, directions).values([[0.2, 0.1]])[0]["loss"], rel=1e-3
     )
 
 
@@ -154,7 +154,7 @@ def test_directions_of_another_network_and_useless_statistics_are_refused():
     model, data = small()
     objective = Objective(model, "cross_entropy", data)
     with pytest.raises(InvalidArgumentError, match="another architecture"):
-        Engine(objective, objective.theta, torch.zeros(2, 5))
+        evaluator(objective, objective.theta, torch.zeros(2, 5))
     with pytest.raises(InvalidArgumentError, match="BatchNorm"):
         directions = torch.zeros(2, objective.num_parameters)
-        Engine(objective, objective.theta, directions, statistics="reestimate")
+        evaluator(objective, objective.theta, directions, statistics="reestimate")

@@ -1,4 +1,4 @@
-"""Surveys: previews, what a fingerprint tells apart, statistics of which samples."""
+"""Jobs: previews, what a fingerprint tells apart, statistics of which samples."""
 
 import numpy as np
 import pytest
@@ -6,23 +6,23 @@ import torch
 import torch.nn.functional as F
 
 from flatkit import Objective
-from flatkit.landscape import Frame, LandscapeJob, random_frame
+from flatkit.landscape import LandscapeJob, Subspace, random_subspace
 from tests.cases import CASES
 
 CASE = next(case for case in CASES if case.name == "tanh mlp")
 BATCHNORM = next(case for case in CASES if "batchnorm" in case.name)
 
 
-def survey_of(case=CASE, n=17, seed=0, data=None, **settings):
+def job_of(case=CASE, n=17, seed=0, data=None, **settings):
     objective = Objective(case.build(), case.loss, case.data() if data is None else data)
-    frame = random_frame(objective.space, objective.theta, seed=seed)
+    subspace = random_subspace(objective.space, objective.theta, seed=seed)
     steps = np.linspace(-0.5, 0.5, n)
-    return LandscapeJob({"train": objective}, frame, {"x": steps, "y": steps}, **settings)
+    return LandscapeJob({"train": objective}, subspace, {"x": steps, "y": steps}, **settings)
 
 
 def test_previews_show_the_whole_early_and_come_closer():
     seen, counts = [], []
-    whole = survey_of().measure(
+    whole = job_of().measure(
         preview=seen.append, progress=lambda done, total: counts.append((done, total))
     )
     assert len(seen) >= 2 and not any(surface.header["complete"] for surface in seen)
@@ -40,8 +40,8 @@ def test_previews_show_the_whole_early_and_come_closer():
 
 
 def test_a_refined_surface_has_the_measured_values_of_the_whole_one():
-    whole = survey_of(n=33).measure()
-    found = survey_of(n=33, refine=0.01).measure()
+    whole = job_of(n=33).measure()
+    found = job_of(n=33, refine=0.01).measure()
     at = found.measured
     assert set(found.quantities) == {"loss"}
     assert 0.05 < at.mean() < 0.5
@@ -55,8 +55,8 @@ def test_a_refined_surface_has_the_measured_values_of_the_whole_one():
 @pytest.mark.parametrize("tolerance", [0.01, 0.03])
 def test_refinement_of_a_smooth_plane_saves_most_points_and_stays_within_its_tolerance(tolerance):
     settings = {"n": 51, "quantities": ("loss", "gradient_norm")}
-    whole = survey_of(**settings).measure()
-    found = survey_of(**settings, refine=tolerance).measure()
+    whole = job_of(**settings).measure()
+    found = job_of(**settings, refine=tolerance).measure()
     at = found.measured
     assert 0.05 < at.mean() < 0.25
     for name, values in whole.quantities.items():
@@ -72,16 +72,16 @@ def test_the_fingerprint_tells_apart_whatever_changes_a_value():
     x, y = CASE.data()
     other = torch.cat([x[:1] + 1e-9, x[1:]])
     prints = [
-        survey_of(),
-        survey_of(n=19),
-        survey_of(seed=1),
-        survey_of(data=(other, y)),
-        survey_of(data=(x, torch.roll(y, 1))),
-        survey_of(quantities=("loss", "gradient_norm")),
-        survey_of(refine=0.1),
+        job_of(),
+        job_of(n=19),
+        job_of(seed=1),
+        job_of(data=(other, y)),
+        job_of(data=(x, torch.roll(y, 1))),
+        job_of(quantities=("loss", "gradient_norm")),
+        job_of(refine=0.1),
     ]
-    assert len({survey.fingerprint for survey in prints}) == len(prints)
-    assert survey_of().fingerprint == prints[0].fingerprint
+    assert len({job.fingerprint for job in prints}) == len(prints)
+    assert job_of().fingerprint == prints[0].fingerprint
 
 
 def test_statistics_on_test_data_are_estimated_on_the_training_samples():
@@ -91,12 +91,12 @@ def test_statistics_on_test_data_are_estimated_on_the_training_samples():
         for part in (slice(12), slice(12, None))
     )
     direction = torch.randn(1, train.num_parameters, generator=torch.Generator().manual_seed(0))
-    frame = Frame("given", train.theta, 0.1 * direction.double())
+    subspace = Subspace("given", train.theta, 0.1 * direction.double())
     found = LandscapeJob(
-        {"train": train, "test": test}, frame, {"t": np.arange(2.0)}, statistics="reestimate"
+        {"train": train, "test": test}, subspace, {"t": np.arange(2.0)}, statistics="reestimate"
     ).measure()
     model = BATCHNORM.build()
-    point = train.theta + frame.vectors[0]
+    point = train.theta + subspace.vectors[0]
     torch.nn.utils.vector_to_parameters(point, model.parameters())
     model[1].momentum = None  # type: ignore[index]
     model[1].reset_running_stats()  # type: ignore[index]
@@ -112,8 +112,8 @@ def test_infinite_and_missing_values_are_kept_in_the_surface_and_its_file(tmp_pa
 
     matrix = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
     objective = Objective(*quadratic_task(matrix))
-    frame = Frame("given", objective.theta, torch.eye(2).double())
+    subspace = Subspace("given", objective.theta, torch.eye(2).double())
     steps = np.array([0.0, 1e200])
-    found = LandscapeJob({"train": objective}, frame, {"x": steps, "y": steps}).measure()
+    found = LandscapeJob({"train": objective}, subspace, {"x": steps, "y": steps}).measure()
     loss = load_surface(found.save(tmp_path / "a.npz")).quantities["loss"]
     assert loss[0].tolist() == [0.0, np.inf] and loss[1, 0] == -np.inf and np.isnan(loss[1, 1])

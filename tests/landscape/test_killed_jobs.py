@@ -11,8 +11,13 @@ import torch
 from flatkit import checkpoints
 from flatkit.data import DATASETS
 from flatkit.errors import ResultError
-from flatkit.landscape import LandscapeSettings, load_surface, measure_into, plan_landscapes
-from flatkit.landscape.evaluate import Engine
+from flatkit.landscape import (
+    LandscapeJob,
+    LandscapeSettings,
+    load_surface,
+    measure_into,
+    plan_landscapes,
+)
 from flatkit.models import MODELS
 from tests.processes import measure_until_killed, start
 
@@ -46,13 +51,13 @@ def test_no_finished_point_is_measured_again_and_the_result_is_identical(
     settings: dict[str, Any] = {"points": 13, "refine": 0.02, "samples": 60}
     settings["quantities"] = quantities
     passes: list[list] = []
-    plain = Engine.values
+    plain = LandscapeJob._values
 
-    def counted(self, steps):
-        passes.append([tuple(step) for step in steps])
-        return plain(self, steps)
+    def counted(self, points):
+        passes.append([tuple(point) for point in points])
+        return plain(self, points)
 
-    monkeypatch.setattr(Engine, "values", counted)
+    monkeypatch.setattr(LandscapeJob, "_values", counted)
     (job,) = plan_landscapes([checkpoints.load(path)], LandscapeSettings(**settings))
     whole = measure_into(tmp_path / "whole.npz", job)
     everything, fatal = list(passes), len(passes) // 2 + 1

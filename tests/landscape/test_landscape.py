@@ -1,14 +1,16 @@
-"""Directions, slices and planes against closed forms."""
+"""Directions, lines and planes against closed forms."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
-from flatkit.landscape import loss_plane, loss_slice, random_direction
-from flatkit.landscape.old_surface import symmetric_grid
+from flatkit.landscape import LandscapeJob, Subspace, Surface, axis_steps, random_direction
+from flatkit.measures import AnalysisSettings
+from flatkit.measures.loss_slice import as_json
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
 
 
@@ -64,62 +66,74 @@ def test_random_directions_are_nearly_orthogonal_and_follow_the_seed():
     assert torch.equal(one, direction_of(objective, 0))
 
 
-def test_a_slice_of_a_quadratic_is_the_parabola():
+def surface_of(objective, vectors, *steps, theta=None, **settings) -> Surface:
+    subspace = Subspace("given", objective.theta if theta is None else theta, vectors)
+    names = ["t"] if len(steps) == 1 else ["x", "y"]
+    axes = {name: np.asarray(each) for name, each in zip(names, steps, strict=True)}
+    return LandscapeJob({"train": objective}, subspace, axes, **settings).measure()
+
+
+def test_lines_of_a_quadratic_are_parabolas():
     matrix = random_symmetric([4.0, 2.0, -1.0])
     linear = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     objective = Objective(*quadratic_task(matrix, linear))
     theta = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     directions = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double()
-    steps = symmetric_grid(2.0, 9)
-    found = loss_slice(objective, theta, directions=directions, coordinate=steps)
-    for row in range(2):
+    steps = axis_steps(-2.0, 2.0, 9)
+    quantities = ("loss", "accuracy", "gradient_norm")
+    for direction in directions:
+        found = surface_of(objective, direction[None], steps, theta=theta, quantities=quantities)
+        assert set(found.quantities) == {"loss", "gradient_norm"}  # it is no classifier
         for i, t in enumerate(steps):
-            point = theta + t * directions[row]
+            point = theta + t * direction
             loss = 0.5 * point @ matrix @ point + linear @ point
-            assert found.loss[row][i] == pytest.approx(float(loss), rel=1e-12, abs=1e-13)
+            assert found.quantities["loss"][i] == pytest.approx(float(loss), rel=1e-12, abs=1e-13)
             norm = float((matrix @ point + linear).norm())
-            assert found.gradient_norm is not None
-            assert found.gradient_norm[row][i] == pytest.approx(norm, rel=1e-12)
-    assert found.accuracy is None
+            assert found.quantities["gradient_norm"][i] == pytest.approx(norm, rel=1e-12)
 
 
 def test_a_plane_is_oriented_and_its_centre_is_the_checkpoint():
     case = CASES[0]
     objective, (function, theta) = objective_of(case), reference_function(case)
     first, second = direction_of(objective, 0), direction_of(objective, 1)
-    x, y = symmetric_grid(1.0, 5), symmetric_grid(0.5, 3)
-    plane = loss_plane(objective, first=first, second=second, x=x, y=y)
-    assert (len(plane.loss), len(plane.loss[0])) == (3, 5)
+    vectors, x, y = torch.stack([first, second]), axis_steps(-1, 1, 5), axis_steps(-0.5, 0.5, 3)
+    plane = surface_of(objective, vectors, x, y, quantities=("loss", "accuracy")).quantities
+    assert plane["loss"].shape == (3, 5)
     for j, up in enumerate(y):
         for i, right in enumerate(x):
             expected = float(function(theta + right * first + up * second))
-            assert plane.loss[j][i] == pytest.approx(expected, rel=1e-12)
-    assert plane.loss[1][2] == objective.loss()
-    assert plane.accuracy is not None and plane.accuracy[1][2] == objective.accuracy()
-    alone = loss_plane(objective, first=first, second=second, x=x, y=y, with_accuracy=False)
-    assert alone.loss == plane.loss and alone.accuracy is None
+            assert plane["loss"][j, i] == pytest.approx(expected, rel=1e-12)
+    assert plane["loss"][1, 2] == objective.loss()
+    assert plane["accuracy"][1, 2] == objective.accuracy()
+    alone = surface_of(objective, vectors, x, y).quantities
+    assert set(alone) == {"loss"} and np.array_equal(alone["loss"], plane["loss"])
 
 
 def test_points_beyond_the_float_range_are_kept_as_infinite_or_as_no_number():
     matrix = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
     objective = Objective(*quadratic_task(matrix))
     directions = torch.tensor([[1e200, 0.0], [1e200, 1e200]], dtype=torch.float64)
-    found = loss_slice(
-        objective, directions=directions, coordinate=[0.0, 1.0], with_gradient_norm=False
-    )
-    assert found.loss == [[0.0, math.inf], [0.0, None]]
+    found = [
+        surface_of(objective, direction[None], [0.0, 1.0]).quantities["loss"]
+        for direction in directions
+    ]
+    assert found[0].tolist() == [0.0, math.inf] and np.isnan(found[1][1])
+    assert as_json(np.array(found)) == [[0.0, math.inf], [0.0, None]]
 
 
 def test_the_middle_of_a_grid_is_exactly_zero():
     for points in (3, 21, 31, 51):
-        grid = symmetric_grid(0.7, points)
+        grid = axis_steps(-0.7, 0.7, points)
         assert grid[points // 2] == 0.0 and grid[0] == -0.7 and grid[-1] == 0.7
 
 
 @pytest.mark.parametrize(("extent", "points"), [(0.0, 5), (-1.0, 5), (1.0, 4), (1.0, 1)])
 def test_grids_of_zero_width_or_without_a_middle_are_refused(extent, points):
     with pytest.raises(InvalidArgumentError):
-        symmetric_grid(extent, points)
+        AnalysisSettings(extent=extent, slice_points=points)
+    if points != 4:  # which has no middle, and gets one where the centre lies
+        with pytest.raises(InvalidArgumentError):
+            axis_steps(-extent, extent, points)
 
 
 def test_unknown_choices_are_refused():
@@ -130,11 +144,37 @@ def test_unknown_choices_are_refused():
 def test_progress_counts_every_point():
     objective = objective_of(CASES[0])
     seen = []
-    directions = torch.stack([direction_of(objective)])
-    loss_slice(
-        objective,
-        directions=directions,
-        coordinate=[-1, 0, 1],
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    subspace = Subspace("given", objective.theta, direction_of(objective)[None])
+    LandscapeJob(
+        {"train": objective},
+        subspace,
+        {"t": np.array([-1.0, 0.0, 1.0])},
+        quantities=("loss", "gradient_norm"),
+    ).measure(progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_without_a_preview_all_points_are_taken_in_one_go():
+    objective = objective_of(CASES[0])
+    vectors = torch.stack([direction_of(objective, seed) for seed in (0, 1)])
+    subspace, steps = Subspace("given", objective.theta, vectors), axis_steps(-1, 1, 17)
+    counts: dict[str, list[int]] = {"alone": [], "looked at": []}
+    found = [
+        LandscapeJob({"train": objective}, subspace, {"x": steps, "y": steps}).measure(
+            progress=lambda done, _, seen=seen: seen.append(done), preview=preview
+        )
+        for seen, preview in zip(counts.values(), (None, lambda surface: None), strict=True)
+    ]
+    assert counts["alone"] == [64, 128, 192, 256, 289]  # full passes, but for the last
+    assert counts["looked at"][0] < 64
+    np.testing.assert_allclose(*(surface.quantities["loss"] for surface in found), rtol=1e-12)
+
+
+def test_a_surface_says_how_its_points_went_through_and_why():
+    objective = objective_of(CASES[0])
+    vectors = direction_of(objective)[None]
+    many = surface_of(objective, vectors, [0.0, 1.0]).header["evaluation"]["train"]
+    assert many["points_at_once"] == 64 and "linear layers alone" in many["reason"]
+    one = surface_of(objective, vectors, [0.0, 1.0], quantities=("loss", "gradient_norm"))
+    said = {"points_at_once": 1, "reason": "gradient_norm takes one point at a time"}
+    assert one.header["evaluation"]["train"] == said

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from flatkit import Objective
-from flatkit.landscape import loss_slice
-from flatkit.landscape.evaluate import Engine
+from flatkit.landscape import LandscapeJob, Subspace
+from flatkit.landscape.evaluate import evaluator
 from flatkit.objective.losses import CrossEntropy
 
 STEPS = [[0.3, -0.2], [-1.0, 0.5], [0.0, 0.7], [0.4, 0.0]]
@@ -205,13 +206,17 @@ NETWORKS = {
     "two first layers": TwoInputs,
     "on the side": OnTheSide,
     "gated": Gated,
-    "asking": Asking,
     "forking": Forking,
     "forgetful": Forgetful,
-    "by size": BySize,
-    "scaled": Scaled,
     "joined": Joined,
     "normalised": lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=-1), nn.Linear(8, 4)),
+}
+
+
+NO_GRAPHS = {
+    "asking": (Asking, "control flow"),
+    "by size": (BySize, "'len' is not supported"),
+    "scaled": (Scaled, "mul_ changes a tensor in place"),
 }
 
 
@@ -237,13 +242,24 @@ def moved(model: nn.Module, directions, steps) -> nn.Module:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_loss_and_accuracy_are_those_of_the_moved_network(name, n):
     model, (x, y), objective, directions = problem(NETWORKS[name], n)
-    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
-    assert engine.batch > len(STEPS)
-    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+    evaluate = evaluator(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert evaluate.batch > len(STEPS)
+    for steps, values in zip(STEPS, evaluate.values(STEPS), strict=True):
         with torch.no_grad():
             outputs = moved(model, directions, steps)(x)
         assert values["loss"] == pytest.approx(float(F.cross_entropy(outputs, y)), rel=1e-12)
         assert values["accuracy"] == float((outputs.argmax(1) == y).double().mean())
+
+
+@pytest.mark.parametrize("name", NO_GRAPHS)
+def test_networks_that_no_graph_holds_take_one_point_at_a_time_and_say_why(name):
+    build, why = NO_GRAPHS[name]
+    model, (x, y), objective, directions = problem(build)
+    evaluate = evaluator(objective, objective.theta, directions)
+    assert evaluate.batch == 1 and why in evaluate.reason
+    with torch.no_grad():
+        expected = float(F.cross_entropy(moved(model, directions, STEPS[0])(x), y))
+    assert evaluate.values(STEPS[:1])[0]["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 def counted(model: nn.Module) -> tuple[nn.Module, list[int]]:
@@ -256,25 +272,100 @@ def counted(model: nn.Module) -> tuple[nn.Module, list[int]]:
             self.wrapped = model
 
         def forward(self, x):
-            calls.append(len(x))
+            calls.append(1)
             return self.wrapped(x)
 
     return Counting(), calls
 
 
-CHAINS = {"relu", "relu in place", "tanh", "silu", "methods"}
-CHAINS |= {"one layer", "a layer twice", "asking"}
-
-
 @pytest.mark.parametrize("name", NETWORKS)
-def test_only_chains_of_layers_and_activations_are_run_without_the_module(name):
+def test_several_points_are_run_without_the_module_but_for_the_centre(name):
     model, calls = counted(NETWORKS[name]())
     _, _, objective, directions = problem(lambda: model)
-    engine = Engine(objective, objective.theta, directions)
-    assert engine.batch > 1
+    evaluate = evaluator(objective, objective.theta, directions)
+    assert evaluate.batch > 1 and "linear layers alone" in evaluate.reason
     calls.clear()
-    engine.values(STEPS)
-    assert (len(calls) == 0) == (name in CHAINS)
+    evaluate.values(STEPS)
+    assert len(calls) == 0
+    evaluate.values([[0.0, 0.0]])
+    assert len(calls) == 1
+
+
+class Convolution(nn.Module):
+    """Has a convolution before its linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv1d(1, 2, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(self.conv(x[:, None]).flatten(1))
+
+
+class Shared(TwoLayers):
+    """Takes a weight once more, outside of its layer."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x))) + self.last.bias
+
+
+class Beside(nn.Module):
+    """Joins the inputs to what its first layer gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(14, 4)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.first(x), x], -1))
+
+
+class Frozen(TwoLayers):
+    """Has a first layer that does not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.requires_grad_(False)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (Convolution, "conv.weight is no matrix of a linear layer"),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)), r"1 (LayerNorm) is no linear"),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.PReLU()), r"1 (PReLU) is no linear"),
+        (Shared, "last.bias enters through add"),
+        (lambda: Looking(lambda h: h.abs().max() > 1), "control flow"),
+        (
+            lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=0), nn.Linear(8, 4)),
+            "every sample",
+        ),
+        (Beside, "cat joins what moves with what does not"),
+        (Named, "no single tensor"),
+        (lambda: plain(6, 2048, 2048, 4), "gain nothing"),
+    ],
+)
+def test_the_reason_why_points_go_one_at_a_time_is_named(build, why):
+    _, _, objective, directions = problem(build, 300, torch.float32)
+    evaluate = evaluator(objective, objective.theta, directions)
+    assert evaluate.batch == 1 and why in evaluate.reason
+
+
+def test_a_frozen_layer_is_computed_once_and_the_next_is_the_first():
+    model, (x, y), objective, _ = problem(Frozen)
+    free = torch.randn(2, objective.num_parameters).double()
+    evaluate = evaluator(objective, objective.theta, free)
+    assert evaluate.batch > 1
+    for steps, values in zip(STEPS, evaluate.values(STEPS), strict=True):
+        other = copy.deepcopy(model)
+        point = objective.theta + torch.tensor(steps, dtype=torch.float64) @ free
+        nn.utils.vector_to_parameters(point, other.last.parameters())
+        with torch.no_grad():
+            expected = float(F.cross_entropy(other(x), y))
+        assert values["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 class Centred(nn.Module):
@@ -290,22 +381,23 @@ class Centred(nn.Module):
 
 def test_samples_that_depend_on_each_other_are_not_split_anew():
     model, (x, y), objective, directions = problem(Centred, 700)
-    engine = Engine(objective, objective.theta, directions)
+    evaluate = evaluator(objective, objective.theta, directions)
     with torch.no_grad():
         expected = float(F.cross_entropy(moved(model, directions, STEPS[0])(x), y))
-    assert engine.values(STEPS[:1])[0]["loss"] == pytest.approx(expected, rel=1e-12)
+    assert evaluate.values(STEPS[:1])[0]["loss"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_loss_of_samples_that_depends_on_others_takes_one_point_at_a_time():
+@pytest.mark.parametrize("n", [40, 700])
+def test_a_loss_of_samples_that_depends_on_others_sees_all_of_them(n):
     def relative(outputs, targets):
         values = F.cross_entropy(outputs, targets, reduction="none")
         return values / values.detach().max()
 
-    model, (x, y), objective, directions = problem(NETWORKS["relu"], loss=relative)
-    engine = Engine(objective, objective.theta, directions)
+    model, (x, y), objective, directions = problem(NETWORKS["relu"], n, loss=relative)
+    evaluate = evaluator(objective, objective.theta, directions)
     with torch.no_grad():
         expected = float(relative(moved(model, directions, STEPS[0])(x), y).mean())
-    assert engine.values(STEPS)[0]["loss"] == pytest.approx(expected, rel=1e-12)
+    assert evaluate.values(STEPS)[0]["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 LOOKS = {
@@ -322,20 +414,20 @@ LOOKS = {
 def test_networks_that_look_at_values_take_one_point_at_a_time(look):
     """One point where values are large would change those measured with it."""
     model, (x, y), objective, directions = problem(lambda: Looking(LOOKS[look]))
-    engine = Engine(objective, objective.theta, directions)
-    assert engine.batch == 1
+    evaluate = evaluator(objective, objective.theta, directions)
+    assert evaluate.batch == 1
     for steps in ([0.01, 0.01], [1e3, 1e3]):
         with torch.no_grad():
             expected = float(F.cross_entropy(moved(model, directions, steps)(x), y))
-        assert engine.values([steps])[0]["loss"] == pytest.approx(expected, rel=1e-12)
+        assert evaluate.values([steps])[0]["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", CrossEntropy(label_smoothing=0.2), "mse"])
 @pytest.mark.parametrize("name", ["relu", "gelu"])
 def test_the_loss_is_the_same_with_and_without_accuracy(name, loss):
     model, (x, y), objective, directions = problem(NETWORKS[name], 300, torch.float32, loss)
-    alone = Engine(objective, objective.theta, directions)
-    both = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    alone = evaluator(objective, objective.theta, directions)
+    both = evaluator(objective, objective.theta, directions, quantities=("loss", "accuracy"))
     assert alone.batch > 1
     found = both.values(STEPS)
     assert alone.values(STEPS) == [{"loss": values["loss"]} for values in found]
@@ -347,16 +439,16 @@ def test_the_loss_is_the_same_with_and_without_accuracy(name, loss):
 def test_smoothed_labels_are_those_of_the_moved_network():
     loss = CrossEntropy(label_smoothing=0.2)
     model, (x, y), objective, directions = problem(NETWORKS["relu"], loss=loss)
-    engine = Engine(objective, objective.theta, directions)
-    assert engine.batch > 1
-    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+    evaluate = evaluator(objective, objective.theta, directions)
+    assert evaluate.batch > 1
+    for steps, values in zip(STEPS, evaluate.values(STEPS), strict=True):
         outputs = moved(model, directions, steps)(x)
         expected = F.cross_entropy(outputs, y, label_smoothing=0.2)
         assert values["loss"] == pytest.approx(float(expected.detach()), rel=1e-12)
 
 
-def test_a_network_that_mixes_other_axes_is_refused_though_all_losses_are_almost_zero():
-    """Of three axes, the second is no longer that of the classes."""
+def test_a_softmax_goes_over_the_features_though_all_losses_are_almost_zero():
+    """With several points, the second of three axes is no longer that of the features."""
     model, (x, _), _, directions = problem(
         lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=1), nn.Linear(8, 4)),
         dtype=torch.float32,
@@ -364,9 +456,9 @@ def test_a_network_that_mixes_other_axes_is_refused_though_all_losses_are_almost
     with torch.no_grad():
         model[2].bias[0] += 14  # type: ignore[index, operator]
     objective = Objective(model, "cross_entropy", (x, torch.zeros(len(x), dtype=torch.long)))
-    engine = Engine(objective, objective.theta, directions)
+    evaluate = evaluator(objective, objective.theta, directions)
     assert objective.loss() < 1e-5
-    for steps, values in zip(STEPS, engine.values(STEPS), strict=True):
+    for steps, values in zip(STEPS, evaluate.values(STEPS), strict=True):
         with torch.no_grad():
             expected = float(-moved(model, directions, steps)(x).log_softmax(1)[:, 0].mean())
         assert values["loss"] == pytest.approx(expected, rel=1e-3)
@@ -377,9 +469,9 @@ def test_outputs_by_name_and_targets_that_do_not_count_take_one_point_at_a_time(
     ignored = torch.where(torch.arange(len(y)) % 3 == 0, -100, y)
     some = Objective(NETWORKS["one layer"](), "cross_entropy", (x.float(), ignored))
     for case in (objective, some):
-        engine = Engine(case, case.theta, directions, quantities=("loss", "accuracy"))
-        assert engine.batch == 1
-        assert engine.values([[0.0, 0.0]])[0]["loss"] == pytest.approx(case.loss(), rel=1e-6)
+        evaluate = evaluator(case, case.theta, directions, quantities=("loss", "accuracy"))
+        assert evaluate.batch == 1
+        assert evaluate.values([[0.0, 0.0]])[0]["loss"] == pytest.approx(case.loss(), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -392,9 +484,9 @@ def test_of_equal_largest_outputs_the_first_is_the_answer(loss):
     objective = Objective(model, loss, (x, y))
     directions = torch.zeros(2, objective.num_parameters, dtype=torch.float64)
     directions[:, :48] = torch.randn(2, 48).double()  # the first layer alone moves
-    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
-    assert engine.batch > 1
-    found = [values["accuracy"] for values in engine.values(STEPS)]
+    evaluate = evaluator(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert evaluate.batch > 1
+    found = [values["accuracy"] for values in evaluate.values(STEPS)]
     assert found == [float((y == 1).double().mean())] * len(STEPS)
 
 
@@ -408,9 +500,9 @@ def test_infinite_outputs_hide_no_equal_ones():
     objective = Objective(model, "cross_entropy", (x, (y > 1).long()))
     directions = torch.zeros(2, objective.num_parameters)
     directions[0, 12], directions[1, 12] = 1e20, -1.0
-    engine = Engine(objective, objective.theta, directions, quantities=("loss", "accuracy"))
-    assert engine.batch > 1
-    found = [values["accuracy"] for values in engine.values([[1e30, 0.0], [0.0, 1.0]])]
+    evaluate = evaluator(objective, objective.theta, directions, quantities=("loss", "accuracy"))
+    assert evaluate.batch > 1
+    found = [values["accuracy"] for values in evaluate.values([[1e30, 0.0], [0.0, 1.0]])]
     assert found == [float((y <= 1).double().mean())] * 2 != [1.0] * 2
 
 
@@ -418,7 +510,8 @@ def test_losses_beyond_the_float_range_are_as_those_one_by_one():
     _, _, objective, directions = problem(NETWORKS["relu"], dtype=torch.float32)
     steps = [[1e13, 0.0], [1e30, 1e30], [0.1, 0.2]]
     many, single = (
-        Engine(objective, objective.theta, directions, batched=batched) for batched in (True, False)
+        evaluator(objective, objective.theta, directions, batched=batched)
+        for batched in (True, False)
     )
     assert many.batch > 1
     one_by_one = [single.values([step])[0]["loss"] for step in steps]
@@ -430,19 +523,19 @@ def test_losses_beyond_the_float_range_are_as_those_one_by_one():
 def test_a_value_does_not_depend_on_the_points_measured_with_it(dtype):
     _, _, objective, directions = problem(lambda: plain(6, 64, 64, 4), 700, dtype)
     quantities = ("loss", "accuracy")
-    engine = Engine(objective, objective.theta, directions, quantities=quantities)
+    evaluate = evaluator(objective, objective.theta, directions, quantities=quantities)
     steps = [[0.01 * i, 0.02 * j] for i in range(1, 4) for j in (1, 2)]
-    assert engine.batch > len(steps)
-    together = engine.values(steps)
-    assert [engine.values([step])[0] for step in steps] == together
-    assert engine.values(steps[::-1])[::-1] == together
-    again = Engine(objective, objective.theta, directions, quantities=quantities)
+    assert evaluate.batch > len(steps)
+    together = evaluate.values(steps)
+    assert [evaluate.values([step])[0] for step in steps] == together
+    assert evaluate.values(steps[::-1])[::-1] == together
+    again = evaluator(objective, objective.theta, directions, quantities=quantities)
     assert again.values(steps) == together
 
 
 def test_wide_networks_whose_passes_are_arithmetic_take_one_point_at_a_time():
     _, _, objective, directions = problem(lambda: plain(6, 2048, 2048, 4), 300, torch.float32)
-    assert Engine(objective, objective.theta, directions).batch == 1
+    assert evaluator(objective, objective.theta, directions).batch == 1
 
 
 class Bounded(nn.Module):
@@ -466,10 +559,9 @@ def test_what_acts_on_samples_far_away_only_is_seen(size):
     direction = torch.randn(1, objective.num_parameters).double()
     direction *= size * objective.theta.norm() / direction.norm()
     steps = [step / size for step in (-9.0, 3.0, 9.0)]
-    found = loss_slice(
-        objective, directions=direction, coordinate=steps, with_gradient_norm=False
-    ).loss[0]
-    for step, loss in zip(steps, found, strict=True):
+    line = Subspace("given", objective.theta, direction)
+    found = LandscapeJob({"train": objective}, line, {"t": np.array(steps)}).measure()
+    for step, loss in zip(steps, found.quantities["loss"], strict=True):
         moved = copy.deepcopy(model)
         vector_to_parameters(objective.theta + step * direction[0], moved.parameters())
         with torch.no_grad():

@@ -7,15 +7,15 @@ import torch
 from flatkit import HessianOperator, Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.landscape import (
-    Frame,
     LandscapeJob,
+    Subspace,
     Waypoint,
-    eigen_frame,
-    given_frame,
+    eigen_subspace,
+    given_subspace,
     line_between,
-    pca_frame,
+    pca_subspace,
     plane_through,
-    random_frame,
+    random_subspace,
 )
 from flatkit.parameters import ParameterSpace
 from tests.cases import CASES, dense_hessian, quadratic_task, random_symmetric
@@ -33,14 +33,14 @@ def trajectory(steps=12, size=40, seed=0):
 @pytest.mark.parametrize("one_dimensional", ["zero", "whole"])
 def test_what_happens_to_biases_is_a_choice_that_the_result_keeps(normalization, one_dimensional):
     theta = torch.randn(15, generator=torch.Generator().manual_seed(0)).double()
-    frame = random_frame(
+    subspace = random_subspace(
         SPACE, theta, seed=3, normalization=normalization, one_dimensional=one_dimensional
     )
-    biases = frame.vectors[:, 12:]
+    biases = subspace.vectors[:, 12:]
     assert bool((biases == 0).all()) == (one_dimensional == "zero")
-    said = frame.describe()
+    said = subspace.describe()
     assert (said["normalization"], said["one_dimensional"]) == (normalization, one_dimensional)
-    assert said["norms"] == pytest.approx(frame.vectors.norm(dim=1).tolist())
+    assert said["norms"] == pytest.approx(subspace.vectors.norm(dim=1).tolist())
     if normalization != "none" and one_dimensional == "whole":
         assert torch.allclose(biases.norm(dim=1), theta[12:].norm())
 
@@ -48,74 +48,78 @@ def test_what_happens_to_biases_is_a_choice_that_the_result_keeps(normalization,
 def test_the_curvature_along_an_eigenvector_is_its_eigenvalue():
     case = CASES[0]
     objective = Objective(case.build(), case.loss, case.data())
-    frame = eigen_frame(HessianOperator(objective), objective.theta, tolerance=1e-8)
+    subspace = eigen_subspace(HessianOperator(objective), objective.theta, tolerance=1e-8)
     dense = np.linalg.eigvalsh(dense_hessian(case).numpy())[::-1]
-    assert frame.settings["eigenvalues"] == pytest.approx(dense[:2].tolist(), rel=1e-6)
+    assert subspace.settings["eigenvalues"] == pytest.approx(dense[:2].tolist(), rel=1e-6)
     h = 1e-3
     for number, expected in enumerate(dense[:2]):
         axes = {"x": np.array([-h, 0, h]), "y": np.array([-h, 0, h])}
-        loss = LandscapeJob({"train": objective}, frame, axes).measure().quantities["loss"]
+        loss = LandscapeJob({"train": objective}, subspace, axes).measure().quantities["loss"]
         line = loss[1, :] if number == 0 else loss[:, 1]
         assert (line[0] - 2 * line[1] + line[2]) / h**2 == pytest.approx(expected, rel=1e-4)
-    assert frame.cosine == pytest.approx(0.0, abs=1e-8)
-    assert frame.vectors.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+    assert subspace.cosine == pytest.approx(0.0, abs=1e-8)
+    assert subspace.vectors.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_principal_axes_and_explained_variance_are_those_of_the_svd():
-    stops = trajectory()
-    frame = pca_frame(stops)
-    points = np.stack([stop.theta.numpy() for stop in stops])
+    waypoints = trajectory()
+    subspace = pca_subspace(waypoints)
+    points = np.stack([waypoint.theta.numpy() for waypoint in waypoints])
     _, singular, right = np.linalg.svd(points - points.mean(0), full_matrices=False)
     shares = singular**2 / (singular**2).sum()
-    assert frame.settings["explained_variance"] == pytest.approx(shares[:2].tolist(), rel=1e-10)
-    cosines = np.abs(frame.vectors.numpy() @ right[:2].T)
+    assert subspace.settings["explained_variance"] == pytest.approx(shares[:2].tolist(), rel=1e-10)
+    cosines = np.abs(subspace.vectors.numpy() @ right[:2].T)
     np.testing.assert_allclose(cosines, np.eye(2), atol=1e-10)
 
 
 def test_the_path_and_its_steps_out_of_the_plane_give_back_every_distance():
-    stops = trajectory()
-    frame = pca_frame(stops)
-    assert frame.path is not None
-    last = stops[-1].theta
-    for stop, at, off in zip(stops, frame.path["at"], frame.path["off_plane"], strict=True):
-        in_plane = frame.centre + torch.tensor(at).double() @ frame.vectors
-        assert float((stop.theta - in_plane).norm()) == pytest.approx(off, rel=1e-9, abs=1e-9)
-        whole = float((stop.theta - last).norm())
+    waypoints = trajectory()
+    subspace = pca_subspace(waypoints)
+    assert subspace.path is not None
+    last = waypoints[-1].theta
+    for waypoint, at, off in zip(
+        waypoints, subspace.path["at"], subspace.path["off_plane"], strict=True
+    ):
+        in_plane = subspace.centre + torch.tensor(at).double() @ subspace.vectors
+        assert float((waypoint.theta - in_plane).norm()) == pytest.approx(off, rel=1e-9, abs=1e-9)
+        whole = float((waypoint.theta - last).norm())
         assert np.hypot(np.linalg.norm(at), off) == pytest.approx(whole, rel=1e-9, abs=1e-9)
-    assert frame.path["at"][-1] == [0.0, 0.0] and frame.path["off_plane"][-1] == 0.0
-    assert frame.path["off_plane"][0] > 1.0  # forty dimensions do not fit into a plane
-    ends = [marker["off_plane"] for marker in frame.markers]
-    assert ends == [frame.path["off_plane"][0], 0.0]
+    assert subspace.path["at"][-1] == [0.0, 0.0] and subspace.path["off_plane"][-1] == 0.0
+    assert subspace.path["off_plane"][0] > 1.0  # forty dimensions do not fit into a plane
+    ends = [marker["off_plane"] for marker in subspace.markers]
+    assert ends == [subspace.path["off_plane"][0], 0.0]
 
 
 def test_a_trajectory_in_a_plane_lies_in_its_principal_plane():
     g = torch.Generator().manual_seed(1)
     basis = torch.randn(2, 30, generator=g).double()
     places = torch.randn(8, 2, generator=g).double()
-    frame = pca_frame([Waypoint(str(n), p @ basis + 5) for n, p in enumerate(places)])
-    assert frame.path is not None
-    assert max(frame.path["off_plane"]) < 1e-10
-    assert sum(frame.settings["explained_variance"]) == pytest.approx(1.0)
+    subspace = pca_subspace([Waypoint(str(n), p @ basis + 5) for n, p in enumerate(places)])
+    assert subspace.path is not None
+    assert max(subspace.path["off_plane"]) < 1e-10
+    assert sum(subspace.settings["explained_variance"]) == pytest.approx(1.0)
 
 
 def test_a_trajectory_on_a_line_spans_no_plane():
-    stops = [Waypoint(str(t), t * torch.arange(1.0, 5.0)) for t in range(4)]
+    waypoints = [Waypoint(str(t), t * torch.arange(1.0, 5.0)) for t in range(4)]
     with pytest.raises(InvalidArgumentError, match="draw a line"):
-        pca_frame(stops)
-    assert pca_frame(stops, dimensions=1).settings["explained_variance"] == pytest.approx([1.0])
+        pca_subspace(waypoints)
+    assert pca_subspace(waypoints, dimensions=1).settings["explained_variance"] == pytest.approx(
+        [1.0]
+    )
     with pytest.raises(InvalidArgumentError, match="all the same"):
-        pca_frame([Waypoint(str(t), torch.ones(4)) for t in range(4)])
+        pca_subspace([Waypoint(str(t), torch.ones(4)) for t in range(4)])
 
 
 def test_a_plane_through_three_checkpoints_holds_each_at_its_place():
-    stops = trajectory(3)
-    frame = plane_through(*stops)
-    gram = frame.vectors @ frame.vectors.T
+    waypoints = trajectory(3)
+    subspace = plane_through(*waypoints)
+    gram = subspace.vectors @ subspace.vectors.T
     assert torch.allclose(gram, torch.eye(2).double(), atol=1e-12)
-    for stop, marker in zip(stops, frame.markers, strict=True):
-        place = frame.centre + torch.tensor(marker["at"]).double() @ frame.vectors
-        assert torch.allclose(place, stop.theta, atol=1e-12)
-    assert frame.markers[1]["at"][1] == 0.0
+    for waypoint, marker in zip(waypoints, subspace.markers, strict=True):
+        place = subspace.centre + torch.tensor(marker["at"]).double() @ subspace.vectors
+        assert torch.allclose(place, waypoint.theta, atol=1e-12)
+    assert subspace.markers[1]["at"][1] == 0.0
 
 
 def test_a_line_between_checkpoints_has_each_ones_own_loss_at_its_end():
@@ -126,7 +130,7 @@ def test_a_line_between_checkpoints_has_each_ones_own_loss_at_its_end():
             p.add_(0.3)
         models[1][1].running_var.mul_(3.0)  # type: ignore[index]
     objectives = [Objective(model, case.loss, case.data()) for model in models]
-    stops = [
+    waypoints = [
         Waypoint(
             name,
             objective.theta,
@@ -134,34 +138,36 @@ def test_a_line_between_checkpoints_has_each_ones_own_loss_at_its_end():
         )
         for name, objective, model in zip("ab", objectives, models, strict=True)
     ]
-    frame = line_between(*stops)
+    subspace = line_between(*waypoints)
     axes = {"t": np.array([0.0, 0.5, 1.0])}
     surface = LandscapeJob(
-        {"train": objectives[0]}, frame, axes, statistics="interpolate"
+        {"train": objectives[0]}, subspace, axes, statistics="interpolate"
     ).measure()
     loss = surface.quantities["loss"]
     assert loss[0] == objectives[0].loss()
     assert loss[2] == pytest.approx(objectives[1].loss(), rel=1e-12)
-    fixed = LandscapeJob({"train": objectives[0]}, frame, axes).measure().quantities["loss"]
+    fixed = LandscapeJob({"train": objectives[0]}, subspace, axes).measure().quantities["loss"]
     assert fixed[2] != pytest.approx(loss[2], rel=1e-3)  # the statistics of the first
-    other = torch.randn(len(stops[0].theta), generator=torch.Generator().manual_seed(0)).double()
-    third = {name: buffer + 0.7 for name, buffer in stops[0].buffers.items()}
-    stops.append(Waypoint("c", other, third))
-    plane = plane_through(*stops)
+    other = torch.randn(
+        len(waypoints[0].theta), generator=torch.Generator().manual_seed(0)
+    ).double()
+    third = {name: buffer + 0.7 for name, buffer in waypoints[0].buffers.items()}
+    waypoints.append(Waypoint("c", other, third))
+    plane = plane_through(*waypoints)
     places = np.array([marker["at"] for marker in plane.markers])
     assert plane.buffers is not None
-    for stop, (x, y) in zip(stops, places, strict=True):
+    for waypoint, (x, y) in zip(waypoints, places, strict=True):
         for name, (base, right, up) in plane.buffers.items():
-            assert torch.allclose(base + x * right + y * up, stop.buffers[name], atol=1e-12)
+            assert torch.allclose(base + x * right + y * up, waypoint.buffers[name], atol=1e-12)
 
 
 def test_given_vectors_are_taken_as_they_are_or_scaled():
     theta = torch.randn(15, generator=torch.Generator().manual_seed(0)).double()
     vectors = torch.randn(2, 15, generator=torch.Generator().manual_seed(1)).double()
-    frame = given_frame(SPACE, theta, vectors)
-    assert torch.equal(frame.vectors, vectors)
-    assert frame.describe()["normalization"] == "as given"
-    scaled = given_frame(SPACE, theta, vectors[0], normalization="filter").vectors[0]
+    subspace = given_subspace(SPACE, theta, vectors)
+    assert torch.equal(subspace.vectors, vectors)
+    assert subspace.describe()["normalization"] == "as given"
+    scaled = given_subspace(SPACE, theta, vectors[0], normalization="filter").vectors[0]
     assert torch.allclose(scaled[:12].view(3, 4).norm(dim=1), theta[:12].view(3, 4).norm(dim=1))
     assert torch.allclose(scaled[12:].norm(), theta[12:].norm())
 
@@ -178,11 +184,11 @@ def test_given_vectors_are_taken_as_they_are_or_scaled():
 )
 def test_directions_that_span_nothing_are_refused(vectors, named):
     with pytest.raises(InvalidArgumentError, match=named):
-        Frame("given", torch.zeros(15), vectors)
+        Subspace("given", torch.zeros(15), vectors)
 
 
 @pytest.mark.parametrize(
-    ("stops", "named"),
+    ("waypoints", "named"),
     [
         ([Waypoint("a", torch.zeros(3)), Waypoint("b", torch.zeros(4))], "architecture"),
         ([Waypoint("a", torch.zeros(3)), Waypoint("b", torch.zeros(3))], "same weights"),
@@ -193,9 +199,9 @@ def test_directions_that_span_nothing_are_refused(vectors, named):
         ),
     ],
 )
-def test_checkpoints_that_do_not_fit_are_refused_by_name(stops, named):
+def test_checkpoints_that_do_not_fit_are_refused_by_name(waypoints, named):
     with pytest.raises(InvalidArgumentError, match=named):
-        line_between(*stops)
+        line_between(*waypoints)
 
 
 def test_three_checkpoints_on_a_line_span_no_plane():
@@ -208,10 +214,10 @@ def test_the_planes_of_a_quadratic_are_exact_in_every_quantity():
     objective = Objective(*quadratic_task(matrix, torch.arange(4.0).double()))
     theta = torch.tensor([0.5, -1.0, 2.0, 0.1]).double()
     vectors = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).double()
-    frame = Frame("given", theta, vectors)
+    subspace = Subspace("given", theta, vectors)
     axes = {"x": np.linspace(-1, 1, 5), "y": np.linspace(-2, 1, 4)}
     quantities = ("loss", "gradient_norm", "top_eigenvalue")
-    found = LandscapeJob({"train": objective}, frame, axes, quantities=quantities).measure()
+    found = LandscapeJob({"train": objective}, subspace, axes, quantities=quantities).measure()
     for j, y in enumerate(axes["y"]):
         for i, x in enumerate(axes["x"]):
             point = theta + x * vectors[0] + y * vectors[1]

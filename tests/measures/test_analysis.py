@@ -226,3 +226,18 @@ def test_defaults_leave_out_what_is_derived_or_costly():
         "max_gradient_norm",
         "spectral_density",
     }
+
+
+@pytest.mark.parametrize("of", ["one weight", "biases alone"])
+def test_slices_and_planes_of_models_without_two_directions_stop_nothing(of):
+    model = nn.Linear(1, 1, bias=of == "biases alone")
+    model.weight.requires_grad_(of == "one weight")
+    task = flatkit.Task(model, "mse", (torch.ones(2, 1), torch.zeros(2, 1)))
+    report = flatkit.analyze(task, measures=["loss_slice", "loss_plane"], **SMALL)
+    plane = report.result("loss_plane")
+    if of == "one weight":
+        assert abs(plane.settings["cosine"]) == pytest.approx(1.0)
+    else:  # which random directions leave where they are
+        assert plane.settings["cosine"] is None
+        losses = np.array(plane.value["loss"])
+        assert np.ptp(losses) == 0 and report.result("loss_slice").error["loss"] == [0.0] * 5

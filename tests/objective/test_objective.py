@@ -15,7 +15,7 @@ from flatkit.errors import (
     NonDeterministicError,
     NonFiniteError,
 )
-from flatkit.landscape.evaluate import Engine
+from flatkit.landscape.evaluate import evaluator
 from tests.cases import CASES, Case, reference_function
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -327,11 +327,11 @@ def test_a_module_in_two_places_moves_in_a_landscape(quantities):
     model, function, data = shared()
     objective = Objective(model, "cross_entropy", data)
     direction = torch.randn(1, objective.num_parameters).double()
-    engine = Engine(objective, objective.theta, direction, quantities=quantities)
+    evaluate = evaluator(objective, objective.theta, direction, quantities=quantities)
     for step in (0.3, 1.0):
         point = (objective.theta + step * direction[0]).requires_grad_()
         loss = function(point)
-        (found,) = engine.values([[step]])
+        (found,) = evaluate.values([[step]])
         assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-11)
         if "gradient_norm" in quantities:
             (gradient,) = torch.autograd.grad(loss, point)

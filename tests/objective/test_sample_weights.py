@@ -8,7 +8,7 @@ from torch import nn
 from flatkit import HessianOperator, Objective
 from flatkit.errors import InvalidArgumentError, NonAdditiveLossError
 from flatkit.flatness import m_sharpness
-from flatkit.landscape.evaluate import Engine
+from flatkit.landscape.evaluate import evaluator
 from flatkit.objective.losses import TokenCrossEntropy
 from flatkit.objective.sample_weights import find_weights
 from tests.cases import CASES
@@ -83,8 +83,8 @@ def test_all_measures_use_the_same_weights():
     objective = Objective(CASE.build(), LOSSES["class weights"], (X, Y), chunk_size=9)
     step = torch.full((1, objective.num_parameters), 0.1, dtype=torch.float64)
     for batched in (True, False):
-        engine = Engine(objective, objective.theta, step, batched=batched)
-        found = engine.values([[0.5]])[0]["loss"]
+        evaluate = evaluator(objective, objective.theta, step, batched=batched)
+        found = evaluate.values([[0.5]])[0]["loss"]
         assert found == pytest.approx(objective.loss(objective.theta + 0.05), rel=1e-12)
     whole = m_sharpness(
         objective, rho=1e-9, m=11, generator=torch.Generator().manual_seed(0), max_batches=2

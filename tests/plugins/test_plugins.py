@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from flatkit.landscape import load_surface
+from flatkit.render.axes import axis_label
+
 ROOT = Path(__file__).parent.parent.parent
 SITE = Path(__file__).parent / "site"
 
@@ -23,8 +26,11 @@ checkpoint, reports = f"{run}/ckpt.pt", (f"{out}/a.json", f"{out}/b.json")
 for number, arguments in enumerate((
     ["analyze", "--help"],
     ["train", "--help"],
+    ["landscape", "--help"],
     ["train", "--data", "ring", "--data-arg", "radius=1.1", "--model", "plain", "--optimizer",
      "sign", "--lr", "0.02", "--epochs", "2", "--batch-size", "8", "--out", run],
+    ["landscape", checkpoint, "--directions", "coordinates", "--line", "--points", "5",
+     "--out", out, "--formats", "svg"],
     ["analyze", checkpoint, "--measures", "loss,weight_norm", "--json", reports[0],
      "--figures", f"{out}/one"],
     ["analyze", checkpoint, "--measures", "weight_norm", "--json", reports[1]],
@@ -32,7 +38,7 @@ for number, arguments in enumerate((
     ["plot", *reports, "--figures", f"{out}/two"],
 )):
     print(f"@{number}")
-    if number == 2:
+    if number == 3:
         assert "torch" not in sys.modules
     code = main(arguments)
     assert code == 0, (number, code)
@@ -55,8 +61,9 @@ def walk(tmp_path_factory) -> tuple[Path, list[str]]:
 
 
 def test_the_help_names_what_was_added_without_torch(walk):
-    _, (analyze, train, *_) = walk
+    _, (analyze, train, landscape, *_) = walk
     assert "weight_norm" in analyze and "toy" in analyze
+    assert "coordinates   of another package" in landscape
     for name in ("sign", "plain", "ring"):
         assert name in train
 
@@ -64,6 +71,14 @@ def test_the_help_names_what_was_added_without_torch(walk):
 def test_a_run_is_made_of_data_model_and_optimizer_from_outside(walk):
     folder, _ = walk
     assert len(json.loads((folder / "run" / "history.json").read_text())["rows"]) == 2
+
+
+def test_directions_are_in_the_file_of_the_surface_and_in_its_picture(walk):
+    folder, _ = walk
+    surface = load_surface(folder / "run-coordinates-line.npz")
+    assert surface.axes["t"].tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
+    assert surface.lengths == [1.0] and axis_label(surface, 0) == "step t  (‖d‖ = 1.00)"
+    assert (folder / "coordinates-line.svg").is_file()
 
 
 def test_a_measure_is_in_table_file_comparison_and_figures(walk):

@@ -15,7 +15,6 @@ from flatkit.render.axes import (
     common_label,
     explanation,
     in_units,
-    kind_of,
     quantities_of,
     quantity_label,
 )
@@ -168,8 +167,8 @@ def _upright(lines: Sequence[Surface]) -> list[float]:
     """Return where checkpoints lie on the axis."""
     places = {0.0}
     for line in lines:
-        if kind_of(line) == "checkpoints":
-            places |= {float(marker["at"][0]) for marker in line.header.get("markers", ())}
+        on_it = (m for m in line.header.get("markers", ()) if not m.get("off_plane"))
+        places |= {float(marker["at"][0]) for marker in on_it}
     return sorted(place for place in places if math.isfinite(place))
 
 

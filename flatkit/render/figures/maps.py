@@ -13,14 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from flatkit.checks import check_choice
 from flatkit.errors import ResultError
+from flatkit.landscape.directions.kind import short_name
 from flatkit.landscape.surface import Surface
 from flatkit.render.axes import (
     axis_label,
+    directions_of,
     explanation,
     in_units,
-    kind_of,
     quantity_label,
-    short_name,
     tick_text,
 )
 from flatkit.render.figures.colour_scale import COLOURS, Scale, scale_of
@@ -149,8 +149,7 @@ def _finish(axis: Axes, plane: Surface) -> None:
 def _aspect(plane: Surface) -> float:
     """Return height over width: that of the ranges, if both are lengths and neither is tiny."""
     width, height = numpy.ptp(plane.axes["x"]), numpy.ptp(plane.axes["y"])
-    lengths = kind_of(plane) in ("eigenvectors", "pca", "checkpoints")
-    even = lengths and max(width, height) <= _EVEN * min(width, height)
+    even = directions_of(plane).lengths and max(width, height) <= _EVEN * min(width, height)
     return float(height / width) if even else 1.0
 
 

@@ -10,7 +10,7 @@ class SignDescent(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None):  # type: ignore[override]
         """Take a step; the closure, if given, computes loss and gradients."""
         loss = None
         if closure is not None:
