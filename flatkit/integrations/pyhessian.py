@@ -51,12 +51,7 @@ def pyhessian_eigenvalues(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in objective.space.names)
     chunk = next(objective.chunks(objective.num_samples))
-    inputs, targets = chunk.inputs, chunk.targets
-    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
-        raise InvalidArgumentError(
-            "PyHessian takes a tensor of inputs and one of targets; this batch is a dictionary or "
-            "tuple"
-        )
+    data = _tensors(chunk.inputs, chunk.targets)
 
     def mean_loss(outputs: Tensor, _: Tensor) -> Tensor:
         return objective.share(outputs, chunk)
@@ -64,9 +59,7 @@ def pyhessian_eigenvalues(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Using backward")  # PyHessian does so
         torch.manual_seed(seed)
-        second = hessian(
-            model, mean_loss, data=(inputs, targets), cuda=objective.device.type == "cuda"
-        )
+        second = hessian(model, mean_loss, data=data, cuda=objective.device.type == "cuda")
         products = _watched(second.gradsH)
         values, vectors = second.eigenvalues(maxIter=max_iterations, tol=tolerance, top_n=k)
     objective.count(gradients=1, matvecs=len(products))
@@ -86,6 +79,14 @@ def pyhessian_eigenvalues(
         seconds=seconds,
         vectors=rows,
         notes={"stopped_on": "change of the estimate", "pyhessian_tolerance": tolerance},
+    )
+
+
+def _tensors(inputs: object, targets: object) -> tuple[Tensor, Tensor]:
+    if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+        return inputs, targets
+    raise InvalidArgumentError(
+        "PyHessian takes a tensor of inputs and one of targets; this batch is a dictionary or tuple"
     )
 
 
