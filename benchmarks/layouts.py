@@ -1,8 +1,10 @@
 """What channels-last images save: passes over them, against the same with the channels second.
 
-`python -m benchmarks.layouts`; the rule of `flatkit.objective.layout` is taken from it.
+`python -m benchmarks.layouts [THREADS ...]`. The rule of
+`flatkit.objective.layout` is taken from it.
 """
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,7 +15,7 @@ from benchmarks.resnet20 import resnet20
 from benchmarks.timing import medians, save
 from flatkit import Objective
 
-ROUNDS = 9
+ROUNDS = 5
 
 
 def plain(groups: int = 1, channels: int = 16, kernel: int = 3) -> nn.Module:
@@ -83,16 +85,15 @@ def row(name: str, dtype: torch.dtype) -> str:
 
 
 def main() -> None:
-    """Measure with one thread and with two."""
+    """Measure with each of the numbers of threads that the command names; one by default."""
     lines = [
         "| network, 64 images | dtype | threads | gradient | channels last | loss, channels last |",
         "|---|---|---|---|---|---|",
     ]
-    torch.set_num_threads(1)
-    lines += [row(name, torch.float32) for name in NETWORKS]
-    lines += [row(name, torch.float64) for name in ("ResNet-20", "depthwise")]
-    torch.set_num_threads(2)
-    lines += [row(name, torch.float32) for name in ("ResNet-20", "max pooling")]
+    for threads in map(int, sys.argv[1:] or ["1"]):
+        torch.set_num_threads(threads)
+        lines += [row(name, torch.float32) for name in NETWORKS]
+        lines += [row(name, torch.float64) for name in ("ResNet-20", "depthwise")]
     save("layouts", "Images with the channels last", "python -m benchmarks.layouts", lines)
 
 

@@ -33,15 +33,19 @@ class _Ledger(TorchDispatchMode):
         self.history: list[int] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Any = (), kwargs: Mapping | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        before = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        before = {_storage_id(t) for t in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         self.sweep()
         for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in before and storage._cdata not in self._live:
-                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            storage, key = tensor.untyped_storage(), _storage_id(tensor)
+            if key not in before and key not in self._live:
+                self._live[key] = (StorageWeakRef(storage), storage.nbytes())
                 self._bytes += storage.nbytes()
         self.history.append(self._bytes + scratch_bytes(func, args, result))
         return result
@@ -174,6 +178,11 @@ def _reach(low: Usage, high: Usage, budget: int, most: int) -> int:
         if above > below:
             most = min(most, high.size + (budget - above) * step // (above - below))
     return most
+
+
+def _storage_id(tensor: Tensor) -> int:
+    """Return what tells storages apart; torch's own weak references take the same."""
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def _tensors(value: Any) -> list[Tensor]:

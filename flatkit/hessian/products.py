@@ -1,7 +1,7 @@
 """The ways to multiply with a Hessian: one chunk of samples, K vectors, a function a formula."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -194,7 +194,7 @@ _FORMULAS: Mapping[EngineName, Callable[[Objective, Tensor, Chunk], Formula]] = 
 
 
 @contextmanager
-def _inside_torch_func() -> Iterator[None]:
+def _inside_torch_func() -> Generator[None, None, None]:
     # In a block the parameters that are held fixed require gradients: without no_grad the product
     # would keep a graph to them. The transforms of torch.func take derivatives all the same.
     with warnings.catch_warnings(), torch_derivatives(), torch.no_grad():

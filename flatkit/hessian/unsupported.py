@@ -1,6 +1,6 @@
 """What stands in the way of an engine, told apart from faults of flatkit's own."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from flatkit.errors import FlatkitError
@@ -11,7 +11,7 @@ class UnsupportedError(FlatkitError):
 
 
 @contextmanager
-def torch_derivatives() -> Iterator[None]:
+def torch_derivatives() -> Generator[None, None, None]:
     """Turn what torch raises where an operation has no such derivative into `UnsupportedError`.
 
     It stands around calls of torch's derivatives alone. That an operation has none cannot be asked

@@ -36,7 +36,7 @@ def pyhessian_eigenvalues(
         NonFiniteError: it returned NaN.
     """
     try:
-        from pyhessian import hessian
+        from pyhessian import hessian  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise MissingDependencyError(
             "`method` pyhessian needs the package pyhessian: pip install pyhessian"

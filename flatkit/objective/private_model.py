@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from flatkit.errors import InvalidArgumentError
 
@@ -84,10 +84,9 @@ def parameter_places(model: nn.Module) -> dict[str, str]:
     names: dict[int, str] = {}  # by ids; of several names the first is that of named_parameters
     places: dict[str, str] = {}
     for prefix, module in model.named_modules():
-        for own, parameter in module._parameters.items():
-            if parameter is not None:
-                place = f"{prefix}.{own}" if prefix else own
-                places[place] = names.setdefault(id(parameter), place)
+        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            place = f"{prefix}.{own}" if prefix else own
+            places[place] = names.setdefault(id(parameter), place)
     return places
 
 

@@ -198,7 +198,9 @@ def check_data(name: str, data: Any) -> None:
         raise InvalidArgumentError(f"{name} must be {_KINDS}, got {type(data).__name__}")
 
 
-def _from_map(source: Any, loader: DataLoader | None, samples: int | None, seed: int) -> Samples:
+def _from_map(
+    source: Any, loader: DataLoader[Any] | None, samples: int | None, seed: int
+) -> Samples:
     chosen = _sampled(loader, len(source))
     if samples is not None:
         if samples > len(chosen):
@@ -223,7 +225,7 @@ def _from_map(source: Any, loader: DataLoader | None, samples: int | None, seed:
     return replace(_samples(batch, len(source)), indices=chosen, drawn=drawn)
 
 
-def _sampled(loader: DataLoader | None, length: int) -> Tensor:
+def _sampled(loader: DataLoader[Any] | None, length: int) -> Tensor:
     """Return the positions that a loader goes through, in order."""
     everything = torch.arange(length)
     if loader is None or isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
@@ -241,7 +243,7 @@ def _sampled(loader: DataLoader | None, length: int) -> Tensor:
     return torch.as_tensor(list(indices)).unique()
 
 
-def _from_iterable(source: Any, loader: DataLoader | None, samples: int | None) -> Samples:
+def _from_iterable(source: Any, loader: DataLoader[Any] | None, samples: int | None) -> Samples:
     if isinstance(iter(source), type(source)) and iter(source) is source:
         raise InvalidArgumentError("the data can be read only once; give a data set")
     batched = loader is not None and loader.batch_size is not None

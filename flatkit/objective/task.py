@@ -55,7 +55,7 @@ class Task:
 
     def __post_init__(self) -> None:
         """Check the parts and look up the loss."""
-        if not isinstance(self.model, nn.Module):
+        if not isinstance(self.model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgumentError(f"model must be a torch.nn.Module, got {self.model!r}")
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", LOSSES.build(self.loss))

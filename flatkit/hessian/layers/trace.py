@@ -81,8 +81,8 @@ def _traced(module: nn.Module) -> fx.Graph:
 
 def _refuse_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        if any(hooks) or module._backward_pre_hooks:
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(getattr(module, kind) for kind in kinds):  # torch has no public name for them
             raise UnsupportedError(f"{name or 'the model'} has hooks")
 
 
