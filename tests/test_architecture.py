@@ -119,7 +119,7 @@ def test_no_file_is_too_long_or_ill_named(path):
 
 
 # The house stays small enough to find one's way in: these were 34, 21, 450 and 50 before.
-MOST_NAMES, LONGEST_CHAIN, LONGEST_MODULE, LONGEST_BODY = 24, 15, 440, 50
+MOST_NAMES, LONGEST_CHAIN, LONGEST_MODULE, LONGEST_BODY = 24, 15, 420, 50
 
 
 def test_the_top_floor_has_few_names():

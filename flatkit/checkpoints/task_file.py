@@ -30,7 +30,8 @@ from flatkit.checkpoints.recipe import (
     model_recipe,
 )
 from flatkit.errors import InvalidArgumentError, TaskError
-from flatkit.objective.task import LossFunction, Task
+from flatkit.objective.losses import LossFunction
+from flatkit.objective.task import Task
 
 
 def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:

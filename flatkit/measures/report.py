@@ -12,7 +12,8 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
-from flatkit.objective.task import LossFunction, Task
+from flatkit.objective.losses import LossFunction
+from flatkit.objective.task import Task
 from flatkit.results import Comparison, Entry, Report, Result
 
 Subject: TypeAlias = Task | Checkpoint | str | Path

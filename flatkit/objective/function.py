@@ -1,12 +1,10 @@
 """The objective L(θ): the mean loss over named samples as a function of one flat vector."""
 
 import copy
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.examination import Examination, check_finite, examine, weigh
+from flatkit.objective.examination import Examination, check_finite, examine, nearby, weigh
 from flatkit.objective.layout import lay_out, prefers_channels_last
-from flatkit.objective.losses import ModelLoss, as_sums, name_of
+from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.names import LOSSES
 from flatkit.objective.passes import (
     Chunk,
@@ -33,13 +31,9 @@ from flatkit.objective.private_model import (
     parameter_places,
     private_copy,
 )
-from flatkit.objective.samples import Samples, collect, default_chunk_size
+from flatkit.objective.samples import Data, Samples, collect, default_chunk_size
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
-
-Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
-Data: TypeAlias = Any
-"""See `flatkit.objective.samples`."""
 
 
 class Objective:
@@ -98,7 +92,7 @@ class Objective:
     def __init__(
         self,
         model: nn.Module,
-        loss: str | Loss,
+        loss: str | LossFunction,
         data: Data,
         *,
         samples: int | None = None,
@@ -160,11 +154,7 @@ class Objective:
     def describe(self) -> dict[str, Any]:
         """Return which function this is, ready for JSON."""
         return {
-            "samples": self.num_samples,
-            "samples_available": self.samples.available,
-            "drawn": self.samples.drawn,
-            "indices": self.samples.numbers(),
-            "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+            **self.samples.describe(),
             "mean_over": self.examination.mean_over,
             "loss": name_of(self._loss),
             "batchnorm": self.batchnorm,
@@ -422,12 +412,6 @@ class Objective:
     @torch.no_grad()
     def _mean_nearby(self, rows: Tensor) -> float:
         """Return the model's own loss of some samples near θ, where no two of them lose alike."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(self.num_parameters, generator=generator).to(self.theta)
-        step = 0.02 * self.theta.norm() / math.sqrt(self.num_parameters)
         part = self.samples.rows(rows.to(self.device))
         chunk = Chunk(part.inputs, part.targets, 1.0)
-        return float(self._loss(self.outputs(self.theta + step * noise, chunk), chunk.targets))
-
-
-__all__ = ["Chunk", "Evaluation", "Objective", "differentiate"]
+        return float(self._loss(self.outputs(nearby(self.theta), chunk), chunk.targets))

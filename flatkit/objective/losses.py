@@ -6,9 +6,9 @@ classes), a loss returns sums and says by `weights` what they are to be divided 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.names import LOSSES
 from flatkit.objective.pytree import main_tensor
 from flatkit.registry import call_text
+
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+"""(outputs, targets) -> loss of every sample [B], or their mean."""
 
 
 class Loss(Protocol):

@@ -4,6 +4,7 @@ What counts as data: a pair of tensors (inputs, targets), a dictionary or a long
 a map-style data set of samples, an iterable one, or a `DataLoader` over either.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,6 +29,8 @@ _CHUNK_ELEMENTS = 2**20
 _WIDTH = 1024
 """A whole number is an index into a table of vectors: so many numbers are behind it."""
 
+Data: TypeAlias = Any
+"""Tensors, a data set or a DataLoader: what `collect` takes."""
 Drawn: TypeAlias = Literal["all", "random", "first"]
 
 _TARGETS = ("labels", "label", "targets", "target", "y")
@@ -87,6 +90,16 @@ class Samples:
             return leaf.contiguous(memory_format=memory_format) if images else leaf
 
         return replace(self, inputs=map_tree(convert, self.inputs))
+
+    def describe(self) -> dict[str, Any]:
+        """Return which samples these are, ready for JSON."""
+        return {
+            "samples": len(self),
+            "samples_available": self.available,
+            "drawn": self.drawn,
+            "indices": self.numbers(),
+            "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+        }
 
     def numbers(self) -> str:
         """Return the indices as ranges.

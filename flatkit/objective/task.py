@@ -1,24 +1,19 @@
 """A task: what is measured. A model, a loss and the data over which the loss is the mean."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.function import Objective
+from flatkit.objective.losses import LossFunction
 from flatkit.objective.names import LOSSES
-from flatkit.objective.samples import check_data, num_available
+from flatkit.objective.samples import Data, check_data, num_available
 from flatkit.objective.settings import ObjectiveSettings
-
-Data: TypeAlias = Any
-"""Tensors, a data set or a DataLoader."""
-
-LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
-"""(outputs, targets) -> loss of every sample [B], or their mean."""
 
 Split: TypeAlias = Literal["train", "test"]
 

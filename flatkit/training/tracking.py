@@ -13,8 +13,9 @@ from flatkit.data import DATASETS
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.hessian import HessianOperator
-from flatkit.objective.function import Data, Loss, Objective
-from flatkit.objective.losses import CrossEntropy
+from flatkit.objective.function import Objective
+from flatkit.objective.losses import CrossEntropy, LossFunction
+from flatkit.objective.samples import Data
 from flatkit.spectrum import lanczos
 from flatkit.training.config import TrainingConfig
 from flatkit.training.folder import RunFolder
@@ -75,7 +76,7 @@ class CurvatureTracker:
 
     def __init__(
         self,
-        loss: str | Loss,
+        loss: str | LossFunction,
         data: Data,
         *,
         every: int = 100,

@@ -247,7 +247,7 @@ class _Bomb:
         self.command = command
 
     def __reduce__(self):
-        return os.system, (self.command,)
+        return os.system, (self.command,)  # pyright: ignore[reportDeprecated]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -30,8 +30,10 @@ WRAPPERS: dict[str, Callable[[Optimizer], PerturbedOptimizer]] = {
     "single tensor gam": lambda base: GAM(base, rho=0.1, foreach=False, adaptive=True),
 }
 PASSES = dict(zip(WRAPPERS, (2, 4, 2, 2, 2, 5, 7, 4), strict=True))
-TORCH_BASES = ["Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam"]
-TORCH_BASES += ["RAdam", "RMSprop", "Rprop", "SGD"]
+TORCH_BASES = [
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+]
 
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 backward_wrapper = pytest.mark.parametrize("wrapper", [n for n in WRAPPERS if n != "exact gam"])

@@ -18,7 +18,7 @@ from torch.optim import SGD, Optimizer
 try:
     from torch.distributed.tensor import Shard, distribute_tensor
 except ImportError:  # before torch 2.5
-    from torch.distributed._tensor import Shard, distribute_tensor
+    from torch.distributed._tensor import Shard, distribute_tensor  # pyright: ignore
 
 from flatkit.errors import FlatkitError
 from flatkit.optim import ASAM, GAM, GSAM, SAM

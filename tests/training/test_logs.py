@@ -28,7 +28,7 @@ def scalars(folder) -> dict[str, list[tuple[int, float]]]:
     events.Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
+        for tag in events.Tags()["scalars"]  # pyright: ignore[reportGeneralTypeIssues]
     }
 
 

@@ -37,6 +37,7 @@ def kind_named(name: str) -> Kind:
     'principal axes of the checkpoints as a trajectory, through the last'
     """
     kind = DIRECTIONS.load(name)
-    if not (isinstance(kind, type) and issubclass(kind, Kind)):
+    # What another package names may be anything, whatever the types here say.
+    if not (isinstance(kind, type) and issubclass(kind, Kind)):  # pyright: ignore
         raise PluginError(f"the directions {name!r} must be a class of kind.Kind, got {kind!r}")
     return kind()
