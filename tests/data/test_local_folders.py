@@ -137,7 +137,7 @@ def test_absent_data_are_an_error_that_says_where_to_look_and_where_to_get_them(
     message = str(caught.value)
     assert folder in message
     assert source in message
-    assert "--data-root" in message
+    assert "`data_root`" in message
     assert "FLATKIT_DATA_ROOT" in message
     assert f"unpack {tmp_path / 'cifar-10-python.tar.gz'} first" in message
 
