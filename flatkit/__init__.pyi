@@ -49,6 +49,7 @@ from .spectrum.lobpcg import lobpcg as lobpcg
 from .spectrum.operators import SymmetricOperator as SymmetricOperator
 from .spectrum.power_iteration import power_iteration as power_iteration
 from .spectrum.xtrace import trace as trace
+from .status import Status as Status
 from .training.config import TrainingConfig as TrainingConfig
 from .training.run import train as train
 from .training.tracking import CurvatureTracker as CurvatureTracker
