@@ -20,7 +20,13 @@ def resolve_device(name: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    check_choice("device", name, ("auto", *offered))
+    names = ("auto", *offered)
+    if name == "gpu":  # whose nearest spelling is cpu
+        allowed = ", ".join(sorted(names))
+        raise InvalidArgumentError(
+            f"device must be one of {allowed}, got 'gpu'; did you mean 'cuda'?"
+        )
+    check_choice("device", name, names)
     if name == "auto":
         name = next(device for device, present in offered.items() if present)
     if not offered[name]:

@@ -14,7 +14,7 @@ def parse_assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
     list of one); anything else is a string.
 
     Raises:
-        InvalidArgumentError: no `=`, no name, or a name given twice.
+        InvalidArgumentError: no `=`, no name, a name given twice, or nothing between two commas.
 
     >>> parse_assignments(["hidden=64,32", "activation=gelu", "batchnorm=false"], "--model-arg")
     {'hidden': [64, 32], 'activation': 'gelu', 'batchnorm': False}
@@ -27,18 +27,21 @@ def parse_assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
             raise InvalidArgumentError(f"{option} must be NAME=VALUE, got {text!r}")
         if name in arguments:
             raise InvalidArgumentError(f"{option} gives {name} twice")
-        arguments[name] = parse_value(value.strip())
+        arguments[name] = parse_value(value.strip(), f"{option} {name}")
     return arguments
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str, what: str = "value") -> Any:
     """Return a number, truth value, None, list of them, or the text itself.
+
+    Raises:
+        InvalidArgumentError: nothing stands between two commas; the message begins with `what`.
 
     >>> parse_value("64"), parse_value("64,"), parse_value("tanh"), parse_value("")
     (64, [64], 'tanh', '')
     """
     if "," in text and not text.startswith(("[", "{")):
-        return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
+        return [parse_value(part) for part in split_entries(text, what)]
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -63,17 +66,35 @@ def parse_renames(texts: Sequence[str], option: str) -> dict[str, str]:
     return renames
 
 
+def split_entries(text: str, what: str) -> list[str]:
+    """Return what commas separate; one comma more may end the list.
+
+    Raises:
+        InvalidArgumentError: an entry is empty; the message begins with `what`.
+
+    >>> split_entries("64, 32", "--hidden"), split_entries("64,", "--hidden")
+    (['64', '32'], ['64'])
+    """
+    *parts, last = (part.strip() for part in text.split(","))
+    if last:
+        parts.append(last)
+    if not all(parts) and parts != [""]:  # a comma alone is an empty list
+        raise InvalidArgumentError(f"{what} must have an entry between two commas, got {text!r}")
+    return [part for part in parts if part]
+
+
 def parse_numbers(text: str, option: str) -> list[float]:
     """Return numbers that commas separate.
 
     Raises:
-        InvalidArgumentError: something else is among them.
+        InvalidArgumentError: something else is among them, or nothing between two commas.
 
     >>> parse_numbers("0.5,0.75", "--milestones")
     [0.5, 0.75]
     """
+    entries = split_entries(text, option)
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        return [float(entry) for entry in entries]
     except ValueError as error:
         raise InvalidArgumentError(
             f"{option} must be numbers separated by commas, got {text!r}"

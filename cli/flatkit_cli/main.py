@@ -3,7 +3,6 @@
 Subcommands load when they are called, and torch when they run, so that help is quick.
 """
 
-import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -103,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
 def with_flags(message: str, flags: Mapping[str, str], *, about_arguments: bool = True) -> str:
     """Return a message of the library with the flags in the place of its arguments.
 
-    The library names an argument in backticks. A message that is about an argument also names it
-    as its first word, and others by names with an underscore, which are no words of a language.
+    The library names an argument in backticks; a message that is about an argument also names it as
+    its first word. Other words stay, as a list may hold a measure of the name of an argument.
 
     Args:
         message: of an error.
@@ -119,10 +118,7 @@ def with_flags(message: str, flags: Mapping[str, str], *, about_arguments: bool 
     if not about_arguments:
         return message
     first = message.partition(" ")[0]
-    message = flags.get(first, first) + message.removeprefix(first)
-    # Not within a path, a quotation or an assignment.
-    words = r"(?<![\w/.'\"-])(?:[a-z]+_)+[a-z]+(?![\w/.'\"=(])"
-    return re.sub(words, lambda m: flags.get(m[0], m[0]), message)
+    return flags.get(first, first) + message.removeprefix(first)
 
 
 def _flags(arguments: list[str]) -> Mapping[str, str]:

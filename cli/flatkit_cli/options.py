@@ -10,7 +10,12 @@ import click
 
 from flatkit.checks import nearest
 from flatkit.settings import Kind, Setting, kinds_of, settings_of
-from flatkit_cli.assignments import parse_assignments, parse_numbers, parse_renames
+from flatkit_cli.assignments import (
+    parse_assignments,
+    parse_numbers,
+    parse_renames,
+    split_entries,
+)
 
 if TYPE_CHECKING:
     _Choice = click.Choice[str]
@@ -101,13 +106,14 @@ class CommaList(_Type):
         """Return the entries.
 
         Raises:
-            InvalidArgumentError: they must be numbers, and are not.
+            InvalidArgumentError: they must be numbers, and are not, or one is empty.
         """
         if not isinstance(value, str):
             return list(value)
+        option = param.opts[0] if param is not None else "value"
         if self._kind.entry is float:
-            return list(parse_numbers(value, param.opts[0] if param is not None else "value"))
-        names = [part.strip() for part in value.split(",") if part.strip()]
+            return list(parse_numbers(value, option))
+        names = split_entries(value, option)
         choices = self._kind.choices
         return [Names(choices).convert(x, param, ctx) for x in names] if choices else names
 

@@ -68,7 +68,7 @@ class Parts:
         """Check which parts go together."""
         if self.task is not None:
             others = ("model", "model_args", "data", "data_args", "data_root", "loss")
-            given = [name for name in others if getattr(self, name)]
+            given = [f"`{name}`" for name in others if getattr(self, name)]
             if given:
                 raise InvalidArgumentError(
                     f"task builds model, loss and data; leave out {', '.join(given)}"
@@ -77,7 +77,7 @@ class Parts:
             if getattr(self, f"{part}_args") and getattr(self, part) is None:
                 raise InvalidArgumentError(f"{part}_args need `{part}`, the name they belong to")
         if self.model is not None and self.data is None:
-            raise InvalidArgumentError("model needs data, the name of a data set")
+            raise InvalidArgumentError("model needs `data`, the name of a data set")
 
     @property
     def complete(self) -> bool:

@@ -104,7 +104,7 @@ def m_sharpness(
             f"that there are two batches for a standard error; got {m}"
         )
     if objective.batchnorm == "train":
-        raise InvalidArgumentError("m_sharpness needs batchnorm='eval': a batch has its own loss")
+        raise InvalidArgumentError("m_sharpness needs `batchnorm` eval: a batch has its own loss")
     order = torch.randperm(objective.num_samples, generator=generator)
     values, one_steps, spent = [], [], 0
     for rows in order.split(m)[: min(max_batches, objective.num_samples // m)]:

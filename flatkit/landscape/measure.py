@@ -221,7 +221,7 @@ def _axes(subspace: Subspace, settings: LandscapeSettings) -> dict[str, numpy.nd
     """Return the steps of each axis; checkpoints in the range are among them."""
     names = ("t",) if len(subspace.vectors) == 1 else ("x", "y")
     if len(names) == 1 and settings.y_range is not None:
-        raise InvalidArgumentError("y_range does not apply to a line; give x_range alone")
+        raise InvalidArgumentError("y_range does not apply to a line; give `x_range` alone")
     points = settings.points or POINTS[len(names)]
     given = (settings.x_range, settings.y_range or settings.x_range)
     kind = kind_named(settings.directions)

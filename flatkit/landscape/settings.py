@@ -153,7 +153,7 @@ class LandscapeSettings(ObjectiveSettings):
         if "loss" not in self.quantities:
             object.__setattr__(self, "quantities", ("loss", *self.quantities))
         if self.y_range is not None and self.dimensions == 1:
-            raise InvalidArgumentError("y_range does not apply to a line; give x_range alone")
+            raise InvalidArgumentError("y_range does not apply to a line; give `x_range` alone")
         self._check_directions()
 
     def _check_directions(self) -> None:

@@ -337,7 +337,7 @@ class TrainingConfig:
         stored = self.to_dict()
         asked = {name: plain(value, name) for name, value in given.items()}
         differing = [
-            f"{name} is {stored.get(name)!r} in the run, {value!r} was asked for"
+            f"`{name}` is {stored.get(name)!r} in the run, {value!r} was asked for"
             for name, value in asked.items()
             if value != stored.get(name)
             and name not in _FREE
@@ -354,13 +354,13 @@ class TrainingConfig:
         parts = self.accumulate
         if parts > self.batch_size:
             raise InvalidArgumentError(
-                f"accumulate must be at most batch_size, which is {self.batch_size}, got {parts}: "
-                "each part of a batch needs a sample"
+                f"accumulate must be at most `batch_size`, which is {self.batch_size}, "
+                f"got {parts}: each part of a batch needs a sample"
             )
         if parts > 1 and self.gam_mode == "exact":
             raise InvalidArgumentError(
-                f"accumulate does not apply to gam_mode exact, got {parts}: its Hessian-vector "
-                "products need the graphs of all parts at once; leave it out, or choose gam_mode "
+                f"accumulate does not apply to `gam_mode` exact, got {parts}: its Hessian-vector "
+                "products need the graphs of all parts at once; leave it out, or choose `gam_mode` "
                 "accelerated"
             )
 

@@ -189,7 +189,7 @@ def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
         kwargs = {**stored.data["kwargs"], **place}
         return replace(stored, data={**stored.data, "kwargs": kwargs}).build_data()
     if place and "root" in config.data_kwargs:
-        raise InvalidArgumentError("give one of data_root and the data argument root, not both")
+        raise InvalidArgumentError("give one of `data_root` and the data argument root, not both")
     return DATASETS.build(config.data, **config.data_arguments)
 
 

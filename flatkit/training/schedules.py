@@ -128,7 +128,7 @@ def _rho_schedule(given: Mapping[str, Any]) -> str:
     check_choice("rho_schedule", kind, RHO_SCHEDULES)
     if kind == "proportional" and given["schedule"] == "none":
         raise InvalidArgumentError(
-            "rho_schedule proportional follows the learning rate, which schedule none keeps as it "
-            "is; choose rho_schedule cosine or constant, or schedule cosine or step"
+            "rho_schedule proportional follows the learning rate, which `schedule` none keeps as "
+            "it is; choose `rho_schedule` cosine or constant, or `schedule` cosine or step"
         )
     return kind

@@ -65,7 +65,8 @@ def test_a_word_that_is_none_is_answered_with_the_nearest(arguments, message, ca
     [
         ("rho_prime must be a number", "--rho-prime must be a number"),
         ("x_range must grow", "--range must grow"),
-        ("leave out rho_prime; rho is 3", "leave out --rho-prime; rho is 3"),
+        ("leave out `rho_prime`; rho is 3", "leave out --rho-prime; rho is 3"),
+        ("rho must be one of a, rho_prime", "--rho must be one of a, rho_prime"),
         ("go on with `resume`, or `no_such`", "go on with --resume, or --no-such"),
         ("/tmp/rho_prime/a.pt and 'rho_prime'", "/tmp/rho_prime/a.pt and 'rho_prime'"),
         ("steps.rho_prime rho_prime=3", "steps.rho_prime rho_prime=3"),

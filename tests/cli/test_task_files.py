@@ -158,7 +158,7 @@ def test_landscapes_at_and_along_raw_state_dicts(folder, capsys):
     assert main(["landscape", files[0], *small, "none"]) == 1
     assert "name them with --task" in capsys.readouterr().err
     assert run("landscape", files[0], "--model", "mlp", *small, "none") == 2
-    assert "leave out model" in capsys.readouterr().err
+    assert "leave out --model" in capsys.readouterr().err
     assert not (folder / "none").exists()
 
 
@@ -225,10 +225,10 @@ def test_a_mismatch_is_printed_as_a_table_whose_advice_works(folder, capsys):
         (["--task", "my_task.py:fails"], 1, "my_task.py, line 21 in fails: NameError"),
         (["--task", "my_task.py:needs"], 1, "must take no arguments, not data_root"),
         (["--task", "my_task.py:returns_a_model"], 1, "must return a flatkit.Task"),
-        (["--task", "my_task.py:build", "--model", "mlp"], 2, "leave out model"),
+        (["--task", "my_task.py:build", "--model", "mlp"], 2, "leave out --model"),
         (["--task", "my_task.py:build", "--rename", "x"], 2, "must be OLD=NEW"),
         (["--task", "my_task.py:build", "--entry", "ema"], 2, "entry must be one of model"),
-        (["--model", "mlp"], 2, "model needs data"),
+        (["--model", "mlp"], 2, "--model needs --data"),
         (["--data", "digits"], 2, "name the model too"),
         (["--model-arg", "a=1"], 2, "--model-arg need --model, the name"),
         ([], 1, "name them with --task"),

@@ -153,7 +153,7 @@ def test_a_run_from_a_file_is_resumed_with_the_file_too(tmp_path):
     assert checkpoints.load(tmp_path / "a" / "ckpt.pt").epoch == 3
     file.write_text(RUN.replace("rho = 0.3", "rho = 0.4"))
     again = invoke("--config", file, "--resume", "--out", tmp_path / "a")
-    assert "rho is 0.3 in the run, 0.4 was asked for" in str(again.exception)
+    assert "`rho` is 0.3 in the run, 0.4 was asked for" in str(again.exception)
 
 
 def test_a_recipe_runs_with_other_data_in_place_of_the_paper_s(tmp_path):
@@ -184,7 +184,7 @@ def test_a_resumption_names_only_what_was_given_and_differs(tmp_path):
     run("--epochs", 1, "--out", tmp_path)
     result = run("--resume", "--optimizer", "sam", "--rho", 0.1, "--out", tmp_path)
     assert isinstance(result.exception, InvalidArgumentError)
-    assert "optimizer is 'sgd' in the run, 'sam' was asked for" in str(result.exception)
+    assert "`optimizer` is 'sgd' in the run, 'sam' was asked for" in str(result.exception)
     assert "rho is None in the run, 0.1 was asked for" in str(result.exception)
     assert "batch_size" not in str(result.exception)
 

@@ -145,13 +145,13 @@ def test_settings_survive_json():
         ),
         (
             {"optimizer": "sam", "rho_schedule": "proportional", "schedule": "none"},
-            "rho_schedule proportional follows the learning rate, which schedule none keeps",
+            "rho_schedule proportional follows the learning rate, which `schedule` none keeps",
         ),
         ({"accumulate": 0}, "accumulate must be a whole number >= 1"),
-        ({"accumulate": 65}, "accumulate must be at most batch_size, which is 64, got 65"),
+        ({"accumulate": 65}, "accumulate must be at most `batch_size`, which is 64, got 65"),
         (
             {"optimizer": "gam", "gam_mode": "exact", "accumulate": 2},
-            "accumulate does not apply to gam_mode exact",
+            "accumulate does not apply to `gam_mode` exact",
         ),
         ({"precision": "fp16"}, "precision must be one of bfloat16, float16, float32, got 'fp16'"),
         (
@@ -217,9 +217,9 @@ def test_a_resumed_run_may_only_grow():
     with pytest.raises(InvalidArgumentError) as caught:
         stored.resumed_with({"epochs": 4, "rho": 0.5, "optimizer": "sgd", "lr": 0.1})
     message = str(caught.value)
-    assert "epochs is 5 in the run, 4 was asked for" in message
-    assert "rho is 0.05 in the run, 0.5 was asked for" in message
-    assert "optimizer is 'sam' in the run, 'sgd' was asked for" in message
+    assert "`epochs` is 5 in the run, 4 was asked for" in message
+    assert "`rho` is 0.05 in the run, 0.5 was asked for" in message
+    assert "`optimizer` is 'sam' in the run, 'sgd' was asked for" in message
     assert "lr is" not in message
 
 
@@ -227,7 +227,7 @@ def test_a_resumed_run_may_find_its_data_elsewhere_and_log_otherwise():
     stored = TrainingConfig(data="cifar10", data_root="here")
     resumed = stored.resumed_with({"data_root": "there", "log": ("csv",)})
     assert (resumed.data_root, list(resumed.log)) == ("there", ["csv"])
-    with pytest.raises(InvalidArgumentError, match=r"ema is 0\.0 in the run, 0\.9 was asked for"):
+    with pytest.raises(InvalidArgumentError, match=r"`ema` is 0\.0 in the run, 0\.9 was asked for"):
         stored.resumed_with({"ema": 0.9})
 
 

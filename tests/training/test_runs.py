@@ -228,7 +228,7 @@ def test_more_epochs_continue_a_finished_run_and_say_that_the_schedule_stretches
 
 def test_a_resumption_that_contradicts_the_run_is_refused(tmp_path):
     train(settings(epochs=1), tmp_path)
-    with pytest.raises(InvalidArgumentError, match="seed is 0 in the run, 1 was asked for"):
+    with pytest.raises(InvalidArgumentError, match="`seed` is 0 in the run, 1 was asked for"):
         train(settings(epochs=1, seed=1), tmp_path, resume=True)
 
 
@@ -428,7 +428,7 @@ def test_a_root_is_given_once_and_only_to_data_from_files(tmp_path):
     with pytest.raises(InvalidArgumentError, match="data_root does not apply to gaussians"):
         train(settings(data_root="x"), tmp_path)
     config = TrainingConfig(data="mnist", data_root="x", data_kwargs={"root": "y"})
-    with pytest.raises(InvalidArgumentError, match="one of data_root and the data argument root"):
+    with pytest.raises(InvalidArgumentError, match="one of `data_root` and the data argument root"):
         train(config, tmp_path)
     with pytest.raises(InvalidArgumentError, match="augment flip needs images"):
         train(settings(augment="flip"), tmp_path / "run")
