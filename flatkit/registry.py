@@ -82,6 +82,19 @@ class Registry(Generic[T]):
         """Return the package that adds a name; empty if none does."""
         return _package(self._plugins[name]) if name in self._plugins else ""
 
+    def origin(self, name: str) -> str:
+        """Return where a name comes from, in words: an entry point, a file, or a registration.
+
+        >>> Registry("law", {"normal": "statistics:NormalDist"}).origin("normal")
+        'statistics:NormalDist'
+        """
+        if name in self._plugins:
+            return (
+                f"the entry point {self._plugins[name].value} of the package {self.package(name)}"
+            )
+        home = self.homes[name]
+        return home if isinstance(home, str) else "what was registered"
+
     def build(self, name: str, **kwargs: Any) -> Any:
         """Call the builder.
 

@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
+from numbers import Integral, Real
 from typing import (
     Any,
     Literal,
@@ -120,18 +121,36 @@ def check_settings(settings: Any) -> None:
     Raises:
         InvalidArgumentError: a value is not allowed.
     """
-    kinds = kinds_of(type(settings))
-    for name, known in settings_of(type(settings)).items():
-        kind, value = kinds[name], getattr(settings, name)
+    cls = type(settings)
+    check_values(cls, {name: getattr(settings, name) for name in settings_of(cls)})
+
+
+def check_values(cls: type, values: Mapping[str, Any]) -> None:
+    """Check values for fields of a class as `check_settings` does, before there is an instance.
+
+    Raises:
+        InvalidArgumentError: a value is not allowed.
+
+    >>> @dataclass
+    ... class Walk:
+    ...     pace: float = setting(1.0, "How fast.")
+    >>> check_values(Walk, {"pace": "fast"})
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: pace must be a number, got 'fast'
+    """
+    kinds, known = kinds_of(cls), settings_of(cls)
+    for name, value in values.items():
+        kind = kinds[name]
         if value is None:
             continue
         for entry in (value,) if kind.shape in ("one", "mapping") else _entries(name, value):
             if kind.choices:
                 check_choice(name, entry, kind.choices)
-            if kind.entry is bool and not isinstance(entry, bool):
-                raise InvalidArgumentError(f"{name} must be true or false, got {entry!r}")
-            if known.check is not None:
-                known.check(name, entry)
+            check = known[name].check
+            if check is not None:
+                check(name, entry)
+            if kind.shape != "mapping":
+                _check_type(name, entry, kind.entry)
 
 
 def described(cls: type[T]) -> type[T]:
@@ -155,6 +174,14 @@ def _kind(hint: Any, choices: Collection[str]) -> Kind:
     of_entries = _kind(inner[0], choices)
     pair = origin is tuple and inner[-1] is not Ellipsis
     return Kind(of_entries.entry, "pair" if pair else "several", of_entries.choices)
+
+
+def _check_type(name: str, value: Any, wanted: type) -> None:
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    kinds = {bool: bool, int: Integral, float: Real}
+    wrong = wanted in kinds and not isinstance(value, kinds[wanted])
+    if wrong or (wanted in (int, float) and isinstance(value, bool)):
+        raise InvalidArgumentError(f"{name} must be {words[wanted]}, got {value!r}")
 
 
 def _entries(name: str, value: Any) -> Collection[Any]:

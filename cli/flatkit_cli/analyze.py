@@ -70,9 +70,14 @@ def analyze(checkpoint: Path, **options: Any) -> None:
             progress=progress,
             command=["flatkit", *sys.argv[1:]],
         )
-    output.write(report, lambda: show(report_table(report)))
     name = report.checkpoint.get("name") or "checkpoint"
-    output.draw(Comparison([Entry(name, name, report)]))
+    # Saved before anything is read from the results, which the code of others may do, and fail.
+    output.save(report)
+    try:
+        output.draw(Comparison([Entry(name, name, report)]))
+    finally:
+        if output.json_file != "-":
+            show(report_table(report))
 
 
 @contextmanager

@@ -38,12 +38,16 @@ class Output:
             check_writable(make_folder(self.figures) / "figure.png")
 
     def write(self, result: "Report | Comparison", show: Callable[[], object]) -> None:
-        """Print the result, as JSON or as `show` does, and save it."""
+        """Save the result, then print it, as JSON or as `show` does."""
+        self.save(result)
+        if self.json_file != "-":
+            show()
+
+    def save(self, result: "Report | Comparison") -> None:
+        """Save the result, or print it as JSON, if that is asked for."""
         if self.json_file == "-":
             click.echo(result.to_json())
-            return
-        show()
-        if self.json_file is not None:
+        elif self.json_file is not None:
             saved = result.save(self.json_file)
             click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)
 

@@ -24,8 +24,8 @@ class Measure:
         name: of its results, and on the command line.
         help: a line of the help.
         run: measures it, with what a session holds; a result for each radius or split.
-        read: the numbers of a result, for tables and comparisons. By default the value itself, or
-            each entry of a list.
+        read: the numbers of a result, for tables and comparisons. By default the value itself,
+            which is compared, or each entry of a list, which only the table of a report shows.
         settings: classes of settings, made of `flatkit.settings.setting`, that `run` asks the
             session for. Classes may be shared by measures.
         on_request: whether it runs only if it is named.

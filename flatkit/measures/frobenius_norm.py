@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from flatkit.measures.base import Measure
+from flatkit.measures.reading import Reading, number
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
 from flatkit.results import Result
@@ -26,10 +27,16 @@ def run(session: "Session") -> list[Result]:
         return [session.estimated("frobenius_norm", found, settings, cost())]
 
 
+def read(result: Result) -> list[Reading]:
+    """Return the norm, for the table of one report: the largest eigenvalue is what is compared."""
+    return [number(result, "frobenius_norm", "frobenius norm")]
+
+
 MEASURE = Measure(
     "frobenius_norm",
     "root of the sum of the squared eigenvalues",
     run,
+    read,
     settings=(CurvatureSettings, TraceSettings),
     on_request=True,
 )

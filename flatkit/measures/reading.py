@@ -64,13 +64,15 @@ Reader: TypeAlias = Callable[[Result], list[Reading]]
 def plain_readings(result: Result) -> list[Reading]:
     """Return a reading of a number, one for each entry of a list, none of other structures.
 
+    A number is compared, though nobody says which values are better; entries of a list are not.
+
     >>> [reading.title for reading in plain_readings(Result("spectral_gap", [2.0, 1.0]))]
     ['spectral gap 1', 'spectral gap 2']
     """
     title = result.measure.replace("_", " ")
     if isinstance(result.value, list):
         return numbered(result, f"{title} ")
-    return [number(result, result.measure, title)] if is_number(result.value) else []
+    return [number(result, result.measure, title, role="fit")] if is_number(result.value) else []
 
 
 def number(result: Result, key: str, title: str, *, scale: float = 1.0, **more: Any) -> Reading:

@@ -1,8 +1,9 @@
 """The measures by name, in the order in which they run: one line a measure.
 
 Another package adds a measure by an entry point of the group `flatkit.measures`, which names the
-`Measure` in its code; a notebook adds one by `register`. No file is imported before its measure is
-asked for, so that a broken one disturbs only those who use it.
+`Measure` in its code; a notebook adds one by `register`. The files of flatkit's own measures are
+imported together, as the settings of an analysis are made of theirs. A file of another package is
+imported when its measure is asked for, so that a broken one disturbs only those who use it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,7 @@ class Measures(Mapping[str, Measure]):
         return name in self._registry
 
     def __getitem__(self, name: str) -> Measure:
-        """Return a measure; its file is imported now.
+        """Return a measure; its file is imported now, if it was not before.
 
         Raises:
             InvalidArgumentError: no such measure.
@@ -75,11 +76,24 @@ class Measures(Mapping[str, Measure]):
         """
         found = self._registry.load(name)
         if not isinstance(found, Measure) or found.name != name:
+            named = isinstance(found, Measure)
+            got = f"one of the name {found.name!r}" if named else f"a {type(found).__name__}"
             raise PluginError(
-                f"the package {self._registry.package(name)} must add a flatkit.Measure of the "
-                f"name {name!r}, got {found!r}"
+                f"{self._registry.origin(name)} must add a flatkit.Measure of the name {name!r}, "
+                f"got {got}"
             )
         return found
+
+    def outsider(self, name: str) -> str:
+        """Return in words which measure this is and whose; empty for one of flatkit's own.
+
+        >>> MEASURES.outsider("trace")
+        ''
+        """
+        if name in _NAMES:
+            return ""
+        package = self._registry.package(name)
+        return f"the measure {name} of the package {package}" if package else f"the measure {name}"
 
     def help(self, name: str) -> str:
         """Return the line of a measure in the help, without importing other packages."""

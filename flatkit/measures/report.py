@@ -8,7 +8,7 @@ from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import FlatkitError, InvalidArgumentError, PluginError
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
@@ -51,6 +51,7 @@ def analyze(
         InvalidArgumentError: a setting is out of range.
         NonFiniteError: weights, loss or gradient are NaN or infinite.
         NonDeterministicError: the model gives different values at one point.
+        PluginError: a measure of another package fails.
 
     >>> import torch
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
@@ -65,9 +66,22 @@ def analyze(
     results: list[Result] = []
     for done, name in enumerate(settings.measures):
         session.report("analysis", done, len(settings.measures))
-        results += MEASURES[name].run(session)
+        results += _run(name, session)
     session.report("analysis", len(settings.measures), len(settings.measures))
     return session.make_report(results, command)
+
+
+def _run(name: str, session: Session) -> Sequence[Result]:
+    """Return the results of one measure; an error of one from outside names it."""
+    measure, outsider = MEASURES[name], MEASURES.outsider(name)
+    if not outsider:
+        return measure.run(session)
+    try:
+        return list(measure.run(session))
+    except FlatkitError:
+        raise
+    except Exception as error:  # the code of others, which may raise anything
+        raise PluginError(f"{outsider} failed: {type(error).__name__}: {error}") from error
 
 
 def compare(

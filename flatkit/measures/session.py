@@ -58,7 +58,11 @@ class Session:
         self.objective = task.objective(self.own(ObjectiveSettings))
 
     def own(self, part: type[S]) -> S:
-        """Return the settings of one class, as a measure's file declares them."""
+        """Return the settings of one class, as a measure's file declares them.
+
+        Raises:
+            PluginError: no chosen measure names the class in its `settings`.
+        """
         return self.settings.of(part)
 
     @cached_property
@@ -151,17 +155,28 @@ class Session:
         """The largest eigenvalues, as the settings ask."""
         return self.eigenvalues(self.curvature)
 
-    def eigenvalues(self, hessian: HessianOperator, *, method: str | None = None) -> Estimate:
-        """Return the largest eigenvalues of a Hessian, as the settings ask."""
+    def eigenvalues(
+        self, hessian: HessianOperator, *, k: int | None = None, method: str | None = None
+    ) -> Estimate:
+        """Return the largest eigenvalues of a Hessian.
+
+        They are computed anew, as their last digits depend on how many are asked for; `top` keeps
+        those that the settings ask for.
+
+        Args:
+            hessian: e.g. `curvature`.
+            k: how many; by default as the settings say.
+            method: how; by default as the settings say.
+        """
         own = self.own(CurvatureSettings)
-        method = method or own.method
+        method, k = method or own.method, own.num_eigenvalues if k is None else k
         if method == "pyhessian":
             seed = self.own(ObjectiveSettings).seed
-            return pyhessian_eigenvalues(hessian.objective, k=own.num_eigenvalues, seed=seed)
+            return pyhessian_eigenvalues(hessian.objective, k=k, seed=seed)
         methods = {"power": power_iteration, "lobpcg": lobpcg}
         return methods.get(method, lanczos)(
             hessian,
-            k=own.num_eigenvalues,
+            k=k,
             tolerance=own.tolerance,
             max_matvecs=own.max_matvecs,
             generator=self.generator("eigenvalues"),

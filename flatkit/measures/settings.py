@@ -1,14 +1,14 @@
 """What to measure and how; no torch, so that the command line can check its options at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, cast
 
-from flatkit.checks import check_choice
-from flatkit.errors import InvalidArgumentError
+from flatkit.checks import check_choice, nearest
+from flatkit.errors import InvalidArgumentError, PluginError
 from flatkit.measures.registry import MEASURES
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.settings import described, setting, settings_of
+from flatkit.settings import check_values, described, setting, settings_of
 
 S = TypeVar("S")
 
@@ -37,7 +37,34 @@ class ChosenMeasures:
 def _parts() -> tuple[type, ...]:
     """Return the classes whose fields the settings of an analysis have, each once."""
     own = (part for measure in MEASURES.own for part in measure.settings)
-    return tuple(dict.fromkeys((ObjectiveSettings, ChosenMeasures, *own)))
+    parts = tuple(dict.fromkeys((ObjectiveSettings, ChosenMeasures, *own)))
+    owners(parts)
+    return parts
+
+
+def owners(parts: Iterable[type]) -> Mapping[str, type]:
+    """Return which of some classes declares each setting.
+
+    Raises:
+        PluginError: two of them declare one name, so that a value would reach only one of them.
+
+    >>> owners([ChosenMeasures])["added"].__name__
+    'ChosenMeasures'
+    """
+    found: dict[str, type] = {}
+    for part in parts:
+        for name in settings_of(part):
+            other = found.setdefault(name, part)
+            if other is not part:
+                raise PluginError(
+                    f"both {_place(other)} and {_place(part)} declare a setting {name!r}; one of "
+                    "them must give it another name"
+                )
+    return found
+
+
+def _place(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
 
 
 # The bases come from the measures, so that one is added without an edit here; their fields begin
@@ -74,20 +101,37 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         for name, by in asked.items():
             if name in self.measures and getattr(self, by) is None:
                 meaning = settings_of(type(self))[by].help
-                raise InvalidArgumentError(f"{name} needs {by}: {meaning[0].lower()}{meaning[1:]}")
+                raise InvalidArgumentError(
+                    f"the measure {name} needs the setting `{by}`: "
+                    f"{meaning[0].lower()}{meaning[1:]}"
+                )
         given = {name for name, by in asked.items() if getattr(self, by) is not None}
         return tuple(name for name in MEASURES if name in self.measures or name in given)
 
     def _check_added(self) -> None:
         """Refuse settings that no measure of another package declares, and wrong ones."""
-        wanted = [part for name in self.measures for part in MEASURES[name].settings]
-        added = [part for part in dict.fromkeys(wanted) if part not in _parts()]
-        known = {name for part in added for name in settings_of(part)}
-        for name in set(self.added) - known:
-            others = {*known, *settings_of(type(self))} - {name, "added"}
-            check_choice("setting", name, others)
+        added = self._added_parts()
+        declared = owners((*_parts(), *added))
+        known = sorted(name for name, part in declared.items() if part in added)
+        for name in self.added:
+            if name in known:
+                continue
+            if name in declared:
+                raise InvalidArgumentError(
+                    f"added must not hold {name!r}: {name} has an option of its own: `{name}`"
+                )
+            none = "none, as no chosen measure of another package has settings"
+            raise InvalidArgumentError(
+                f"setting {name!r} is not known: `added` takes {', '.join(known) or none}"
+                f"{nearest(name, [*declared])}"
+            )
         for part in added:
             self.of(part)
+
+    def _added_parts(self) -> tuple[type, ...]:
+        """Return the classes that only the chosen measures of other packages declare."""
+        wanted = (part for name in self.measures for part in MEASURES[name].settings)
+        return tuple(part for part in dict.fromkeys(wanted) if part not in _parts())
 
     def changed(self, changes: Mapping[str, Any]) -> "AnalysisSettings":
         """Return these settings with single ones replaced, also those of added measures.
@@ -103,7 +147,19 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         return replace(self, **known)
 
     def of(self, part: type[S]) -> S:
-        """Return the settings of one class, as a measure knows them."""
+        """Return the settings of one class, as a measure knows them; checked by their fields.
+
+        Raises:
+            InvalidArgumentError: one of them is not allowed.
+            PluginError: no chosen measure declares the class.
+        """
         if isinstance(self, part):
             return cast("S", self)
-        return part(**{name: self.added[name] for name in settings_of(part) if name in self.added})
+        if part not in self._added_parts():
+            raise PluginError(
+                f"no chosen measure declares {_place(part)}; the measure that asks for it must "
+                f"name it: Measure(..., settings=({part.__name__},))"
+            )
+        given = {name: self.added[name] for name in settings_of(part) if name in self.added}
+        check_values(part, given)
+        return part(**given)

@@ -6,24 +6,46 @@ from flatkit.measures.registry import MEASURES
 from flatkit.render.notation import at_least, bound, significant, to_error
 from flatkit.results import Report, Result
 
+_OF_VERIFY = ("verdict", "rounding_radius", "gradient_jump")
+"""Results that `verify` adds; they are of no measure."""
+
 
 def readings(result: Result) -> list[Reading]:
     """Return the numbers that a result holds; none for slices, planes and other structures.
 
     Raises:
-        ResultError: the result lacks what its measure always has.
+        ResultError: the result lacks what its measure always has, or a measure of another package
+            fails to read it.
 
     >>> result = Result("first_order_flatness", 0.5, error_kind="lower_bound",
     ...                 settings={"rho": 0.1})
     >>> [(reading.title, value_text(reading)) for reading in readings(result)]
     [('R1 (ρ = 0.1)', '≥ 0.500'), ('R1/ρ² (ρ = 0.1)', '≥ 50.0')]
     """
-    read = MEASURES[result.measure].read if result.measure in MEASURES else plain_readings
+    if result.measure not in MEASURES:
+        return plain_readings(result)
+    read, outsider = MEASURES[result.measure].read, MEASURES.outsider(result.measure)
+    # The result may come from a file: what is not of its measure's shape is the file's fault. The
+    # code of others may raise anything.
+    own = (KeyError, TypeError, ValueError, ArithmeticError)
+    expected: tuple[type[Exception], ...] = (Exception,) if outsider else own
     try:
         return read(result)
-    # The result may come from a file: what is not of its measure's shape is the file's fault.
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ResultError(f"malformed result of {result.measure}: {error!r}") from error
+    except expected as error:
+        fault = f"malformed result of {result.measure}"
+        if outsider:
+            fault = f"{outsider} cannot read its result"
+        raise ResultError(f"{fault}: {error!r}") from error
+
+
+def unknown(report: Report) -> list[str]:
+    """Return the measures of a report that are not installed here, so that none are compared.
+
+    >>> unknown(Report([Result("trace", 8.0), Result("weight_norm", 2.0)]))
+    ['weight_norm']
+    """
+    known = (*MEASURES, *_OF_VERIFY)
+    return list(dict.fromkeys(one.measure for one in report if one.measure not in known))
 
 
 def compared(report: Report) -> dict[str, Reading]:
@@ -34,7 +56,7 @@ def compared(report: Report) -> dict[str, Reading]:
     """
     found: dict[str, Reading] = {}
     for result in report:
-        for reading in readings(result):
+        for reading in readings(result) if result.measure in MEASURES else ():
             if reading.role != "detail":
                 found.setdefault(reading.key, reading)
     return dict(sorted(found.items(), key=lambda item: rank(item[1])))

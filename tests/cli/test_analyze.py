@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatkit.results import Report
+from flatkit.measures import MEASURES, Measure
+from flatkit.results import Report, Result
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
@@ -140,6 +141,11 @@ def test_a_pickle_that_would_execute_code_does_not(tmp_path, capsys):
         (["--plane-points", "4"], "--plane-points"),
         (["--tolerance", "nan"], "--tolerance"),
         (["--device", "tpu"], "--device"),
+        (["--device", "gpu"], "--device must be one of auto, cpu, cuda, mps, got 'gpu'"),
+        (["--device", "gpu"], "did you mean 'cuda'?"),
+        (["--measures", "hessian"], "frobenius_norm, gradient_norm, layer_curvature, loss,"),
+        (["--measures", "m_sharpness"], "measure m_sharpness needs the setting --m-sharpness: the"),
+        (["--setting", "rho=0.1"], "rho has an option of its own: --rho"),
         (["--eigenvalues", "0"], "--eigenvalues"),
     ],
 )
@@ -167,3 +173,23 @@ def test_a_folder_without_permission_is_found_before_the_work(checkpoint, tmp_pa
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     code, _, err = run(capsys, "analyze", checkpoint, "--json", tmp_path / "report.json")
     assert code == 1 and "permission" in err
+
+
+def test_a_fault_where_results_are_read_loses_nothing(checkpoint, tmp_path, capsys):
+    def read(result):
+        raise AttributeError("fault")
+
+    MEASURES.register(
+        Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0)], read=read)
+    )
+    file, figures = tmp_path / "report.json", tmp_path / "figures"
+    try:
+        code, out, err = run(
+            capsys, "analyze", checkpoint, "--measures", "loss_plane,answer", "--plane-points", 3,
+            "--json", file, "--figures", figures,
+        )  # fmt: skip
+    finally:
+        del MEASURES._homes["answer"]
+    assert (code, out) == (1, "") and "measure answer cannot read its result" in err
+    assert Report.load(file).result("answer").value == 42.0
+    assert {path.name for path in figures.iterdir()} == {"plane.png", "plane.svg"}

@@ -3,19 +3,21 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import flatkit
-from flatkit.errors import InvalidArgumentError, PluginError
+from flatkit.errors import InvalidArgumentError, PluginError, ResultError
 from flatkit.measures import MEASURES, AnalysisSettings, Measure
 from flatkit.measures.reading import number
 from flatkit.measures.registry import Measures
-from flatkit.render import comparison_rows
+from flatkit.measures.settings import owners
+from flatkit.render import comparison_markdown, comparison_rows
 from flatkit.render.readings import readings
 from flatkit.results import Comparison, Entry, Report, Result
-from flatkit.settings import settings_of
+from flatkit.settings import setting, settings_of
 from flatkit.training import TrainingConfig, train
 from tests.cases import CASES
 
@@ -83,6 +85,11 @@ def registered():
         del MEASURES._homes[name]
 
 
+def task() -> flatkit.Task:
+    case = CASES[0]
+    return flatkit.Task(case.build(), case.loss, case.data())
+
+
 def test_every_measure_stands_in_the_file_of_its_name_and_says_what_it_is():
     for name, measure in MEASURES.items():
         assert measure.name == name and measure.help
@@ -143,8 +150,17 @@ def test_a_broken_package_is_named_and_disturbs_nobody_else(folder):
 
 def test_an_entry_point_that_names_another_measure_is_refused(folder):
     install(folder, TOY, measure="other_gap")
-    with pytest.raises(PluginError, match=r"toy-gap must add a flatkit\.Measure of the name"):
+    with pytest.raises(PluginError, match=r"toy-gap must add a flatkit\.Measure of the name") as e:
         Measures()["other_gap"]
+    assert "toy_gap:MEASURE" in str(e.value)
+    assert str(e.value).endswith("name 'other_gap', got one of the name 'spectral_gap'")
+
+
+def test_a_file_of_flatkit_that_names_another_measure_is_named():
+    measures = Measures()
+    measures._homes["loss"] = "flatkit.measures.trace:MEASURE"
+    with pytest.raises(PluginError, match=r"^flatkit\.measures\.trace:MEASURE must .*'trace'$"):
+        measures["loss"]
 
 
 def test_a_package_cannot_take_the_name_of_a_measure(folder):
@@ -195,5 +211,113 @@ def test_an_unknown_setting_is_answered_with_the_nearest():
     task = flatkit.Task(case.build(), case.loss, case.data())
     with pytest.raises(InvalidArgumentError, match="did you mean 'rho'"):
         flatkit.analyze(task, roh=[0.1])
-    with pytest.raises(InvalidArgumentError, match="'rho'"):
+    with pytest.raises(InvalidArgumentError, match=r"'rho'.* option of its own: `rho`"):
         flatkit.analyze(task, added={"rho": [0.1]})
+
+
+@dataclass(frozen=True)
+class Width:
+    width: float = setting(1.0, "Of the basin.")
+    steps: int | None = setting(None, "How many.")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    tolerance: float = setting(0.5, "Another one.")
+
+
+@dataclass(frozen=True)
+class OtherWidth:
+    width: float = setting(2.0, "Of something else.")
+
+
+def width(session):
+    own = session.own(Width)
+    return [Result("width", own.width, 0.0, settings={"steps": own.steps})]
+
+
+def add(name, run=width, **more) -> Measure:
+    return MEASURES.register(Measure(name, name, run=run, **more))
+
+
+def test_a_setting_of_a_name_that_is_taken_is_refused_with_both_names(registered):
+    add("width", settings=(Width,))
+    add("tolerant", settings=(Tolerance,))
+    add("other", settings=(OtherWidth,))
+    add("again", settings=(Width,))
+    assert AnalysisSettings(measures=["width", "again"]).of(Width).width == 1.0
+    with pytest.raises(PluginError, match=r"CurvatureSettings and .*Tolerance .*'tolerance'"):
+        flatkit.analyze(task(), measures=["tolerant"], tolerance=2)
+    with pytest.raises(PluginError, match=r"\.Width and .*OtherWidth declare a setting 'width'"):
+        AnalysisSettings(measures=["width", "other"])
+    with pytest.raises(PluginError, match="'width'"):  # as two files of flatkit itself
+        owners((Width, OtherWidth))
+
+
+def test_settings_from_outside_are_checked_by_their_types(registered):
+    add("width", settings=(Width,))
+    report = flatkit.analyze(task(), measures=["width"], width=3, steps=2)
+    assert (report.result("width").value, report.result("width").settings["steps"]) == (3, 2)
+    for wrong, message in (
+        ({"width": "x"}, "width must be a number, got 'x'"),
+        ({"width": True}, "width must be a number, got True"),
+        ({"steps": 1.5}, "steps must be a whole number, got 1.5"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            flatkit.analyze(task(), measures=["width"], **wrong)
+
+
+def test_settings_that_no_measure_declares_are_refused_where_they_are_asked_for(registered):
+    add("width")
+    with pytest.raises(PluginError, match=r"Width; .* name it: Measure\(.*settings=\(Width,\)\)"):
+        flatkit.analyze(task(), measures=["width"])
+
+
+def test_a_measure_from_outside_that_fails_is_named_with_its_package(folder):
+    install(folder, TOY.replace("values[0] - values[1]", "{}[unit]"))
+    with pytest.raises(
+        PluginError, match="measure spectral_gap of the package toy-gap failed"
+    ) as e:
+        flatkit.analyze(task(), measures=["spectral_gap"])
+    assert isinstance(e.value.__cause__, KeyError)
+
+
+def test_a_measure_of_flatkit_that_fails_stays_loud(monkeypatch):
+    def fail(session):
+        raise KeyError("loss")
+
+    broken = Measure("loss", "the loss", run=fail)
+    monkeypatch.setitem(MEASURES._homes, "loss", broken)
+    with pytest.raises(KeyError):
+        flatkit.analyze(task(), measures=["loss"])
+
+
+def test_a_measure_from_outside_that_cannot_read_is_named_with_its_package(folder):
+    install(folder, TOY.replace("return [\n        number(", "return [\n        result.no_such("))
+    with pytest.raises(
+        ResultError, match=r"spectral_gap of the package toy-gap cannot read.*no_such"
+    ):
+        readings(Result("spectral_gap", 1.0))
+
+
+def test_a_number_that_nobody_reads_is_compared_and_a_missing_package_is_named(registered):
+    add("width")
+    results = [Result("width", 1.0, 0.0), Result("gap_of_old", 2.0), Result("verdict", [])]
+    comparison = Comparison([Entry("a", "a", Report([*results, Result("frobenius_norm", 3.0)]))])
+    (row,) = comparison_rows(comparison)
+    assert row["width"] == 1.0 and not {"gap_of_old", "frobenius_norm"} & set(row)
+    assert (
+        "- ! of packages that are not installed here, so left out: gap_of_old"
+        in comparison_markdown(comparison).splitlines()
+    )
+
+
+def test_a_measure_may_ask_for_more_eigenvalues_than_the_settings(registered):
+    def top_two(session):
+        two = session.eigenvalues(session.curvature, k=2).value.tolist()
+        return [Result("two", two, settings={"top": session.top.value.tolist()})]
+
+    add("two", top_two)
+    result = flatkit.analyze(task(), measures=["two"], dtype="float64").result("two")
+    assert len(result.value) == 2 and len(result.settings["top"]) == 1
+    assert result.value[0] == pytest.approx(result.settings["top"][0], rel=1e-3)

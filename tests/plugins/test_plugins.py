@@ -19,7 +19,7 @@ SITE = Path(__file__).parent / "site"
 
 # A process of its own, as the entry points are read once; each command prints after its number.
 WALK = """
-import sys
+import contextlib, sys
 from flatkit_cli.main import main
 run, out = sys.argv[1:]
 checkpoint, reports = f"{run}/ckpt.pt", (f"{out}/a.json", f"{out}/b.json")
@@ -31,6 +31,8 @@ for number, arguments in enumerate((
      "sign", "--lr", "0.02", "--epochs", "2", "--batch-size", "8", "--out", run],
     ["landscape", checkpoint, "--directions", "coordinates", "--line", "--points", "5",
      "--out", out, "--formats", "svg"],
+    ["analyze", checkpoint, "--measures", "weight_norm", "--setting", "norm_order=1",
+     "--json", f"{out}/order.json"],
     ["analyze", checkpoint, "--measures", "loss,weight_norm", "--json", reports[0],
      "--figures", f"{out}/one"],
     ["analyze", checkpoint, "--measures", "weight_norm", "--json", reports[1]],
@@ -42,6 +44,11 @@ for number, arguments in enumerate((
         assert "torch" not in sys.modules
     code = main(arguments)
     assert code == 0, (number, code)
+with open(f"{out}/wrong.txt", "w") as stream, contextlib.redirect_stderr(stream):
+    for given in ("norm_order=0", "norm_order=x", "norm_odrer=1", "rho=0.1"):
+        wrong = ["analyze", checkpoint, "--measures", "weight_norm", "--setting", given]
+        assert main(wrong) == 2, given
+    assert main(["analyze", checkpoint, "--measures", "loss", "--setting", "norm_order=1"]) == 2
 """
 
 
@@ -90,3 +97,21 @@ def test_a_measure_is_in_table_file_comparison_and_figures(walk):
         assert any(word.startswith(f"{result['value']:.4g}"[:4]) for word in table.split())
     for figures in ("one", "two"):
         assert (folder / figures / "weight-norm.png").is_file()
+
+
+def test_a_setting_of_a_measure_reaches_it_and_is_checked_by_its_field(walk):
+    folder, _ = walk
+    one, two = (
+        json.loads((folder / name).read_text())["results"][0]["value"]
+        for name in ("order.json", "b.json")
+    )
+    assert one > 1.5 * two
+    assert (folder / "wrong.txt").read_text().splitlines() == [
+        "error: norm_order must be a finite number > 0, got 0",
+        "error: norm_order must be a finite number > 0, got 'x'",
+        "error: setting 'norm_odrer' is not known: --setting takes norm_order; did you mean "
+        "'norm_order'?",
+        "error: --setting must not hold 'rho': rho has an option of its own: --rho",
+        "error: setting 'norm_order' is not known: --setting takes none, as no chosen measure of "
+        "another package has settings",
+    ]

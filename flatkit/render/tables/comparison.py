@@ -216,6 +216,9 @@ def _warnings(summary: Summary) -> list[str]:
     lines += [f"! not converged: {text}" for text in summary.unconverged]
     if summary.left_out:
         lines.append(f"! not measured in every run, so left out: {', '.join(summary.left_out)}")
+    if summary.unknown:
+        names = ", ".join(summary.unknown)
+        lines.append(f"! of packages that are not installed here, so left out: {names}")
     return lines
 
 

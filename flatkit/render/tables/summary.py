@@ -8,7 +8,7 @@ from typing import Any
 from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading
 from flatkit.render.notation import with_spread
-from flatkit.render.readings import compared, rank, value_text
+from flatkit.render.readings import compared, rank, unknown, value_text
 from flatkit.results import Comparison, Entry, Report
 from flatkit.status import in_words
 
@@ -113,6 +113,7 @@ class Summary:
         left_out: titles of the quantities that only some of the runs have.
         differences: how the measured functions differ; empty if the rows compare.
         unconverged: which measurements did not converge, in words.
+        unknown: measures of packages that are not installed here.
     """
 
     titles: Mapping[str, str]
@@ -121,6 +122,7 @@ class Summary:
     left_out: Sequence[str]
     differences: Sequence[str]
     unconverged: Sequence[str]
+    unknown: Sequence[str] = ()
 
 
 def summarise(comparison: Comparison) -> Summary:
@@ -167,6 +169,7 @@ def summarise(comparison: Comparison) -> Summary:
         left_out=left_out,
         differences=differences,
         unconverged=_unconverged(runs, titles),
+        unknown=sorted({name for entry in comparison.entries for name in unknown(entry.report)}),
     )
 
 

@@ -1,19 +1,30 @@
 """‖θ‖, the length of the weights."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flatkit.checks import check_positive
 from flatkit.measures.base import Measure
 from flatkit.measures.reading import Reading, number
 from flatkit.results import Result
+from flatkit.settings import setting
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 
+@dataclass(frozen=True)
+class NormSettings:
+    """Which norm; the value is checked by what the field says of it."""
+
+    norm_order: float = setting(2.0, "Order of the norm of the weights.", check=check_positive)
+
+
 def run(session: "Session") -> list[Result]:
     """Return ‖θ‖."""
+    order = session.own(NormSettings).norm_order
     with session.meter() as cost:
-        value = float(session.objective.theta.double().norm())
+        value = float(session.objective.theta.double().norm(order))
         return [Result("weight_norm", value, 0.0, cost=cost())]
 
 
@@ -37,6 +48,7 @@ MEASURE = Measure(
     "length of the weights",
     run,
     read,
+    settings=(NormSettings,),
     on_request=True,
     figures={"weight-norm": "toy.measure:draw"},
 )
