@@ -185,7 +185,7 @@ def test_a_resumption_names_only_what_was_given_and_differs(tmp_path):
     result = run("--resume", "--optimizer", "sam", "--rho", 0.1, "--out", tmp_path)
     assert isinstance(result.exception, InvalidArgumentError)
     assert "`optimizer` is 'sgd' in the run, 'sam' was asked for" in str(result.exception)
-    assert "rho is None in the run, 0.1 was asked for" in str(result.exception)
+    assert "`rho` is None in the run, 0.1 was asked for" in str(result.exception)
     assert "batch_size" not in str(result.exception)
 
 
