@@ -91,7 +91,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
             if "__post_init__" in vars(part):
                 part.__post_init__(self)
         if self.draws > 1 and self.samples is None:
-            raise InvalidArgumentError("draws > 1 needs samples, the size of a draw")
+            raise InvalidArgumentError("draws > 1 needs `samples`, the size of a draw")
         object.__setattr__(self, "measures", self._in_order())
         self._check_added()
 

@@ -145,6 +145,7 @@ def test_a_pickle_that_would_execute_code_does_not(tmp_path, capsys):
         (["--device", "gpu"], "did you mean 'cuda'?"),
         (["--measures", "hessian"], "frobenius_norm, gradient_norm, layer_curvature, loss,"),
         (["--measures", "m_sharpness"], "measure m_sharpness needs the setting --m-sharpness: the"),
+        (["--draws", "2"], "--draws > 1 needs --samples"),
         (["--setting", "rho=0.1"], "rho has an option of its own: --rho"),
         (["--eigenvalues", "0"], "--eigenvalues"),
     ],
