@@ -106,7 +106,7 @@ class Objective:
         check_choice("batchnorm", batchnorm, get_args(BatchNormMode))
         if batchnorm == "train" and chunk_size is None:
             raise InvalidArgumentError(
-                "batchnorm='train' needs chunk_size: the loss then depends on the batching"
+                "batchnorm='train' needs `chunk_size`: the loss then depends on the batching"
             )
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
         self.loss_function = self._loss = as_sums(named)
