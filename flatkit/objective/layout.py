@@ -1,6 +1,5 @@
 """How images lie in memory: with the channels last, where that makes convolutions faster."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -48,11 +47,12 @@ def lay_out(
         return plain, "contiguous"
     turned = samples.laid_out(torch.channels_last)
     with torch.random.fork_rng(devices=[]):
-        first = loss_of(plain)
         try:
-            second = loss_of(turned)
-        except RuntimeError:  # the model views images as vectors, which only one layout allows
-            second = math.nan
+            first, second = loss_of(plain), loss_of(turned)
+        except Exception:
+            # The user's model may raise anything at a layout, or at a few samples, that it does not
+            # take. What is wrong whatever the layout, the examination meets again right after.
+            return plain, "contiguous"
     if abs(first - second) <= tolerance * abs(first):
         return turned, "channels_last"
     return plain, "contiguous"

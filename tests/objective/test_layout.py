@@ -71,16 +71,35 @@ class Striding(Viewing):
         return self.head(torch.as_strided(y, (len(x), 8 * 36), (8 * 36, 1)))
 
 
+class Checking(Viewing):
+    """Refuses images whose channels are last, and in its own words."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.is_contiguous(), "images must be contiguous"
+        return self.head(self.conv(x).flatten(1))
+
+
+class Counting(Viewing):
+    """Does not take the few images with which the layouts are compared."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 2:
+            raise ValueError("a pair of images is no batch")
+        return self.head(self.conv(x).flatten(1))
+
+
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
         (Viewing(), {}),
+        (Checking(), {}),
+        (Counting(), {}),
         (Striding(), {}),
         (network(groups=4), {}),
         (network(), {"dtype": torch.float64}),
         (nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), {}),
     ],
-    ids=["views", "reads memory", "few groups", "float64", "no convolution"],
+    ids=["views", "checks", "counts", "reads memory", "few groups", "float64", "no convolution"],
 )
 def test_where_it_does_not_pay_or_fit_images_lie_as_usual(model, settings):
     x, y = images()
