@@ -25,7 +25,7 @@ class Parts:
 
     >>> Parts(task="a.py:build", model="mlp")
     Traceback (most recent call last):
-    flatkit.errors.InvalidArgumentError: task builds model, loss and data; leave out model
+    flatkit.errors.InvalidArgumentError: task builds model, loss and data; leave out `model`
     """
 
     task: str | None = setting(

@@ -1,6 +1,7 @@
 """`analyze` and `compare`: measures run on one or many checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -66,21 +67,21 @@ def analyze(
     results: list[Result] = []
     for done, name in enumerate(settings.measures):
         session.report("analysis", done, len(settings.measures))
-        results += _run(name, session)
+        with _named(name):
+            results += MEASURES[name].run(session)
     session.report("analysis", len(settings.measures), len(settings.measures))
     return session.make_report(results, command)
 
 
-def _run(name: str, session: Session) -> Sequence[Result]:
-    """Return the results of one measure; an error of one from outside names it."""
-    measure, outsider = MEASURES[name], MEASURES.outsider(name)
-    if not outsider:
-        return measure.run(session)
+@contextmanager
+def _named(name: str) -> Generator[None, None, None]:
+    """Let an error of a measure from outside name it; flatkit's own stay as they are."""
     try:
-        return list(measure.run(session))
-    except FlatkitError:
-        raise
-    except Exception as error:  # the code of others, which may raise anything
+        yield
+    except Exception as error:  # the code of others may raise anything
+        outsider = MEASURES.outsider(name)
+        if not outsider or isinstance(error, FlatkitError):
+            raise
         raise PluginError(f"{outsider} failed: {type(error).__name__}: {error}") from error
 
 

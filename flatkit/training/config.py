@@ -332,7 +332,7 @@ class TrainingConfig:
         >>> TrainingConfig(seed=1).resumed_with({"seed": 2})
         Traceback (most recent call last):
         flatkit.errors.InvalidArgumentError: a resumed run keeps its settings (epochs may grow):
-        seed is 1 in the run, 2 was asked for; ...
+        `seed` is 1 in the run, 2 was asked for; ...
         """
         stored = self.to_dict()
         asked = {name: plain(value, name) for name, value in given.items()}
