@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,11 +259,12 @@ def test_settings_from_outside_are_checked_by_their_types(registered):
     add("width", settings=(Width,))
     report = flatkit.analyze(task(), measures=["width"], width=3, steps=2)
     assert (report.result("width").value, report.result("width").settings["steps"]) == (3, 2)
-    for wrong, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"width": "x"}, "width must be a number, got 'x'"),
         ({"width": True}, "width must be a number, got True"),
         ({"steps": 1.5}, "steps must be a whole number, got 1.5"),
-    ):
+    ]
+    for wrong, message in cases:
         with pytest.raises(InvalidArgumentError, match=message):
             flatkit.analyze(task(), measures=["width"], **wrong)
 
