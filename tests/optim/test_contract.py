@@ -366,6 +366,8 @@ def test_schedulers_take_the_wrapper_without_a_warning(wrapper, schedule):
     assert len(set(rates[0])) > 1
 
 
+# Tensors of torch 2.4 unpickle by a call of their own that torch warns of.
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
 @every_wrapper
 @every_base
 @pytest.mark.parametrize(
