@@ -109,6 +109,10 @@ class LandscapeJob:
             "batch": self._batch,
             "tensors": _digest(self._subspace, self._objectives),
         }
+        found["objective"] = {
+            split: {key: part for key, part in described.items() if key != "examination"}
+            for split, described in self._header["objective"].items()
+        }
         if self._memory is not None:  # it splits the products, and so changes their rounding
             found["memory"] = self._memory
         return found

@@ -4,9 +4,10 @@ The checks know no `Objective`: they ask for values by the functions that they a
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +21,33 @@ from flatkit.errors import (
 from flatkit.objective.pytree import Tree, leaves
 from flatkit.objective.sample_weights import find_weights
 
+if TYPE_CHECKING:
+    from flatkit.objective.function import Objective
+
+
+Found: TypeAlias = tuple[bool | None, str, float | None]
+"""`passed`, `how` and `error` of a check."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what was to be proved, e.g. `deterministic`.
+        passed: whether it was; None if it was not looked at, for the reason that `how` gives. What
+            is found wrong is an error, or is put right, which `how` says.
+        how: on what it was looked at and what was found, in words.
+        error: relative, what was left over; None if that has no size.
+        seconds: that it took.
+    """
+
+    name: str
+    passed: bool | None
+    how: str
+    error: float | None = None
+    seconds: float = 0.0
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -28,50 +56,86 @@ class Examination:
     Attributes:
         mean_over: what the loss is a mean over: `samples`, labels that count, or `loss` where the
             loss itself says how much each sample counts.
-        deterministic: two evaluations agreed; None if that was not looked at.
-        additive: parts add up to the whole; None where nothing had to be looked at, because the
-            loss returns a value per sample, or was not, because it depends on the batch.
+        checks: what was looked at, in order.
+
+    >>> found = Examination("samples").adding(Check("deterministic", True, "two evaluations agree"))
+    >>> found["deterministic"].passed, found["additive"].passed
+    (True, None)
     """
 
     mean_over: str
-    deterministic: bool | None = None
-    additive: bool | None = None
+    checks: tuple[Check, ...] = ()
+
+    def __getitem__(self, name: str) -> Check:
+        """Return the check of a name; one that has not passed if it was not looked at."""
+        return next((c for c in self.checks if c.name == name), Check(name, None, "not looked at"))
+
+    @property
+    def seconds(self) -> float:
+        """What all of it took."""
+        return sum(check.seconds for check in self.checks)
+
+    def adding(self, *checks: Check) -> "Examination":
+        """Return it with further checks; one of the same name takes the place of the earlier."""
+        names = {check.name for check in checks}
+        kept = [check for check in self.checks if check.name not in names]
+        return replace(self, checks=(*kept, *checks))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the checks, ready for JSON."""
+        return [asdict(check) for check in self.checks]
 
 
-def examine(
-    share_of: Callable[[slice], float],
-    size: int,
-    *,
-    mean_over: str,
-    eps: float,
-    has_parts: Callable[[], bool],
-    tolerance: float,
-    device: torch.device,
-) -> Examination:
-    """Return what was found of a loss that is looked at on its first samples.
+def prove(name: str, proof: Callable[[], Found]) -> Check:
+    """Return a check with the time that it took.
 
     Args:
-        share_of: rows -> what they contribute to the mean over the first `size` samples.
-        size: samples to look at.
-        mean_over: what the loss is a mean over.
-        eps: of the dtype in which it is computed.
-        has_parts: whether the loss is one number, so that those of parts must add up to it.
-        tolerance: relative, by which they must.
-        device: whose random state is put back.
+        name: of the check.
+        proof: returns `passed`, `how` and `error`; raises what is found wrong.
+
+    >>> prove("additive", lambda: (True, "3 splits add up", 1e-8)).how
+    '3 splits add up'
+    """
+    begun = time.perf_counter()
+    passed, how, error = proof()
+    return Check(name, passed, how, error, time.perf_counter() - begun)
+
+
+NOT_EXAMINED = (Check("examined", None, "not examined, as asked: nothing below is proved"),)
+"""What stands in place of the checks where they were switched off."""
+
+
+@torch.no_grad()
+def examine_all(function: "Objective") -> tuple[Check, ...]:
+    """Return what was found of an objective.
 
     Raises:
         NonDeterministicError: two evaluations differ.
         NonAdditiveLossError: the parts do not add up.
-
-    >>> settings = {"eps": 1e-7, "tolerance": 1e-4, "device": torch.device("cpu")}
-    >>> examine(lambda rows: 0.5, 9, mean_over="samples", has_parts=lambda: False, **settings)
-    Examination(mean_over='samples', deterministic=True, additive=None)
     """
-    check_deterministic(lambda: share_of(slice(size)), eps=eps, device=device)
-    if not has_parts():
-        return Examination(mean_over, deterministic=True)
-    check_additive(share_of, size, tolerance=tolerance)
-    return Examination(mean_over, deterministic=True, additive=True)
+    size = min(function.num_samples, function.chunk_size)
+    first, one = function.rows(slice(size)), function.rows(slice(1))
+
+    def share_of(rows: slice) -> float:
+        part = function.rows(rows)
+        scale = function.total_weight / first.weight
+        return float(function.chunk_loss(function.theta, part)) * scale
+
+    def deterministic() -> Found:
+        eps = torch.finfo(function.theta.dtype).eps
+        check_deterministic(lambda: share_of(slice(size)), eps=eps, device=function.theta.device)
+        return True, f"two evaluations of {size} samples agree", None
+
+    def additive() -> Found:
+        # With `train` BatchNorm no part has a loss of its own, and a single sample is refused.
+        if function.batchnorm == "train" or size == 1:
+            return None, "not looked at: one sample, or a function of the batch", None
+        if function.loss_function(function.outputs(function.theta, one), one.targets).ndim > 0:
+            return None, "the loss has a value per sample", None
+        check_additive(share_of, size, tolerance=function.slack)
+        return True, f"parts of {size} samples add up", None
+
+    return prove("deterministic", deterministic), prove("additive", additive)
 
 
 def weigh(

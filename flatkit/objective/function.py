@@ -13,7 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.examination import Examination, check_finite, examine, nearby, weigh
+from flatkit.objective.examination import (
+    NOT_EXAMINED,
+    Examination,
+    check_finite,
+    examine_all,
+    nearby,
+    weigh,
+)
 from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.names import LOSSES
@@ -31,7 +38,7 @@ from flatkit.objective.private_model import (
     parameter_places,
     private_copy,
 )
-from flatkit.objective.samples import Data, Samples, collect, default_chunk_size
+from flatkit.objective.samples import Data, Samples, collect, default_chunk_size, spread_rows
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
 
@@ -50,10 +57,10 @@ class Objective:
     model are never touched. θ holds the parameters with `requires_grad`, tied ones once; the
     others are constants.
 
-    On construction, one chunk is evaluated twice (`probe=True`), and a value that differs is an
-    error that names the cause. A loss that returns one number is checked to be a mean over
-    samples; one that returns a value per sample needs no check. `nn.CrossEntropyLoss` and
-    `nn.NLLLoss` are taken apart into sums and weights.
+    On construction it is examined (`examine=True`): what is wrong is an error that names the
+    cause, and what was found is kept as `examination`. A loss that returns one number is checked
+    to be a mean over samples; one that returns a value per sample needs no check.
+    `nn.CrossEntropyLoss` and `nn.NLLLoss` are taken apart into sums and weights.
 
     Args:
         model: maps a batch of inputs to outputs; inputs in a dict go to it by name, those that
@@ -72,7 +79,8 @@ class Objective:
         chunk_size: samples that go through the model at once; by default about a million numbers.
         dtype: computes in this dtype; by default that of the parameters (float32 for 16-bit ones).
         device: computes there; by default where the parameters are.
-        probe: evaluate one chunk twice and compare.
+        examine: prove on construction that this is one function of θ, made of samples; without,
+            `examination` and every report say that nothing was proved.
 
     Raises:
         InvalidArgumentError: the arguments do not fit together.
@@ -101,7 +109,7 @@ class Objective:
         chunk_size: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        probe: bool = True,
+        examine: bool = True,
     ) -> None:
         check_choice("batchnorm", batchnorm, get_args(BatchNormMode))
         if batchnorm == "train" and chunk_size is None:
@@ -124,7 +132,9 @@ class Objective:
         self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
         self.memory_format = self._lay_out()
         check_finite(self.space.unflatten(self.theta), self.samples.inputs)
-        self.examination = self._examine(mean_over) if probe else Examination(mean_over)
+        self.examination = Examination(mean_over, NOT_EXAMINED)
+        if examine:
+            self.examination = Examination(mean_over, examine_all(self))
 
     @property
     def num_parameters(self) -> int:
@@ -156,6 +166,7 @@ class Objective:
         return {
             **self.samples.describe(),
             "mean_over": self.examination.mean_over,
+            "examination": self.examination.describe(),
             "loss": name_of(self._loss),
             "batchnorm": self.batchnorm,
             "dropout": "off",
@@ -210,6 +221,10 @@ class Objective:
         part = self.samples.rows(rows)
         weights = self._weights[rows.cpu() if isinstance(rows, Tensor) else rows]
         return Chunk(part.inputs, part.targets, float(weights.sum()))
+
+    def spread(self, size: int) -> Chunk:
+        """Return up to `size` samples that are spread over all of them, the same each time."""
+        return self.rows(spread_rows(self.num_samples, size).to(self.device))
 
     @property
     def indices(self) -> Tensor:
@@ -354,7 +369,7 @@ class Objective:
             self.samples.targets,
             self.num_samples,
             mean_of=self._mean_nearby if isinstance(self._loss, ModelLoss) else None,
-            tolerance=0.1 * self._slack,
+            tolerance=0.1 * self.slack,
         )
         counted = weights > 0
         if not bool(counted.all()):
@@ -362,30 +377,6 @@ class Objective:
             weights = weights[counted]
         self._weights, self.total_weight = weights, float(weights.sum())
         return mean_over
-
-    @torch.no_grad()
-    def _examine(self, mean_over: str) -> Examination:
-        first, one = next(self.chunks()), self.rows(slice(1))
-
-        def share_of(rows: slice) -> float:
-            part = self.rows(rows)
-            return float(self.chunk_loss(self.theta, part)) * (self.total_weight / first.weight)
-
-        def has_parts() -> bool:
-            # With `train` BatchNorm no part has a loss of its own, and a single sample is refused.
-            if self.batchnorm == "train" or first.size == 1:
-                return False
-            return self._loss(self.outputs(self.theta, one), one.targets).ndim == 0
-
-        return examine(
-            share_of,
-            first.size,
-            mean_over=mean_over,
-            eps=torch.finfo(self.dtype).eps,
-            has_parts=has_parts,
-            tolerance=self._slack,
-            device=self.device,
-        )
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""
@@ -399,12 +390,12 @@ class Objective:
             return float(self.chunk_loss(self.theta, chunk))
 
         last = prefers_channels_last(self._model, self.dtype, self.device)
-        self.samples, name = lay_out(self.samples, loss_of, last=last, tolerance=self._slack)
+        self.samples, name = lay_out(self.samples, loss_of, last=last, tolerance=self.slack)
         return name
 
     @property
-    def _slack(self) -> float:
-        """How exactly means must add up, relatively."""
+    def slack(self) -> float:
+        """How exactly means must add up in the dtype of the computation, relatively."""
         # Models that return their loss often compute it in float32, whatever their weights are.
         dtype = torch.float32 if isinstance(self._loss, ModelLoss) else self.dtype
         return 1e3 * torch.finfo(dtype).eps

@@ -62,6 +62,11 @@ class ObjectiveSettings:
         metavar="BYTES",
         default_text="no limit",
     )
+    examine: bool = setting(
+        True,
+        "Prove first that this is one function of the weights, made of samples.",
+        group="Objective",
+    )
 
     def __post_init__(self) -> None:
         """Check them."""

@@ -85,6 +85,7 @@ class Task:
             "seed": settings.seed,
             "chunk_size": settings.chunk_size,
             "batchnorm": settings.batchnorm,
+            "examine": settings.examine,
             "dtype": None if settings.dtype is None else getattr(torch, settings.dtype),
         }
         given |= changes

@@ -105,7 +105,7 @@ class CurvatureTracker:
 
     def measure(self, model: nn.Module, step: int) -> TrackedCurvature:
         """Measure now."""
-        objective = Objective(model, self._loss, self._data, probe=not self.history)
+        objective = Objective(model, self._loss, self._data, examine=not self.history)
         found = lanczos(
             HessianOperator(objective),
             k=self._k,

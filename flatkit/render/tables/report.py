@@ -77,12 +77,26 @@ def _header(report: Report) -> Iterator[RenderableType]:
     if title:
         yield Text(title, style="bold")
     yield Text(f"L: {objective_text(report.objective)}" if report.objective else "")
+    yield from _examination(report.objective)
     used, available = (report.objective.get(key) for key in ("samples", "samples_available"))
     if isinstance(used, int) and isinstance(available, int) and used < available:
         yield Text(
             f"! a random subset of {used / available:.0%}: the numbers hold for these samples",
             style="yellow",
         )
+
+
+def _examination(objective: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield in one line what was proved of the function, and a line for all that was not."""
+    checks = objective.get("examination") or []
+    proved = [check for check in checks if check["passed"]]
+    if proved:
+        seconds = sum(check["seconds"] for check in checks)
+        names = ", ".join(check["name"] for check in proved)
+        yield Text(f"examined in {seconds:.2g} s: {names}", style="dim")
+    for check in checks:
+        if not check["passed"]:
+            yield Text(f"{check['name']}: {check['how']}", style="dim")
 
 
 def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
