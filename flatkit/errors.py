@@ -45,6 +45,10 @@ class TaskError(FlatkitError, RuntimeError):
     """A task file cannot be loaded or builds no task; the message names the line of the file."""
 
 
+class UserCodeError(FlatkitError, RuntimeError):
+    """A model, loss, data set or the like that the user wrote fails; the message shows the line."""
+
+
 class ResultError(FlatkitError, ValueError):
     """A saved result is malformed, or a value may not be stored as a result."""
 

@@ -19,7 +19,7 @@ from flatkit.landscape.chain import CannotStackError
 from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedPoints
 from flatkit.objective.function import Objective
-from flatkit.objective.passes import Chunk, add_correct, arguments
+from flatkit.objective.passes import Chunk, arguments
 from flatkit.spectrum.lanczos import lanczos
 
 Values = dict[str, float]
@@ -221,8 +221,8 @@ class InPlace:
         """Return loss, accuracy and gradient norm, from one pass."""
         objective, parameters = self._model.objective, self._model.parameters
         with_gradient = "gradient_norm" in self.quantities
-        with_accuracy = "accuracy" in self.quantities
-        loss, correct = 0.0, 0 if with_accuracy else None
+        decision = objective.decision if "accuracy" in self.quantities else None
+        loss, correct = 0.0, 0
         for parameter in parameters:
             parameter.grad = None
         with torch.set_grad_enabled(with_gradient):
@@ -232,9 +232,10 @@ class InPlace:
                 if with_gradient:
                     part.backward()
                 loss += float(part.detach())
-                correct = add_correct(correct, outputs, chunk.targets)
+                if decision is not None:
+                    correct += decision.correct(outputs, chunk.targets)
         values = {"loss": loss}
-        if correct is not None:
+        if decision is not None:
             values["accuracy"] = correct / objective.num_samples
         if with_gradient:
             gradients = [p.grad for p in parameters if p.grad is not None]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.files.atomic import sole_writer
@@ -239,11 +238,8 @@ def _objectives(task: Task, settings: LandscapeSettings) -> dict[str, Objective]
 
 def _applicable(objectives: dict[str, Objective], settings: LandscapeSettings) -> list[Any]:
     """Return the quantities without the accuracy of what is no classifier."""
-    objective = _any(objectives)
-    chunk = next(objective.chunks())
-    with torch.no_grad():
-        right = objective.part(objective.outputs(objective.theta, chunk), chunk)[1]
-    return [name for name in settings.quantities if name != "accuracy" or right is not None]
+    decides = _any(objectives).decision is not None
+    return [name for name in settings.quantities if name != "accuracy" or decides]
 
 
 def _any(objectives: dict[str, Objective]) -> Objective:

@@ -98,16 +98,21 @@ class StackedPoints:
         t = torch.tensor(filled, dtype=self._theta.dtype, device=self._theta.device)  # [K, D]
         points = _Points(t, self._weights(t), self._buffers)
         losses, correct = self._theta.new_zeros(2, self.batch, dtype=torch.float64)
-        classifier = with_accuracy and _are_classes(self._parts[0].targets)
+        decision = self._objective.decision if with_accuracy else None
         for part in self._parts:
             columns = self._chain.run(partial(points.layer, part.first), part.kept)  # [K, C, B]
             columns = columns.contiguous()
             losses += self._losses(columns, part.targets).sum(1)
-            if classifier:
-                correct += _num_correct(columns, part.targets, self._spare(columns))
+            if decision is not None:
+                wanted = decision.wanted(part.targets)
+                correct += (
+                    _num_correct(columns, wanted, self._spare(columns))
+                    if decision.threshold is None
+                    else ((columns[:, 0] > decision.threshold) == wanted).sum(1)
+                )
         self._objective.count(losses=sum(any(point) for point in steps))
         found = [{"loss": x} for x in (losses / self._objective.total_weight)[:count].tolist()]
-        if classifier:
+        if decision is not None:
             shares = (correct / self._objective.num_samples)[:count].tolist()
             for values, share in zip(found, shares, strict=True):
                 values["accuracy"] = share
@@ -346,10 +351,6 @@ class _Buffers:
                 self._views.clear()
             view = self._views[name, shape] = kept[:size].view(shape)
         return view
-
-
-def _are_classes(targets: Tensor) -> bool:
-    return targets.ndim == 1 and not targets.is_floating_point()
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor, smoothing: float, spare: Tensor) -> Tensor:

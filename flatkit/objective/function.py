@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
 from flatkit.objective.examination import (
     NOT_EXAMINED,
     Examination,
@@ -28,7 +30,6 @@ from flatkit.objective.passes import (
     Chunk,
     Counter,
     Evaluation,
-    add_correct,
     arguments,
     differentiate,
 )
@@ -245,12 +246,13 @@ class Objective:
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
         theta = self.theta if theta is None else theta
-        loss, correct = 0.0, 0
+        decision, loss, correct = self.decision, 0.0, 0
         for chunk in self.chunks(losses=1):
             outputs = self.outputs(theta, chunk)
             loss += float(self.share(outputs, chunk))
-            correct = add_correct(correct, outputs, chunk.targets)
-        return Evaluation(loss, None if correct is None else correct / self.num_samples)
+            if decision is not None:
+                correct += decision.correct(outputs, chunk.targets)
+        return Evaluation(loss, None if decision is None else correct / self.num_samples)
 
     def loss(self, theta: Tensor | None = None) -> float:
         """Return L(θ); it may be infinite or NaN far away. Cost: one forward pass."""
@@ -260,13 +262,11 @@ class Objective:
         """Return the fraction of samples classified correctly.
 
         Raises:
-            InvalidArgumentError: the model is not a classifier (outputs [B, C], class targets [B]).
+            InvalidArgumentError: the outputs are no classes.
         """
         accuracy = self.evaluate(theta).accuracy
         if accuracy is None:
-            raise InvalidArgumentError(
-                "accuracy needs outputs of shape [B, C] and whole-number targets of shape [B]"
-            )
+            raise InvalidArgumentError(f"accuracy needs outputs {NAME_CLASSES}")
         return accuracy
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
@@ -340,9 +340,11 @@ class Objective:
             given = {place: parts[name] for place, name in self._places.items() if name in parts}
             return functional_call(self._model, given, args, kwargs, tie_weights=False)
 
-    def part(self, outputs: Any, chunk: Chunk) -> tuple[Tensor, int | None]:
-        """Return what outputs of a chunk add to L, and how many are right (of a classifier)."""
-        return self.share(outputs, chunk), add_correct(0, outputs, chunk.targets)
+    @cached_property
+    def decision(self) -> Decision | None:
+        """How the outputs name a class; None where they are none."""
+        few = self.rows(slice(2 if self.batchnorm == "eval" else self.chunk_size))
+        return decision_of(self._loss, self.outputs(self.theta, few), self.samples.targets)
 
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""

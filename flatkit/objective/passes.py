@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.pytree import Tree, leaves, main_tensor, map_tree
+from flatkit.objective.pytree import Tree, leaves, map_tree
 from flatkit.results import Cost
 
 
@@ -106,22 +106,3 @@ def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
-
-
-def add_correct(correct: int | None, outputs: Any, targets: Any) -> int | None:
-    """Return `correct` and how many more outputs are right; None unless it is a classifier.
-
-    Args:
-        correct: the count so far; None stays None.
-        outputs: of a classifier, shape [B, C].
-        targets: class indices, shape [B].
-
-    >>> add_correct(1, torch.eye(2), torch.tensor([0, 0]))
-    2
-    """
-    logits = main_tensor(outputs)
-    if correct is None or logits is None or logits.ndim != 2 or not isinstance(targets, Tensor):
-        return None
-    if targets.ndim != 1 or targets.is_floating_point():
-        return None
-    return correct + int((logits.argmax(dim=1) == targets).sum())

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
-    RandomSampler,
-    SequentialSampler,
     default_collate,
 )
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
 from flatkit.objective.pytree import Tree, join, leaves, map_tree, same
+from flatkit.objective.randomness import undisturbed
+from flatkit.objective.samplers import chosen_by
 
 _CHUNK_ELEMENTS = 2**20
 """Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
@@ -146,7 +146,7 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         return _draw_rows(_samples(data, len(next(leaves(data)))), samples, seed)
     loader = data if isinstance(data, DataLoader) else None
     source = data.dataset if isinstance(data, DataLoader) else data
-    with torch.random.fork_rng(devices=[]):
+    with undisturbed(loader.generator if loader is not None else None):
         if _has_length(source):
             return _from_map(source, loader, samples, seed)
         return _from_iterable(source, loader, samples)
@@ -254,21 +254,14 @@ def _from_map(
 
 
 def _sampled(loader: DataLoader[Any] | None, length: int) -> Tensor:
-    """Return the positions that a loader goes through, in order."""
-    everything = torch.arange(length)
-    if loader is None or isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
-        return everything
-    if loader.batch_size is None and loader.batch_sampler is None:
+    """Return the positions that a loader goes through, ascending."""
+    if loader is None:
+        return torch.arange(length)
+    if loader.batch_sampler is None:
         raise InvalidArgumentError(
             "the DataLoader has batch_size=None: its data set makes the batches; give a batch_size"
         )
-    indices = getattr(loader.sampler, "indices", None)
-    if indices is None:
-        raise InvalidArgumentError(
-            f"which samples a {type(loader.sampler).__name__} draws is not fixed; give the data "
-            "set itself, or a Subset of it"
-        )
-    return torch.as_tensor(list(indices)).unique()
+    return chosen_by(loader, length).rows
 
 
 def _from_iterable(source: Any, loader: DataLoader[Any] | None, samples: int | None) -> Samples:

@@ -1,0 +1,101 @@
+"""What the user's own code raises, told with its file and line: no fault of flatkit's."""
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from flatkit.errors import FlatkitError, UserCodeError
+
+_TORCH = Path(torch.__file__).parent
+_OWN = Path(__file__).parent.parent
+_PYTHON = Path(sysconfig.get_paths()["stdlib"])
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+@contextmanager
+def users_code(what: str, model: nn.Module | None = None) -> Generator[None, None, None]:
+    """Turn what code of the user raises into an error that shows where.
+
+    Errors of flatkit's own pass, as do interrupts.
+
+    Args:
+        what: is called, e.g. `the loss`.
+        model: whose innermost failing layer is named.
+
+    Raises:
+        UserCodeError: the code raises anything.
+
+    >>> with users_code("the loss"):
+    ...     [][0]
+    Traceback (most recent call last):
+        ...
+    flatkit.errors.UserCodeError: the loss fails ... IndexError: list index out of range
+    """
+    try:
+        yield
+    except FlatkitError:
+        raise
+    except Exception as error:  # the code of others may raise anything
+        raise UserCodeError(f"{what} fails{_where(error, model)}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says: of one from a worker of a loader, its last line."""
+    text = str(error)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if text.startswith("Caught ") and lines:
+        return lines[-1].strip()
+    return f"{type(error).__name__}: {text}" if lines else type(error).__name__
+
+
+def _where(error: Exception, model: nn.Module | None) -> str:
+    """Return the user's line, and the layer, as far as the traceback shows them."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    lines = traceback.extract_tb(error.__traceback__)
+    found = [line for line in lines if _foreign(line.filename)]
+    own = [line for line in found if not _installed(line.filename)] or found
+    place = f" in {own[-1].filename}, line {own[-1].lineno}, {own[-1].name}" if own else ""
+    code = f" ({own[-1].line})" if own and own[-1].line else ""
+    worker = _in_worker(str(error)) if str(error).startswith("Caught ") else ""
+    return worker or f"{place}{code}{_layer(frames, model)}"
+
+
+def _in_worker(text: str) -> str:
+    """Return the user's line in the traceback that a worker of a loader has sent as a text."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
+    own = [line for line in found if _foreign(line[0])]
+    own = [line for line in own if not _installed(line[0])] or own
+    return " in {}, line {}, {}".format(*own[-1]) if own else ""
+
+
+def _layer(frames: list[FrameType], model: nn.Module | None) -> str:
+    if model is None:
+        return ""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    inner = [names[key] for key in map(id, _selves(frames)) if key in names]
+    return f", layer {inner[-1]}" if inner else ""
+
+
+def _selves(frames: list[FrameType]) -> Iterator[object]:
+    for frame in frames:
+        if "self" in frame.f_locals:
+            yield frame.f_locals["self"]
+
+
+def _foreign(name: str) -> bool:
+    """Whether a file is neither torch's, flatkit's nor Python's."""
+    path = Path(name)
+    if name.startswith("<frozen") or path.is_relative_to(_TORCH) or path.is_relative_to(_OWN):
+        return False
+    return not path.is_relative_to(_PYTHON) or _installed(name)
+
+
+def _installed(name: str) -> bool:
+    return any(part in _PACKAGES for part in Path(name).parts)
