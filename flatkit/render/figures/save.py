@@ -47,10 +47,16 @@ def save_figure(
     """
     for suffix in formats:
         check_choice("format", suffix, FORMATS)
-    folder = make_folder(folder)
-    return [
-        write_atomically(folder / f"{name}.{suffix}", _writer(figure, suffix)) for suffix in formats
-    ]
+    folder, layout = make_folder(folder), figure.get_layout_engine()
+    written: list[Path] = []
+    try:
+        for suffix in formats:
+            written.append(write_atomically(folder / f"{name}.{suffix}", _writer(figure, suffix)))
+            # The first file has laid the figure out, which takes as long as drawing it.
+            figure.set_layout_engine(None)
+    finally:
+        figure.set_layout_engine(layout)
+    return written
 
 
 def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
