@@ -20,7 +20,8 @@ from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets"])
+# Optimizers import torch._dynamo when the first is made.
+CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets", "torch._dynamo"])
 torch.set_num_threads(1)  # threads do not survive a fork
 
 
