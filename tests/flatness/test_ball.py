@@ -112,28 +112,23 @@ def test_at_a_minimum_the_identities_hold():
 
 
 def brute_force(function, theta, rho, *, gradient_norm: bool, seeds: int = 10) -> float:
-    """Return the best of many long projected gradient ascents, written with plain autograd."""
-    best = 0.0
-    generator = torch.Generator().manual_seed(0)
+    """Return the best of many long projected gradient ascents, side by side by torch alone."""
 
     def value(delta):
-        if not gradient_norm:
-            return function(theta + delta) - function(theta)
-        point = theta + delta
-        (g,) = torch.autograd.grad(function(point), point, create_graph=True)
-        return g.norm()
+        if gradient_norm:
+            return torch.func.grad(function)(theta + delta).norm()
+        return function(theta + delta) - function(theta)
 
-    for _ in range(seeds):
-        delta = torch.randn(len(theta), generator=generator, dtype=torch.float64)
-        delta = delta / delta.norm() * rho
-        for step in range(100):
-            delta.requires_grad_()
-            found = value(delta)
-            (ascent,) = torch.autograd.grad(found, delta)
-            best = max(best, float(found.detach()))
-            with torch.no_grad():
-                delta = delta + rho * 0.5 * 0.97**step * ascent / ascent.norm()
-                delta = delta * min(1.0, rho / float(delta.norm()))
+    climb = torch.func.vmap(torch.func.grad_and_value(value))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(len(theta), generator=generator, dtype=theta.dtype) for _ in range(seeds)]
+    deltas = rho * torch.nn.functional.normalize(torch.stack(drawn))
+    best = 0.0
+    for step in range(100):
+        ascents, found = climb(deltas)
+        best = max(best, float(found.max()))
+        deltas = deltas + rho * 0.5 * 0.97**step * torch.nn.functional.normalize(ascents)
+        deltas = deltas * (rho / deltas.norm(dim=1, keepdim=True)).clamp(max=1.0)
     return best
 
 
