@@ -1,9 +1,6 @@
 """Two processes over gloo: equal weights always, and whose gradient perturbs as was chosen."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.optim import step_reference as reference
-from tests.optim.worker import SETTINGS, STEPS, data, network, sgd, train, weights, wrapped
+from tests.optim.worker import SETTINGS, STEPS, data, network, sgd, train, weights, work, wrapped
+from tests.processes import start
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.distributed
 every_name = pytest.mark.parametrize("name", SETTINGS)
 every_batch = pytest.mark.parametrize("batch", ["global", "local"])
@@ -25,15 +22,11 @@ Results = list[dict[str, Any]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     """What the two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "tests.optim.worker"]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
+    processes = [start(work, rank, folder) for rank in range(2)]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors.decode()[-3000:]
+            process.join(timeout=300)
+            assert process.exitcode == 0
     finally:
         for process in processes:
             process.kill()

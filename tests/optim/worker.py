@@ -1,9 +1,8 @@
-"""One of two processes that train together; `python -m tests.optim.worker RANK FOLDER`.
+"""What each of two processes that train together does.
 
-Writes what came out to FOLDER/RANK.pt: scenario -> weights, or what was raised.
+It writes what came out to FOLDER/RANK.pt: scenario -> weights, or what was raised.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,8 +163,8 @@ def sharded() -> str:
     return ""
 
 
-def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+def work(rank: int, folder: Path) -> None:
+    """Do the share of one of the two processes."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
@@ -186,7 +185,3 @@ def main() -> None:
     out["sharded"] = sharded()
     torch.save(out, folder / f"{rank}.pt")
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
