@@ -18,11 +18,14 @@ from flatkit.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class ParameterSpace:
-    """Named tensors laid end to end in one vector.
+    """Named tensors laid end to end in one vector of reals.
+
+    A complex entry is two reals, its real and its imaginary part, one after the other.
 
     Attributes:
         names: the parameters, in the order of the vector.
-        shapes: their shapes, in the same order.
+        shapes: their shapes as reals, in the same order: those of complex ones end in a 2.
+        complex_names: those that are complex.
 
     >>> space = ParameterSpace.of({"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
     >>> space.size
@@ -33,6 +36,7 @@ class ParameterSpace:
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    complex_names: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "ParameterSpace":
@@ -45,7 +49,9 @@ class ParameterSpace:
             raise InvalidArgumentError(
                 "the model has no free parameters; at least one needs requires_grad=True"
             )
-        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+        shapes = tuple(tuple(as_real(tensor).shape) for tensor in tensors.values())
+        of_complex = frozenset(name for name, tensor in tensors.items() if tensor.is_complex())
+        return cls(tuple(tensors), shapes, of_complex)
 
     @property
     def sizes(self) -> list[int]:
@@ -63,25 +69,34 @@ class ParameterSpace:
         Raises:
             InvalidArgumentError: a tensor is missing or has another shape.
         """
+        parts = {name: as_real(tensors[name]) for name in self.names if name in tensors}
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if name not in tensors or tuple(tensors[name].shape) != shape:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            if name in tensors and tensors[name].is_complex() != (name in self.complex_names):
+                kinds = ("complex", "real") if name in self.complex_names else ("real", "complex")
+                raise InvalidArgumentError(f"{name} must be {kinds[0]}, got {kinds[1]} entries")
+            if name not in tensors or tuple(parts[name].shape) != shape:
+                found = tuple(parts[name].shape) if name in tensors else "nothing"
                 raise InvalidArgumentError(f"{name} must have the shape {shape}, got {found}")
-        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+        return torch.cat([parts[name].reshape(-1) for name in self.names])
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the parameters as views of the vector, differentiable with respect to it.
 
+        Complex ones are copies: no view of reals has a complex dtype at every offset.
+
         Raises:
             InvalidArgumentError: the vector does not have the shape [P].
         """
-        if theta.shape != (self.size,):
-            raise InvalidArgumentError(
-                f"theta must have the shape [{self.size}], got {list(theta.shape)}"
-            )
-        parts = theta.split(self.sizes)
+        return self.shaped(self._split(theta))
+
+    def shaped(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the parameters by name from their entries, each a vector of reals.
+
+        >>> ParameterSpace(("bias",), ((1, 2),), frozenset({"bias"})).shaped([torch.ones(2)])
+        {'bias': tensor([1.+1.j])}
+        """
         return {
-            name: part.view(shape)
+            name: _as_complex(part.view(shape)) if name in self.complex_names else part.view(shape)
             for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
         }
 
@@ -96,11 +111,11 @@ class ParameterSpace:
         >>> {name: list(rows.shape) for name, rows in space.filters(torch.zeros(8)).items()}
         {'weight': [2, 3], 'bias': [1, 2]}
         """
-        parts = self.unflatten(theta)
-        return {
-            name: part.reshape(part.shape[0] if part.ndim >= 2 else 1, -1)
-            for name, part in parts.items()
-        }
+        found: dict[str, Tensor] = {}
+        for name, part, shape in zip(self.names, self._split(theta), self.shapes, strict=True):
+            rows = shape[0] if self.is_weight(name) else 1
+            found[name] = part.view(rows, prod(shape[1:]) if self.is_weight(name) else prod(shape))
+        return found
 
     def matching(self, patterns: Sequence[str]) -> list[str]:
         """Return the names that a shell pattern matches, in the order of the vector.
@@ -144,13 +159,14 @@ class ParameterSpace:
 
     def is_weight(self, name: str) -> bool:
         """Whether a parameter has filters, that is two or more dimensions."""
-        return len(self.shapes[self.names.index(name)]) >= 2
+        return len(self.shapes[self.names.index(name)]) - (name in self.complex_names) >= 2
 
     def filter_norms(self, theta: Tensor) -> Tensor:
         """Return for each entry the size [P] of what it belongs to, for filter-wise scaling.
 
         An entry of a weight gets the norm of its filter, an entry of a parameter without filters
-        (a bias, the scale of a normalisation layer) its own magnitude, as in Kwon et al. (2021).
+        (a bias, the scale of a normalisation layer) its own magnitude, as in Kwon et al. (2021),
+        both reals of a complex one its modulus.
 
         >>> space = ParameterSpace.of({"weight": torch.ones(2, 2), "bias": torch.zeros(2)})
         >>> space.filter_norms(torch.tensor([3.0, 4.0, 0.0, 2.0, -1.0, 0.5]))
@@ -160,10 +176,36 @@ class ParameterSpace:
             [
                 rows.norm(dim=1, keepdim=True).expand_as(rows).reshape(-1)
                 if self.is_weight(name)
-                else rows.abs().reshape(-1)
+                else self._magnitudes(name, rows)
                 for name, rows in self.filters(theta).items()
             ]
         )
+
+    def _split(self, theta: Tensor) -> tuple[Tensor, ...]:
+        if theta.shape != (self.size,):
+            raise InvalidArgumentError(
+                f"theta must have the shape [{self.size}], got {list(theta.shape)}"
+            )
+        return theta.split(self.sizes)
+
+    def _magnitudes(self, name: str, rows: Tensor) -> Tensor:
+        if name not in self.complex_names:
+            return rows.abs().reshape(-1)
+        pairs = rows.view(-1, 2)  # [1, 2n] -> [n, 2]
+        return pairs.norm(dim=1, keepdim=True).expand_as(pairs).reshape(-1)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return complex entries as pairs of reals [..., 2], and real ones as they are.
+
+    >>> as_real(torch.tensor([1.0 + 2.0j]))
+    tensor([[1., 2.]])
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _as_complex(pairs: Tensor) -> Tensor:
+    return torch.complex(pairs[..., 0], pairs[..., 1])
 
 
 def _layer_of(name: str) -> str:

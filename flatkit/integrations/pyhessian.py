@@ -1,6 +1,5 @@
 """PyHessian (Yao et al., 2020) as a second opinion, behind the same results."""
 
-import copy
 import time
 import warnings
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
+from flatkit.objective.copier import duplicate
 from flatkit.objective.function import Objective
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import check_k
@@ -47,9 +47,11 @@ def pyhessian_eigenvalues(
     operator = HessianOperator(objective)
     check_k(operator, k)
     started = time.perf_counter()
-    model = copy.deepcopy(objective.model)
+    model = duplicate(objective.model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in objective.space.names)
+    if objective.space.complex_names:
+        raise InvalidArgumentError("PyHessian takes no complex parameters; leave `method` out")
     chunk = next(objective.chunks(objective.num_samples))
     data = _tensors(chunk.inputs, chunk.targets)
 

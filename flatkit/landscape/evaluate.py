@@ -4,7 +4,6 @@
 a clock, so that the same job gives the same bits; the reason is kept in the result.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, get_args
 
@@ -18,8 +17,10 @@ from flatkit.hessian.operator import HessianOperator
 from flatkit.landscape.chain import CannotStackError
 from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedPoints
+from flatkit.objective.copier import duplicate
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, arguments
+from flatkit.parameters import as_real
 from flatkit.spectrum.lanczos import lanczos
 
 Values = dict[str, float]
@@ -143,14 +144,19 @@ class MovableModel:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.module = copy.deepcopy(objective.model)
+        self.module = duplicate(objective.model)
         self.place = torch.empty_like(objective.theta)
         own = dict(self.module.named_parameters())
         self.parameters = [own[name] for name in objective.space.names]
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # complex ones, which no view of reals can be
         for parameter, part in zip(
             self.parameters, self.place.split(objective.space.sizes), strict=True
         ):
-            parameter.data = part.view(parameter.shape)
+            if parameter.is_complex():
+                pairs = torch.view_as_real(parameter.detach())
+                self._pairs.append((pairs, part.view(pairs.shape)))
+            else:
+                parameter.data = part.view(parameter.shape)
 
     @torch.no_grad()
     def move(self, theta: Tensor, directions: Tensor, steps: Steps) -> None:
@@ -166,6 +172,8 @@ class MovableModel:
             self.place.add_(moves[-1][0], alpha=moves[-1][1])
         if len(moves) > 1:
             self.place.add_(theta)
+        for pairs, part in self._pairs:
+            pairs.copy_(part)
 
     def outputs(self, chunk: Chunk) -> Any:
         """Return what the model makes of a chunk."""
@@ -238,7 +246,7 @@ class InPlace:
         if decision is not None:
             values["accuracy"] = correct / objective.num_samples
         if with_gradient:
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [as_real(p.grad) for p in parameters if p.grad is not None]
             norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
             values["gradient_norm"] = float(torch.linalg.vector_norm(torch.stack(norms)))
         return values

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.errors import CheckpointError, InvalidArgumentError
+from flatkit.objective.copier import unwrapped
 from flatkit.objective.function import Objective
+from flatkit.objective.pytree import dtype_like
 from flatkit.objective.task import Task
 
 WeightSource: TypeAlias = Task | Checkpoint | Callable[[], Task]
@@ -150,7 +152,11 @@ class LoadedWeights:
             CheckpointError: they are of another architecture, or differ in what is frozen.
         """
         where = self.path or self.name
-        own = {n: p.detach().to(objective.theta) for n, p in self.model.named_parameters()}
+        device, dtype = objective.device, objective.dtype
+        own = {
+            name: parameter.detach().to(device, dtype_like(parameter.dtype, dtype))
+            for name, parameter in unwrapped(self.model).named_parameters()
+        }
         wanted = {n: p.detach() for n, p in objective.model.named_parameters()}
         for parameter in sorted(own.keys() ^ wanted.keys()):
             has = "has no" if parameter in wanted else "has another"
@@ -162,7 +168,7 @@ class LoadedWeights:
             _check(where, parameter, own[parameter], weights, objective)
         buffers = {
             n: b.detach().to(objective.theta)
-            for n, b in self.model.named_buffers()
+            for n, b in unwrapped(self.model).named_buffers()
             if with_buffers and b.is_floating_point()
         }
         return Waypoint(name, objective.space.flatten(own), buffers, self.epoch)

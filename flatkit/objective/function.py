@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.copier import duplicate
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
 from flatkit.objective.examination import (
     NOT_EXAMINED,
@@ -119,7 +120,7 @@ class Objective:
             )
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
         self.loss_function = self._loss = as_sums(named)
-        self._model = private_copy(model, batchnorm, dtype, device)
+        self._model, _ = private_copy(model, batchnorm, dtype, device)
         self._places = parameter_places(self._model)
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
@@ -321,7 +322,7 @@ class Objective:
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
         precise = copy.copy(self)
-        precise._model = copy.deepcopy(self._model).double()
+        precise._model = duplicate(self._model, torch.float64)
         precise.theta = self.theta.double()
         precise._counter = Counter()
         precise.engine_choices = {}
@@ -349,6 +350,10 @@ class Objective:
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
         values = self._loss(outputs, chunk.targets)
+        if values.is_complex():
+            raise InvalidArgumentError(
+                "the loss must be real, got complex numbers; take their modulus or real part"
+            )
         if values.ndim == 0:
             return values * (chunk.weight / self.total_weight)
         if values.shape != (chunk.size,):

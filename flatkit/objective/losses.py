@@ -126,7 +126,11 @@ class MeanSquared(_Registered):
                 "mse needs targets of the shape of the outputs, or class indices [B], "
                 f"got {list(targets.shape)} for {list(outputs.shape)}"
             )
-        return (outputs - targets).square().reshape(len(outputs), -1).mean(1)  # [B, ...] -> [B]
+        difference = outputs - targets
+        squares = difference.square()
+        if difference.is_complex():
+            squares = torch.view_as_real(difference).square().sum(-1)  # |z|²
+        return squares.reshape(len(outputs), -1).mean(1)  # [B, ...] -> [B]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.pytree import Tree, leaves, map_tree
+from flatkit.objective.pytree import Tree, dtype_like, leaves, map_tree
 from flatkit.results import Cost
 
 
@@ -37,7 +37,8 @@ class Chunk(NamedTuple):
         def double(leaf: Tensor) -> Tensor:
             # Convolutions in float64 are up to four times slower with the channels last.
             plain = torch.contiguous_format
-            return leaf.to(torch.float64, memory_format=plain) if leaf.is_floating_point() else leaf
+            wide = dtype_like(leaf.dtype, torch.float64)
+            return leaf if leaf.dtype == wide else leaf.to(wide, memory_format=plain)
 
         return Chunk(map_tree(double, self.inputs), map_tree(double, self.targets), self.weight)
 

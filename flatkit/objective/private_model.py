@@ -1,6 +1,5 @@
 """Private copies of models, so that the user's own is never touched, what they take, and runs."""
 
-import copy
 from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any, Literal, TypeAlias
@@ -11,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.copier import Copier, refuse_uncopyable, unwrapped
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 
@@ -20,34 +20,37 @@ def private_copy(
     batchnorm: BatchNormMode,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> nn.Module:
-    """Return a copy of a model in the mode in which it is measured, without gradients.
+) -> tuple[nn.Module, Copier]:
+    """Return a copy of a model in the mode in which it is measured, and what copied it.
 
     Args:
-        model: left as it is; of a compiled one, what it wraps.
+        model: left as it is; of a compiled, parallel or averaged one, what it wraps.
         batchnorm: `train` lets BatchNorm use the statistics of each batch, and remember none.
         dtype: by default that of the parameters, float32 for 16-bit ones.
         device: by default where they are.
 
-    >>> private_copy(nn.Dropout(), "eval", None, None).training
+    Raises:
+        InvalidArgumentError: it is TorchScript, in shards, or without values.
+
+    >>> private_copy(nn.Dropout(), "eval", None, None)[0].training
     False
     """
-    model = getattr(model, "_orig_mod", model)  # a compiled model wraps the plain one
-    private = copy.deepcopy(model)
-    private.to(device=device, dtype=_dtype_of(private) if dtype is None else dtype)
-    private.zero_grad(set_to_none=True)
-    private.eval()
+    refuse_uncopyable(model)
+    model = unwrapped(model)
+    copier = Copier(_dtype_of(model) if dtype is None else dtype, device)
+    private = copier.copy(model).eval()
     if batchnorm == "train":
         for module in private.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
                 module.track_running_stats = False  # batch statistics, nothing remembered
-    return private
+    return private, copier
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return torch.float64 if dtypes == {torch.float64} else torch.float32
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
+    wide = bool(dtypes) and dtypes <= {torch.float64, torch.complex128}
+    return torch.float64 if wide else torch.float32
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

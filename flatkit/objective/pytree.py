@@ -79,6 +79,17 @@ def same(first: Tree, second: Tree) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
+def dtype_like(dtype: torch.dtype, wanted: torch.dtype) -> torch.dtype:
+    """Return a real dtype, for complex numbers the complex one of its width; integers keep theirs.
+
+    >>> dtype_like(torch.complex64, torch.float64), dtype_like(torch.int64, torch.float64)
+    (torch.complex128, torch.int64)
+    """
+    if dtype.is_complex:
+        return wanted.to_complex()
+    return wanted if dtype.is_floating_point else dtype
+
+
 def main_tensor(outputs: Any) -> Tensor | None:
     """Return the tensor that a model's outputs are about: themselves, or their `logits`.
 

@@ -20,7 +20,7 @@ from torch.utils.data import (
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
-from flatkit.objective.pytree import Tree, join, leaves, map_tree, same
+from flatkit.objective.pytree import Tree, dtype_like, join, leaves, map_tree, same
 from flatkit.objective.randomness import undisturbed
 from flatkit.objective.samplers import chosen_by
 
@@ -76,7 +76,7 @@ class Samples:
         """Return the samples on a device, with floating-point numbers in a dtype."""
 
         def convert(leaf: Tensor) -> Tensor:
-            return leaf.detach().to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+            return leaf.detach().to(device, dtype_like(leaf.dtype, dtype))
 
         return replace(
             self, inputs=map_tree(convert, self.inputs), targets=map_tree(convert, self.targets)

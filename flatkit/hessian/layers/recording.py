@@ -91,6 +91,8 @@ class Recording:
         """Keep the value that a layer recorded, and return whether it depends on parameters."""
         if not isinstance(value, Tensor):
             raise UnsupportedError(f"{step.output.target} returns several tensors")
+        if value.is_complex():
+            raise UnsupportedError(f"{step.output.target} returns complex numbers")
         self.values[step.output] = value
         names = set(_parameter_names(step.layer))
         if names & self._free or any(source in self.depends for source in step.inputs):

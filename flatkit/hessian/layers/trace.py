@@ -1,6 +1,5 @@
 """A model as a graph of layers, where `torch.fx` can follow it."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from flatkit.hessian.unsupported import UnsupportedError
+from flatkit.objective.copier import duplicate
 
 
 @final
@@ -26,7 +26,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._module = copy.deepcopy(model)
+        self._module = duplicate(model)
         for module in self._module.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # type: ignore[assignment]
@@ -35,6 +35,9 @@ class Network:
         self.names = {id(p): name for name, p in self._module.named_parameters()}
         every = [*self._module.named_parameters(), *self._module.named_buffers()]
         self.constants = {name: tensor.detach() for name, tensor in every}
+        for node in self.graph.nodes:  # tensors that are attributes, and no buffers
+            if node.op == "get_attr" and isinstance(value := self.tensor(node.target)[1], Tensor):
+                self.constants.setdefault(node.target, value.detach())
 
     @property
     def nbytes(self) -> int:
@@ -90,6 +93,10 @@ def _refuse_unknown(network: Network) -> None:
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
     if len([node for node in inputs if node.users]) != 1:
         raise UnsupportedError("the model takes more than one input")
+    if any(tensor.is_complex() for tensor in network.constants.values()):
+        raise UnsupportedError("complex numbers have no rule here")
+    if any(isinstance(module, nn.DataParallel) for module in network.modules.values()):
+        raise UnsupportedError("a layer is inside of DataParallel")
     for node in network.graph.nodes:
         name = getattr(node.target, "__name__", str(node.target))
         if node.op in ("call_function", "call_method") and name.endswith("_"):

@@ -1,0 +1,254 @@
+"""Copies of modules and of what they hold, in one dtype, also where `copy.deepcopy` fails."""
+
+import copy
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flatkit.errors import InvalidArgumentError
+from flatkit.objective.pytree import dtype_like
+
+T = TypeVar("T")
+_ATOMIC = (
+    type(None),
+    int,
+    float,
+    complex,
+    bytes,
+    str,
+    type,
+    range,
+    types.CodeType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    weakref.ref,
+    torch.dtype,
+    torch.device,
+)
+"""What is never copied. Functions are among them: what they hold stays the user's own."""
+
+
+class Copier:
+    """Copies what it is given, and once only what several of its copies hold.
+
+    Tensors are detached and converted. Of the rest everything is copied that can be; what cannot
+    (locks, open files, generators, process groups) is shared. A tensor that was computed, such as
+    an activation that a layer keeps, becomes a leaf.
+
+    Args:
+        dtype: of parameters, buffers and those constants that have the dtype of parameters; complex
+            ones get the complex dtype of the same width. None keeps all.
+        device: None keeps them where they are.
+
+    Attributes:
+        pairs: the tensors that were copied, each with its copy.
+
+    >>> layer = nn.Linear(2, 1).requires_grad_(False)
+    >>> twin = Copier(torch.float64).copy(layer)
+    >>> twin.weight.dtype, twin.weight.requires_grad, layer.weight.dtype
+    (torch.float64, False, torch.float32)
+    """
+
+    def __init__(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        self._dtype, self._device = dtype, device
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.modules: list[tuple[nn.Module, nn.Module]] = []
+        self._memo: dict[int, Any] = {}
+        self._seen: dict[int, Any] = {}  # holds what it names, so that no id is used again
+        self._plain: dict[int, Any] = {}
+        self._constants: set[torch.dtype] = set()
+
+    @torch.inference_mode(False)
+    def copy(self, thing: T) -> T:
+        """Return a copy of a module, a tensor, or an object that holds some.
+
+        Raises:
+            InvalidArgumentError: the object cannot be copied.
+        """
+        modules = list(thing.modules()) if isinstance(thing, nn.Module) else []
+        for module in modules:
+            inner = module._modules.get("_orig_mod")  # what a compiled part of a model wraps
+            if inner is not None and id(module) not in self._memo:
+                self._memo[id(module)] = self.copy(inner)
+        for tensor in chain.from_iterable(map(_registered, modules)):
+            self._constants.add(tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype)
+        for tensor in chain.from_iterable(map(_registered, modules)):
+            self._twin(tensor, constant=False)
+        self._walk(thing)
+        twin = self._deep_copy(thing)
+        self.modules += [(m, self._memo[id(m)]) for m in modules if id(m) in self._memo]
+        return twin
+
+    def _deep_copy(self, thing: T) -> T:
+        # Whatever an object does when it is copied is its own code, and may raise anything. Those
+        # that are no tensor, module or collection are then shared, and it is tried once more.
+        try:
+            return self._tried(thing, {})
+        except Exception:
+            pass
+        try:
+            return self._tried(thing, self._plain)
+        except Exception as error:
+            raise InvalidArgumentError(
+                f"a {type(thing).__name__} cannot be copied ({type(error).__name__}: {error}), and "
+                "flatkit measures a copy, lest it changes yours; give `__deepcopy__` or "
+                "`__getstate__` to what it holds, or take it off"
+            ) from error
+
+    def _tried(self, thing: T, shared: dict[int, Any]) -> T:
+        memo = {**self._memo, **shared}
+        twin = copy.deepcopy(thing, memo)
+        memo.pop(id(memo), None)  # what copy.deepcopy keeps alive: `_seen` does
+        self._memo = memo
+        return twin
+
+    def _walk(self, thing: Any) -> None:
+        """Give every tensor that is held its copy, and share what cannot be copied."""
+        stack = [thing]
+        while stack:
+            thing = stack.pop()
+            if isinstance(thing, _ATOMIC) or id(thing) in self._seen:
+                continue
+            self._seen[id(thing)] = thing
+            if isinstance(thing, Tensor):
+                self._twin(thing, constant=True)
+            elif isinstance(thing, types.ModuleType):
+                self._memo[id(thing)] = thing
+            elif id(thing) not in self._memo:
+                stack.extend(self._held(thing))
+
+    def _held(self, thing: Any) -> Iterable[Any]:
+        if isinstance(thing, nn.Module):
+            return vars(thing).values()
+        if isinstance(thing, dict):
+            return chain(thing.keys(), thing.values())  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(thing, (list, tuple, set, frozenset, deque)):
+            return thing  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(thing, types.MethodType):
+            return (thing.__self__,)
+        self._plain[id(thing)] = thing
+        if hasattr(type(thing), "__deepcopy__"):
+            return ()
+        try:
+            state = thing.__reduce_ex__(4)  # what copy.deepcopy goes by
+        except Exception:  # a lock, an open file, a generator: its own code says that it cannot
+            self._memo[id(thing)] = thing
+            return ()
+        if isinstance(state, str):
+            return ()
+        return chain(state[1:3], *(part or () for part in state[3:5]))
+
+    def _twin(self, tensor: Tensor, *, constant: bool) -> None:
+        if id(tensor) in self._memo:
+            return
+        refuse_without_values(tensor)
+        dtype = self._dtype_for(tensor, constant=constant)
+        twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)
+        if isinstance(tensor, nn.Parameter):
+            twin = type(tensor)(twin, tensor.requires_grad)
+        else:
+            # Also where it was computed: should the model use it, it is found among the leaves.
+            twin.requires_grad_(tensor.requires_grad)
+        self._seen[id(tensor)] = tensor
+        self._memo[id(tensor)] = twin
+        self.pairs.append((tensor, twin))
+
+    def _dtype_for(self, tensor: Tensor, *, constant: bool) -> torch.dtype:
+        wide = self._dtype
+        real = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+        kept = constant and self._constants and real not in self._constants
+        return tensor.dtype if wide is None or kept else dtype_like(tensor.dtype, wide)
+
+
+def duplicate(module: T, dtype: torch.dtype | None = None) -> T:
+    """Return a copy of a private model or loss.
+
+    >>> duplicate(nn.Linear(1, 1), torch.float64).weight.dtype
+    torch.float64
+    """
+    return Copier(dtype).copy(module)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of DataParallel, DDP, torch.compile, and averages of weights.
+
+    >>> unwrapped(torch.optim.swa_utils.AveragedModel(nn.Linear(1, 1)))
+    Linear(in_features=1, out_features=1, bias=True)
+    """
+    inner = model._modules.get("_orig_mod")
+    if inner is None and _only_wraps(model):
+        inner = model._modules.get("module")
+    return model if inner is None else unwrapped(inner)
+
+
+def _only_wraps(model: nn.Module) -> bool:
+    known = (
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+        torch.optim.swa_utils.AveragedModel,
+    )
+    # Averages of other packages keep the model as `module`, and have no forward of their own.
+    no_forward = type(model).forward is nn.Module.forward
+    return isinstance(model, known) or (no_forward and not isinstance(model, nn.ModuleDict))
+
+
+def refuse_uncopyable(model: nn.Module) -> None:
+    """Refuse models whose code or weights cannot be had.
+
+    Raises:
+        InvalidArgumentError: TorchScript, shards, or tensors without values; it says what to do.
+
+    >>> refuse_uncopyable(nn.Linear(1, 1))
+    """
+    for path, module in model.named_modules():
+        where = f"{path} is" if path else "the model is"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InvalidArgumentError(
+                f"{where} a TorchScript module ({module.original_name}), compiled by "
+                "torch.jit.script or torch.jit.trace: it has no second derivatives and cannot be "
+                "copied; give the module that was scripted"
+            )
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        tensors = list(module.named_parameters(recurse=False))
+        if kinds & {"FullyShardedDataParallel", "FSDPModule"} or any(
+            type(p.data).__name__ == "DTensor" for _, p in tensors
+        ):
+            raise InvalidArgumentError(
+                f"{where} sharded over processes (FSDP or DTensor): its parameters are parts of "
+                "the weights; gather a full state dict and load it into the plain model"
+            )
+        for name, tensor in chain(tensors, module.named_buffers(recurse=False)):
+            refuse_without_values(tensor, f"{path}.{name}" if path else name)
+
+
+def refuse_without_values(tensor: Tensor, name: str = "a tensor") -> None:
+    """Refuse tensors on the meta device and those of lazy layers that never ran.
+
+    Raises:
+        InvalidArgumentError: it has no values; it says what to do.
+
+    >>> refuse_without_values(torch.ones(1))
+    """
+    if nn.parameter.is_lazy(tensor):
+        raise InvalidArgumentError(
+            f"{name} belongs to a lazy layer that never ran and is not initialised; run the model "
+            "once, e.g. `model(inputs[:2])`, then measure it"
+        )
+    if tensor.is_meta:
+        raise InvalidArgumentError(
+            f"{name} is on the meta device, where tensors have no values; call "
+            "`model.to_empty(device='cpu')` and load the weights"
+        )
+
+
+def _registered(module: nn.Module) -> Iterable[Tensor]:
+    own = chain(module._parameters.values(), module._buffers.values())  # pyright: ignore
+    return [tensor for tensor in own if tensor is not None]
