@@ -33,6 +33,9 @@ class Checkpoint:
         entry: the part of the file that holds the weights; empty for the whole of it.
         others: further parts that hold weights, e.g. `ema`.
         beside: numbers and texts that stand beside the weights.
+        unread: name -> what it is, of tensors among the weights that flatkit does not read.
+        versions: module -> what torch noted of it when it saved, which its load hooks ask for.
+        extra: what modules saved by `get_extra_state`, where it is plain data.
         version: of the flatkit that wrote it.
         model: `{"name", "kwargs"}`.
         data: `{"name", "kwargs", "sha256"}`; the last is of the tensors.
@@ -50,6 +53,9 @@ class Checkpoint:
     entry: str = ""
     others: Sequence[str] = ()
     beside: Mapping[str, Any] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -28,7 +28,7 @@ def inspect(path: str | Path, *, entry: str | None = None) -> dict[str, Any]:
     [{'name': 'w', 'shape': [2], 'dtype': 'float32', 'bytes': 8, 'non_finite': 1}]
     """
     with opened(path) as file:
-        weights = weights_of(file.content, file.path, entry)
+        weights = weights_of(file.content, file.path, entry, kind=file.format)
         tensors: list[dict[str, Any]] = [
             {
                 "name": name,
@@ -50,6 +50,7 @@ def inspect(path: str | Path, *, entry: str | None = None) -> dict[str, Any]:
             "beside": dict(weights.beside),
             "numbers": sum(tensor.numel for tensor in weights.tensors.values()),
             "non_finite": sum(tensor["non_finite"] for tensor in tensors),
+            "unread": dict(weights.unread),
             "needs": ["model", "loss", "data"],
             "tensors": tensors,
         }

@@ -10,9 +10,11 @@ from torch import Tensor
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.native import check_content
 from flatkit.checkpoints.readers.entries import weights_of
+from flatkit.checkpoints.readers.foreign import refusal_of_object
 from flatkit.checkpoints.readers.reader import Opened, opened
 from flatkit.checkpoints.readers.stored import AnyTensor, AssembledTensor, StoredTensor
 from flatkit.errors import CheckpointError
+from flatkit.files.plain_pickle import Record
 
 
 def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
@@ -44,7 +46,7 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
         content = file.content
         if isinstance(content, Mapping) and "flatkit_checkpoint" in content:
             return _native(file, content)
-        weights = weights_of(content, file.path, entry)
+        weights = weights_of(content, file.path, entry, kind=file.format)
         return Checkpoint(
             path=file.path,
             sha256=file.sha256,
@@ -53,10 +55,16 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
             entry=weights.entry,
             others=weights.others,
             beside=weights.beside,
+            unread=weights.unread,
+            versions=weights.versions,
+            extra=_in_memory(weights.extra),
         )
 
 
 def _native(file: Opened, content: Mapping[str, Any]) -> Checkpoint:
+    whole = next((pair for pair in content.items() if isinstance(pair[1], Record)), None)
+    if whole is not None:  # flatkit itself never writes any
+        raise CheckpointError(refusal_of_object(file.path, whole[1], str(whole[0]), file.format))
     content = _in_memory(content)
     check_content(content, path=file.path)
     return Checkpoint(

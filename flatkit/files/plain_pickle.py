@@ -2,7 +2,9 @@
 
 A pickle is a program whose instructions import and call. Here they are read one by one, containers
 and numbers are built, and the few calls that files of tensors need are answered by our own
-functions. Nothing is imported and nothing of the file is called, whatever it names.
+functions. Every other class or function stays a `Name`, and what calling it would give a `Record`:
+nothing is imported and nothing of the file is called, whatever it names. So an object that means
+nothing to us, or harm, does not cost the user what stands beside it.
 
 Cost: a microsecond or two an instruction. A batch of CIFAR (10,000 names and labels) takes 0.1 s,
 eight times as long as the unpickler of Python.
@@ -19,6 +21,7 @@ MAX_BYTES = 2**26
 # A checkpoint of ten thousand tensors has 300,000 instructions; the labels and names of CIFAR-100
 # are some 200,000.
 MAX_NODES = 2_000_000
+_KEY_PARTS = 32
 MAX_DEPTH = 100  # Python's own recursion ends at 1000, in whoever walks the content later
 
 
@@ -45,10 +48,24 @@ class Record:
         name: of its class or function.
         args: of the call.
         state: what would be put into it, if anything.
+        items: what it would hold as a dictionary or a list of a class of its own, if anything.
     """
 
     name: str
     args: tuple[Any, ...]
+    state: Any = None
+    items: dict[Any, Any] | list[Any] | None = None
+
+
+class Table(dict[Any, Any]):
+    """A dictionary that a pickle gives a state beside its items, as torch does to a state dict.
+
+    >>> table = Table({"weight": 1})
+    >>> table.state = {"_metadata": {}}
+    >>> table
+    {'weight': 1}
+    """
+
     state: Any = None
 
 
@@ -124,9 +141,29 @@ def check_size(content: Any) -> None:
         elif isinstance(item, (list, tuple)):
             waiting += [(part, depth + 1) for part in item]
         elif isinstance(item, Record):
-            waiting += [(item.args, depth + 1), (item.state, depth + 1)]
+            # Its arguments and state are walked by nobody, and may be an honest circle (a node that
+            # knows its parent): they take no more memory than the pickle itself.
+            waiting.append((item.items, depth + 1))
         if len(waiting) > MAX_NODES:
             raise MalformedPickleError("its containers repeat each other")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what cannot be the key of a dictionary.
+
+    Raises:
+        MalformedPickleError: it is, or holds, a list or a dictionary, or has many parts.
+    """
+    # Tuples that hold one another twice have a hash that takes for ever, and a deep one recurses in
+    # C without a check. Honest keys have a few parts.
+    waiting, count = [key], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if isinstance(part, (list, dict, bytearray)) or count > _KEY_PARTS:
+            raise MalformedPickleError(f"a {type(part).__name__} as a key, or one of many parts")
+        if isinstance(part, tuple):
+            waiting += part[:_KEY_PARTS]
 
 
 class _Machine:
@@ -179,11 +216,14 @@ class _Machine:
         parts = self._to_mark()  # first: it changes the stack
         self._stack.append(tuple(parts))
 
+    _frozenset = _tuple  # which can be a key as well
+
     def _list(self, _: Any) -> None:
         parts = self._to_mark()
         self._stack.append(parts)
 
-    _frozenset = _list
+    def _dup(self, _: Any) -> None:
+        self._stack.append(self._stack[-1])
 
     def _dict(self, _: Any) -> None:
         pairs = self._to_mark()
@@ -207,23 +247,23 @@ class _Machine:
 
     def _extend(self, parts: list[Any]) -> None:
         target = self._stack[-1]
-        if isinstance(target, list):
-            target.extend(parts)
-        elif not isinstance(target, Record):
+        if isinstance(target, Record):
+            target.items = target.items if isinstance(target.items, list) else []
+            target = target.items
+        if not isinstance(target, list):
             raise MalformedPickleError("items for what is no list")
+        target.extend(parts)
 
     def _put(self, parts: list[Any]) -> None:
         target = self._stack[-1]
-        if not isinstance(target, (dict, Record)) or len(parts) % 2:
+        if isinstance(target, Record):
+            target.items = target.items if isinstance(target.items, dict) else {}
+            target = target.items
+        if not isinstance(target, dict) or len(parts) % 2:
             raise MalformedPickleError("pairs for what is no dictionary")
         for key, value in zip(parts[::2], parts[1::2], strict=True):
-            # The hash of a deep tuple recurses in C without a check.
-            if not isinstance(key, _KEYS) and not (
-                isinstance(key, tuple) and all(isinstance(part, _KEYS) for part in key)
-            ):
-                raise MalformedPickleError(f"a {type(key).__name__} as a key")
-            if isinstance(target, dict):
-                target[key] = value
+            check_key(key)
+            target[key] = value
 
     def _global(self, argument: str) -> None:
         self._stack.append(self._named(argument.replace(" ", ".", 1)))
@@ -233,6 +273,19 @@ class _Machine:
         if not (isinstance(name, str) and isinstance(module, str)):
             raise MalformedPickleError("a name that is no text")
         self._stack.append(self._named(f"{module}.{name}"))
+
+    def _inst(self, argument: str) -> None:
+        args = tuple(self._to_mark())
+        self._call(self._named(argument.replace(" ", ".", 1)), args)
+
+    def _obj(self, _: Any) -> None:
+        function, *args = self._to_mark()
+        self._call(function, tuple(args))
+
+    def _ext1(self, code: int) -> None:
+        self._stack.append(self._named(f"copyreg.extension_{code}"))
+
+    _ext2 = _ext4 = _ext1
 
     def _named(self, name: str) -> Name:
         if not self._words.knows(name):
@@ -251,8 +304,11 @@ class _Machine:
         self._call(function, args)
 
     def _call(self, function: Any, args: Any) -> None:
-        if not isinstance(function, Name) or not isinstance(args, tuple):
+        if not isinstance(function, (Name, Record)) or not isinstance(args, tuple):
             raise MalformedPickleError("a call of what is no function")
+        if isinstance(function, Record):  # `getattr(Outer, "Inner")()`, as old protocols spell it
+            self._stack.append(Record(function.name, args))
+            return
         name = function.text
         if name in self._words.calls:
             self._stack.append(self._words.calls[name](*args))
@@ -263,9 +319,9 @@ class _Machine:
 
     def _build(self, _: Any) -> None:
         state, target = self.pop(), self._stack[-1]
-        if isinstance(target, Record):
+        if isinstance(target, (Record, Table)):
             target.state = state
-        elif not isinstance(target, (dict, list)):  # what an OrderedDict remembers beside its items
+        elif target is None or isinstance(target, (Name, str, bytes, int, float)):
             raise MalformedPickleError("a state for what is no object")
 
     def _binpersid(self, _: Any) -> None:
@@ -296,4 +352,3 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_SET": list,
 }
 _TUPLES: Mapping[str, int] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_KEYS = (str, int, float, bytes, type(None), Name, Record)

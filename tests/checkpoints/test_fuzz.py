@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flatkit.checkpoints.readers.torch_file import vocabulary
+from flatkit.checkpoints.readers.torch_words import vocabulary
 from flatkit.files.plain_pickle import (
     ForeignObjectError,
     MalformedPickleError,

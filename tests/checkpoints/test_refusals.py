@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from flatkit.checkpoints import load
-from flatkit.checkpoints.readers.torch_file import vocabulary
+from flatkit.checkpoints.readers.torch_words import vocabulary
 from flatkit.errors import CheckpointError
 from flatkit.files.plain_pickle import MalformedPickleError, Vocabulary, read_pickle
 

@@ -4,13 +4,13 @@ The table `.metadata` is a pickle, which torch itself loads by running it. Here 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from io import SEEK_CUR, SEEK_END, RawIOBase
 from math import prod
 from typing import Any, BinaryIO, cast
 
 from flatkit.checkpoints.readers.stored import AssembledTensor, Piece, StoredTensor
-from flatkit.checkpoints.readers.torch_file import dtype_of, read_torch_file, vocabulary
+from flatkit.checkpoints.readers.torch_file import read_torch_file
+from flatkit.checkpoints.readers.torch_words import dtype_of, vocabulary
 from flatkit.errors import CheckpointError
 from flatkit.files.plain_pickle import (
     MAX_BYTES,
@@ -111,12 +111,7 @@ def read_distributed(
 
 
 def _table(file: BinaryIO) -> Any:
-    words = vocabulary()
-    known = words.records
-    return read_pickle(
-        file.read(MAX_BYTES),
-        replace(words, records=lambda name: name.startswith((_OWN, "pathlib.")) or known(name)),
-    )
+    return read_pickle(file.read(MAX_BYTES), vocabulary())
 
 
 def _tensor(
@@ -142,7 +137,7 @@ def _tensor(
             raise CheckpointError(f"{path} is refused: {name} is compressed; save it plainly")
         start, length = _sizes((info["offset"], info["length"]))
         section = files.section(str(info["relative_path"]), start, length)
-        tensor = read_torch_file(section, f"{path}, {name}")
+        tensor, _ = read_torch_file(section, f"{path}, {name}")
         inside = len(offsets) == len(sizes) == len(shape) and all(
             offset + size <= whole
             for offset, size, whole in zip(offsets, sizes, shape, strict=True)
@@ -179,6 +174,8 @@ def _put(content: dict[str, Any], keys: Any, tensor: AssembledTensor) -> None:
 
 def _state(record: Any, name: str) -> Mapping[str, Any]:
     """Return the fields of a record of the given class."""
+    if isinstance(record, Record) and not record.name.startswith(_OWN):
+        raise ForeignObjectError(record.name)
     if not isinstance(record, Record) or record.name.rpartition(".")[2] != name:
         raise MalformedPickleError(f"something else in place of a {name}")
     return _mapping(record.state)

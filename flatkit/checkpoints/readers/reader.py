@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flatkit.checkpoints.readers.arrays import NPY, is_npz, read_npy, read_npz
 from flatkit.checkpoints.readers.distributed import TABLE, read_distributed
 from flatkit.checkpoints.readers.folders import (
     INDICES,
@@ -18,7 +19,7 @@ from flatkit.checkpoints.readers.folders import (
     weight_map,
 )
 from flatkit.checkpoints.readers.safetensors_file import looks_like_safetensors, read_safetensors
-from flatkit.checkpoints.readers.torch_file import PICKLE, ZIP, read_torch_file
+from flatkit.checkpoints.readers.torch_file import PICKLES, ZIP, read_torch_file
 from flatkit.errors import CheckpointError
 
 _CHUNK = 1 << 20
@@ -154,8 +155,12 @@ def _read(file: BinaryIO, start: bytes, path: str) -> tuple[Any, str, Mapping[st
     if looks_like_safetensors(start):
         tensors, metadata = read_safetensors(file, path)
         return tensors, "safetensors", metadata
-    if start.startswith((ZIP, PICKLE)):
-        return read_torch_file(file, path), "torch.save", {}
+    if start.startswith(ZIP) and is_npz(file):
+        return read_npz(file, path), "NumPy archive", {}
+    if start.startswith(NPY):
+        return read_npy(file, path), "NumPy array", {}
+    if start.startswith((ZIP, *PICKLES)):
+        return *read_torch_file(file, path), {}
     if start[8:9] == b"{":  # safetensors all the same, but of an impossible length
         read_safetensors(file, path)
     file.seek(257)  # where the header of a tar file names its format

@@ -1,0 +1,154 @@
+"""Arrays of NumPy, as pickles describe them and as `.npy` and `.npz` files hold them."""
+
+import zipfile
+from io import SEEK_END, BytesIO
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor, contiguous
+from flatkit.checkpoints.readers.torch_words import vocabulary
+from flatkit.errors import CheckpointError
+from flatkit.files.plain_pickle import Record, read_pickle
+
+NPY = b"\x93NUMPY"
+_RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+_FROM_BUFFER = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
+# Weights hardly compress; what unpacks into a hundred times its size is made to fill the memory.
+_UNPACKS, _FREE = 100, 2**26
+
+
+def array_of(item: Any) -> StoredTensor | None:
+    """Return an array that a pickle describes, or None for anything else.
+
+    Arrays of objects, texts and dates stay records.
+
+    >>> import pickle
+    >>> record = read_pickle(pickle.dumps(np.ones((2, 3), "f4")), vocabulary())
+    >>> array_of(record).shape
+    (2, 3)
+    """
+    if not isinstance(item, Record):
+        return None
+    if item.name in _RECONSTRUCT and isinstance(item.state, tuple) and len(item.state) == 5:
+        _, shape, dtype, fortran, raw = item.state
+        return _tensor(raw, dtype, shape, bool(fortran))
+    if item.name in _FROM_BUFFER and len(item.args) == 4:
+        raw, dtype, shape, order = item.args
+        return _tensor(raw, dtype, shape, order == "F")
+    return None
+
+
+def _tensor(raw: Any, record: Any, shape: Any, fortran: bool) -> StoredTensor | None:
+    dtype = _dtype(record)
+    if isinstance(raw, str):  # as Python 2 wrote bytes
+        raw = raw.encode("latin1")
+    whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+    if dtype is None or not whole or not isinstance(raw, (bytes, bytearray)):
+        return None
+    count = len(raw) // dtype.itemsize
+    if dtype.itemsize * prod(shape) != len(raw):
+        raise CheckpointError(f"an array of shape {list(shape)} has {count} entries; damaged?")
+    return _stored(np.frombuffer(raw, dtype), shape, fortran)
+
+
+def _stored(entries: np.ndarray, shape: tuple[int, ...], fortran: bool) -> StoredTensor:
+    """Return entries in the order of memory as a tensor, little-endian."""
+    native = np.ascontiguousarray(entries, entries.dtype.newbyteorder("<"))
+    stride = contiguous(shape[::-1])[::-1] if fortran else None
+    return StoredTensor(BytesIO(native.tobytes()), 0, native.dtype.name, shape, stride)
+
+
+def _dtype(record: Any) -> "np.dtype[Any] | None":
+    """Return the dtype of numbers that a pickle describes."""
+    if not isinstance(record, Record) or record.name != "numpy.dtype":
+        return None
+    code = record.args[0] if record.args else None
+    code = code.decode("latin1") if isinstance(code, bytes) else code
+    order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else "<"
+    order = order.decode("latin1") if isinstance(order, bytes) else order
+    # Of this list only: the constructor of NumPy understands far more than numbers.
+    if not isinstance(code, str) or code not in _CODES or order not in ("<", ">", "|", "="):
+        return None
+    return np.dtype(code).newbyteorder(">" if order == ">" else "<")
+
+
+_CODES = frozenset(
+    np.dtype(name).str[1:] for name in DTYPES if name in np.sctypeDict and "float8" not in name
+)
+
+
+def read_npy(file: BinaryIO, path: str) -> Any:
+    """Return what a `.npy` file holds: an array, or what was pickled in its place, unmade.
+
+    Args:
+        file: at any position.
+        path: for the messages.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    try:
+        version = np.lib.format.read_magic(file)
+        head = np.lib.format.read_array_header_1_0
+        head = head if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = head(file, max_header_size=10_000)  # NumPy's own limit of safety
+        if dtype.hasobject:
+            return _pickled(file)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    count = prod(shape)
+    if dtype.str[1:] not in _CODES:
+        return Record(f"numpy.{dtype.name}", ())
+    if count * dtype.itemsize > size - file.tell():
+        raise CheckpointError(f"{path} is truncated: {list(shape)} entries do not lie in it")
+    raw = file.read(count * dtype.itemsize)
+    return _stored(np.frombuffer(raw, dtype), shape, fortran)
+
+
+def _pickled(file: BinaryIO) -> Any:
+    """Return what `numpy.save` pickles for an array of objects: of one alone, that one."""
+    content = read_pickle(file.read(), vocabulary())
+    state = content.state if isinstance(content, Record) else None
+    if isinstance(state, tuple) and isinstance(state[-1], list) and len(state[-1]) == 1:
+        return state[-1][0]
+    return content
+
+
+def is_npz(file: BinaryIO) -> bool:
+    """Whether an archive is one of `numpy.savez`: its first record is an array."""
+    file.seek(0)
+    head = file.read(30)  # of the local header, with the length of the name in bytes 26 and 27
+    name = file.read(int.from_bytes(head[26:28], "little"))
+    return name.endswith(b".npy")
+
+
+def read_npz(file: BinaryIO, path: str) -> dict[str, Any]:
+    """Return the arrays of an archive of `numpy.savez` or `savez_compressed`, by name.
+
+    Raises:
+        CheckpointError: damaged, encrypted, or unpacking into something huge.
+    """
+    size = file.seek(0, SEEK_END)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            if sum(record.file_size for record in records) > _UNPACKS * size + _FREE:
+                raise CheckpointError(f"{path} is refused: it would unpack into something huge")
+            if len({record.filename for record in records}) < len(records):
+                raise CheckpointError(f"{path} is refused: two records of one name")
+            # The module zipfile gives no more bytes than a record claims, and checks their sum.
+            data = {record.filename: archive.read(record) for record in records}
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises a dozen types for bytes that are no archive
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error or type(error).__name__}); copy it again"
+        ) from error
+    return {
+        name.removesuffix(".npy"): read_npy(BytesIO(raw), f"{path}, {name}")
+        for name, raw in data.items()
+    }
