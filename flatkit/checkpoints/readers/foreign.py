@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from flatkit.files.plain_pickle import Record
 
@@ -24,7 +24,7 @@ _KINDS: Mapping[str, str] = {
 }
 
 
-def is_tensor(item: Any) -> bool:
+def is_tensor(item: Any) -> TypeGuard[Record]:
     """Whether a record is of a tensor whose entries are not read: sparse, quantised, a part.
 
     >>> is_tensor(Record("torch._utils._rebuild_sparse_tensor", ()))
@@ -33,7 +33,7 @@ def is_tensor(item: Any) -> bool:
     return isinstance(item, Record) and bool(_TENSOR.search(item.name.rpartition(".")[2]))
 
 
-def is_module(item: Any) -> bool:
+def is_module(item: Any) -> TypeGuard[Record]:
     """Whether a record is of a whole `nn.Module`, with its weights inside."""
     return isinstance(item, Record) and isinstance(item.state, dict) and "_modules" in item.state
 

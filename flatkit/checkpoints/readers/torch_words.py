@@ -6,7 +6,7 @@ Whatever else a pickle names, from an `argparse.Namespace` to a call of `os.syst
 `Record` or `Name` of `flatkit.files.plain_pickle`, which is never made and never called.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
@@ -114,25 +114,11 @@ def vocabulary(
     def as_set(items: Any = ()) -> list[Any]:
         return items if isinstance(items, list) else []
 
-    rebuilt: dict[str, Callable[..., Any]] = {
-        "torch._utils._rebuild_tensor": lambda *a: _rebuild(*a[:4]),
-        "torch._utils._rebuild_tensor_v2": _rebuild,
-        "torch._utils._rebuild_tensor_v3": _rebuild_typed,
-        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-        "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
-    }
-
-    def rebuild_from_type(function: Any, kind: Any, args: Any, _: Any) -> Any:
-        """Return a tensor that has attributes, or is of a class of its own: its entries alone."""
-        if isinstance(function, Name) and function.text in rebuilt:
-            return rebuilt[function.text](*args)
-        return Record(kind.text, args)
-
     return Vocabulary(
         calls={
-            **rebuilt,
-            "torch._tensor._rebuild_from_type": lambda *a: rebuild_from_type(*a),
-            "torch._tensor._rebuild_from_type_v2": lambda *a: rebuild_from_type(*a),
+            **_REBUILT,
+            "torch._tensor._rebuild_from_type": _rebuild_from_type,
+            "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
             "torch.storage._load_from_bytes": from_bytes,
             "collections.OrderedDict": ordered,
             "collections.Counter": ordered,
@@ -201,6 +187,13 @@ def _rebuild_typed(
     if metadata or dtype_of(dtype.text) is None:
         return Record("torch._utils._rebuild_tensor_v3", (dtype.text, *(metadata or ())))
     return _claim(storage, offset, shape, stride, dtype_of(dtype.text))
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, _: Any) -> Any:
+    """Return a tensor that has attributes, or is of a class of its own: its entries alone."""
+    if isinstance(function, Name) and function.text in _REBUILT:
+        return _REBUILT[function.text](*args)
+    return Record(kind.text, args)
 
 
 def _claim(
@@ -279,3 +272,13 @@ def dtype_of(name: str) -> str | None:
     if module not in ("torch", "torch.storage", "torch.cuda"):
         return None
     return _STORAGES.get(last) or (last if last in DTYPES else None)
+
+
+_REBUILT: Mapping[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": lambda *a: _rebuild(*a[:4]),
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_tensor_v3": _rebuild_typed,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+}
+"""What makes a tensor of numbers; everything else that does stays a `Record`."""
