@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import FlatkitError, NonFiniteError
-from flatkit.hessian.products import (
-    Engine,
-    EngineName,
-    build_engine,
-    central_difference,
-    difference_error,
-    double_backward,
+from flatkit.hessian.products import Engine, EngineName, build_engine, difference_error
+from flatkit.hessian.reference import (
+    HESSIAN,
+    Reference,
+    find_reference,
+    relative,
+    samples_of_probe,
+    total,
 )
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
@@ -30,21 +31,15 @@ _CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
     ("central_difference",),
 )
 """Tried together, one group after the other: the later ones cost more or are less exact."""
-_FEWEST = 8
-"""Samples at least of a probe, if a chunk has as many."""
-_CHECKED, _TIMED = (1 / 32, 16), (1 / 16, 128)
-"""Samples on which products are held against float64, and are timed: that part of all, lest it cost
-more than what it saves, and at most so many. Few samples tell what is right, but not what is fast.
+_FEWEST, _TIMED = 8, (1 / 16, 128)
+"""Samples on which products are timed: that part of all, lest it cost more than what it saves, and
+at most so many. Few samples tell what is right, but not what is fast.
 """
 _ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 12, 0.1
 """Rounds of timing where it is close: at least, at most, and else until so long has passed."""
 _CLEARLY = 0.75
 """One round decides if the fastest engine needs less than this share of the second's time."""
 _NOT_FINITE = "the product is not finite"
-_SUSPICIOUS = 0.05
-"""Relative difference of two products from which on one of them is wrong."""
-_DOUBLE_MAX = 20_000_000
-"""Parameters up to which a copy in float64 is no burden."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,13 @@ class Choice:
 
     Attributes:
         engine: its name.
-        error: ‖computed - true‖/‖true‖ of one product with a random vector, on a few samples;
-            None if there was nothing to compare with.
+        error: ‖computed - true‖/‖true‖ of one product with a random vector, on samples spread over
+            all the data; None if there was nothing to compare with.
         against: what was taken for the truth.
         cost: a product in gradients, on these samples, with what can be kept kept.
         rejected: engine -> why it was not used.
+        reference: the products that were taken for the truth.
+        tolerance: the error that was asked for; a larger one is the smallest that there was.
     """
 
     engine: EngineName
@@ -65,6 +62,8 @@ class Choice:
     against: str
     cost: float
     rejected: dict[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+    tolerance: float = float("inf")
 
     def settings(self) -> dict[str, Any]:
         """Return the choice ready for JSON."""
@@ -83,8 +82,9 @@ def choose(
     """Return the cheapest engine whose product is within the tolerance of the truth.
 
     The truth is a product in float64 by double backward, on the same samples, unless central
-    differences settle on another one; where there is neither, nothing, and the choice says so. An
-    objective is probed once, whatever the point, and keeps the choice.
+    differences settle on another one; where there is neither, nothing, and the choice says so. If
+    no engine is within the tolerance, the most accurate of all is taken, and its error stands in
+    the choice. An objective is probed once, whatever the point, and keeps the choice.
 
     Raises:
         FlatkitError: no engine works here; the message names what each of them said.
@@ -94,34 +94,21 @@ def choose(
     key = (preference, tolerance)
     if key in known:
         return known[key]
-    probe = _Probe(objective, theta, _few(objective, *_CHECKED), _direction(theta))
-    truth, probe.against = _truth(probe)
+    chunks, vector = samples_of_probe(objective), _direction(theta)
+    reference, truth = find_reference(HESSIAN, objective, theta, chunks, vector)
+    probe = _Probe(objective, theta, chunks, vector, reference, truth)
     groups: tuple[tuple[EngineName, ...], ...] = (
         _CANDIDATES if preference == "auto" else ((preference,),)
     )
-    good: list[_Trial] = []
-    for group in groups:
-        trials: list[_Trial] = []
-        for name in group:
-            trial = _try(probe, name, truth)
-            trials += [] if trial is None else [trial]
-        good = [trial for trial in trials if trial.error is None or trial.error <= tolerance]
-        if not good and group is groups[-1]:
-            good = trials  # nothing better is left: the choice states its error
-        for trial in trials:
-            if trial not in good and group is not groups[-1]:
-                reason = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
-                probe.rejected[trial.name] = reason
-        if good:
-            break
+    good = _first_within(probe, groups, tolerance) or _most_accurate(probe)
     if not good:
         raise _refusal(probe.rejected)
-    timed, vectors = _few(objective, *_TIMED), probe.vector[None]
+    timed = _few(objective, *_TIMED)
     contenders: dict[str, Callable[[], object]] = {"": _gradient(probe, timed)}
     for trial in good:
-        contenders[trial.name] = partial(trial.engine.prepare(timed).products, vectors)
+        contenders[trial.name] = partial(trial.engine.prepare(timed).products, vector[None])
     seconds = _fastest_times(contenders, theta.device)
-    known[key] = _cheapest(probe, good, seconds)
+    known[key] = _cheapest(probe, good, seconds, tolerance)
     return known[key]
 
 
@@ -131,9 +118,11 @@ class _Probe:
 
     objective: Objective
     theta: Tensor
-    chunk: Chunk
+    chunks: list[Chunk]
     vector: Tensor
-    against: str = ""
+    reference: Reference
+    truth: Tensor | None
+    trials: list["_Trial"] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
 
 
@@ -144,24 +133,56 @@ class _Trial:
     name: EngineName
     engine: Engine
     error: float | None
+    against: str
 
 
-def _try(probe: _Probe, name: EngineName, truth: Tensor | None) -> _Trial | None:
+def _first_within(
+    probe: _Probe, groups: tuple[tuple[EngineName, ...], ...], tolerance: float
+) -> list[_Trial]:
+    """Return the engines of the first group that has some within the tolerance."""
+    for group in groups:
+        trials = [trial for name in group if (trial := _try(probe, name)) is not None]
+        good = [trial for trial in trials if trial.error is None or trial.error <= tolerance]
+        probe.trials += trials
+        if good:
+            for trial in probe.trials:
+                if trial not in good:
+                    reason = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
+                    probe.rejected[trial.name] = reason
+            return good
+    return []
+
+
+def _most_accurate(probe: _Probe) -> list[_Trial]:
+    """Return the engine of the least error, which the choice states."""
+    if not probe.trials:
+        return []
+    best = min(probe.trials, key=lambda trial: trial.error or 0.0)
+    for trial in probe.trials:
+        if trial is not best:
+            reason = f"relative error {trial.error:.1e}, that of {best.name} is {best.error:.1e}"
+            probe.rejected[trial.name] = reason
+    return [best]
+
+
+def _try(probe: _Probe, name: EngineName) -> _Trial | None:
     """Return how far an engine's product is off, or None and note why it has none."""
+    given = probe.vector[None]
     try:
         engine = build_engine(name, probe.objective, probe.theta)
-        product = engine.prepare(probe.chunk).products(probe.vector[None])[0]
+        product = total(engine.prepare(chunk).products(given) for chunk in probe.chunks)[0]
     except UnsupportedError as error:
         probe.rejected[name] = " ".join(str(error).split())[:200]
         return None
     if not product.isfinite().all() and name != "double_backward":
         probe.rejected[name] = _NOT_FINITE
         return None
-    if truth is None and name == "central_difference":
-        probe.against = "its own product at twice the step"
-        error = difference_error(probe.objective, probe.theta, probe.chunk, probe.vector)
-        return _Trial(name, engine, error)
-    return _Trial(name, engine, _difference(product, truth))
+    if name == "central_difference" and (probe.truth is None or not probe.reference.in_double):
+        error = difference_error(probe.objective, probe.theta, probe.chunks[0], probe.vector)
+        return _Trial(name, engine, error, "its own product at twice the step")
+    truth = probe.truth
+    error = None if truth is None else relative(product.double() - truth, truth)
+    return _Trial(name, engine, error, probe.reference.against)
 
 
 def _refusal(rejected: dict[str, str]) -> FlatkitError:
@@ -204,13 +225,23 @@ def _fastest_times(
     return seconds
 
 
-def _cheapest(probe: _Probe, trials: list[_Trial], seconds: Mapping[str, float]) -> Choice:
+def _cheapest(
+    probe: _Probe, trials: list[_Trial], seconds: Mapping[str, float], tolerance: float
+) -> Choice:
     best = min(trials, key=lambda trial: seconds[trial.name])
     costs = {trial.name: seconds[trial.name] / max(seconds[""], 1e-9) for trial in trials}
     for trial in trials:
         if trial is not best:
             probe.rejected[trial.name] = f"costs {costs[trial.name]:.1f} gradients here"
-    return Choice(best.name, best.error, probe.against, costs[best.name], probe.rejected)
+    return Choice(
+        best.name,
+        best.error,
+        best.against,
+        costs[best.name],
+        probe.rejected,
+        probe.reference,
+        tolerance,
+    )
 
 
 def _few(objective: Objective, share: float, most: int) -> Chunk:
@@ -224,71 +255,3 @@ def _direction(theta: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(len(theta), generator=generator).to(theta)
     return vector / vector.norm()
-
-
-def _truth(probe: _Probe) -> tuple[Tensor | None, str]:
-    """Return the product in float64 that is most worth believing, or None, and what it is."""
-    if len(probe.theta) > _DOUBLE_MAX or probe.theta.device.type == "mps":
-        return None, "nothing: too large for a copy in float64"
-    precise, chunk = probe.objective.in_double(), probe.chunk.in_double()
-    theta, vector = probe.theta.double(), probe.vector.double()
-    refusal = _refusal_of_double(precise, theta, chunk)
-    if refusal is not None:
-        return None, f"nothing: no gradient in float64 ({refusal})"
-    try:
-        rough = central_difference(precise, theta, chunk).products(vector[None])[0]
-    except UnsupportedError as error:
-        return None, f"nothing: no gradient in float64 ({_kind(error)})"
-    try:
-        exact = double_backward(precise, theta, chunk).products(vector[None])[0]
-    except UnsupportedError as error:
-        return rough, f"central differences in float64 ({_kind(error)} by double backward)"
-    if float((exact - rough).norm()) > _SUSPICIOUS * float(rough.norm()) > 0:
-        if not _settles(precise, theta, chunk, vector):
-            return exact, "double backward in float64, with a kink of the loss near this point"
-        # Some operations answer twice differentiated with a zero instead of an error.
-        return rough, "central differences in float64, as autograd contradicts them"
-    return exact, "double backward in float64"
-
-
-@torch.no_grad()
-def _refusal_of_double(precise: Objective, theta: Tensor, chunk: Chunk) -> str | None:
-    """Return what kind of error a model's own operations raise in float64; None if they work."""
-    try:
-        precise.outputs(theta, chunk)
-    except (RuntimeError, TypeError, ValueError) as error:  # of the user's model: it ran in float32
-        return type(error).__name__
-    return None
-
-
-def _kind(error: UnsupportedError) -> str:
-    return type(error.__cause__ or error).__name__
-
-
-def _settles(objective: Objective, theta: Tensor, chunk: Chunk, vector: Tensor) -> bool:
-    """Return whether quotients of gradient differences agree for two steps.
-
-    Next to a kink they grow as the step falls, and say nothing about autograd.
-    """
-
-    def quotient(step: float) -> Tensor:
-        sides = []
-        for sign in (1.0, -1.0):
-            point = (theta + sign * step * vector).requires_grad_()
-            loss = objective.chunk_loss(point, chunk, smooth=False)
-            sides.append(torch.autograd.grad(loss, point, materialize_grads=True)[0])
-        return (sides[0] - sides[1]) / (2 * step)
-
-    scale = max(1.0, float(theta.norm()))
-    long, short = quotient(1e-5 * scale), quotient(1e-6 * scale)
-    return float((long - short).norm()) <= _SUSPICIOUS * float(short.norm())
-
-
-def _difference(product: Tensor, truth: Tensor | None) -> float | None:
-    if truth is None:
-        return None
-    size = float(truth.norm())
-    distance = float((product.double() - truth).norm())
-    if not (size < float("inf") and distance < float("inf")):
-        return None
-    return distance / size if size > 0 else (0.0 if distance == 0 else None)

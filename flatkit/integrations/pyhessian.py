@@ -71,10 +71,10 @@ def pyhessian_eigenvalues(
     found = torch.tensor([float(value) for value in values], dtype=torch.float64)
     if not found.isfinite().all():
         raise NonFiniteError("PyHessian returned NaN or infinite eigenvalues")
-    scale = float(found.abs().max())
+    rounding = operator.product_errors(rows, found, scale=float(found.abs().max()))
     return Estimate(
         value=found,
-        error=residual_norms(operator, found, rows) + operator.rounding * scale,
+        error=residual_norms(operator, found, rows) + rounding,
         error_kind="residual",
         status=Status.UNCHECKED_STOP,
         matvecs=len(products) + len(found),

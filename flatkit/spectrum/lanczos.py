@@ -111,9 +111,10 @@ def lanczos(
             break
         last = float(errors[worst])
         search.refine(gaps[worst])
+    rounding = operator.product_errors(vectors, found, scale=search.scale)
     return Estimate(
         value=found,
-        error=errors + operator.rounding * search.scale + torch.from_numpy(search.displaced),
+        error=errors + rounding + torch.from_numpy(search.displaced),
         error_kind="residual",
         status=status,
         matvecs=basis.matvecs + checks,
@@ -124,7 +125,7 @@ def lanczos(
             "restarts": basis.restarts,
             "stop": stop,
             "value_error_estimate": estimated.tolist(),
-            "rounding": operator.rounding * search.scale,
+            "rounding": float(rounding.max()),
             "displacement": search.displaced.tolist() if check_multiplicity else None,
             "warm_start": initial is not None,
         },

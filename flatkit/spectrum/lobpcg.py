@@ -83,7 +83,7 @@ def lobpcg(
     errors = residual_norms(operator, found, vectors)
     return Estimate(
         value=found,
-        error=errors + operator.rounding * scale,
+        error=errors + operator.product_errors(vectors, found, scale=scale),
         error_kind="residual",
         status=residual_status(errors, allowed=tolerance * scale, converged=converged),
         matvecs=matvecs + len(found),

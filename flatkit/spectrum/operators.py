@@ -37,6 +37,19 @@ class SymmetricOperator(ABC):
         """Sizes of consecutive parts of the vector that belong together, such as layers."""
         return (self.size,)
 
+    def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
+        """Return by how much products with unit vectors may be off, ‖Ãv − Av‖, float64 [K].
+
+        By default, and at most, what `rounding` makes of the scale. An operator that can measure
+        its error along given vectors says less: there it is often far smaller.
+
+        Args:
+            vectors: v [K, P], unit rows.
+            values: vᵀAv [K].
+            scale: the largest magnitude of an eigenvalue.
+        """
+        return torch.full((len(vectors),), self.rounding * scale, dtype=torch.float64)
+
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P] as a new vector [P]."""
@@ -100,6 +113,11 @@ class ShiftedOperator(SymmetricOperator):
         self.operator, self.shift = operator, shift
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
+    @property
+    def rounding(self) -> float:
+        """That of A."""
+        return self.operator.rounding
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return A v + σ v."""
         return self.operator.matvec(vector) + self.shift * vector
@@ -120,6 +138,11 @@ class ProjectedOperator(SymmetricOperator):
     def __init__(self, operator: SymmetricOperator, vectors: Tensor) -> None:
         self.operator, self.vectors = operator, vectors  # vectors: [K, P], orthonormal rows
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    @property
+    def rounding(self) -> float:
+        """That of A."""
+        return self.operator.rounding
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the part of a vector that is orthogonal to the known ones."""

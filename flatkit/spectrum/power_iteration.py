@@ -106,7 +106,7 @@ def power_iteration(
     complete = len(order) == k and settled
     return Estimate(
         value=values,
-        error=errors + operator.rounding * search.scale,
+        error=errors + operator.product_errors(vectors, values, scale=search.scale),
         error_kind="residual",
         status=Status.CONVERGED if complete else Status.BUDGET,
         matvecs=search.matvecs,

@@ -1,0 +1,284 @@
+"""What products are held against: float64, by autograd unless differences contradict it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flatkit.hessian.products import Formula, central_difference, double_backward
+from flatkit.hessian.unsupported import UnsupportedError
+from flatkit.objective.examination import nearby
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk, differentiate
+
+Recipe: TypeAlias = Callable[[Objective, Tensor, Chunk], Formula]
+"""Prepares a chunk of samples at a point for products."""
+
+_DOUBLE_MAX = 20_000_000
+"""Parameters up to which a copy in float64 is no burden."""
+_FEWEST, _SHARE, _WORK, _MOST = 16, 16, 2_000_000, 256
+"""Samples of a probe: so many at least; one in so many, or as many as make so much work (parameters
+times samples) if that is more; and so many at most. Rare samples that take another way through the
+model should be among them, and all of it cost less than two of the products that follow."""
+_STEPS = {True: (0.01, 0.1, 1.0), False: (1.0, 2.0)}
+"""Steps of differences in float64 or not, times the usual one. The shorter, the fewer kinks lie
+within them; in float32 rounding forbids it."""
+_SUSPICIOUS = {True: 1e-3, False: 0.05}
+"""Relative difference of two products from which on one of them is wrong, in float64 or not."""
+_SETTLED = 0.1
+"""Part of what contradicts autograd by which differences with two steps may differ."""
+
+
+class Differences(Protocol):
+    """A recipe by differences, whose step can be made longer or shorter."""
+
+    def __call__(
+        self, objective: Objective, theta: Tensor, chunk: Chunk, *, steps: float = 1.0
+    ) -> Formula:
+        """Prepare a chunk."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Two ways to multiply with one matrix that have little in common.
+
+    Attributes:
+        by_autograd: exact, where every operation knows its derivatives.
+        by_differences: never far off, where the function is smooth.
+        of_gradients: whether these are differences of gradients. They count only where the gradient
+            is the derivative of the loss.
+    """
+
+    by_autograd: Recipe
+    by_differences: Differences
+    of_gradients: bool = True
+
+
+HESSIAN = Ways(double_backward, central_difference)
+"""The two ways to multiply with a Hessian."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Which products are believed.
+
+    Attributes:
+        recipe: how they are computed; None if nothing can be believed.
+        against: what they are, in words.
+        in_double: whether that is in float64.
+    """
+
+    recipe: Recipe | None
+    against: str
+    in_double: bool = True
+
+    def products(
+        self, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], vectors: Tensor
+    ) -> Tensor | None:
+        """Return the products of some samples, [K, P] in float64; None if none are believed.
+
+        Args:
+            objective: L.
+            theta: the point [P].
+            chunks: the samples.
+            vectors: [K, P].
+        """
+        if self.recipe is None:
+            return None
+        place = _Place.at(objective, theta, chunks, in_double=self.in_double)
+        return place.products(self.recipe, vectors).double()
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """An objective, a point and some samples, of one dtype."""
+
+    objective: Objective
+    theta: Tensor
+    chunks: Sequence[Chunk]
+    in_double: bool
+
+    @classmethod
+    def at(
+        cls, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], *, in_double: bool
+    ) -> "_Place":
+        if not in_double:
+            return cls(objective, theta, chunks, in_double)
+        doubles = [chunk.in_double() for chunk in chunks]
+        return cls(objective.in_double(), theta.double(), doubles, in_double)
+
+    def products(self, recipe: Recipe, vectors: Tensor) -> Tensor:
+        """Return the sum of the products [K, P] of all chunks."""
+        given = vectors.to(self.theta)
+        return total(recipe(self.objective, self.theta, c).products(given) for c in self.chunks)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.theta.dtype).removeprefix("torch.")
+
+
+def samples_of_probe(objective: Objective, *, most: int = _MOST) -> list[Chunk]:
+    """Return samples spread over all the data, in chunks, on which products are compared.
+
+    Args:
+        objective: whose samples.
+        most: so many at most.
+    """
+    if objective.batchnorm == "train":  # the chunks are part of the function
+        return [next(objective.chunks())]
+    count = objective.num_samples
+    size = max(_FEWEST, count // _SHARE, _WORK // objective.num_parameters)
+    size = min(size, count, most)
+    rows = torch.linspace(0, count - 1, size, dtype=torch.float64).round().long()
+    return [objective.rows(part.to(objective.device)) for part in rows.split(objective.chunk_size)]
+
+
+def find_reference(
+    ways: Ways, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], vector: Tensor
+) -> tuple[Reference, Tensor | None]:
+    """Return which products are to be believed, and that with a vector [P], in float64.
+
+    These are by autograd, unless it has none or differences contradict it: those must agree with
+    each other for two steps and, if they are of gradients, the gradient must be the derivative of
+    the loss. Cost: some 5 gradients of the samples, and 15 where there is doubt.
+
+    Args:
+        ways: to multiply.
+        objective: L.
+        theta: the point [P].
+        chunks: the samples.
+        vector: a direction [P].
+    """
+    refusal = _refusal_of_double(objective, theta, chunks[0])
+    place = _Place.at(objective, theta, chunks, in_double=refusal is None)
+    without = "" if refusal is None else f" (float64: {refusal})"
+    try:
+        rough = _Rough(ways, place, vector)
+    except UnsupportedError as error:
+        return Reference(None, f"nothing: no gradient in {place.dtype} ({_kind(error)})"), None
+    try:
+        exact = place.products(ways.by_autograd, vector[None])[0]
+    except UnsupportedError as error:
+        recipe, product = ways.by_differences, rough.at(1.0)
+        words = f" ({_kind(error)} by double backward)"
+    else:
+        recipe, product, words = _believed(ways, place, exact, rough)
+    what = "double backward" if recipe is ways.by_autograd else "central differences"
+    against = f"{what} in {place.dtype}{words}{without}"
+    return Reference(recipe, against, place.in_double), product.double()
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors, one at least.
+
+    >>> total([torch.ones(1), torch.ones(1)])
+    tensor([2.])
+    """
+    first, *others = parts
+    return sum(others, first)
+
+
+def relative(difference: Tensor, truth: Tensor) -> float | None:
+    """Return ‖difference‖/‖truth‖; None if that is no number.
+
+    >>> relative(torch.ones(4), 2 * torch.ones(4)), relative(torch.ones(1), torch.zeros(1))
+    (0.5, None)
+    """
+    size, distance = float(truth.norm()), float(difference.norm())
+    if not (size < float("inf") and distance < float("inf")):
+        return None
+    return distance / size if size > 0 else (0.0 if distance == 0 else None)
+
+
+class _Rough:
+    """Products by differences at several steps, the shortest first: the fewest kinks lie in it."""
+
+    def __init__(self, ways: Ways, place: _Place, vector: Tensor) -> None:
+        self._ways, self._place, self._vector = ways, place, vector
+        self.steps = _STEPS[place.in_double]
+        self._found: dict[float, Tensor] = {}
+        self.first = self.at(self.steps[0])
+
+    def at(self, steps: float) -> Tensor:
+        """Return the product at so many times the usual step."""
+        if steps not in self._found:
+            recipe = partial(self._ways.by_differences, steps=steps)
+            self._found[steps] = self._place.products(recipe, self._vector[None])[0]
+        return self._found[steps]
+
+    def pairs(self) -> Iterator[tuple[Recipe, Tensor, float]]:
+        """Yield differences at a step, their product, and by how much a longer step changes it."""
+        for near, far in pairwise(self.steps):
+            recipe = partial(self._ways.by_differences, steps=far)
+            yield recipe, self.at(far), float((self.at(near) - self.at(far)).norm())
+
+
+def _believed(
+    ways: Ways, place: _Place, exact: Tensor, rough: _Rough
+) -> tuple[Recipe, Tensor, str]:
+    """Return what to believe of two products, that product, and what there is to say of it."""
+    suspicious = _SUSPICIOUS[place.in_double]
+    if not float((exact - rough.first).norm()) > suspicious * float(rough.first.norm()):
+        return ways.by_autograd, exact, ""
+    for recipe, limit, change in rough.pairs():
+        off = float((exact - limit).norm())
+        if not off > suspicious * float(limit.norm()):
+            return ways.by_autograd, exact, ""
+        if change > _SETTLED * off:
+            continue
+        # Some operations answer twice differentiated with a zero instead of an error.
+        if ways.of_gradients and not _is_derivative(place, (exact - limit) / off):
+            return ways.by_autograd, exact, "; the gradient is not the derivative of the loss"
+        return recipe, limit, ", as autograd contradicts them"
+    # Next to a kink differences grow as the step falls, and say nothing about autograd.
+    return ways.by_autograd, exact, ", with a kink of the loss near this point"
+
+
+def _is_derivative(place: _Place, direction: Tensor) -> bool:
+    """Return whether the slope along a unit direction is that of the values, here and nearby."""
+    scale = max(1.0, float(place.theta.norm()))
+    step = torch.finfo(place.theta.dtype).eps ** (1 / 3) * scale
+    for point in (place.theta, nearby(place.theta)):
+        ahead, behind = (_value(place, point + s * step * direction) for s in (1, -1))
+        gradient = _gradient(place, point)
+        slope, rate = float(gradient @ direction), (ahead - behind) / (2 * step)
+        if abs(slope - rate) > 1e-2 * max(abs(slope), abs(rate)) + 1e-4 * float(gradient.norm()):
+            return False
+    return True
+
+
+@torch.no_grad()
+def _value(place: _Place, point: Tensor) -> float:
+    return sum(float(place.objective.chunk_loss(point, chunk)) for chunk in place.chunks)
+
+
+def _gradient(place: _Place, at: Tensor) -> Tensor:
+    def part(chunk: Chunk) -> Tensor:
+        point = at.detach().requires_grad_()
+        return differentiate(place.objective.chunk_loss(point, chunk, smooth=False), point)
+
+    return total(map(part, place.chunks))
+
+
+@torch.no_grad()
+def _refusal_of_double(objective: Objective, theta: Tensor, chunk: Chunk) -> str | None:
+    """Return why there is no float64 here; None if there is."""
+    if len(theta) > _DOUBLE_MAX:
+        return "too large for a copy"
+    if theta.device.type == "mps":
+        return "not on this device"
+    precise = objective.in_double()
+    try:
+        precise.outputs(theta.double(), chunk.in_double())
+    except (RuntimeError, TypeError, ValueError) as error:  # of the user's model: it ran in float32
+        return type(error).__name__
+    return None
+
+
+def _kind(error: UnsupportedError) -> str:
+    return type(error.__cause__ or error).__name__
