@@ -1,0 +1,114 @@
+"""Which engine multiplies: judged on all kinds of samples, the most accurate where none is good."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatkit import HessianOperator, Objective
+from flatkit.spectrum import lanczos, lobpcg, power_iteration
+from tests.cases import Case, classes, dense_hessian, seeded
+
+
+def network(width: int = 6) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+CASE = Case("relu", seeded(network), classes(40, 4))
+
+
+def single() -> Objective:
+    x, y = CASE.data()
+    return Objective(CASE.build().float(), "cross_entropy", (x.float(), y))
+
+
+def rounded_truth() -> Tensor:
+    """Return the dense Hessian of the float32 weights and data, in float64."""
+    x, y = CASE.data()
+    held = Case("held", lambda: CASE.build().float().double(), lambda: (x.float().double(), y))
+    return dense_hessian(held)
+
+
+def test_where_no_engine_meets_the_tolerance_the_most_accurate_of_all_multiplies():
+    hessian = HessianOperator(single(), tolerance=1e-12)
+    choice, truth = hessian.choice, rounded_truth()
+    assert choice.engine != "central_difference" and choice.error is not None
+    assert choice.tolerance < choice.error < 1e-6
+    assert "that of" in choice.rejected["central_difference"]
+    vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(1))
+    exact = truth @ vector.double()
+    assert float(((hessian @ vector).double() - exact).norm() / exact.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("engine", ["auto", "central_difference"])
+@pytest.mark.parametrize("method", [lanczos, lobpcg, power_iteration])
+def test_errors_of_products_are_measured_along_eigenvectors_and_stand_in_the_bars(method, engine):
+    truth = rounded_truth()
+    hessian = HessianOperator(single(), engine=engine)
+    found = method(hessian, k=2, generator=torch.Generator().manual_seed(0))
+    vectors = found.vectors.double()
+    products = hessian.matmat(found.vectors).double()
+    off = (products - vectors @ truth).norm(dim=1)
+    stated = hessian.product_errors(found.vectors, found.value, scale=float(found.value[0]))
+    assert bool((off <= stated).all())
+    assert float(stated.max()) <= 20 * float(off.max()) + 1e-6 * float(found.value[0])
+    assert bool((stated <= found.error + 1e-12).all())
+    exact = torch.linalg.eigvalsh(truth).flip(0)[:2]
+    assert bool(((found.value - exact).abs() <= found.error).all())
+
+
+class Quartic(torch.autograd.Function):
+    """x⁴ where x > 0, else x: the gradient is right, its derivative is not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.where(x > 0, x**4, x)
+
+    @staticmethod
+    def backward(ctx, g):  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return torch.where(x > 0, g * 4 * x.detach() ** 3, g)
+
+
+class Branches(nn.Module):
+    """A layer whose outputs take two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 1)
+        with torch.no_grad():
+            self.out.weight.copy_(torch.tensor([[1.0, 0.5, 0.2]]))
+            self.out.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Quartic.apply(self.out(x))  # pyright: ignore
+
+
+ORDERS = {
+    "positive first": lambda x: x.sum(1).argsort(descending=True),
+    "positive last": lambda x: x.sum(1).argsort(),
+    "shuffled": lambda x: torch.randperm(len(x), generator=torch.Generator().manual_seed(1)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rare", [2, 100])
+def test_samples_that_take_another_way_are_seen_in_any_order(order, rare):
+    torch.manual_seed(0)
+    x = -(torch.rand(200, 3, dtype=torch.float64) + 0.2)
+    x[:rare] *= -1
+    x, y = x[ORDERS[order](x)], torch.zeros(200, 1, dtype=torch.float64)
+    model = Branches().double()
+    hessian = HessianOperator(Objective(model, "mse", (x, y)))
+    assert hessian.choice.engine == "central_difference"
+    assert "autograd contradicts them" in hessian.choice.against
+
+    def value(theta: Tensor) -> Tensor:
+        z = F.linear(x, theta[None, :3], theta[3:])
+        return torch.where(z > 0, z**4, z).square().mean()
+
+    theta = torch.tensor([1.0, 0.5, 0.2, 0.0], dtype=torch.float64)
+    truth = torch.autograd.functional.hessian(value, theta)
+    found = hessian @ torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-6)
