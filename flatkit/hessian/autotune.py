@@ -17,7 +17,6 @@ from flatkit.hessian.reference import (
     find_reference,
     relative,
     samples_of_probe,
-    total,
 )
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
@@ -100,7 +99,14 @@ def choose(
     groups: tuple[tuple[EngineName, ...], ...] = (
         _CANDIDATES if preference == "auto" else ((preference,),)
     )
-    good = _first_within(probe, groups, tolerance) or _most_accurate(probe)
+    good: list[_Trial] = []
+    for group in groups:
+        for name in group:
+            probe.trials += _try(probe, name)
+        good = _within(probe, tolerance)
+        if good:
+            break
+    good = good or _most_accurate(probe)
     if not good:
         raise _refusal(probe.rejected)
     timed = _few(objective, *_TIMED)
@@ -136,21 +142,14 @@ class _Trial:
     against: str
 
 
-def _first_within(
-    probe: _Probe, groups: tuple[tuple[EngineName, ...], ...], tolerance: float
-) -> list[_Trial]:
-    """Return the engines of the first group that has some within the tolerance."""
-    for group in groups:
-        trials = [trial for name in group if (trial := _try(probe, name)) is not None]
-        good = [trial for trial in trials if trial.error is None or trial.error <= tolerance]
-        probe.trials += trials
-        if good:
-            for trial in probe.trials:
-                if trial not in good:
-                    reason = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
-                    probe.rejected[trial.name] = reason
-            return good
-    return []
+def _within(probe: _Probe, tolerance: float) -> list[_Trial]:
+    """Return the engines that are within the tolerance."""
+    good = [trial for trial in probe.trials if trial.error is None or trial.error <= tolerance]
+    for trial in probe.trials if good else ():
+        if trial not in good:
+            reason = f"relative error {trial.error:.1e} exceeds {tolerance:.0e}"
+            probe.rejected[trial.name] = reason
+    return good
 
 
 def _most_accurate(probe: _Probe) -> list[_Trial]:
@@ -165,24 +164,25 @@ def _most_accurate(probe: _Probe) -> list[_Trial]:
     return [best]
 
 
-def _try(probe: _Probe, name: EngineName) -> _Trial | None:
-    """Return how far an engine's product is off, or None and note why it has none."""
-    given = probe.vector[None]
+def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
+    """Return how far an engine's product is off, or nothing and note why."""
+    product = torch.zeros_like(probe.vector)
     try:
         engine = build_engine(name, probe.objective, probe.theta)
-        product = total(engine.prepare(chunk).products(given) for chunk in probe.chunks)[0]
+        for chunk in probe.chunks:
+            product += engine.prepare(chunk).products(probe.vector[None])[0]
     except UnsupportedError as error:
         probe.rejected[name] = " ".join(str(error).split())[:200]
-        return None
+        return []
     if not product.isfinite().all() and name != "double_backward":
         probe.rejected[name] = _NOT_FINITE
-        return None
+        return []
     if name == "central_difference" and (probe.truth is None or not probe.reference.in_double):
         error = difference_error(probe.objective, probe.theta, probe.chunks[0], probe.vector)
-        return _Trial(name, engine, error, "its own product at twice the step")
+        return [_Trial(name, engine, error, "its own product at twice the step")]
     truth = probe.truth
     error = None if truth is None else relative(product.double() - truth, truth)
-    return _Trial(name, engine, error, probe.reference.against)
+    return [_Trial(name, engine, error, probe.reference.against)]
 
 
 def _refusal(rejected: dict[str, str]) -> FlatkitError:

@@ -1,9 +1,8 @@
 """What products are held against: float64, by autograd unless differences contradict it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 import torch
@@ -157,17 +156,24 @@ def find_reference(
     refusal = _refusal_of_double(objective, theta, chunks[0])
     place = _Place.at(objective, theta, chunks, in_double=refusal is None)
     without = "" if refusal is None else f" (float64: {refusal})"
-    try:
-        rough = _Rough(ways, place, vector)
+    given, short = vector[None].to(place.theta), _STEPS[place.in_double][0]
+    rough, exact = torch.zeros_like(given), torch.zeros_like(given)
+    try:  # in loops of its own: the way down to a multiplication is to stay short
+        for chunk in place.chunks:
+            recipe = ways.by_differences(place.objective, place.theta, chunk, steps=short)
+            rough += recipe.products(given)
     except UnsupportedError as error:
         return Reference(None, f"nothing: no gradient in {place.dtype} ({_kind(error)})"), None
     try:
-        exact = place.products(ways.by_autograd, vector[None])[0]
+        for chunk in place.chunks:
+            exact += ways.by_autograd(place.objective, place.theta, chunk).products(given)
     except UnsupportedError as error:
-        recipe, product = ways.by_differences, rough.at(1.0)
-        words = f" ({_kind(error)} by double backward)"
-    else:
-        recipe, product, words = _believed(ways, place, exact, rough)
+        against = (
+            f"central differences in {place.dtype} ({_kind(error)} by double backward){without}"
+        )
+        product = place.products(ways.by_differences, given)[0]
+        return Reference(ways.by_differences, against, place.in_double), product.double()
+    recipe, product, words = _believed(ways, place, given, exact[0], rough[0])
     what = "double backward" if recipe is ways.by_autograd else "central differences"
     against = f"{what} in {place.dtype}{words}{without}"
     return Reference(recipe, against, place.in_double), product.double()
@@ -195,46 +201,26 @@ def relative(difference: Tensor, truth: Tensor) -> float | None:
     return distance / size if size > 0 else (0.0 if distance == 0 else None)
 
 
-class _Rough:
-    """Products by differences at several steps, the shortest first: the fewest kinks lie in it."""
-
-    def __init__(self, ways: Ways, place: _Place, vector: Tensor) -> None:
-        self._ways, self._place, self._vector = ways, place, vector
-        self.steps = _STEPS[place.in_double]
-        self._found: dict[float, Tensor] = {}
-        self.first = self.at(self.steps[0])
-
-    def at(self, steps: float) -> Tensor:
-        """Return the product at so many times the usual step."""
-        if steps not in self._found:
-            recipe = partial(self._ways.by_differences, steps=steps)
-            self._found[steps] = self._place.products(recipe, self._vector[None])[0]
-        return self._found[steps]
-
-    def pairs(self) -> Iterator[tuple[Recipe, Tensor, float]]:
-        """Yield differences at a step, their product, and by how much a longer step changes it."""
-        for near, far in pairwise(self.steps):
-            recipe = partial(self._ways.by_differences, steps=far)
-            yield recipe, self.at(far), float((self.at(near) - self.at(far)).norm())
-
-
 def _believed(
-    ways: Ways, place: _Place, exact: Tensor, rough: _Rough
+    ways: Ways, place: _Place, given: Tensor, exact: Tensor, near: Tensor
 ) -> tuple[Recipe, Tensor, str]:
     """Return what to believe of two products, that product, and what there is to say of it."""
     suspicious = _SUSPICIOUS[place.in_double]
-    if not float((exact - rough.first).norm()) > suspicious * float(rough.first.norm()):
+    if not float((exact - near).norm()) > suspicious * float(near.norm()):
         return ways.by_autograd, exact, ""
-    for recipe, limit, change in rough.pairs():
-        off = float((exact - limit).norm())
-        if not off > suspicious * float(limit.norm()):
+    for steps in _STEPS[place.in_double][1:]:
+        recipe: Recipe = partial(ways.by_differences, steps=steps)
+        far = place.products(recipe, given)[0]
+        off, change = float((exact - far).norm()), float((far - near).norm())
+        near = far
+        if not off > suspicious * float(far.norm()):
             return ways.by_autograd, exact, ""
         if change > _SETTLED * off:
             continue
         # Some operations answer twice differentiated with a zero instead of an error.
-        if ways.of_gradients and not _is_derivative(place, (exact - limit) / off):
+        if ways.of_gradients and not _is_derivative(place, (exact - far) / off):
             return ways.by_autograd, exact, "; the gradient is not the derivative of the loss"
-        return recipe, limit, ", as autograd contradicts them"
+        return recipe, far, ", as autograd contradicts them"
     # Next to a kink differences grow as the step falls, and say nothing about autograd.
     return ways.by_autograd, exact, ", with a kink of the loss near this point"
 
