@@ -111,8 +111,9 @@ class HessianOperator(SymmetricOperator):
 
     @property
     def rounding(self) -> float:
-        """Relative error of a product, as it was measured against float64, or of the dtype."""
-        return max(super().rounding, self.choice.error or 0.0)
+        """Relative error of a product, as it was measured; where it was not, ε^½ of the dtype."""
+        error = self.choice.error
+        return max(super().rounding, torch.finfo(self.dtype).eps ** 0.5 if error is None else error)
 
     def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
         """Return by how much products with unit vectors may be off, ‖Ãv − Av‖, float64 [K].

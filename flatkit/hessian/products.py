@@ -179,13 +179,13 @@ def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engin
             raise UnsupportedError("the model takes more than one tensor")
         network = trace(objective.model)
         return Engine(partial(Tape, network, objective, theta), keeps=True, held=network.nbytes)
-    if name not in _FORMULAS:
+    if name not in FORMULAS:
         raise InvalidArgumentError(f"engine must be auto or one of {', '.join(ENGINES)}")
-    prepare = partial(_FORMULAS[name], objective, theta)
+    prepare = partial(FORMULAS[name], objective, theta)
     return Engine(prepare, keeps=name == "double_backward")
 
 
-_FORMULAS: Mapping[EngineName, Callable[[Objective, Tensor, Chunk], Formula]] = {
+FORMULAS: Mapping[EngineName, Callable[[Objective, Tensor, Chunk], Formula]] = {
     "double_backward": double_backward,
     "forward_over_reverse": forward_over_reverse,
     "reverse_over_forward": reverse_over_forward,

@@ -8,14 +8,23 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from flatkit.hessian.products import Formula, central_difference, double_backward
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.examination import nearby
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
 
-Recipe: TypeAlias = Callable[[Objective, Tensor, Chunk], Formula]
-"""Prepares a chunk of samples at a point for products."""
+
+class Multiplies(Protocol):
+    """A chunk of samples at a point, ready to be multiplied with."""
+
+    @property
+    def products(self) -> Callable[[Tensor], Tensor]:
+        """Vectors [K, P] -> their products [K, P]."""
+        ...
+
+
+Recipe: TypeAlias = Callable[[Objective, Tensor, Chunk], Multiplies]
+"""Prepares a chunk."""
 
 _DOUBLE_MAX = 20_000_000
 """Parameters up to which a copy in float64 is no burden."""
@@ -37,7 +46,7 @@ class Differences(Protocol):
 
     def __call__(
         self, objective: Objective, theta: Tensor, chunk: Chunk, *, steps: float = 1.0
-    ) -> Formula:
+    ) -> Multiplies:
         """Prepare a chunk."""
         ...
 
@@ -56,10 +65,6 @@ class Ways:
     by_autograd: Recipe
     by_differences: Differences
     of_gradients: bool = True
-
-
-HESSIAN = Ways(double_backward, central_difference)
-"""The two ways to multiply with a Hessian."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,8 @@ def find_reference(
         for chunk in place.chunks:
             exact += ways.by_autograd(place.objective, place.theta, chunk).products(given)
     except UnsupportedError as error:
-        against = (
-            f"central differences in {place.dtype} ({_kind(error)} by double backward){without}"
-        )
-        product = place.products(ways.by_differences, given)[0]
+        product, why = place.products(ways.by_differences, given)[0], _kind(error)
+        against = f"central differences in {place.dtype} ({why} by double backward){without}"
         return Reference(ways.by_differences, against, place.in_double), product.double()
     recipe, product, words = _believed(ways, place, given, exact[0], rough[0])
     what = "double backward" if recipe is ways.by_autograd else "central differences"
