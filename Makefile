@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage mutate \
-	bench experiment notebooks clean
+	bench faults experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
 
 help: ## list the targets
@@ -63,6 +63,11 @@ mutate: $(READY) ## break N seeded places of the mathematics, see which faults t
 
 bench: $(READY) ## measure speed against peers, in pairs
 	$(BIN)/python -m benchmarks.main_job
+
+faults: $(READY) ## run known faults of the peers again, in an environment with them, beside flatkit
+	test -e .venv-peers || $(BIN)/python -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e '.[demo,bench]'
+	.venv-peers/bin/python -m benchmarks.faults
 
 experiment: $(READY) ## train SGD, SAM, GAM, GAM+SAM on CIFAR-10 in FLATKIT_DATA_ROOT or data; about an hour
 	nice $(BIN)/python -m benchmarks.experiment
