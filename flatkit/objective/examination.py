@@ -165,7 +165,8 @@ def weigh(
     if mean_of is not None:
         weights, what = find_weights(mean_of, targets, size, tolerance=tolerance)
     elif hasattr(loss, "weights"):
-        weights, what = loss.weights(targets).double().cpu(), "loss"
+        weights = loss.weights(targets).double().cpu()
+        what = "samples" if bool(((weights == 1) | (weights == 0)).all()) else "loss"
     else:
         weights, what = torch.ones(size, dtype=torch.float64), "samples"
     if not bool((weights > 0).any()):

@@ -1,9 +1,8 @@
 """The objective L(θ): the mean loss over named samples as a function of one flat vector."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, get_args
 
@@ -24,6 +23,7 @@ from flatkit.objective.examination import (
     nearby,
     weigh,
 )
+from flatkit.objective.intake import take_in
 from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.names import LOSSES
@@ -36,11 +36,12 @@ from flatkit.objective.passes import (
 )
 from flatkit.objective.private_model import (
     BatchNormMode,
-    accepted_inputs,
     parameter_places,
     private_copy,
 )
-from flatkit.objective.samples import Data, Samples, collect, default_chunk_size, spread_rows
+from flatkit.objective.pytree import Tree
+from flatkit.objective.samples import Data, Samples, default_chunk_size, spread_rows
+from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
 
@@ -129,7 +130,17 @@ class Objective:
         self.batchnorm: BatchNormMode = batchnorm
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
-        self._take_samples(data, samples, seed)
+        self.samples, self._trial = take_in(
+            data,
+            samples=samples,
+            seed=seed,
+            model=self._model,
+            run=self._run,
+            loss=self._loss,
+            dtype=self.dtype,
+            device=self.device,
+            at_once=chunk_size if batchnorm == "train" else None,
+        )
         mean_over = self._weigh()
         self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
         self.memory_format = self._lay_out()
@@ -339,17 +350,18 @@ class Objective:
             args, kwargs = arguments(chunk.inputs)
             parts = self.space.unflatten(theta)
             given = {place: parts[name] for place, name in self._places.items() if name in parts}
+            stack.enter_context(users_code("the model", self._model))
             return functional_call(self._model, given, args, kwargs, tie_weights=False)
 
     @cached_property
     def decision(self) -> Decision | None:
         """How the outputs name a class; None where they are none."""
-        few = self.rows(slice(2 if self.batchnorm == "eval" else self.chunk_size))
-        return decision_of(self._loss, self.outputs(self.theta, few), self.samples.targets)
+        return decision_of(self._loss, self._trial, self.samples.targets)
 
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
-        values = self._loss(outputs, chunk.targets)
+        with users_code("the loss"):
+            values = self._loss(outputs, chunk.targets)
         if values.is_complex():
             raise InvalidArgumentError(
                 "the loss must be real, got complex numbers; take their modulus or real part"
@@ -363,11 +375,8 @@ class Objective:
             )
         return values.sum() / self.total_weight
 
-    def _take_samples(self, data: Data, samples: int | None, seed: int) -> None:
-        drawn = collect(data, samples=samples, seed=seed)
-        if isinstance(drawn.inputs, Mapping):
-            drawn = replace(drawn, inputs=accepted_inputs(self._model, drawn.inputs))
-        self.samples = drawn.to(self.dtype, self.device)
+    def _run(self, inputs: Tree) -> Any:
+        return self.outputs(self.theta, Chunk(inputs, None, 1.0))
 
     def _weigh(self) -> str:
         """Weigh the samples, leave out those that do not count; return what the mean is over."""
@@ -389,6 +398,7 @@ class Objective:
         """Put the images into the layout that is fastest; return which that is."""
         if self.device.type != "cpu":
             return "as given"
+
         few = slice(2 if self.batchnorm == "eval" else self.chunk_size)
 
         def loss_of(samples: Samples) -> float:

@@ -7,7 +7,7 @@ classes), a loss returns sums and says by `weights` what they are to be divided 
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
@@ -41,24 +41,34 @@ class _Registered:
     """A loss that a file names by its registry name and its fields."""
 
     name: ClassVar[str]
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields that came later: files and texts of before leave them out, and so do those of today
+    where they have their defaults."""
 
     def spec(self) -> dict[str, Any]:
         """Return the registry name and the keyword arguments."""
-        return {"name": self.name, "kwargs": asdict(self)}
+        usual = {f.name: f.default for f in fields(self) if f.name in self.later}
+        given = {key: value for key, value in asdict(self).items() if value != usual.get(key, ...)}
+        return {"name": self.name, "kwargs": given}
 
     def __str__(self) -> str:
-        return call_text(self.name, asdict(self))
+        return call_text(self.name, self.spec()["kwargs"])
+
+    def __repr__(self) -> str:
+        return call_text(type(self).__name__, self.spec()["kwargs"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrossEntropy(_Registered):
     """Cross-entropy of the softmax of the outputs, in nats.
 
     With label smoothing s the target is (1 - s) * one_hot + s / C over the C classes
-    (Szegedy et al. 2016).
+    (Szegedy et al. 2016). Of images against labels [B, H, W] it is the mean over the pixels that
+    count.
 
     Args:
         label_smoothing: s in [0, 1].
+        ignore_index: targets of this value do not count.
 
     >>> import torch
     >>> CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, 3]))    # log 4 each
@@ -68,34 +78,50 @@ class CrossEntropy(_Registered):
     """
 
     name = "cross_entropy"
+    later = ("ignore_index",)
     label_smoothing: float = 0.0
+    ignore_index: int = -100
 
     def __post_init__(self) -> None:
         """Check the range."""
         check_fraction("label_smoothing", self.label_smoothing)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of every sample.
+        """Return the loss of every sample; of images, the sum over its pixels.
 
         Args:
-            outputs: logits, shape [B, C].
-            targets: class indices, shape [B].
+            outputs: logits, shape [B, C] or [B, C, H, W].
+            targets: class indices, shape [B] or [B, H, W].
 
         Raises:
             InvalidArgumentError: other shapes.
         """
         outputs = _main(outputs)
-        if outputs.ndim != 2 or targets.ndim != 1:
+        classes = isinstance(targets, Tensor) and targets.dtype in (torch.int64, torch.uint8)
+        if (
+            not classes
+            or outputs.ndim < 2
+            or targets.shape != outputs.shape[:1] + outputs.shape[2:]
+        ):
             raise InvalidArgumentError(
-                "cross_entropy needs outputs [B, C] and targets [B], "
-                f"got {list(outputs.shape)} and {list(targets.shape)}"
+                "cross_entropy needs outputs [B, C] and targets [B], or images [B, C, H, W] and "
+                f"targets [B, H, W], whole numbers, got {_told(outputs)} and {_told(targets)}"
             )
-        return F.cross_entropy(
-            outputs, targets, reduction="none", label_smoothing=self.label_smoothing
+        values = F.cross_entropy(
+            outputs,
+            targets.long(),
+            reduction="none",
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
         )
+        return values.reshape(len(values), -1).sum(1)  # [B, ...] -> [B]
+
+    def weights(self, targets: Tensor) -> Tensor:
+        """Return how many labels of every sample count, [B]."""
+        return (targets != self.ignore_index).reshape(len(targets), -1).sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeanSquared(_Registered):
     """Squared error, averaged over the outputs of a sample; class indices become one-hot vectors.
 
@@ -119,7 +145,8 @@ class MeanSquared(_Registered):
             InvalidArgumentError: other shapes.
         """
         outputs = _main(outputs)
-        if targets.ndim == 1 and outputs.ndim == 2 and not targets.is_floating_point():
+        classes = targets.ndim == 1 and outputs.ndim == 2 and outputs.shape[1] > 1
+        if classes and not targets.is_floating_point():
             targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)  # [B] -> [B, C]
         if outputs.shape != targets.shape:
             raise InvalidArgumentError(
@@ -133,7 +160,7 @@ class MeanSquared(_Registered):
         return squares.reshape(len(outputs), -1).mean(1)  # [B, ...] -> [B]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenCrossEntropy(_Registered):
     """Cross-entropy averaged over the tokens that count, not over the sequences.
 
@@ -180,7 +207,7 @@ class TokenCrossEntropy(_Registered):
         return ((targets[:, 1:] if self.shift else targets) != self.ignore_index).sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelLoss(_Registered):
     """The loss that the model itself returns, as those of Hugging Face do when given labels.
 
@@ -194,7 +221,7 @@ class ModelLoss(_Registered):
     name = "model"
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
-        """Return `outputs.loss` or `outputs["loss"]`.
+        """Return `outputs.loss`, `outputs["loss"]`, or the first of a tuple.
 
         Raises:
             InvalidArgumentError: there is none.
@@ -202,10 +229,15 @@ class ModelLoss(_Registered):
         loss = getattr(outputs, "loss", None)
         if loss is None and isinstance(outputs, Mapping):
             loss = outputs.get("loss")
-        if not isinstance(loss, Tensor):
+        if isinstance(outputs, tuple) and outputs:  # (loss, logits), as of `return_dict=False`
+            loss = outputs[0]
+        loss = outputs if isinstance(outputs, Tensor) and outputs.ndim == 0 else loss
+        if not isinstance(loss, Tensor) or loss.ndim > 1:
+            keys = f" of {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
             raise InvalidArgumentError(
-                "the loss 'model' needs a model that returns its loss (outputs.loss), got "
-                f"{type(outputs).__name__} without one; does the batch hold the labels?"
+                "the loss 'model' needs a model that returns its loss (outputs.loss, or first in a "
+                f"tuple), got {type(outputs).__name__}{keys} without one; does the batch hold the "
+                "labels? Of several losses give their sum: lambda outputs, targets: ..."
             )
         return loss
 
@@ -231,6 +263,11 @@ class WeightedMean:
         weight = module.weight
         self._weight = None if weight is None else weight.detach().cpu().double()
 
+    @property
+    def ignore_index(self) -> int:
+        """Targets of this value do not count."""
+        return self._module.ignore_index
+
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the sum of the weighted losses of every sample, [B]."""
         outputs = _main(outputs)
@@ -241,7 +278,7 @@ class WeightedMean:
         """Return the sum of the weights of the targets of every sample, [B]."""
         if targets.is_floating_point():  # probabilities [B, C, ...]: torch divides by their number
             return torch.full((len(targets),), targets[0, 0].numel(), dtype=torch.float64)
-        targets = targets.cpu()
+        targets = targets.cpu().long()
         counted = targets != self._module.ignore_index
         weights = counted.double()
         if self._weight is not None:
@@ -279,6 +316,10 @@ def _main(outputs: Any) -> Tensor:
             "of (outputs, targets) that takes from it what it needs"
         )
     return tensor
+
+
+def _told(part: Any) -> str:
+    return str(list(part.shape)) if isinstance(part, Tensor) else f"a {type(part).__name__}"
 
 
 def name_of(loss: Any) -> str:

@@ -91,14 +91,23 @@ def dtype_like(dtype: torch.dtype, wanted: torch.dtype) -> torch.dtype:
 
 
 def main_tensor(outputs: Any) -> Tensor | None:
-    """Return the tensor that a model's outputs are about: themselves, or their `logits`.
+    """Return the tensor that a model's outputs are about.
+
+    That is themselves; their `logits`, or `out` as of torchvision's segmentation; what follows a
+    loss in a tuple; or what is alone in a dictionary or tuple. Of several None is known to be.
 
     >>> main_tensor({"loss": 0.5, "logits": torch.ones(1)})
+    tensor([1.])
+    >>> main_tensor((torch.tensor(0.5), torch.ones(1)))
     tensor([1.])
     """
     if isinstance(outputs, Tensor):
         return outputs
-    logits = getattr(outputs, "logits", None)
-    if logits is None and isinstance(outputs, Mapping):
-        logits = outputs.get("logits")
-    return logits if isinstance(logits, Tensor) else None
+    found = getattr(outputs, "logits", None)
+    if isinstance(outputs, Mapping):
+        alone = next(iter(outputs.values())) if len(outputs) == 1 else None
+        found = outputs.get("logits", outputs.get("out", alone))
+    elif found is None and isinstance(outputs, (tuple, list)) and outputs:
+        with_loss = len(outputs) > 1 and isinstance(outputs[0], Tensor) and outputs[0].ndim == 0
+        found = outputs[int(with_loss)] if with_loss or len(outputs) == 1 else None
+    return found if isinstance(found, Tensor) else None

@@ -19,10 +19,11 @@ from torch.utils.data import (
 )
 
 from flatkit.checks import check_count
-from flatkit.errors import InvalidArgumentError, NonDeterministicError
+from flatkit.errors import FlatkitError, InvalidArgumentError, NonDeterministicError
 from flatkit.objective.pytree import Tree, dtype_like, join, leaves, map_tree, same
 from flatkit.objective.randomness import undisturbed
 from flatkit.objective.samplers import chosen_by
+from flatkit.objective.users_code import users_code, users_error
 
 _CHUNK_ELEMENTS = 2**20
 """Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
@@ -52,6 +53,7 @@ class Samples:
             in the order of an iterable one.
         available: how many the data hold; None for an iterable of which only the first were read.
         drawn: `all`, `random` (without replacement) or `first` (of an iterable).
+        converted: how the targets were changed into the form that the loss takes; empty if not.
     """
 
     inputs: Tree
@@ -59,6 +61,7 @@ class Samples:
     indices: Tensor
     available: int | None
     drawn: Drawn
+    converted: str = ""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -99,6 +102,7 @@ class Samples:
             "drawn": self.drawn,
             "indices": self.numbers(),
             "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+            **({"targets_converted": self.converted} if self.converted else {}),
         }
 
     def numbers(self) -> str:
@@ -146,7 +150,7 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         return _draw_rows(_samples(data, len(next(leaves(data)))), samples, seed)
     loader = data if isinstance(data, DataLoader) else None
     source = data.dataset if isinstance(data, DataLoader) else data
-    with undisturbed(loader.generator if loader is not None else None):
+    with undisturbed(loader.generator if loader is not None else None), users_code("the data set"):
         if _has_length(source):
             return _from_map(source, loader, samples, seed)
         return _from_iterable(source, loader, samples)
@@ -297,9 +301,11 @@ def _stack(items: list[Any], collate: Callable[[list[Any]], Any]) -> Tree:
     """Return samples as one batch of tensors."""
     try:
         return _plain(collate([_as_tensors(item) for item in items]))
-    except InvalidArgumentError:
+    except FlatkitError:
         raise
     except Exception as error:  # whatever a collate function says to samples it cannot stack
+        if collate is not default_collate:
+            raise users_error("the collate_fn of the DataLoader", error) from error
         raise InvalidArgumentError(
             f"the samples cannot be stacked: {type(error).__name__}: {error}; give them one shape, "
             "or a DataLoader whose collate_fn pads them"

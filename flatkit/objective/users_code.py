@@ -43,7 +43,16 @@ def users_code(what: str, model: nn.Module | None = None) -> Generator[None, Non
     except FlatkitError:
         raise
     except Exception as error:  # the code of others may raise anything
-        raise UserCodeError(f"{what} fails{_where(error, model)}: {_said(error)}") from error
+        raise users_error(what, error, model) from error
+
+
+def users_error(what: str, error: Exception, model: nn.Module | None = None) -> UserCodeError:
+    """Return the error that shows where code of the user has raised one.
+
+    >>> users_error("the loss", KeyError("x"))
+    UserCodeError("the loss fails: KeyError: 'x'")
+    """
+    return UserCodeError(f"{what} fails{_where(error, model)}: {_said(error)}")
 
 
 def _said(error: Exception) -> str:
