@@ -33,6 +33,7 @@ from flatkit.objective.passes import (
     Evaluation,
     arguments,
     differentiate,
+    share_of,
 )
 from flatkit.objective.private_model import (
     BatchNormMode,
@@ -362,18 +363,7 @@ class Objective:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
         with users_code("the loss"):
             values = self._loss(outputs, chunk.targets)
-        if values.is_complex():
-            raise InvalidArgumentError(
-                "the loss must be real, got complex numbers; take their modulus or real part"
-            )
-        if values.ndim == 0:
-            return values * (chunk.weight / self.total_weight)
-        if values.shape != (chunk.size,):
-            raise InvalidArgumentError(
-                f"the loss must return one value per sample, shape [{chunk.size}], "
-                f"or their mean, got the shape {list(values.shape)}"
-            )
-        return values.sum() / self.total_weight
+        return share_of(values, chunk, self.total_weight)
 
     def _run(self, inputs: Tree) -> Any:
         return self.outputs(self.theta, Chunk(inputs, None, 1.0))

@@ -107,3 +107,36 @@ def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def share_of(values: Any, chunk: Chunk, total: float) -> Tensor:
+    """Return the part of a mean that a chunk contributes, from its losses.
+
+    Args:
+        values: one a sample [B], or their mean.
+        chunk: with its weight.
+        total: the weight of all samples.
+
+    Raises:
+        InvalidArgumentError: other values.
+
+    >>> share_of(torch.tensor([1.0, 3.0]), Chunk(torch.ones(2, 1), None, 2.0), 4.0)
+    tensor(1.)
+    """
+    if not isinstance(values, Tensor):
+        raise InvalidArgumentError(
+            "the loss must return a tensor, a value per sample or their mean, got a "
+            f"{type(values).__name__}"
+        )
+    if values.is_complex():
+        raise InvalidArgumentError(
+            "the loss must be real, got complex numbers; take their modulus or real part"
+        )
+    if values.ndim == 0:
+        return values * (chunk.weight / total)
+    if values.shape != (chunk.size,):
+        raise InvalidArgumentError(
+            f"the loss must return one value per sample, shape [{chunk.size}], "
+            f"or their mean, got the shape {list(values.shape)}"
+        )
+    return values.sum() / total
