@@ -176,6 +176,7 @@ class TokenCrossEntropy(_Registered):
     """
 
     name = "token_cross_entropy"
+    class_dim: ClassVar[int] = -1
     ignore_index: int = -100
     shift: bool = False
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
-from flatkit.objective.losses import TokenCrossEntropy
 from flatkit.objective.pytree import Tree, leaves, main_tensor, map_tree
 from flatkit.objective.users_code import users_code
 
@@ -83,8 +82,7 @@ def check_classes(loss: Any, outputs: Any, targets: Tree) -> None:
     scores, ignored = main_tensor(outputs), getattr(loss, "ignore_index", None)
     if scores is None or ignored is None or not isinstance(targets, Tensor) or scores.ndim < 2:
         return
-    of_tokens = isinstance(loss, TokenCrossEntropy)
-    classes = scores.shape[-1 if of_tokens else 1]
+    classes = scores.shape[getattr(loss, "class_dim", 1)]
     if classes == 1:
         raise InvalidArgumentError(
             "the outputs have one score a sample, and the cross-entropy of one class is 0 whatever "
