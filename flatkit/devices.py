@@ -1,6 +1,10 @@
-"""Devices by name."""
+"""Devices by name, and torch without the contexts that a caller holds around a call."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.overrides import _get_current_function_mode_stack  # pyright: ignore
 
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError
@@ -33,3 +37,28 @@ def resolve_device(name: str) -> torch.device:
         present = ", ".join(device for device, here in offered.items() if here)
         raise InvalidArgumentError(f"device {name} is not available here; choose auto or {present}")
     return torch.device(name)
+
+
+@contextmanager
+def ordinary_torch() -> Generator[None]:
+    """Leave the caller's autocast, inference mode and default device without effect inside.
+
+    A measurement is the same wherever it is called: in a validation loop under `inference_mode`,
+    under autocast, where tensors are made on another device by default. Whether gradients are
+    recorded is left as it is. It decorates functions as well.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), ordinary_torch():
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        # A default device is one of these modes; to ask for it costs more than a small model.
+        if _get_current_function_mode_stack() and torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield

@@ -171,9 +171,9 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):
         parts = min(math.ceil(len(rows) / objective.chunk_size), len(rows) // least)
         for part in rows.tensor_split(max(1, parts)):
-            point = theta.detach().requires_grad_()
-            loss = objective.chunk_loss(point, objective.rows(part), smooth=False)
-            total += sign * differentiate(loss, point)
+            with objective.placed(theta, smooth=False) as point:
+                loss = objective.chunk_loss(point, objective.rows(part))
+                total += sign * differentiate(loss, point)
     objective.count(gradients=1)
     return total
 

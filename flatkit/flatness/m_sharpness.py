@@ -50,11 +50,11 @@ class _BatchLoss:
         return FunctionValues(values, lambda: self.geometry.displacement(gradient)[None])
 
     def _evaluate(self, theta: Tensor) -> tuple[float, Tensor]:
-        point = theta.detach().requires_grad_()
-        # A chunk's part of L is weighted by its size over N; the batch has its own mean.
-        loss = self.objective.chunk_loss(point, self.batch)
-        loss = loss * (self.objective.total_weight / self.batch.weight)
-        return float(loss.detach()), differentiate(loss, point)
+        with self.objective.placed(theta) as point:
+            # A chunk's part of L is weighted by its size over N; the batch has its own mean.
+            loss = self.objective.chunk_loss(point, self.batch)
+            loss = loss * (self.objective.total_weight / self.batch.weight)
+            return float(loss.detach()), differentiate(loss, point)
 
 
 def m_sharpness(

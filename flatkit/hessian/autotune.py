@@ -209,8 +209,8 @@ def _gradient(probe: _Probe, chunk: Chunk) -> Callable[[], object]:
     """Return the gradient of a chunk, to be timed beside the products."""
 
     def gradient() -> Tensor:
-        point = probe.theta.detach().requires_grad_()
-        return differentiate(probe.objective.chunk_loss(point, chunk, smooth=False), point)
+        with probe.objective.placed(probe.theta, smooth=False) as point:
+            return differentiate(probe.objective.chunk_loss(point, chunk), point)
 
     return gradient
 

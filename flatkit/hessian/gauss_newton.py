@@ -66,11 +66,11 @@ class _Positive(SymmetricOperator):
         """Return B ẏ for directions ẏ of the outputs."""
 
     def _by_graph(self, vector: Tensor, chunk: Chunk) -> Tensor:
-        point = self.theta.clone().requires_grad_()
-        outputs = self.objective.outputs(point, chunk)
-        along = _pushforward(outputs, point, vector)
-        bent = self._bent(outputs.detach(), along, chunk)
-        return torch.autograd.grad(outputs, point, bent)[0]
+        with self.objective.placed(self.theta) as point:
+            outputs = self.objective.outputs(point, chunk)
+            along = _pushforward(outputs, point, vector)
+            bent = self._bent(outputs.detach(), along, chunk)
+            return torch.autograd.grad(outputs, point, bent)[0]
 
     def _recorder(self) -> Callable[[Chunk], Tape] | None:
         """Return what records a chunk, or None where the model is no graph of layers."""

@@ -75,16 +75,17 @@ class Engine:
 
 def double_backward(objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
     """H v = ∇(∇L·v) through the kept graph of the gradient (Pearlmutter, 1994)."""
-    point = theta.clone().requires_grad_()
-    loss = objective.chunk_loss(point, chunk)
-    with torch_derivatives():
-        slope = differentiate(loss, point, create_graph=True)
+    with objective.placed(theta) as point:
+        loss = objective.chunk_loss(point, chunk)
+        with torch_derivatives():
+            slope = differentiate(loss, point, create_graph=True)
 
     def products(vectors: Tensor) -> Tensor:
         if not slope.requires_grad:  # a loss that is linear in θ has no curvature
             return torch.zeros_like(vectors)
         found = torch.empty_like(vectors)
-        with torch_derivatives():
+        # What the model recomputes needs the weights of the forward pass once more.
+        with objective.placed_again(point), torch_derivatives():
             for row, vector in zip(found, vectors, strict=True):
                 row.copy_(
                     torch.autograd.grad(
@@ -101,7 +102,7 @@ def forward_over_reverse(objective: Objective, theta: Tensor, chunk: Chunk) -> F
     slope = torch.func.grad(partial(objective.chunk_loss, chunk=chunk))
 
     def products(vectors: Tensor) -> Tensor:
-        with _inside_torch_func():
+        with objective.placed(theta), _inside_torch_func():
             return torch.stack([jvp(slope, (theta,), (vector,))[1] for vector in vectors])
 
     return Formula(products)
@@ -114,7 +115,7 @@ def reverse_over_forward(objective: Objective, theta: Tensor, chunk: Chunk) -> F
         return jvp(partial(objective.chunk_loss, chunk=chunk), (point,), (vector,))[1]
 
     def products(vectors: Tensor) -> Tensor:
-        with _inside_torch_func():
+        with objective.placed(theta), _inside_torch_func():
             return torch.stack([torch.func.grad(rate)(theta, vector) for vector in vectors])
 
     return Formula(products)
@@ -143,10 +144,11 @@ def central_difference(
         for row, vector in zip(found, vectors, strict=True):
             length = float(vector.norm())
             for sign in (1, -1) if length > 0 else ():
-                point = (theta + vector * (sign * size / length)).requires_grad_()
-                loss = objective.chunk_loss(point, chunk, smooth=False)
-                with torch_derivatives():
-                    row.add_(differentiate(loss, point), alpha=sign)
+                moved = theta + vector * (sign * size / length)
+                with objective.placed(moved, smooth=False) as point:
+                    loss = objective.chunk_loss(point, chunk)
+                    with torch_derivatives():
+                        row.add_(differentiate(loss, point), alpha=sign)
             row *= length / (2 * size)
         return found
 

@@ -247,11 +247,9 @@ def _value(place: _Place, point: Tensor) -> float:
 
 
 def _gradient(place: _Place, at: Tensor) -> Tensor:
-    def part(chunk: Chunk) -> Tensor:
-        point = at.detach().requires_grad_()
-        return differentiate(place.objective.chunk_loss(point, chunk, smooth=False), point)
-
-    return total(map(part, place.chunks))
+    with place.objective.placed(at, smooth=False) as point:
+        parts = (place.objective.chunk_loss(point, chunk) for chunk in place.chunks)
+        return total(differentiate(part, point) for part in parts)
 
 
 @torch.no_grad()

@@ -2,14 +2,11 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice, check_count
 from flatkit.errors import InvalidArgumentError
@@ -31,13 +28,12 @@ from flatkit.objective.passes import (
     Chunk,
     Counter,
     Evaluation,
-    arguments,
     differentiate,
     share_of,
 )
+from flatkit.objective.placing import PlacedModel, Places
 from flatkit.objective.private_model import (
     BatchNormMode,
-    parameter_places,
     private_copy,
 )
 from flatkit.objective.pytree import Tree
@@ -47,7 +43,7 @@ from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
 
 
-class Objective:
+class Objective(PlacedModel):
     """The mean loss of a model over samples, as a function of one flat vector θ of shape [P].
 
     L(θ) = (1/N) Σₙ ℓ(model_θ(xₙ), yₙ), added up over chunks that are weighted by their size, so
@@ -123,8 +119,7 @@ class Objective:
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
         self.loss_function = self._loss = as_sums(named)
         self._model, _ = private_copy(model, batchnorm, dtype, device)
-        self._places = parameter_places(self._model)
-        self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in self._model.modules())
+        self._places = Places(self._model)
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
@@ -249,22 +244,26 @@ class Objective:
         """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L.
 
         Args:
-            theta: the point [P].
+            theta: the point of `placed`, of which derivatives may be taken until its end. Any other
+                [P] stands in the model for this call alone; if it does not require gradients, the
+                value does not either.
             chunk: one of `chunks`.
             smooth: twice differentiable; without, attention may use its faster kernels.
         """
-        return self.share(self.outputs(theta, chunk, smooth=smooth), chunk)
+        if self.stands(theta):
+            return self.share(self.outputs(theta, chunk), chunk)
+        with self.standing(theta, smooth=smooth) as point:
+            part = self.chunk_loss(point, chunk)
+        return part if point is theta else part.detach()
 
-    @torch.no_grad()
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
-        theta = self.theta if theta is None else theta
         decision, loss, correct = self.decision, 0.0, 0
-        for chunk in self.chunks(losses=1):
-            outputs = self.outputs(theta, chunk)
-            loss += float(self.share(outputs, chunk))
-            if decision is not None:
-                correct += decision.correct(outputs, chunk.targets)
+        with self.placed(theta) as point:
+            for chunk in self.chunks(losses=1):
+                part, right = self._value(point, chunk, decision)
+                loss += part
+                correct += right
         return Evaluation(loss, None if decision is None else correct / self.num_samples)
 
     def loss(self, theta: Tensor | None = None) -> float:
@@ -284,23 +283,19 @@ class Objective:
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
         """Return L(θ) and ∇L(θ) of shape [P]. Cost: one gradient."""
-        theta = self.theta if theta is None else theta
-        loss, gradient = 0.0, torch.zeros_like(theta)
-        for chunk in self.chunks(gradients=1):
-            point = theta.detach().requires_grad_()
-            part = self.chunk_loss(point, chunk)
-            gradient += differentiate(part, point)
-            loss += float(part.detach())
+        loss, gradient = 0.0, None
+        with self.placed(theta) as point:
+            for chunk in self.chunks(gradients=1):
+                part = self.chunk_loss(point, chunk)
+                slope = differentiate(part, point)
+                gradient = slope if gradient is None else gradient.add_(slope)
+                loss += float(part.detach())
+        assert gradient is not None  # there is at least one sample
         return loss, gradient
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """Return ∇L(θ) of shape [P]. Cost: one gradient."""
         return self.loss_and_gradient(theta)[1]
-
-    @property
-    def model(self) -> nn.Module:
-        """The private copy of the model, in the mode in which it is measured."""
-        return self._model
 
     def block(self, patterns: str | Sequence[str]) -> "Objective":
         """Return the same loss as a function of some of the parameters, the others held fixed.
@@ -328,31 +323,18 @@ class Objective:
     def with_model(self, model: nn.Module) -> "Objective":
         """Return the same function of θ with the buffers of a model of the same parameters."""
         other = copy.copy(self)
-        other._model = model
+        other._model, other._places = model, Places(model)
         return other
 
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
         precise = copy.copy(self)
         precise._model = duplicate(self._model, torch.float64)
+        precise._places = Places(precise._model)
         precise.theta = self.theta.double()
         precise._counter = Counter()
         precise.engine_choices = {}
         return precise
-
-    def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
-        """Return what the model makes of a chunk at θ, (twice, if `smooth`) differentiable in θ."""
-        with ExitStack() as stack:
-            if smooth:
-                # The flash kernels of attention have no second derivative; the plain one has.
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                if self._has_recurrence:  # nor have those of cuDNN
-                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            args, kwargs = arguments(chunk.inputs)
-            parts = self.space.unflatten(theta)
-            given = {place: parts[name] for place, name in self._places.items() if name in parts}
-            stack.enter_context(users_code("the model", self._model))
-            return functional_call(self._model, given, args, kwargs, tie_weights=False)
 
     @cached_property
     def decision(self) -> Decision | None:
@@ -364,6 +346,12 @@ class Objective:
         with users_code("the loss"):
             values = self._loss(outputs, chunk.targets)
         return share_of(values, chunk, self.total_weight)
+
+    def _value(self, point: Tensor, chunk: Chunk, decision: Decision | None) -> tuple[float, int]:
+        """Return what a chunk adds to L at a point that is placed, and how many are right."""
+        outputs = self.outputs(point, chunk)
+        right = 0 if decision is None else decision.correct(outputs, chunk.targets)
+        return float(self.share(outputs, chunk).detach()), right
 
     def _run(self, inputs: Tree) -> Any:
         return self.outputs(self.theta, Chunk(inputs, None, 1.0))
@@ -407,9 +395,9 @@ class Objective:
         dtype = torch.float32 if isinstance(self._loss, ModelLoss) else self.dtype
         return 1e3 * torch.finfo(dtype).eps
 
-    @torch.no_grad()
     def _mean_nearby(self, rows: Tensor) -> float:
         """Return the model's own loss of some samples near θ, where no two of them lose alike."""
         part = self.samples.rows(rows.to(self.device))
         chunk = Chunk(part.inputs, part.targets, 1.0)
-        return float(self._loss(self.outputs(nearby(self.theta), chunk), chunk.targets))
+        with self.placed(nearby(self.theta)) as point:
+            return float(self._loss(self.outputs(point, chunk), chunk.targets).detach())

@@ -26,7 +26,6 @@ def prefers_channels_last(model: nn.Module, dtype: torch.dtype, device: torch.de
     return fast and bool(found) and not few_groups
 
 
-@torch.no_grad()
 def lay_out(
     samples: Samples, loss_of: Callable[[Samples], float], *, last: bool, tolerance: float
 ) -> tuple[Samples, str]:

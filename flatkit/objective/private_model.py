@@ -1,12 +1,11 @@
-"""Private copies of models, so that the user's own is never touched, what they take, and runs."""
+"""Private copies of models, so that the user's own is never touched, and what they take."""
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from flatkit.errors import InvalidArgumentError
@@ -72,50 +71,3 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
             "entries of the batch after the arguments of the model"
         )
     return found
-
-
-def parameter_places(model: nn.Module) -> dict[str, str]:
-    """Return every place of a parameter, by path -> its name in `named_parameters`.
-
-    A module that stands in several places is visited once: `functional_call` would come to it a
-    second time, take the new tensor for the old one, and leave it there.
-
-    >>> layer = nn.Linear(1, 1, bias=False)
-    >>> parameter_places(nn.Sequential(layer, layer))
-    {'0.weight': '0.weight'}
-    """
-    names: dict[int, str] = {}  # by ids; of several names the first is that of named_parameters
-    places: dict[str, str] = {}
-    for prefix, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            place = f"{prefix}.{own}" if prefix else own
-            places[place] = names.setdefault(id(parameter), place)
-    return places
-
-
-def run_with(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return what a model gives with other tensors in place of its parameters, which it keeps.
-
-    A parameter is replaced wherever it stands, also in several modules.
-
-    Args:
-        model: any module.
-        tensors: by the names of `named_parameters`.
-        args: of the model.
-        kwargs: of the model, by name.
-
-    >>> layer = nn.Linear(1, 1, bias=False)
-    >>> twice = nn.Sequential(layer, layer)
-    >>> run_with(twice, {"0.weight": torch.tensor([[3.0]])}, (torch.ones(1, 1),))
-    tensor([[9.]])
-    >>> twice[0].weight is twice[1].weight and isinstance(twice[0].weight, nn.Parameter)
-    True
-    """
-    places = parameter_places(model)
-    given = {place: tensors[name] for place, name in places.items() if name in tensors}
-    return functional_call(model, given, args, dict(kwargs or {}), tie_weights=False)

@@ -1,0 +1,215 @@
+"""Weights that stand in a model from the forward pass until the last derivative has been taken.
+
+What recomputes in the backward pass (activation checkpointing, custom functions) reads the weights
+again, so that they must still be those of the forward pass.
+"""
+
+from abc import ABC
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatkit.devices import ordinary_torch
+from flatkit.objective.passes import Chunk, arguments
+from flatkit.objective.users_code import users_code
+from flatkit.parameters import ParameterSpace
+
+
+class PlacedModel(ABC):
+    """A private model as a function of one flat vector θ: the half of `Objective` that runs it.
+
+    Attributes:
+        space: the names and shapes of the parameters in θ.
+        theta: the model's own point [P].
+    """
+
+    space: ParameterSpace
+    theta: Tensor
+    _model: nn.Module
+    _places: "Places"
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model, in the mode in which it is measured."""
+        return self._model
+
+    @contextmanager
+    def placed(self, theta: Tensor | None = None, *, smooth: bool = True) -> Generator[Tensor]:
+        """Let θ stand in the model while values and derivatives are taken; give the point [P].
+
+        The point is a copy of θ that requires gradients: nothing that the model does reaches the
+        caller's tensor. Take the last derivative inside: a model that recomputes in the backward
+        pass reads the weights again. What is kept for later derivatives takes them inside
+        `placed_again`. Contexts of the caller (`no_grad`, `inference_mode`, autocast, a default
+        device) are without effect inside.
+
+        Args:
+            theta: [P]; the model's own by default.
+            smooth: twice differentiable; without, attention may use its faster kernels.
+
+        >>> from flatkit import Objective
+        >>> objective = Objective(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.zeros(1, 1)))
+        >>> with objective.placed(torch.tensor([1.0, 2.0])) as point:
+        ...     loss = sum(objective.chunk_loss(point, chunk) for chunk in objective.chunks())
+        ...     torch.autograd.grad(loss, point)  # 2·(1 + 2)
+        (tensor([6., 6.]),)
+        """
+        with self._places.ready(smooth):
+            theta = self.theta if theta is None else theta
+            point = theta.detach().clone().requires_grad_()
+            with self._places.holding(point, self.space, _own_parts(point, self.space)):
+                yield point
+
+    @contextmanager
+    def placed_again(self, point: Tensor, *, smooth: bool = True) -> Generator[None]:
+        """Let a point that `placed` gave stand in the model again, for further derivatives."""
+        with self._places.ready(smooth):
+            parts = _own_parts(point, self.space)
+            with self._places.holding(point, self.space, parts):
+                yield
+
+    def stands(self, theta: Tensor) -> bool:
+        """Whether the weights in the model are those of a point, as inside of `placed`."""
+        return self._places.stands(theta, self.space)
+
+    @contextmanager
+    def standing(self, theta: Tensor, *, smooth: bool = True) -> Generator[Tensor]:
+        """Let any θ stand in the model, also one of the transforms of torch.func; give the point.
+
+        What can be differentiated already is the point itself, all else is `placed`.
+        """
+        # Of what is taken at a mere value the model must not know: there is one function.
+        if not (theta.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(theta)):
+            with self.placed(theta, smooth=smooth) as point:
+                yield point
+            return
+        with self._places.ready(smooth):
+            parts = self.space.unflatten(theta.clone())  # the model may write into them
+            with self._places.holding(theta, self.space, parts):
+                yield theta
+
+    def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
+        """Return what the model makes of a chunk at θ, differentiable in the point that stands.
+
+        Args:
+            theta: the point of `placed`, or any other [P], which then stands in the model for this
+                call alone.
+            chunk: one of `chunks`.
+            smooth: as of `placed`, where that is not around.
+        """
+        if not self.stands(theta):
+            with self.standing(theta, smooth=smooth) as point:
+                return self.outputs(point, chunk)
+        args, kwargs = arguments(chunk.inputs)
+        with users_code("the model", self._model):
+            return self._model(*args, **kwargs)
+
+
+@final
+class Places:
+    """The places of a model's parameters, in which other tensors can stand for a while.
+
+    A parameter is replaced wherever it stands, also in several modules.
+
+    Args:
+        model: a private copy, which nobody else runs.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> space = ParameterSpace.of(dict(layer.named_parameters()))
+    >>> point = torch.tensor([3.0])
+    >>> with Places(layer).holding(point, space, space.unflatten(point)):
+    ...     layer(torch.ones(1, 1))
+    tensor([[3.]])
+    >>> isinstance(layer.weight, nn.Parameter)
+    True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        slots = {prefix: vars(module)["_parameters"] for prefix, module in model.named_modules()}
+        self._slots: list[tuple[dict[str, Tensor | None], str, str]] = [
+            (slots[prefix], own, name) for (prefix, own), name in parameter_places(model).items()
+        ]
+        self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self._standing: tuple[Tensor, ParameterSpace] | None = None
+
+    def stands(self, point: Tensor, space: ParameterSpace) -> bool:
+        """Whether the weights in the model are those of a point."""
+        now = self._standing
+        return now is not None and now[0] is point and now[1] is space
+
+    @contextmanager
+    def holding(
+        self, point: Tensor, space: ParameterSpace, parts: Mapping[str, Tensor]
+    ) -> Generator[None]:
+        """Let the parts of a point stand in the model; those of before come back at the end.
+
+        Args:
+            point: [P].
+            space: its names and shapes.
+            parts: its parameters by name.
+        """
+        taken = [(slot, own, parts[name]) for slot, own, name in self._slots if name in parts]
+        before = [(slot, own, slot[own]) for slot, own, _ in taken]
+        standing, self._standing = self._standing, (point, space)
+        try:
+            for slot, own, part in taken:
+                slot[own] = part
+            yield
+        finally:
+            for slot, own, tensor in before:
+                slot[own] = tensor
+            self._standing = standing
+
+    @contextmanager
+    def ready(self, smooth: bool) -> Generator[None]:
+        """Set torch up for derivatives, whatever is around the call.
+
+        Args:
+            smooth: without kernels that have no second derivative.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(ordinary_torch())
+            if not torch.is_grad_enabled():
+                stack.enter_context(torch.enable_grad())
+            if smooth:
+                # The flash kernels of attention have no second derivative; the plain one has.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if self._has_recurrence:  # nor have those of cuDNN
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+
+
+def parameter_places(model: nn.Module) -> dict[tuple[str, str], str]:
+    """Return every place of a parameter, by module and own name -> its name in `named_parameters`.
+
+    A module that stands in several places is visited once.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> parameter_places(nn.Sequential(layer, layer))
+    {('0', 'weight'): '0.weight'}
+    """
+    names: dict[int, str] = {}  # by ids; of several names the first is that of named_parameters
+    places: dict[tuple[str, str], str] = {}
+    for prefix, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{own}" if prefix else own
+            places[prefix, own] = names.setdefault(id(parameter), name)
+    return places
+
+
+def _own_parts(point: Tensor, space: ParameterSpace) -> Mapping[str, Tensor]:
+    """Return the parameters at a leaf, differentiable with respect to it.
+
+    Views of one tensor count together how often they were changed: one that a model changes in
+    place (rows of an embedding with `max_norm`) would make invalid what others saved for the
+    backward pass. Those of `unsafe_split` count by themselves, and are split in half the time.
+    """
+    parts = torch.unsafe_split_with_sizes(point, space.sizes)
+    return {
+        name: part.view(shape)
+        for name, part, shape in zip(space.names, parts, space.shapes, strict=True)
+    }
