@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from flatkit.checkpoints.matching import load_state
+from flatkit.checkpoints.conversions import in_numbers
+from flatkit.checkpoints.placing import Stored, Wishes, place
 from flatkit.checkpoints.recipe import Recipe, build_data, build_loss, build_model
 from flatkit.data.dataset import Dataset
 from flatkit.errors import CheckpointError, InvalidArgumentError
@@ -77,28 +78,31 @@ class Checkpoint:
         *,
         rename: Mapping[str, str] | None = None,
         ignore: Sequence[str] = (),
+        allow_uninitialised: bool = False,
     ) -> list[str]:
         """Put the stored weights into a model, all of them, or raise and change nothing.
 
         Wrappers that other programs put before the names (`module.`, `_orig_mod.`, `model.`, ...)
-        are taken off where the names then fit. The model takes the precision of the file.
+        are taken off where the names then fit, and torch's own load hooks run, as
+        `model.load_state_dict` runs them. The model takes the precision of the file.
 
         Args:
             model: changed in place.
             rename: beginnings of names in the file -> what they become, e.g. `{"net.": ""}`.
             ignore: shell patterns of names that may be in only one of file and model.
+            allow_uninitialised: whether weights of the model that are ignored may stay as it was
+                built, at random; else that is refused.
 
         Returns:
-            What was done to make the names fit, a line each.
+            What was done to make the names fit, a line each, and which weights stayed.
 
         Raises:
-            CheckpointError: they do not fit, as a table with what would help; or a weight is NaN
-                or infinite.
+            CheckpointError: they do not fit, as a table with what would help; a parameter is NaN or
+                infinite; they are codes of quantised weights, or complex or whole numbers for real
+                ones.
         """
-        self._check_finite()
-        return load_state(
-            model, self.state_dict, where=f"{self.path} and the model", rename=rename, ignore=ignore
-        )
+        wishes = Wishes(rename or {}, ignore, allow_uninitialised)
+        return place(model, self._stored(), wishes, where=f"{self.path} and the model")
 
     def build_model(self) -> nn.Module:
         """Return the model with the stored weights, in eval mode; random states are untouched.
@@ -106,11 +110,7 @@ class Checkpoint:
         Raises:
             CheckpointError: no or an unknown model, or tensors that do not fit it, each named.
         """
-        recipe = self._recipe("model")
-        with self._rebuilding():
-            model = build_model(recipe)
-        load_state(model, self.state_dict, where=f"{self.path} and {call_text(**recipe)}")
-        return model
+        return self._built(finite=False)
 
     def build_data(self, root: str | None = None) -> Dataset:
         """Return the data on which the model was trained.
@@ -156,11 +156,10 @@ class Checkpoint:
         Raises:
             CheckpointError: as the builders; or a weight is NaN or infinite.
         """
-        self._recipe("model")
-        self._check_finite()
+        model = self._built(finite=True)  # first: data may take long
         dataset = self.build_data(data_root)
         return Task(
-            model=self.build_model(),
+            model=model,
             loss=self.build_loss(),
             data=dataset.train,
             test_data=dataset.test,
@@ -170,7 +169,10 @@ class Checkpoint:
 
     def non_finite(self) -> dict[str, int]:
         """Return how many values are NaN or infinite, for the tensors that have any."""
-        counts = {key: int((~value.isfinite()).sum()) for key, value in self.state_dict.items()}
+        counts = {
+            key: int((~in_numbers(value).isfinite()).sum())
+            for key, value in self.state_dict.items()
+        }
         return {key: count for key, count in counts.items() if count}
 
     def describe(self) -> dict[str, Any]:
@@ -206,12 +208,16 @@ class Checkpoint:
             "format": self.format,
         }
 
-    def _check_finite(self) -> None:
-        for name, count in self.non_finite().items():
-            raise CheckpointError(
-                f"{self.path} cannot be analyzed: {count} values of {name} are NaN or infinite; "
-                "use an earlier checkpoint of the run"
-            )
+    def _stored(self) -> Stored:
+        return Stored(self.path, self.state_dict, self.unread, self.versions, self.extra)
+
+    def _built(self, *, finite: bool) -> nn.Module:
+        recipe = self._recipe("model")
+        with self._rebuilding():
+            model = build_model(recipe)
+        where = f"{self.path} and {call_text(**recipe)}"
+        place(model, self._stored(), Wishes(finite=finite), where=where)
+        return model
 
     def _recipe(self, part: Literal["model", "data", "loss"]) -> Recipe:
         """Return what the file says of model, data or loss."""

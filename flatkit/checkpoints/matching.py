@@ -1,183 +1,152 @@
-"""Put stored tensors into a model, all of them, or say what does not fit and what would help."""
+"""Names of a file and names of a model: wrappers, prefixes and the caller's own wishes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flatkit.checkpoints.mismatch import Mismatch
-from flatkit.errors import InvalidArgumentError, MismatchError
+from flatkit.errors import InvalidArgumentError
+
+Shape: TypeAlias = tuple[int, ...] | None
+"""Of a tensor; None for one of a lazy layer, which takes any."""
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 """Segments that wrappers of torch put into names, anywhere."""
-_COUNTERS = ("num_batches_tracked", "n_averaged")
-"""Buffers that count steps; no output depends on them."""
 # Deep enough for `module.model.backbone.encoder.` of wrapped models; each prefix costs a comparison
 # of all names.
 _PREFIX_DEPTH = 4
+# Where load hooks of the model rename as well, no count of names tells which prefix is right, and
+# each is tried by loading; more than these few were never needed.
+_TRIALS = 8
 
 
 @dataclass(frozen=True)
-class Match:
-    """Which tensor of the file goes where.
+class Naming:
+    """One way to read the names of a file.
 
     Attributes:
-        sources: name in the model -> name in the file.
-        notes: what was done to make the names fit, a line each.
-        mismatch: what is left over.
+        names: name in the file -> name for the model.
+        module: does the same for the name of a module.
+        notes: what was done, a line each.
     """
 
-    sources: Mapping[str, str]
+    names: Mapping[str, str]
+    module: Callable[[str], str]
     notes: Sequence[str]
-    mismatch: Mismatch
 
 
-def load_state(
+def namings(
     model: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    where: str,
+    own: Mapping[str, Shape],
+    state: Mapping[str, Shape],
     rename: Mapping[str, str] | None = None,
-    ignore: Sequence[str] = (),
-) -> list[str]:
-    """Copy the tensors of `state` into `model`, which takes their floating-point dtype.
-
-    Of mixed precision, the model takes the widest, in which all of them are exact.
+) -> list[Naming]:
+    """Return ways to read the names of a file, the likeliest first.
 
     Args:
-        model: changed in place, only if everything fits.
-        state: name -> tensor.
-        where: the two parties, for the message.
+        model: whose modules have names, too.
+        own: name -> shape, of the model.
+        state: name -> shape, of the file.
         rename: beginnings of names in the file -> what they become.
-        ignore: shell patterns of names that may be in only one of the two.
-
-    Returns:
-        What was done to make the names fit, a line each.
 
     Raises:
-        MismatchError: tensors that are missing, unexpected or of another shape, as a table with
-            what would help.
-        InvalidArgumentError: `rename` or `ignore` concern no name.
-
-    >>> load_state(nn.Linear(2, 1), {"module.weight": torch.ones(1, 2)}, where="a.pt and Linear")
-    Traceback (most recent call last):
-    flatkit.errors.MismatchError: a.pt and Linear do not fit: 1 missing
-      missing  bias  [1]  -
-    with the prefix 'module.' taken off
+        InvalidArgumentError: `rename` concerns no name, or makes two names one.
     """
-    found = match(model, state, rename=rename, ignore=ignore)
-    if found.mismatch:
-        lines = found.mismatch.lines(state, model.state_dict())
-        raise MismatchError(
-            f"{where} do not fit: {found.mismatch.summary()}", "\n".join([*lines, *found.notes])
-        )
-    dtype = _widest(state[name].dtype for name in found.sources.values())
-    if dtype is not None:
-        model.to(dtype)
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    with torch.no_grad():
-        for name, source in found.sources.items():
-            own[name].copy_(state[source])
-    return list(found.notes)
-
-
-def match(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    rename: Mapping[str, str] | None = None,
-    ignore: Sequence[str] = (),
-) -> Match:
-    """Return which tensor goes where; nothing is changed.
-
-    Raises:
-        InvalidArgumentError: `rename` or `ignore` concern no name.
-    """
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    names, notes = _renamed(list(state), rename or {})
-    names, more = _aligned(names, state, own)
-    notes += more
-    sources = {new: old for old, new in names.items() if new in own}
-    shapes = [name for name, old in sources.items() if state[old].shape != own[name].shape]
-    missing = [name for name in own if name not in sources]
-    missing = [name for name in missing if not _is_tied(own, name, sources)]
-    unexpected = [old for old, new in names.items() if new not in own]
-    for pattern in ignore:
-        if not any(fnmatchcase(name, pattern) for name in [*own, *state]):
-            raise InvalidArgumentError(f"ignore {pattern!r} matches no name in file or model")
-
-    def kept(name: str) -> bool:
-        ignored = any(fnmatchcase(name, pattern) for pattern in ignore)
-        return not ignored and name.rpartition(".")[2] not in _COUNTERS
-
-    left = [n for n in [*missing, *unexpected] if any(fnmatchcase(n, p) for p in ignore)]
-    if left:
-        notes.append(f"ignored: {', '.join(left[:6])}{', ...' if len(left) > 6 else ''}")
-    mismatch = Mismatch(
-        missing=[name for name in missing if kept(name)],
-        unexpected=[name for name in unexpected if kept(name)],
-        misshaped=[(sources[name], name) for name in shapes],
-    )
-    return Match(sources, notes, mismatch)
-
-
-def _renamed(names: Sequence[str], rename: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return old -> new names after the caller's own wishes."""
-    result, used = {}, set()
-    for name in names:
-        beginnings = [old for old in rename if name.startswith(old)]
-        longest = max(beginnings, key=len, default=None)
-        result[name] = name if longest is None else rename[longest] + name[len(longest) :]
-        used.add(longest)
-    for old in rename:
-        if old not in used:
-            first = ", ".join(list(names)[:4])
-            raise InvalidArgumentError(
-                f"rename {old!r}: no name in the file begins so; it holds {first}, ..."
-            )
-    _refuse_collisions(result)
-    return result, [f"renamed: {old!r} to {new!r}" for old, new in rename.items()]
-
-
-def _aligned(
-    names: Mapping[str, str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[dict[str, str], list[str]]:
-    """Return old -> new names with wrappers and prefixes put right, as far as more then fit."""
+    rename = rename or {}
+    names, notes = _renamed(list(state), rename)
     plain = {_unwrapped(name): name for name in own}
-
-    def fitting(candidate: Mapping[str, str]) -> int:
-        return sum(
-            new in plain and state[old].shape == own[plain[new]].shape
-            for old, new in candidate.items()
-        )
-
     bare = {old: _unwrapped(new) for old, new in names.items()}
     # Two names that become one: the words of wrappers are words of this model.
     if len(set(bare.values())) < len(bare) or len(plain) < len(own):
-        return dict(names), []
-    best, note, most = bare, "", fitting(bare)
-    if most < len(own):
-        for strip in _prefixes(bare.values()):
-            stripped = {
-                old: new[len(strip) :] if new.startswith(strip) else new
-                for old, new in bare.items()
-            }
-            if len(set(stripped.values())) == len(stripped) and fitting(stripped) > most:
-                best, most = stripped, fitting(stripped)
-                note = f"with the prefix {strip!r} taken off"
-        for add in _prefixes(plain):
-            longer = {old: add + new for old, new in bare.items()}
-            if fitting(longer) > most:
-                best, most, note = longer, fitting(longer), f"with the prefix {add!r} put before"
-    notes = [note] if note else []
+        return [Naming(names, lambda name: name, notes)]
+    modules = {_unwrapped(name): name for name, _ in model.named_modules()}
     if any(bare[old] != new for old, new in names.items()):
-        notes.insert(0, "with the names that wrappers add taken out")
-    return {old: plain.get(new, new) for old, new in best.items()}, notes
+        notes.append("with the names that wrappers add taken out")
+
+    def naming(change: "_Prefix") -> Naming | None:
+        changed = {old: change.apply(new) for old, new in bare.items()}
+        if len(set(changed.values())) < len(changed):
+            return None
+
+        def module(name: str) -> str:
+            start = _begun(f"{name}." if name else "", rename)  # of the names of its tensors
+            inner = change.apply(_unwrapped(start)).removesuffix(".")
+            return modules.get(inner, inner)
+
+        found = {old: plain.get(new, new) for old, new in changed.items()}
+        return Naming(found, module, [*notes, *change.notes()])
+
+    def fitting(way: Naming) -> int:
+        return sum(new in own and fits(state[old], own[new]) for old, new in way.names.items())
+
+    as_they_are = naming(_Prefix())
+    assert as_they_are is not None  # no two of them are one, as was seen above
+    if fitting(as_they_are) == len(own):
+        return [as_they_are]
+    others = [
+        (change, way)
+        for change in _prefixes(bare.values(), plain)
+        if (way := naming(change)) is not None
+    ]
+    # The first of the best: names as they are before changed ones, short prefixes before long.
+    best = max([as_they_are, *[way for _, way in others]], key=fitting)
+    if fitting(best) == len(own):
+        return [best]
+    # Prefixes that all names share come next: hooks of the model may rename what follows them.
+    shared = [way for change, way in others if change.is_shared(bare.values(), plain)]
+    return [best, *[way for way in [as_they_are, *shared] if way is not best]][:_TRIALS]
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
+def check_ignored(names: Iterable[str], ignore: Sequence[str]) -> None:
+    """Refuse patterns that match no name.
+
+    Raises:
+        InvalidArgumentError: there is one.
+    """
+    names = list(names)
+    for pattern in ignore:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InvalidArgumentError(f"ignore {pattern!r} matches no name in file or model")
+
+
+def fits(first: Shape, second: Shape) -> bool:
+    """Whether a tensor of one shape goes into one of the other.
+
+    >>> fits((2, 3), (2, 3)), fits((2, 3), None), fits((2,), (3,))
+    (True, True, False)
+    """
+    return first is None or second is None or first == second
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The beginning of names that is taken off those of the file, or put before them."""
+
+    strip: str = ""
+    add: str = ""
+
+    def apply(self, name: str) -> str:
+        return self.add + (name.removeprefix(self.strip))
+
+    def notes(self) -> list[str]:
+        if self.strip:
+            return [f"with the prefix {self.strip!r} taken off"]
+        return [f"with the prefix {self.add!r} put before"] if self.add else []
+
+    def is_shared(self, names: Iterable[str], own: Iterable[str]) -> bool:
+        beginning, sharers = (self.strip, names) if self.strip else (self.add, own)
+        return all(name.startswith(beginning) for name in sharers)
+
+
+def _prefixes(names: Iterable[str], own: Iterable[str]) -> list[_Prefix]:
+    """Return what may be taken off or put before, the shorter ones first."""
+    strips = [_Prefix(strip=beginning) for beginning in _beginnings(names)]
+    return [*strips, *[_Prefix(add=beginning) for beginning in _beginnings(own)]]
+
+
+def _beginnings(names: Iterable[str]) -> list[str]:
     """Return the beginnings `a.`, `a.b.`, ... of dotted names, the shorter ones first."""
     found: dict[str, None] = {}
     for name in names:
@@ -187,34 +156,28 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return sorted(found, key=len)
 
 
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _is_tied(own: Mapping[str, Tensor], name: str, sources: Mapping[str, str]) -> bool:
-    """Whether a tensor shares its memory with one that the file gives."""
-    tensor = own[name]
-    return any(
-        other != name
-        and own[other].data_ptr() == tensor.data_ptr()
-        and tensor.numel() > 0
-        and own[other].shape == tensor.shape
-        for other in sources
-    )
-
-
-def _refuse_collisions(names: Mapping[str, str]) -> None:
+def _renamed(names: Sequence[str], rename: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return old -> new names after the caller's own wishes."""
+    for old in rename:
+        if not any(name.startswith(old) for name in names):
+            first = ", ".join(list(names)[:4])
+            raise InvalidArgumentError(
+                f"rename {old!r}: no name in the file begins so; it holds {first}, ..."
+            )
+    result = {name: _begun(name, rename) for name in names}
     seen: dict[str, str] = {}
-    for old, new in names.items():
+    for old, new in result.items():
         if new in seen:
             raise InvalidArgumentError(f"rename makes {seen[new]} and {old} both {new}")
         seen[new] = old
+    return result, [f"renamed: {old!r} to {new!r}" for old, new in rename.items()]
 
 
-def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
-    """Return the floating dtype in which all values are exact, or None."""
-    found = {dtype for dtype in dtypes if dtype.is_floating_point}
-    # Models do not compute in 8 bits: such a file is widened too.
-    if len(found) <= 1 and all(dtype.itemsize > 1 for dtype in found):
-        return next(iter(found), None)
-    return torch.float64 if torch.float64 in found else torch.float32
+def _begun(name: str, rename: Mapping[str, str]) -> str:
+    """Return a name with the longest beginning that was named in place of its own."""
+    longest = max((old for old in rename if name.startswith(old)), key=len, default=None)
+    return name if longest is None else rename[longest] + name[len(longest) :]
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -1,10 +1,10 @@
 """What does not fit between a file and a model, as a table, and what would help."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-from torch import Tensor
+from flatkit.checkpoints.matching import Shape, fits
 
 _ROWS = 8  # a wrong model misses hundreds of names, and the first few show the pattern
 """Rows of each kind in the table."""
@@ -18,14 +18,16 @@ class Mismatch:
         missing: in the model alone.
         unexpected: in the file alone.
         misshaped: pairs (name in the file, name in the model) of different shapes.
+        unread: name in the model -> what the file has for it, and flatkit does not read.
     """
 
     missing: Sequence[str] = ()
     unexpected: Sequence[str] = ()
     misshaped: Sequence[tuple[str, str]] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshaped)
+        return bool(self.missing or self.unexpected or self.misshaped or self.unread)
 
     def summary(self) -> str:
         """Return how many of each kind.
@@ -37,18 +39,20 @@ class Mismatch:
             "missing": len(self.missing),
             "unexpected": len(self.unexpected),
             "of another shape": len(self.misshaped),
+            "not read": len(self.unread),
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
-    def lines(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    def lines(self, state: Mapping[str, Shape], own: Mapping[str, Shape]) -> list[str]:
         """Return the table and what would help, a line each.
 
         Args:
-            state: of the file.
-            own: of the model.
+            state: name -> shape, of the file.
+            own: name -> shape, of the model.
         """
         pairs = _pairs(self.missing, self.unexpected, state, own)
-        rows = []
+        rows = [("not read", name, words, "") for name, words in [*self.unread.items()][:_ROWS]]
+        rows += _more("not read", [*self.unread])
         for kind, names, shapes in (
             ("missing", self.missing, own),
             ("unexpected", self.unexpected, state),
@@ -56,10 +60,10 @@ class Mismatch:
             for name in names[:_ROWS]:
                 other = pairs.get(name, "")
                 hint = f"is it {other} in the {'file' if kind == 'missing' else 'model'}?"
-                rows.append((kind, name, str(list(shapes[name].shape)), hint if other else "-"))
+                rows.append((kind, name, _text(shapes[name]), hint if other else "-"))
             rows += _more(kind, names)
         for old, name in self.misshaped[:_ROWS]:
-            theirs, ours = list(state[old].shape), list(own[name].shape)
+            theirs, ours = list(state[old] or ()), list(own[name] or ())
             rows.append(
                 (
                     "shape",
@@ -83,20 +87,25 @@ class Mismatch:
             python = {old: new for old, new in renames}  # noqa: C416
             lines.append(f"try {options} (from Python: rename={python})")
         alone = [name for name in self.unexpected if name not in pairs]
-        if alone:
+        lacking = [name for name in self.missing if name not in pairs]
+        # What is left over may be what is missing, under a name that nobody recognised: to leave it
+        # out would leave a layer at random.
+        if alone and not lacking and not self.misshaped and not self.unread:
             common = _common(alone)
             lines.append(
                 f"what the model has no use for can be left out: `ignore` {common!r} "
                 f"(from Python: ignore=[{common!r}])"
             )
+        elif lacking and not alone and not self.misshaped:
+            lines.append("the file has nothing for what is missing: build the model that was saved")
         return lines
 
 
 def _pairs(
     missing: Sequence[str],
     unexpected: Sequence[str],
-    state: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
+    state: Mapping[str, Shape],
+    own: Mapping[str, Shape],
 ) -> dict[str, str]:
     """Return both ways which missing name may be which unexpected one: one shape, like names."""
     pairs: dict[str, str] = {}
@@ -105,7 +114,7 @@ def _pairs(
         alike = [
             other
             for other in unexpected
-            if state[other].shape == own[name].shape and other.rpartition(".")[2] == leaf
+            if fits(state[other], own[name]) and other.rpartition(".")[2] == leaf
         ]
         # Of several matrices of one shape (those of attention) a wrong guess would go unnoticed.
         related = [other for other in alike if other.split(".")[-2:-1] == [parent]]
@@ -135,6 +144,8 @@ def _beginnings(old: str, new: str) -> tuple[str, str] | None:
 
 def _reshaping(theirs: Sequence[int], ours: Sequence[int]) -> str:
     """Return what may be the matter with a shape."""
+    if theirs == [0] != ours:
+        return "empty, as DeepSpeed ZeRO-3 and FSDP leave it; join the parts of the ranks first"
     if len(theirs) == len(ours) == 2 and theirs == [*reversed(ours)]:
         return "transposed: one of them multiplies as x @ W; store it transposed"
     if theirs[1:] == ours[1:]:
@@ -156,6 +167,10 @@ def _common(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     return f"{head}.*" if head else names[0]
+
+
+def _text(shape: Shape) -> str:
+    return "[?]" if shape is None else str(list(shape))
 
 
 def _more(kind: str, names: Sequence[object]) -> list[tuple[str, str, str, str]]:

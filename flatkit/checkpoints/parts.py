@@ -63,6 +63,11 @@ class Parts:
         group="Checkpoint",
         metavar="PATTERN[,PATTERN]",
     )
+    allow_uninitialised: bool = setting(
+        False,
+        "Let ignored weights of the model stay as it was built, at random.",
+        group="Checkpoint",
+    )
 
     def __post_init__(self) -> None:
         """Check which parts go together."""

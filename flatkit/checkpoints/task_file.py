@@ -47,7 +47,12 @@ def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:
         return checkpoint.task(data_root=parts.data_root)
     task, origin = _built(parts)
     with torch.no_grad():
-        notes = checkpoint.load_into(task.model, rename=parts.rename, ignore=parts.ignore)
+        notes = checkpoint.load_into(
+            task.model,
+            rename=parts.rename,
+            ignore=parts.ignore,
+            allow_uninitialised=parts.allow_uninitialised,
+        )
     return replace(
         task,
         name=task.name or checkpoint.name,
@@ -135,7 +140,7 @@ def as_task(
 
 def _refuse_without_model(checkpoint: Checkpoint, parts: Parts) -> None:
     """Refuse parts that are of no use without a model."""
-    if parts.data is not None or parts.rename or parts.ignore or parts.loss:
+    if parts.data or parts.rename or parts.ignore or parts.loss or parts.allow_uninitialised:
         raise InvalidArgumentError(
             f"to look at {checkpoint.path} with other data, another loss or other names, name the "
             "model too: `model` or `task`"

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from flatkit.checkpoints.matching import load_state, match
+from flatkit.checkpoints.placing import Stored, Wishes, place
 from flatkit.errors import InvalidArgumentError, MismatchError
+
+
+def load_state(model, state, *, where, rename=None, ignore=()):
+    return place(model, Stored("x.pt", state), Wishes(rename or {}, ignore), where=where)
 
 
 def network(classes: int = 3) -> nn.Sequential:
@@ -160,11 +164,11 @@ def test_a_long_table_is_cut_and_counted():
 def test_wishes_that_concern_nothing_are_errors():
     state = trained().state_dict()
     with pytest.raises(InvalidArgumentError, match="no name in the file begins so"):
-        match(network(), state, rename={"head.": "3."})
+        load_state(network(), state, where="x", rename={"head.": "3."})
     with pytest.raises(InvalidArgumentError, match="matches no name"):
-        match(network(), state, ignore=["head.*"])
+        load_state(network(), state, where="x", ignore=["head.*"])
     with pytest.raises(InvalidArgumentError, match=r"both 3\.weight"):
-        match(network(), state, rename={"0.": "3."})
+        load_state(network(), state, where="x", rename={"0.": "3."})
 
 
 @pytest.mark.parametrize(

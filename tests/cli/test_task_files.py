@@ -1,6 +1,7 @@
 """From a foreign file to a table in one command: task files, registry names, wrong names."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_one_command_leads_from_a_foreign_file_to_its_top_eigenvalue(folder, cap
     assert report["checkpoint"]["format"] == "training checkpoint (torch.save)"
     assert report["checkpoint"]["fitted"] == ["with the prefix 'module.' taken off"]
     assert report["objective"]["indices"] == "0-29"
+
+
+def test_a_layer_that_the_file_lacks_is_allowed_twice_or_not_and_the_report_says_it(folder, capsys):
+    state = {name: tensor for name, tensor in trained().state_dict().items() if name[0] == "0"}
+    torch.save(state, "body.pth")
+    ignoring = ("analyze", "body.pth", "--measures", "loss", "--ignore", "2.*")
+    assert run(*ignoring) == 1
+    assert "say --allow-uninitialised as well" in capsys.readouterr().err
+    assert run(*ignoring, "--allow-uninitialised", "--json", "x.json") == 0
+    note = "left as the model was built: 2.weight, 2.bias"
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert json.loads(Path("x.json").read_text())["checkpoint"]["fitted"] == [note]
 
 
 def test_verify_takes_the_same_options(folder, capsys):

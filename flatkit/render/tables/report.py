@@ -105,6 +105,8 @@ def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
         parts.append(f"epoch {checkpoint['epoch']}")
     if checkpoint.get("optimizer"):
         parts.append(f"trained with {checkpoint['optimizer']}")
+    # Numbers of a network with a layer at random mean something else: said beside each of them.
+    parts += [note for note in checkpoint.get("fitted", ()) if note.startswith("left ")]
     return ", ".join(parts)
 
 
