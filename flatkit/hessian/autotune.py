@@ -59,7 +59,8 @@ class Choice:
         error: ‖computed - true‖/‖true‖ of one product with a random vector, on samples spread over
             all the data; None if there was nothing to compare with.
         against: what was taken for the truth.
-        cost: a product in gradients, on these samples, with what can be kept kept.
+        cost: a product in gradients, on these samples, with what can be kept kept; None if it was
+            not measured.
         rejected: engine -> why it was not used.
         reference: the products that were taken for the truth.
         tolerance: the error that was asked for; a larger one is the smallest that there was.
@@ -68,20 +69,25 @@ class Choice:
     engine: EngineName
     error: float | None
     against: str
-    cost: float
+    cost: float | None
     rejected: dict[str, str] = field(default_factory=dict)
     reference: Reference | None = None
     tolerance: float = float("inf")
 
     def settings(self) -> dict[str, Any]:
         """Return the choice ready for JSON."""
+        cost = {} if self.cost is None else {"engine_cost_in_gradients": round(self.cost, 2)}
         return {
             "engine": self.engine,
             "engine_error": self.error,
             "engine_error_against": self.against,
-            "engine_cost_in_gradients": round(self.cost, 2),
+            **cost,
             "engines_rejected": self.rejected,
         }
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        """Return the relative error of a product; ε^½ of the dtype where it was not measured."""
+        return torch.finfo(dtype).eps ** 0.5 if self.error is None else self.error
 
 
 def choose(
@@ -102,7 +108,7 @@ def choose(
     key = (preference, tolerance)
     if key in known:
         return known[key]
-    chunks, vector = samples_of_probe(objective), _direction(theta)
+    chunks, vector = samples_of_probe(objective), direction(theta)
     reference, truth = find_reference(_HESSIAN, objective, theta, chunks, vector)
     probe = _Probe(objective, theta, chunks, vector, reference, truth)
     groups: tuple[tuple[EngineName, ...], ...] = (
@@ -261,7 +267,12 @@ def _few(objective: Objective, share: float, most: int) -> Chunk:
     return next(objective.chunks(min(size, objective.chunk_size, objective.num_samples)))
 
 
-def _direction(theta: Tensor) -> Tensor:
+def direction(theta: Tensor) -> Tensor:
+    """Return a random unit vector [P], the same each time.
+
+    >>> direction(torch.zeros(1)).abs()
+    tensor([1.])
+    """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(len(theta), generator=generator).to(theta)
     return vector / vector.norm()

@@ -1,17 +1,34 @@
 """The positive relatives of the Hessian: Gauss-Newton and the empirical Fisher matrix."""
 
-from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
-from typing import Any, final
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from flatkit.errors import InvalidArgumentError
-from flatkit.hessian.layers.tape import Tape
+from flatkit.errors import FlatkitError
+from flatkit.hessian.autotune import Choice, direction
 from flatkit.hessian.layers.trace import trace
+from flatkit.hessian.linearised import (
+    Head,
+    by_differences,
+    by_graph,
+    by_layers,
+    losses_head,
+    outputs_head,
+)
 from flatkit.hessian.operator import finite
+from flatkit.hessian.products import EngineName
+from flatkit.hessian.reference import (
+    Multiplies,
+    Recipe,
+    Ways,
+    errors_along,
+    find_reference,
+    relative,
+    samples_of_probe,
+)
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk
@@ -19,69 +36,121 @@ from flatkit.spectrum.operators import SymmetricOperator
 
 
 class _Positive(SymmetricOperator):
-    """Jᵀ B J over the chunks, J = ∂outputs/∂θ and B block-diagonal over the samples.
+    """Jᵀ B J over the chunks.
 
-    Layer by layer where the model can be traced, else by two backward passes for J and one for Jᵀ.
+    Three ways multiply: layer by layer, by two backward passes for J and one for Jᵀ, or with J by
+    central differences. Before the first product each is held against float64 on samples spread
+    over all the data, as the engines of the Hessian are; the first within the tolerance is used, or
+    the most accurate one. The choice and its error stand in `settings`.
     """
 
-    _kept: Tape | None = None
-    """The tape of the only chunk, if there is only one."""
+    _head: ClassVar[Head]
+    _kept: Multiplies | None = None
+    """The only chunk, if there is only one and layers multiply."""
 
-    def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
+    def __init__(
+        self, objective: Objective, theta: Tensor | None = None, *, tolerance: float = 1e-4
+    ) -> None:
         self.objective = objective
         self.theta = (objective.theta if theta is None else theta).detach()
         self.size = objective.num_parameters
         self.dtype, self.device = self.theta.dtype, self.theta.device
-        self._record = self._recorder()
+        self._tolerance = tolerance
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The way that multiplies and why; probed when it is first needed."""
+        known: dict[Any, Choice] = self.objective.engine_choices
+        key = (type(self).__name__, self._tolerance)
+        if key not in known:
+            known[key] = self._choose()
+        return known[key]
 
     @property
     def settings(self) -> dict[str, Any]:
         """How the products are computed, ready for JSON."""
-        return {"engine": "double_backward" if self._record is None else "layers"}
+        return self.choice.settings()
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Sizes of the layers."""
         return self.objective.space.layer_sizes()
 
+    @property
+    def rounding(self) -> float:
+        """Relative error of a product, as it was measured; where it was not, ε^½ of the dtype."""
+        return max(super().rounding, self.choice.rounding(self.dtype))
+
+    def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
+        """Return by how much products with unit vectors may be off; see `HessianOperator`."""
+        most = super().product_errors(vectors, values, scale=scale)
+        reference, prepare = self.choice.reference, self._recipe
+        if reference is None:
+            return most
+        found = errors_along(reference, self.objective, self.theta, prepare, vectors, values)
+        return most if found is None else found + 4 * torch.finfo(self.dtype).eps * scale
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P]."""
-        total = torch.zeros_like(self.theta)
-        for chunk in self.objective.chunks(matvecs=1):
-            if self._record is None:
-                total += self._by_graph(vector, chunk)
-                continue
-            tape = self._kept or self._record(chunk)
-            if self.objective.num_chunks == 1:
-                self._kept = tape
-            total += self._by_layers(tape, vector, chunk)
+        return self.matmat(vector[None])[0]
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Return the products with the rows of a block [K, P], as rows [K, P]."""
+        total = torch.zeros_like(vectors)
+        for chunk in self.objective.chunks(matvecs=len(vectors)):
+            prepared = self._kept or self._recipe(self.objective, self.theta, chunk)
+            if self.objective.num_chunks == 1 and self.choice.engine == "layers":
+                self._kept = prepared
+            total += prepared.products(vectors)
+            del prepared  # or the next chunk is prepared beside this one
         return finite(total, "product")
 
-    @abstractmethod
-    def _by_layers(self, tape: Tape, vector: Tensor, chunk: Chunk) -> Tensor:
-        """Return a chunk's part of the product from its tape."""
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return self._recipes()[self.choice.engine]()
 
-    @abstractmethod
-    def _bent(self, outputs: Tensor, along: Tensor, chunk: Chunk) -> Tensor:
-        """Return B ẏ for directions ẏ of the outputs."""
+    def _recipes(self) -> Mapping[EngineName, Callable[[], Recipe]]:
+        """Return the ways by name; making one may find that it is none here."""
+        head = type(self)._head
 
-    def _by_graph(self, vector: Tensor, chunk: Chunk) -> Tensor:
-        with self.objective.placed(self.theta) as point:
-            outputs = self.objective.outputs(point, chunk)
-            along = _pushforward(outputs, point, vector)
-            bent = self._bent(outputs.detach(), along, chunk)
-            return torch.autograd.grad(outputs, point, bent)[0]
+        def layers() -> Recipe:
+            if not isinstance(self.objective.samples.inputs, Tensor):
+                raise UnsupportedError("the model takes more than one tensor")
+            return partial(by_layers, trace(self.objective.model), head)
 
-    def _recorder(self) -> Callable[[Chunk], Tape] | None:
-        """Return what records a chunk, or None where the model is no graph of layers."""
-        if not isinstance(self.objective.samples.inputs, Tensor):
-            return None
-        try:
-            record = partial(Tape, trace(self.objective.model), self.objective, self.theta)
-            record(next(self.objective.chunks(1)))
-        except UnsupportedError:
-            return None
-        return record
+        return {
+            "layers": layers,
+            "double_backward": lambda: partial(by_graph, head),
+            "central_difference": lambda: partial(by_differences, head),
+        }
+
+    def _choose(self) -> Choice:
+        objective, theta = self.objective, self.theta
+        head, chunks = type(self)._head, samples_of_probe(objective)
+        ways = Ways(partial(by_graph, head), partial(by_differences, head), of_gradients=False)
+        vector = direction(theta)
+        reference, truth = find_reference(ways, objective, theta, chunks, vector)
+        errors: dict[EngineName, float] = {}
+        rejected: dict[str, str] = {}
+        for name, make in self._recipes().items():
+            try:
+                product = _product(make(), objective, theta, chunks, vector)
+            except UnsupportedError as error:
+                rejected[name] = " ".join(str(error).split())[:200]
+                continue
+            off = None if truth is None else relative(product.double() - truth, truth)
+            errors[name] = float("inf") if off is None else off
+            if errors[name] <= self._tolerance:
+                break
+        if not errors:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected.items())
+            raise FlatkitError(f"nothing can multiply with this matrix: {reasons}")
+        best = min(errors, key=errors.__getitem__)
+        for name, error in errors.items():
+            if name != best:
+                rejected[name] = f"relative error {error:.1e} exceeds {self._tolerance:.0e}"
+        error = errors[best] if errors[best] < float("inf") else None
+        return Choice(best, error, reference.against, None, rejected, reference, self._tolerance)
 
 
 @final
@@ -89,7 +158,11 @@ class GaussNewtonOperator(_Positive):
     """G = Jᵀ (∇²ℓ) J: the Hessian without the curvature of the model itself.
 
     For losses that are convex in the outputs (cross-entropy, squared error) G is positive
-    semi-definite, and equals the Hessian of the model linearised at θ (Schraudolph, 2002).
+    semi-definite, and equals the Hessian of the model linearised at θ (Schraudolph, 2002). The
+    outputs may have any shape, such as [B·T, C] or [T, B, C], and stand in dictionaries and tuples.
+
+    Raises:
+        InvalidArgumentError: by a product or `settings`, if the model computes its loss itself.
 
     >>> from torch import nn
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
@@ -98,16 +171,7 @@ class GaussNewtonOperator(_Positive):
     tensor([5.])
     """
 
-    def _by_layers(self, tape: Tape, vector: Tensor, chunk: Chunk) -> Tensor:
-        return tape.products(vector[None], curved=False)[0]
-
-    def _bent(self, outputs: Tensor, along: Tensor, chunk: Chunk) -> Tensor:
-        point = outputs.requires_grad_()
-        share = self.objective.share(point, chunk)
-        (slope,) = torch.autograd.grad(share, point, create_graph=True)
-        if not slope.requires_grad:
-            return torch.zeros_like(outputs)
-        return torch.autograd.grad(slope, point, along, materialize_grads=True)[0]
+    _head = staticmethod(outputs_head)
 
 
 @final
@@ -117,7 +181,8 @@ class FisherOperator(_Positive):
     Not the Fisher matrix, whose targets are drawn from the model: see Kunstner et al. (2019).
 
     Raises:
-        InvalidArgumentError: by a product, if the loss does not return one value per sample.
+        InvalidArgumentError: by a product or `settings`, if the loss does not return one value per
+            sample.
 
     >>> from torch import nn
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
@@ -126,35 +191,13 @@ class FisherOperator(_Positive):
     tensor([34.])
     """
 
-    def _by_layers(self, tape: Tape, vector: Tensor, chunk: Chunk) -> Tensor:
-        def bend(along: Tensor) -> Tensor:
-            return self._bent(tape.outputs.detach(), along, chunk)
-
-        return tape.products(vector[None], bend=bend, curved=False)[0]
-
-    @torch.enable_grad()
-    def _bent(self, outputs: Tensor, along: Tensor, chunk: Chunk) -> Tensor:
-        point = outputs.requires_grad_()
-        values = _sample_losses(self.objective, point, chunk)
-        (slope,) = torch.autograd.grad(values.sum(), point)
-        rates = (slope * along).flatten(1).sum(1)  # gₙ·v, [B]
-        weighted = slope * rates.view(-1, *[1] * (slope.ndim - 1))
-        return weighted / self.objective.num_samples
+    _head = staticmethod(losses_head)
 
 
-def _sample_losses(objective: Objective, outputs: Any, chunk: Chunk) -> Tensor:
-    """Return the loss of every sample of a chunk, [B]."""
-    values = objective.loss_function(outputs, chunk.targets)
-    if values.shape != (chunk.size,) or objective.total_weight != objective.num_samples:
-        raise InvalidArgumentError(
-            "the empirical Fisher matrix needs the loss of every sample; give a loss that returns "
-            "one value per sample, e.g. reduction='none'"
-        )
-    return values
-
-
-def _pushforward(outputs: Tensor, point: Tensor, vector: Tensor) -> Tensor:
-    """Return J v: the gradient, with respect to u, of ⟨Jᵀ u, v⟩."""
-    dual = torch.zeros_like(outputs, requires_grad=True)
-    (pulled,) = torch.autograd.grad(outputs, point, dual, create_graph=True)
-    return torch.autograd.grad(pulled, dual, vector, materialize_grads=True)[0].detach()
+def _product(
+    recipe: Recipe, objective: Objective, theta: Tensor, chunks: list[Chunk], vector: Tensor
+) -> Tensor:
+    product = torch.zeros_like(vector)
+    for chunk in chunks:
+        product += recipe(objective, theta, chunk).products(vector[None])[0]
+    return product

@@ -11,12 +11,10 @@ from flatkit.errors import NonFiniteError
 from flatkit.hessian.autotune import Choice, Preference, choose
 from flatkit.hessian.plan import Plan, make_plan
 from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
-from flatkit.hessian.reference import samples_of_probe, total
+from flatkit.hessian.reference import errors_along
 from flatkit.objective.function import Objective
+from flatkit.objective.passes import Chunk
 from flatkit.spectrum.operators import SymmetricOperator
-
-_FEW_FOR_ALL = 2.0
-"""Times what is seen on a few samples that is said of all."""
 
 
 @final
@@ -112,8 +110,7 @@ class HessianOperator(SymmetricOperator):
     @property
     def rounding(self) -> float:
         """Relative error of a product, as it was measured; where it was not, ε^½ of the dtype."""
-        error = self.choice.error
-        return max(super().rounding, torch.finfo(self.dtype).eps ** 0.5 if error is None else error)
+        return max(super().rounding, self.choice.rounding(self.dtype))
 
     def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
         """Return by how much products with unit vectors may be off, ‖Ãv − Av‖, float64 [K].
@@ -128,20 +125,16 @@ class HessianOperator(SymmetricOperator):
             values: vᵀAv [K].
             scale: the largest magnitude of an eigenvalue.
         """
-        reference = self.choice.reference
-        if self.dtype == torch.float64 or reference is None or not reference.in_double:
-            return super().product_errors(vectors, values, scale=scale)
-        chunks = samples_of_probe(self.objective)
-        truth = reference.products(self.objective, self.theta, chunks, vectors)
-        if truth is None:
-            return super().product_errors(vectors, values, scale=scale)
-        engine = self._built(self.choice.engine)
-        found = total(engine.prepare(chunk).products(vectors) for chunk in chunks)
-        off, size = (part.norm(dim=1).cpu() for part in (found.double() - truth, truth))
-        share = sum(chunk.weight for chunk in chunks) / self.objective.total_weight
-        # All the samples may bend more along v than these do, and rounding grows with that.
-        whole = torch.maximum(off / share, (off * values.cpu().abs() / size).nan_to_num(0.0))
-        return _FEW_FOR_ALL * whole + 4 * torch.finfo(self.dtype).eps * scale
+        most = super().product_errors(vectors, values, scale=scale)
+        reference, prepare = self.choice.reference, self._built(self.choice.engine).prepare
+        if reference is None:
+            return most
+
+        def recipe(_: Objective, __: Tensor, chunk: Chunk) -> Prepared:
+            return prepare(chunk)
+
+        found = errors_along(reference, self.objective, self.theta, recipe, vectors, values)
+        return most if found is None else found + 4 * torch.finfo(self.dtype).eps * scale
 
     def gradient(self) -> Tensor:
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""

@@ -37,6 +37,8 @@ _STEPS = {True: (0.01, 0.1, 1.0), False: (1.0, 2.0)}
 within them; in float32 rounding forbids it."""
 _SUSPICIOUS = {True: 1e-3, False: 0.05}
 """Relative difference of two products from which on one of them is wrong, in float64 or not."""
+_FEW_FOR_ALL = 2.0
+"""Times the error that is seen on a few samples that is said of all."""
 _SETTLED = 0.1
 """Part of what contradicts autograd by which differences with two steps may differ."""
 
@@ -180,6 +182,40 @@ def find_reference(
     what = "double backward" if recipe is ways.by_autograd else "central differences"
     against = f"{what} in {place.dtype}{words}{without}"
     return Reference(recipe, against, place.in_double), product.double()
+
+
+def errors_along(
+    reference: Reference,
+    objective: Objective,
+    theta: Tensor,
+    recipe: Recipe,
+    vectors: Tensor,
+    values: Tensor,
+) -> Tensor | None:
+    """Return by how much products with unit vectors are off, float64 [K]; None if none can tell.
+
+    They are held against the reference on samples spread over all the data. Returned is twice what
+    is seen there: few samples stand for all, and rounding grows with the curvature of the others.
+
+    Args:
+        reference: which products are believed.
+        objective: L.
+        theta: the point [P].
+        recipe: what multiplies.
+        vectors: v [K, P], unit rows.
+        values: vᵀAv over all the samples [K].
+    """
+    if theta.dtype == torch.float64 or not reference.in_double:
+        return None
+    chunks = samples_of_probe(objective)
+    truth = reference.products(objective, theta, chunks, vectors)
+    if truth is None:
+        return None
+    found = total(recipe(objective, theta, chunk).products(vectors) for chunk in chunks)
+    off, size = (part.norm(dim=1).cpu() for part in (found.double() - truth, truth))
+    share = sum(chunk.weight for chunk in chunks) / objective.total_weight
+    bent = (off * values.cpu().abs() / size).nan_to_num(0.0, posinf=0.0)
+    return _FEW_FOR_ALL * torch.maximum(off / share, bent)
 
 
 def total(parts: Iterable[Tensor]) -> Tensor:
