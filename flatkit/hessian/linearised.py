@@ -100,20 +100,21 @@ def losses_head(objective: Objective, outputs: Any, chunk: Chunk) -> Linearised:
 
 def by_graph(head: Head, objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
     """J by two backward passes (the derivative of Jᵀu in u), Jᵀ by one."""
-    point = theta.clone().requires_grad_()
-    values, bend = head(objective, objective.outputs(point, chunk), chunk)
-    with torch_derivatives():
+    with objective.placed(theta) as point:
+        values, bend = head(objective, objective.outputs(point, chunk), chunk)
         duals = [torch.zeros_like(value, requires_grad=True) for value in values]
         pulled = _pulled(values, point, duals, create_graph=True)
 
     def products(vectors: Tensor) -> Tensor:
         found = torch.empty_like(vectors)
-        for row, vector in zip(found, vectors, strict=True):
-            with torch_derivatives():
-                along = torch.autograd.grad(
-                    pulled, duals, vector, retain_graph=True, materialize_grads=True
-                )
-            row.copy_(_pulled(values, point, bend(along)))
+        # What the model recomputes needs the weights of the forward pass once more.
+        with objective.placed_again(point):
+            for row, vector in zip(found, vectors, strict=True):
+                with torch_derivatives():
+                    along = torch.autograd.grad(
+                        pulled, duals, vector, retain_graph=True, materialize_grads=True
+                    )
+                row.copy_(_pulled(values, point, bend(along)))
         return found
 
     return Formula(products)
@@ -127,21 +128,24 @@ def by_differences(
     The step is that of `central_difference`, times `steps`.
     """
     size = steps * 0.1 * torch.finfo(theta.dtype).eps ** (1 / 3) * max(1.0, float(theta.norm()))
-    point = theta.clone().requires_grad_()
-    values, bend = head(objective, objective.outputs(point, chunk), chunk)
+    with objective.placed(theta) as point:
+        values, bend = head(objective, objective.outputs(point, chunk), chunk)
 
-    def at(moved: Tensor) -> list[Tensor]:
-        there = head(objective, objective.outputs(moved.requires_grad_(), chunk), chunk)
-        return [value.detach() for value in there.values]
+    def at(theta: Tensor) -> list[Tensor]:
+        with objective.placed(theta) as there:
+            moved = head(objective, objective.outputs(there, chunk), chunk)
+            return [value.detach() for value in moved.values]
 
     def products(vectors: Tensor) -> Tensor:
         found = torch.zeros_like(vectors)
         for row, vector in zip(found, vectors, strict=True):
             length = float(vector.norm())
-            if length > 0:
-                step = vector * (size / length)
-                pairs = zip(at(theta + step), at(theta - step), strict=True)
-                along = [(ahead - behind) * (length / (2 * size)) for ahead, behind in pairs]
+            if length == 0:
+                continue
+            step = vector * (size / length)
+            pairs = zip(at(theta + step), at(theta - step), strict=True)
+            along = [(ahead - behind) * (length / (2 * size)) for ahead, behind in pairs]
+            with objective.placed_again(point):
                 row.copy_(_pulled(values, point, bend(along)))
         return found
 
@@ -159,9 +163,8 @@ def by_layers(
     tape = Tape(network, objective, theta, chunk)
     outputs = tape.outputs.detach().requires_grad_()
     values, bend = head(objective, outputs, chunk)
-    with torch_derivatives():
-        duals = [torch.zeros_like(value, requires_grad=True) for value in values]
-        pulled = _pulled(values, outputs, duals, create_graph=True)
+    duals = [torch.zeros_like(value, requires_grad=True) for value in values]
+    pulled = _pulled(values, outputs, duals, create_graph=True)
 
     def bend_outputs(direction: Tensor) -> Tensor:
         with torch_derivatives():
