@@ -9,6 +9,7 @@ from torch import Tensor
 from flatkit.checks import check_count
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Objective
+from flatkit.spectrum.standard_error import mean
 
 
 class AverageIncrease(NamedTuple):
@@ -38,8 +39,8 @@ def average_loss_increase(
 ) -> AverageIncrease:
     """Return E[L(θ + T ε)] − L(θ) over ε ~ N(0, σ²I) with σ = ρ/√P, so that E‖ε‖² = ρ².
 
-    Drawn in pairs ±ε, which cancels the gradient; the standard error is over the pairs. As ρ → 0
-    the mean tends to ρ²/(2P)·tr(T H T).
+    Drawn in pairs ±ε, which cancels the gradient; the standard error is over the pairs, wider where
+    these are few or one lies far off. As ρ → 0 the mean tends to ρ²/(2P)·tr(T H T).
 
     Cost: 2·samples + 1 forward passes.
 
@@ -68,7 +69,5 @@ def average_loss_increase(
         noise = sigma * torch.randn(theta.numel(), generator=generator).to(theta)
         step = geometry.displacement(noise)
         means.append(0.5 * (objective.loss(theta + step) + objective.loss(theta - step)) - base)
-    drawn = torch.tensor(means, dtype=torch.float64)
-    return AverageIncrease(
-        float(drawn.mean()), float(drawn.std()) / math.sqrt(samples), sigma, samples
-    )
+    value, error = mean(means)
+    return AverageIncrease(value, error, sigma, samples)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(session: "Session") -> list[Result]:
     """Return ‖H‖_F, with its standard error."""
-    from flatkit.spectrum.diagonal import frobenius_norm
+    from flatkit.spectrum.frobenius import frobenius_norm
 
     settings: dict[str, Any] = {
         "tolerance": session.own(TraceSettings).trace_tolerance,

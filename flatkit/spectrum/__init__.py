@@ -4,8 +4,9 @@ Names load at once: a lazy one would be hidden by the module of the same name.
 """
 
 from flatkit.spectrum.density import Density, spectral_density
-from flatkit.spectrum.diagonal import diagonal, frobenius_norm
+from flatkit.spectrum.diagonal import diagonal
 from flatkit.spectrum.estimate import Estimate
+from flatkit.spectrum.frobenius import frobenius_norm
 from flatkit.spectrum.hutchinson import hutchinson_trace
 from flatkit.spectrum.lanczos import lanczos
 from flatkit.spectrum.lobpcg import lobpcg

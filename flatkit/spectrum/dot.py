@@ -83,7 +83,17 @@ def new_direction(rows: Tensor, vector: Tensor, *, roundings: float) -> Tensor |
 def norm(vector: Tensor) -> float:
     """Return ‖v‖ of a vector [P]; NaN or infinite if its entries are.
 
-    >>> norm(torch.tensor([3.0, 4.0]))
-    5.0
+    Squares that overflow, or vanish, do no harm.
+
+    >>> norm(torch.tensor([3.0, 4.0])), f"{norm(torch.tensor([3e25, 4e25])):.3g}"
+    (5.0, '5e+25')
     """
-    return math.sqrt(float(dot(vector, vector)))
+    square = float(dot(vector, vector))
+    least = torch.finfo(torch.promote_types(vector.dtype, torch.float32)).tiny * 1e16
+    if least < square < math.inf or vector.numel() == 0:
+        return math.sqrt(square)
+    scale = float(vector.abs().max())
+    if scale == 0 or not math.isfinite(scale):
+        return scale
+    scaled = vector.double() / scale
+    return scale * math.sqrt(float(dot(scaled, scaled)))

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from flatkit.spectrum.dot import dot_in_double
-from flatkit.spectrum.hutchinson import random_signs
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
+from flatkit.spectrum.sampled import Sampled
+from flatkit.spectrum.sign_draws import AGREED, SignDraws, random_signs
+from flatkit.spectrum.standard_error import rounding_error
+from flatkit.spectrum.unit_vectors import exact_trace
 
 MIN_PROBES = 8  # probes of the whole vector before their standard error is trusted
 # Probes of every part before theirs are, at least 4; parts of no more coordinates are exact.
@@ -34,40 +34,44 @@ class StratifiedProbes:
         operator: A, symmetric.
         parts: sizes of the parts, adding up to P.
         generator: draws the signs.
+        whole: draws of all coordinates that were made before.
 
     Attributes:
         products: how many were made.
+        whole: draws of all coordinates.
     """
 
     def __init__(
-        self, operator: SymmetricOperator, parts: Sequence[int], generator: torch.Generator
+        self,
+        operator: SymmetricOperator,
+        parts: Sequence[int],
+        generator: torch.Generator,
+        whole: SignDraws | None = None,
     ) -> None:
         self._operator, self._generator = operator, generator
         ends = list(accumulate(parts))
-        self._parts = [range(end - size, end) for end, size in zip(ends, parts, strict=True)]
-        self._whole: list[float] = []
-        self._own: list[list[float]] = [[] for _ in parts]
+        self._parts = [slice(end - size, end) for end, size in zip(ends, parts, strict=True)]
+        self.whole = SignDraws() if whole is None else whole
+        self._own = [SignDraws() for _ in parts]
+        self._exact: dict[int, float] = {}
         self.products = 0
 
     def draw(self) -> None:
         """Probe all coordinates together. Cost: a product."""
         probe = random_signs(self._operator, self._generator)
-        self._whole.append(dot_in_double(probe, self._multiply(probe)))
+        self.whole.add(probe, self._multiply(probe))
 
     def draw_part(self, number: int) -> None:
         """Probe one part. Cost: a product."""
-        probe = self._on_part(random_signs(self._operator, self._generator), number)
-        self._own[number].append(dot_in_double(probe, self._multiply(probe)))
+        self._probe_part(number, random_signs(self._operator, self._generator))
 
     def draw_each(self) -> None:
         """Probe every part, which is a probe of all of them too. Cost: a product a part."""
-        probe, total = random_signs(self._operator, self._generator), 0.0
-        for number, own in enumerate(self._own):
-            piece = self._on_part(probe, number)
-            product = self._multiply(piece)
-            own.append(dot_in_double(piece, product))
-            total += dot_in_double(probe, product)
-        self._whole.append(total)
+        probe = random_signs(self._operator, self._generator)
+        total = torch.zeros_like(probe)
+        for number in range(len(self._parts)):
+            total += self._probe_part(number, probe)
+        self.whole.add(probe, total)
 
     def settle(self) -> None:
         """Make sure of every part: the smallest exactly, `_SETTLED` probes of all others.
@@ -76,67 +80,63 @@ class StratifiedProbes:
         be the same, which is no sign of how far they are off. Cost: as much as the trial at most.
         """
         for number, part in enumerate(self._parts):
-            if len(part) <= _MIN_EACH:  # draws without a spread
-                self._own[number] = [self._exact_part(number)] * _SETTLED
+            if part.stop - part.start <= _MIN_EACH:  # draws without a spread
+                places = range(part.start, part.stop)
+                self._exact[number] = exact_trace(self._operator, places).value
+                self.products += len(places)
+                continue
             while len(self._own[number]) < _SETTLED:
                 self.draw_part(number)
 
     def draw_best(self) -> None:
         """Probe the part whose next draw lowers the variance of the sum most. Cost: a product."""
-        gains = [_variance(own) / (len(own) + 1) for own in self._own]
+        errors = zip(self._errors(), self._own, strict=True)
+        gains = [error / math.sqrt(len(own) + 1) for error, own in errors]
         self.draw_part(gains.index(max(gains)))
 
-    def pooled(self) -> tuple[float, float]:
-        """Return the trace and its standard error from probes of all coordinates."""
-        return _mean(self._whole), math.sqrt(_variance(self._whole))
+    def pooled(self, known: float = 0.0) -> Sampled:
+        """Return known + the trace, from probes of all coordinates."""
+        return self._found(known + self.whole.value, self.whole.error, by_part=False)
 
-    def by_part(self) -> tuple[float, float]:
-        """Return the trace and its standard error from probes of the parts."""
-        return sum(map(_mean, self._own)), math.sqrt(sum(map(_variance, self._own)))
+    def by_part(self, known: float = 0.0) -> Sampled:
+        """Return known + the trace, from probes of the parts."""
+        values = [self._exact.get(number, own.value) for number, own in enumerate(self._own)]
+        return self._found(known + math.fsum(values), math.hypot(*self._errors()), by_part=True)
 
-    def needed_pooled(self, error: float) -> float:
-        """Return how many products in all would bring the first standard error down to this."""
-        return len(self._whole) * _squared_ratio(self.pooled()[1], error)
+    def parts_pay(self, known: float, tolerance: float) -> bool:
+        """Try every part; return whether the parts need fewer products than the whole."""
+        for _ in range(_MIN_EACH):
+            self.draw_each()
+        parts = self.by_part(known)
+        whole = len(self.whole) * parts._replace(error=self.whole.error).share_needed(tolerance)
+        return self.needed_by_part(parts.target(tolerance)) < whole
 
     def needed_by_part(self, error: float) -> float:
-        """Return the same for the second, draws being where they lower it most."""
-        spread = sum(math.sqrt(_variance(own) * len(own)) for own in self._own)
-        return _squared_ratio(spread, error)
+        """Return how many products make the error this, draws being where they lower it most."""
+        spread = sum(
+            own.spread for number, own in enumerate(self._own) if number not in self._exact
+        )
+        return (spread / error) * (spread / error) if error > 0 else math.inf
 
-    def _exact_part(self, number: int) -> float:
-        """Return the trace of the block of a part. Cost: a product a coordinate."""
-        operator, total = self._operator, 0.0
-        for place in self._parts[number]:
-            unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
-            unit[place] = 1
-            total += float(self._multiply(unit)[place])
-        return total
+    def _found(self, value: float, error: float, *, by_part: bool) -> Sampled:
+        size, whole = self.whole.frobenius, self.whole.value
+        rounding = rounding_error(self._operator.rounding, frobenius=size, value=whole)
+        return Sampled(value, error, rounding, self.products, by_part)
 
-    def _on_part(self, probe: Tensor, number: int) -> Tensor:
-        part = slice(self._parts[number].start, self._parts[number].stop)
-        piece = torch.zeros_like(probe)
+    def _errors(self) -> list[float]:
+        return [0.0 if number in self._exact else own.error for number, own in enumerate(self._own)]
+
+    def _probe_part(self, number: int, probe: Tensor) -> Tensor:
+        """Return the product with the piece of a probe on a part."""
+        part, piece = self._parts[number], torch.zeros_like(probe)
         piece[part] = probe[part]
-        return piece
+        product = self._multiply(piece)
+        self._own[number].add(probe[part], product[part])
+        return product
 
     def _multiply(self, vector: Tensor) -> Tensor:
         self.products += 1
         return finite_product(self._operator, vector)
-
-
-class ProbedTrace(NamedTuple):
-    """A trace from random probes.
-
-    Attributes:
-        value: the trace, and what was known before.
-        error: its standard error.
-        matvecs: products.
-        by_part: whether the parts were probed one by one.
-    """
-
-    value: float
-    error: float
-    matvecs: int
-    by_part: bool
 
 
 def probed_trace(
@@ -145,66 +145,82 @@ def probed_trace(
     parts: Sequence[int],
     known: float = 0.0,
     tolerance: float,
+    first: int = MIN_PROBES,
     budget: int,
     generator: torch.Generator,
-) -> ProbedTrace:
+    whole: SignDraws | None = None,
+) -> Sampled:
     """Return known + tr A from probes of all coordinates, or of parts where that is cheaper.
 
     Probes of the whole vector come first. Where they would need more than twice what it takes to
-    try the parts, these are tried, and the cheaper of the two goes on.
+    try the parts, these are tried, and the cheaper of the two goes on. Where either would need more
+    than P products, the diagonal is taken entry by entry.
 
     Args:
         operator: A, symmetric.
         parts: sizes of the parts, adding up to P.
         known: a number to which the trace is added, exact.
         tolerance: on the standard error, relative to the sum.
+        first: probes before their standard error is trusted.
         budget: products at most.
         generator: draws the probes.
+        whole: draws that were made before.
 
     >>> from flatkit.spectrum.operators import DenseOperator
-    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
+    >>> operator = DenseOperator(torch.diag(torch.arange(40.0)))
     >>> given = {"tolerance": 0.01, "budget": 50, "generator": torch.Generator()}
-    >>> probed_trace(operator, parts=[1, 1], known=2.0, **given)
-    ProbedTrace(value=6.0, error=0.0, matvecs=8, by_part=False)
+    >>> found = probed_trace(operator, parts=[40], known=2.0, **given)
+    >>> found.value, found.matvecs
+    (782.0, 20)
     """
-    probes = StratifiedProbes(operator, parts, generator)
+    probes = StratifiedProbes(operator, parts, generator, whole)
     trial, tried = _MIN_EACH * len(parts), len(parts) < 2
+    look = first
     while True:
-        probes.draw()
-        value, error = probes.pooled()
-        allowed = tolerance * abs(known + value)
-        settled = probes.products >= MIN_PROBES
-        if (settled and error <= allowed) or probes.products >= budget:
-            return ProbedTrace(known + value, error, probes.products, by_part=False)
-        if tried or not settled:
-            continue
-        left = min(budget, probes.needed_pooled(allowed)) - probes.products
-        if left > 2 * trial:
+        while len(probes.whole) < look and probes.products < budget:
+            probes.draw()
+        found = probes.pooled(known)
+        doubtful = probes.whole.agree and look < AGREED
+        if (found.meets(tolerance) and not doubtful) or probes.products >= budget:
+            return found
+        left = min(budget - probes.products, look * (found.share_needed(tolerance) - 1))
+        if not tried and left > 2 * trial and trial < operator.size:
             tried = True
-            for _ in range(_MIN_EACH):
-                probes.draw_each()
-            allowed = tolerance * abs(known + probes.by_part()[0])
-            if probes.needed_by_part(allowed) < probes.needed_pooled(allowed):
-                probes.settle()
-                break
+            if probes.parts_pay(known, tolerance):
+                return _by_part(operator, probes, known, tolerance, budget)
+            look = len(probes.whole)
+        elif left >= operator.size:
+            return entry_by_entry(operator, known, spent=probes.products)
+        else:
+            most = look + budget - probes.products
+            look = AGREED if doubtful else found.next_look(look, tolerance, most)
+
+
+def entry_by_entry(operator: SymmetricOperator, known: float = 0.0, spent: int = 0) -> Sampled:
+    """Return known + tr A from products with the unit vectors.
+
+    Args:
+        operator: A.
+        known: a number to which the trace is added.
+        spent: products that were made before.
+    """
+    value, rounding = exact_trace(operator)
+    return Sampled(known + value, 0.0, rounding, spent + operator.size, exact=True)
+
+
+def _by_part(
+    operator: SymmetricOperator,
+    probes: StratifiedProbes,
+    known: float,
+    tolerance: float,
+    budget: int,
+) -> Sampled:
+    probes.settle()
     while True:
-        value, error = probes.by_part()
-        if error <= tolerance * abs(known + value) or probes.products >= budget:
-            return ProbedTrace(known + value, error, probes.products, by_part=True)
-        probes.draw_best()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _variance(values: Sequence[float]) -> float:
-    """Return the variance of the mean of draws."""
-    count = len(values)
-    if count < 4:
-        return math.inf
-    return float(np.var(values, ddof=1)) / count * (count - 1) / (count - 3)
-
-
-def _squared_ratio(one: float, other: float) -> float:
-    return (one / other) ** 2 if other > 0 else math.inf
+        found, spent = probes.by_part(known), probes.products
+        if found.meets(tolerance) or spent >= budget:
+            return found
+        if operator.size <= min(probes.needed_by_part(found.target(tolerance)), budget) - spent:
+            return entry_by_entry(operator, known, spent)
+        for _ in range(min(1 + spent // 8, budget - spent)):
+            probes.draw_best()

@@ -37,7 +37,11 @@ def test_a_diagonal_matrix_needs_no_luck():
     matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     estimate = trace_of(DenseOperator(matrix))
     assert float(estimate.value) == pytest.approx(6.0, rel=1e-14)
-    assert estimate.matvecs == 16 and estimate.converged
+    assert estimate.matvecs == 3 and estimate.converged
+    large = torch.diag(torch.linspace(1, 3, 100, dtype=torch.float64))
+    estimate = trace_of(DenseOperator(large))
+    assert float(estimate.value) == pytest.approx(200.0, rel=1e-14)
+    assert estimate.matvecs == 20 and estimate.converged and 0 < float(estimate.error) < 0.1
 
 
 def test_a_tighter_tolerance_takes_more_probes_and_ends_within_it():
@@ -48,7 +52,7 @@ def test_a_tighter_tolerance_takes_more_probes_and_ends_within_it():
 
 
 def test_a_trace_near_zero_runs_out_of_budget_and_says_so():
-    operator = DenseOperator(random_symmetric([1.0, -1.0, 2.0, -2.0]))
+    operator = DenseOperator(random_symmetric([1.0, -1.0, 2.0, -2.0] * 25))
     estimate = trace_of(operator, max_matvecs=50)
     assert estimate.status == "budget" and estimate.matvecs == 50
 
