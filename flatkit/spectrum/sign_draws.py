@@ -59,7 +59,7 @@ class SignDraws:
             product: Az [P].
         """
         draw = (probe * product).double()  # [P]
-        self._scale = self._scale or norm(draw)
+        self._scale = self._scale or _power_of_two(norm(draw))
         draw = draw / self._scale if self._scale > 0 else draw
         self._count += 1
         self._sum += float(draw.sum())
@@ -112,3 +112,8 @@ class SignDraws:
     def _freedom(self) -> float:
         """Degrees of freedom of the variance."""
         return freedom_of(self._count - 1, self._steps, self._fourth)
+
+
+def _power_of_two(number: float) -> float:
+    """Return a power of two near a number, or 0: dividing by it rounds nothing."""
+    return math.ldexp(1.0, math.frexp(number)[1] - 1) if number > 0 else 0.0
