@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from flatkit.checkpoints.adapters import with_base
 from flatkit.checkpoints.conversions import in_numbers
 from flatkit.checkpoints.placing import Stored, Wishes, place
 from flatkit.checkpoints.recipe import Recipe, build_data, build_loss, build_model
@@ -37,6 +38,7 @@ class Checkpoint:
         unread: name -> what it is, of tensors among the weights that flatkit does not read.
         versions: module -> what torch noted of it when it saved, which its load hooks ask for.
         extra: what modules saved by `get_extra_state`, where it is plain data.
+        adapter: the `adapter_config.json` of an adapter of PEFT.
         version: of the flatkit that wrote it.
         model: `{"name", "kwargs"}`.
         data: `{"name", "kwargs", "sha256"}`; the last is of the tensors.
@@ -57,6 +59,7 @@ class Checkpoint:
     unread: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +87,8 @@ class Checkpoint:
 
         Wrappers that other programs put before the names (`module.`, `_orig_mod.`, `model.`, ...)
         are taken off where the names then fit, and torch's own load hooks run, as
-        `model.load_state_dict` runs them. The model takes the precision of the file.
+        `model.load_state_dict` runs them. The model takes the precision of the file. An adapter of
+        PEFT goes into a model of PEFT, or is added to the weights that the model has.
 
         Args:
             model: changed in place.
@@ -102,7 +106,10 @@ class Checkpoint:
                 ones.
         """
         wishes = Wishes(rename or {}, ignore, allow_uninitialised)
-        return place(model, self._stored(), wishes, where=f"{self.path} and the model")
+        stored, notes = self._stored(), list[str]()
+        if self.adapter:
+            stored, notes = with_base(model, stored, self.adapter)
+        return [*place(model, stored, wishes, where=f"{self.path} and the model"), *notes]
 
     def build_model(self) -> nn.Module:
         """Return the model with the stored weights, in eval mode; random states are untouched.

@@ -21,8 +21,9 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
     """Read a checkpoint without executing anything in it.
 
     It may be a file of `flatkit train`, a state dict or a training checkpoint saved by
-    `torch.save`, one of Lightning, safetensors (also in shards), a folder of Hugging Face or of
-    `torch.distributed.checkpoint`. Which of them it is, is seen from its content.
+    `torch.save`, one of Lightning, safetensors (also in shards), arrays of NumPy in a pickle or a
+    `.npz`, a folder of Hugging Face, of PEFT, of DeepSpeed or of `torch.distributed.checkpoint`.
+    Which of them it is, is seen from its content. Objects of other programs in it stay inert.
 
     Tensors that are NaN or infinite load, so that they can be looked at; `Checkpoint.task` and
     `Checkpoint.load_into` refuse them.
@@ -58,6 +59,7 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
             unread=weights.unread,
             versions=weights.versions,
             extra=_in_memory(weights.extra),
+            adapter=file.adapter,
         )
 
 

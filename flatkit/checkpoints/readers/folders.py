@@ -10,6 +10,7 @@ from flatkit.errors import CheckpointError
 _MAX_JSON = 2**26  # bytes; an index of half a million tensors fits
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin")
 
 
@@ -88,6 +89,15 @@ def config_of(folder: Path) -> dict[str, Any]:
     with member(folder, "config.json").open("rb") as file:
         config = read_json(file, folder / "config.json")
     return {key: config[key] for key in ("model_type", "architectures") if key in config}
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the `adapter_config.json` of a folder of PEFT, if it has one."""
+    name = "adapter_config.json"
+    if not (folder / name).exists():
+        return {}
+    with member(folder, name).open("rb") as file:
+        return read_json(file, folder / name)
 
 
 def no_checkpoint(folder: Path) -> CheckpointError:

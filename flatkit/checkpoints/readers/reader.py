@@ -3,15 +3,18 @@
 import hashlib
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from flatkit.checkpoints.readers.arrays import NPY, is_npz, read_npy, read_npz
+from flatkit.checkpoints.readers.deepspeed import weights_file
 from flatkit.checkpoints.readers.distributed import TABLE, read_distributed
 from flatkit.checkpoints.readers.folders import (
+    ADAPTERS,
     INDICES,
     SINGLES,
+    adapter_config,
     config_of,
     member,
     no_checkpoint,
@@ -44,6 +47,7 @@ class Opened:
         nbytes: of all its files.
         sha256: of the file; of a folder, of the lines `<sha256>  <name>` of the files in use.
         metadata: what the format says beside the tensors.
+        adapter: the `adapter_config.json` of an adapter of PEFT.
     """
 
     path: str
@@ -52,6 +56,7 @@ class Opened:
     nbytes: int
     sha256: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def format_of(self, entry: str) -> str:
         """Return the format with what its content tells, e.g. `Lightning 2.4 (torch.save)`.
@@ -105,6 +110,10 @@ class _Files:
         self._digests: dict[str | None, str] = {}
         self.nbytes = 0
 
+    def inside(self, folder: str) -> "_Files":
+        """Return the files of a folder in this one."""
+        return _Files(self._path / folder, self._stack)
+
     def open(self, name: str | None = None) -> BinaryIO:
         """Return a file of the folder by name, or the one file itself, at its start."""
         if name not in self._open:
@@ -144,9 +153,20 @@ def _check_path(path: Path) -> None:
 
 def _open_file(path: Path, files: _Files) -> Opened:
     file = files.open()
-    start = file.read(32)
-    content, kind, metadata = _read(file, start, str(path))
+    content, kind, metadata = _read(file, file.read(32), str(path))
+    if path.name in ADAPTERS and (config := adapter_config(path.parent)):
+        return _adapter(path, files, content, kind, config)
     return Opened(str(path), kind, content, files.nbytes, files.sha256, metadata)
+
+
+def _adapter(
+    path: Path, files: _Files, content: Any, kind: str, config: Mapping[str, Any]
+) -> Opened:
+    """Return an adapter of PEFT, with the few lines of its configuration that a reader wants."""
+    known = ("peft_type", "base_model_name_or_path", "r", "lora_alpha")
+    metadata = {key: config[key] for key in known if config.get(key) is not None}
+    kind = f"PEFT adapter ({kind})"
+    return Opened(str(path), kind, content, files.nbytes, files.sha256, metadata, config)
 
 
 def _read(file: BinaryIO, start: bytes, path: str) -> tuple[Any, str, Mapping[str, Any]]:
@@ -183,12 +203,14 @@ def _open_folder(path: Path, files: _Files) -> Opened:
         content = read_distributed(str(path), files.open, nbytes)
         kind = "torch.distributed.checkpoint"
         return Opened(str(path), kind, content, files.nbytes, files.sha256)
-    for index in INDICES:
+    for index in [*INDICES, *_other_indices(path)]:
         if (path / index).exists():
             return _open_index(path / index, files, str(path))
     for single in _singles(path):
         file = files.open(single)
         content, kind, metadata = _read(file, file.read(32), str(path / single))
+        if single in ADAPTERS and (adapter := adapter_config(path)):
+            return _adapter(path, files, content, kind, adapter)
         config = config_of(path)
         return Opened(
             str(path),
@@ -198,14 +220,27 @@ def _open_folder(path: Path, files: _Files) -> Opened:
             files.sha256,
             {**metadata, **config},
         )
+    if (weights := weights_file(path)) is not None:
+        file = files.open(weights)
+        content, _, _ = _read(file, file.read(32), str(path / weights))
+        return Opened(str(path), "DeepSpeed", content, files.nbytes, files.sha256)
+    inside = [table.parent for table in sorted(path.glob(f"*/{TABLE}"))]
+    if len(inside) == 1:  # as accelerate saves FSDP: the optimizer has a folder of its own
+        return replace(_open_folder(inside[0], files.inside(inside[0].name)), path=str(path))
     raise no_checkpoint(path)
 
 
 def _singles(path: Path) -> list[str]:
     """Return the file of weights of a folder of one model."""
-    found = [name for name in SINGLES if (path / name).exists()]
+    found = [name for name in (*SINGLES, *ADAPTERS) if (path / name).exists()]
     others = sorted(item.name for item in path.glob("*.safetensors"))
     return found or (others if len(others) == 1 else [])
+
+
+def _other_indices(path: Path) -> list[str]:
+    """Return the index of shards of another name, as `diffusion_pytorch_model...`, if it is one."""
+    found = [item.name for item in path.glob("*.index.json")]
+    return found if len(found) == 1 else []
 
 
 def _is_json(path: Path) -> bool:
