@@ -115,8 +115,8 @@ def _merged(
         _refuse_tied(own, name, stored.path)
         if not own[name].is_floating_point():
             raise CheckpointError(
-                f"{stored.path} cannot be added to {name}, which has {own[name].dtype} codes in the "
-                "model; load the base without quantisation"
+                f"{stored.path} cannot be added to {name}, which has {own[name].dtype} codes in "
+                "the model; load the base without quantisation"
             )
         delta = _delta(pair, own[name], model.get_submodule(name.rpartition(".")[0]))
         if delta.shape != own[name].shape:
