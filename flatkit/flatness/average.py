@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count
+from flatkit.devices import ordinary_torch
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Objective
 from flatkit.spectrum.standard_error import mean
@@ -28,6 +29,7 @@ class AverageIncrease(NamedTuple):
     samples: int
 
 
+@ordinary_torch()
 def average_loss_increase(
     objective: Objective,
     theta: Tensor | None = None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.frank_wolfe import BallFunction, BallSearch, Iterate
 from flatkit.flatness.initial_points import FunctionOfObjective, disagreement, initial_points
@@ -62,6 +63,7 @@ class BallMaximum:
     gradients: int
 
 
+@ordinary_torch()
 def maximize_over_ball(
     function: BallFunction,
     *,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.ball import maximize_over_ball
 from flatkit.flatness.frank_wolfe import FunctionValues
@@ -57,6 +58,7 @@ class _BatchLoss:
             return float(loss.detach()), differentiate(loss, point)
 
 
+@ordinary_torch()
 def m_sharpness(
     objective: Objective,
     theta: Tensor | None = None,

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from flatkit.devices import ordinary_torch
 from flatkit.flatness.ball import BallMaximum, search_ball
 from flatkit.flatness.functions import GradientNorm
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Objective
 
 
+@ordinary_torch()
 def max_gradient_norm(
     objective: Objective,
     theta: Tensor | None = None,

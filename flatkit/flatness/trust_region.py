@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from flatkit.checks import check_positive
+from flatkit.devices import ordinary_torch
 
 # Size, relative to the whole, below which a part of the linear term counts as zero.
 _ORTHOGONAL = 1e-13
@@ -26,6 +27,7 @@ class QuadraticMaximum(NamedTuple):
     multiplier: float
 
 
+@ordinary_torch()
 def quadratic_maximum(matrix: np.ndarray, linear: np.ndarray, rho: float) -> QuadraticMaximum:
     """Return the exact maximum of ½ yᵀA y + cᵀy over ‖y‖ ≤ ρ, A symmetric, also indefinite.
 
@@ -53,6 +55,7 @@ def quadratic_maximum(matrix: np.ndarray, linear: np.ndarray, rho: float) -> Qua
     return QuadraticMaximum(value, vectors @ parts, multiplier)
 
 
+@ordinary_torch()
 def gradient_norm_maximum(matrix: np.ndarray, gradient: np.ndarray, rho: float) -> QuadraticMaximum:
     """Return the exact maximum of ‖g + H y‖ over ‖y‖ ≤ ρ; half its square is a quadratic in y.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from flatkit.devices import ordinary_torch
 from flatkit.errors import FlatkitError, NonFiniteError
 from flatkit.hessian.products import (
     FORMULAS,
@@ -90,6 +91,7 @@ class Choice:
         return torch.finfo(dtype).eps ** 0.5 if self.error is None else self.error
 
 
+@ordinary_torch()
 def choose(
     objective: Objective, theta: Tensor, *, preference: Preference = "auto", tolerance: float = 1e-4
 ) -> Choice:

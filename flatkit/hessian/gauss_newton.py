@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from flatkit.devices import ordinary_torch
 from flatkit.errors import FlatkitError
 from flatkit.hessian.autotune import Choice, direction
 from flatkit.hessian.layers.trace import trace
@@ -48,6 +49,7 @@ class _Positive(SymmetricOperator):
     _kept: Multiplies | None = None
     """The only chunk, if there is only one and layers multiply."""
 
+    @ordinary_torch()
     def __init__(
         self, objective: Objective, theta: Tensor | None = None, *, tolerance: float = 1e-4
     ) -> None:
@@ -90,10 +92,12 @@ class _Positive(SymmetricOperator):
         found = errors_along(reference, self.objective, self.theta, prepare, vectors, values)
         return most if found is None else found + 4 * torch.finfo(self.dtype).eps * scale
 
+    @ordinary_torch()
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P]."""
         return self.matmat(vector[None])[0]
 
+    @ordinary_torch()
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         total = torch.zeros_like(vectors)
@@ -124,6 +128,7 @@ class _Positive(SymmetricOperator):
             "central_difference": lambda: partial(by_differences, head),
         }
 
+    @ordinary_torch()
     def _choose(self) -> Choice:
         objective, theta = self.objective, self.theta
         head, chunks = type(self)._head, samples_of_probe(objective)

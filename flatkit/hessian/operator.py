@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from flatkit.devices import ordinary_torch
 from flatkit.errors import NonFiniteError
 from flatkit.hessian.autotune import Choice, Preference, choose
 from flatkit.hessian.plan import Plan, make_plan
@@ -136,6 +137,7 @@ class HessianOperator(SymmetricOperator):
         found = errors_along(reference, self.objective, self.theta, recipe, vectors, values)
         return most if found is None else found + 4 * torch.finfo(self.dtype).eps * scale
 
+    @ordinary_torch()
     def gradient(self) -> Tensor:
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
         if self.plan.kept * self.plan.chunk_size < self.objective.num_samples:
@@ -147,6 +149,7 @@ class HessianOperator(SymmetricOperator):
             total += prepared.gradient
         return finite(total, "gradient")
 
+    @ordinary_torch()
     def matvec(self, vector: Tensor) -> Tensor:
         """Return H v for v of shape [P]."""
         total = torch.zeros_like(vector)
@@ -155,6 +158,7 @@ class HessianOperator(SymmetricOperator):
             del prepared  # or the next chunk is prepared beside this one
         return finite(total, "Hessian-vector product")
 
+    @ordinary_torch()
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         total = torch.zeros_like(vectors)

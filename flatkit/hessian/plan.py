@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.hessian.memory import Usage, free_bytes, largest_chunk, measure_bytes, measure_chunk
 from flatkit.hessian.products import Engine, Prepared
@@ -28,6 +29,7 @@ class Plan:
     kept: int
 
 
+@ordinary_torch()
 def make_plan(
     objective: Objective,
     theta: Tensor,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy
 
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.files.atomic import sole_writer
 from flatkit.landscape.directions import kind_named
@@ -54,6 +55,7 @@ def plan_landscapes(
         yield _around(distinct(names)[-1], task, kind, settings)
 
 
+@ordinary_torch()
 def measure_landscape(
     sources: Sequence[WeightSource], *, progress: PointsDone | None = None, **settings: Any
 ) -> list[Surface]:
@@ -80,6 +82,7 @@ def measure_landscape(
     return [job.measure(progress=progress) for job in jobs]
 
 
+@ordinary_torch()
 def measure_into(
     path: str | Path,
     job: LandscapeJob,

@@ -9,6 +9,7 @@ from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
+from flatkit.devices import ordinary_torch
 from flatkit.errors import FlatkitError, InvalidArgumentError, PluginError
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.session import Progress, Session
@@ -20,6 +21,7 @@ from flatkit.results import Comparison, Entry, Report, Result
 Subject: TypeAlias = Task | Checkpoint | str | Path
 
 
+@ordinary_torch()
 def analyze(
     subject: Subject | nn.Module,
     loss: LossFunction | str | None = None,

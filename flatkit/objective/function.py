@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatkit.checks import check_choice, check_count
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.copier import duplicate
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
@@ -20,10 +22,12 @@ from flatkit.objective.examination import (
     nearby,
     weigh,
 )
+from flatkit.objective.habits import WATCHED, Habits, guarded, observe
 from flatkit.objective.intake import take_in
 from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.names import LOSSES
+from flatkit.objective.one_function import make_one_function
 from flatkit.objective.passes import (
     Chunk,
     Counter,
@@ -31,12 +35,13 @@ from flatkit.objective.passes import (
     differentiate,
     share_of,
 )
-from flatkit.objective.placing import PlacedModel, Places
+from flatkit.objective.placing import PlacedModel
 from flatkit.objective.private_model import (
     BatchNormMode,
     private_copy,
 )
 from flatkit.objective.pytree import Tree
+from flatkit.objective.randomness import undisturbed
 from flatkit.objective.samples import Data, Samples, default_chunk_size, spread_rows
 from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
@@ -97,6 +102,8 @@ class Objective(PlacedModel):
     tensor([10.])
     """
 
+    @ordinary_torch()
+    @undisturbed()
     def __init__(
         self,
         model: nn.Module,
@@ -116,13 +123,15 @@ class Objective(PlacedModel):
             raise InvalidArgumentError(
                 "batchnorm='train' needs `chunk_size`: the loss then depends on the batching"
             )
+        at_once = chunk_size if batchnorm == "train" else None
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
-        self.loss_function = self._loss = as_sums(named)
-        self._model, _ = private_copy(model, batchnorm, dtype, device)
-        self._places = Places(self._model)
+        self.loss_function = self._loss = guarded(as_sums(named))
+        private, _ = private_copy(model, batchnorm, dtype, device)
+        self._put_into(private)
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
+        make_one_function(self._model)
         self.batchnorm: BatchNormMode = batchnorm
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
@@ -135,15 +144,16 @@ class Objective(PlacedModel):
             loss=self._loss,
             dtype=self.dtype,
             device=self.device,
-            at_once=chunk_size if batchnorm == "train" else None,
+            at_once=at_once,
         )
+        habits = self._observe(at_once)
         mean_over = self._weigh()
         self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
         self.memory_format = self._lay_out()
         check_finite(self.space.unflatten(self.theta), self.samples.inputs)
-        self.examination = Examination(mean_over, NOT_EXAMINED)
-        if examine:
-            self.examination = Examination(mean_over, examine_all(self))
+        checks = examine_all(self) if examine else NOT_EXAMINED
+        self.examination = Examination(mean_over, checks)
+        self._places.habits = habits  # from now on random states are put back by each evaluation
 
     @property
     def num_parameters(self) -> int:
@@ -323,14 +333,13 @@ class Objective(PlacedModel):
     def with_model(self, model: nn.Module) -> "Objective":
         """Return the same function of θ with the buffers of a model of the same parameters."""
         other = copy.copy(self)
-        other._model, other._places = model, Places(model)
+        other._put_into(model)
         return other
 
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
         precise = copy.copy(self)
-        precise._model = duplicate(self._model, torch.float64)
-        precise._places = Places(precise._model)
+        precise._put_into(duplicate(self._model, torch.float64))
         precise.theta = self.theta.double()
         precise._counter = Counter()
         precise.engine_choices = {}
@@ -354,7 +363,16 @@ class Objective(PlacedModel):
         return float(self.share(outputs, chunk).detach()), right
 
     def _run(self, inputs: Tree) -> Any:
-        return self.outputs(self.theta, Chunk(inputs, None, 1.0))
+        outputs = self.outputs(self.theta, Chunk(inputs, None, 1.0))
+        return outputs.detach() if isinstance(outputs, Tensor) else outputs
+
+    def _observe(self, at_once: int | None) -> Habits:
+        """Look at what the model and the loss do beside computing, at a few samples."""
+        some = self.samples.rows(spread_rows(self.num_samples, at_once or WATCHED).to(self.device))
+        with self.placed():
+            habits = observe(self._call, self._loss, some.inputs, some.targets)
+        self._places.habits = replace(habits, draws=False)
+        return habits
 
     def _weigh(self) -> str:
         """Weigh the samples, leave out those that do not count; return what the mean is over."""
@@ -376,7 +394,6 @@ class Objective(PlacedModel):
         """Put the images into the layout that is fastest; return which that is."""
         if self.device.type != "cpu":
             return "as given"
-
         few = slice(2 if self.batchnorm == "eval" else self.chunk_size)
 
         def loss_of(samples: Samples) -> float:

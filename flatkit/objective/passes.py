@@ -11,6 +11,14 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.pytree import Tree, dtype_like, leaves, map_tree
 from flatkit.results import Cost
 
+REENTRANT = (
+    "the model computes its activations again in a backward pass of its own, as "
+    "torch.utils.checkpoint with use_reentrant=True does: there are no derivatives with respect to "
+    "given weights, nor second ones; use checkpoint(..., use_reentrant=False), which computes the "
+    "same numbers"
+)
+"""Why models with re-entrant checkpoints are refused."""
+
 
 class Chunk(NamedTuple):
     """A part of the samples that goes through the model at once.
@@ -83,8 +91,11 @@ class Counter:
 def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
     """Return the gradient of a scalar with respect to a point [P].
 
+    It is exactly zero where the scalar depends on other things alone.
+
     Raises:
-        InvalidArgumentError: the scalar does not depend on the point.
+        InvalidArgumentError: the scalar depends on nothing, or the model calls `backward` within
+            its backward pass.
 
     >>> point = torch.tensor([3.0], requires_grad=True)
     >>> differentiate((point**2).sum(), point)
@@ -95,7 +106,18 @@ def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) 
             "the loss does not depend on the parameters; is it computed under torch.no_grad, "
             "or from detached outputs?"
         )
-    return torch.autograd.grad(scalar, point, create_graph=create_graph)[0]
+    try:
+        (found,) = torch.autograd.grad(
+            scalar, point, create_graph=create_graph, materialize_grads=True
+        )
+    except RuntimeError as error:  # of torch: there is no other sign of it
+        if "use_reentrant=True" in str(error):
+            raise InvalidArgumentError(REENTRANT) from error
+        raise
+    if point.grad is not None:  # a backward pass inside of this one took it, and it is lost
+        point.grad = None
+        raise InvalidArgumentError(REENTRANT)
+    return found
 
 
 def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:

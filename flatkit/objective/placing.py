@@ -6,7 +6,7 @@ again, so that they must still be those of the forward pass.
 
 from abc import ABC
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import ordinary_torch
+from flatkit.objective.habits import Habits, check_unchanged
 from flatkit.objective.passes import Chunk, arguments
+from flatkit.objective.pytree import Tree, map_tree
+from flatkit.objective.randomness import undisturbed
 from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
 
@@ -61,16 +64,17 @@ class PlacedModel(ABC):
         with self._places.ready(smooth):
             theta = self.theta if theta is None else theta
             point = theta.detach().clone().requires_grad_()
-            with self._places.holding(point, self.space, _own_parts(point, self.space)):
+            with self._places.holding(point, self.space, self._own_parts(point)):
                 yield point
 
     @contextmanager
     def placed_again(self, point: Tensor, *, smooth: bool = True) -> Generator[None]:
         """Let a point that `placed` gave stand in the model again, for further derivatives."""
-        with self._places.ready(smooth):
-            parts = _own_parts(point, self.space)
-            with self._places.holding(point, self.space, parts):
-                yield
+        with (
+            self._places.ready(smooth),
+            self._places.holding(point, self.space, self._own_parts(point)),
+        ):
+            yield
 
     def stands(self, theta: Tensor) -> bool:
         """Whether the weights in the model are those of a point, as inside of `placed`."""
@@ -101,12 +105,41 @@ class PlacedModel(ABC):
             chunk: one of `chunks`.
             smooth: as of `placed`, where that is not around.
         """
-        if not self.stands(theta):
-            with self.standing(theta, smooth=smooth) as point:
-                return self.outputs(point, chunk)
-        args, kwargs = arguments(chunk.inputs)
+        edits = self._places.habits.edits_inputs
+        inputs = map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs
+        with nullcontext() if self.stands(theta) else self.standing(theta, smooth=smooth):
+            outputs = self._call(inputs)
+        if not edits:
+            check_unchanged("the model changes its inputs", inputs)
+        return outputs
+
+    def _put_into(self, model: nn.Module) -> None:
+        """Run another copy of the model from now on, which has the same habits."""
+        known = getattr(self, "_places", None)
+        self._model, self._places = model, Places(model)
+        if known is not None:
+            self._places.habits = known.habits
+
+    def _call(self, inputs: Tree) -> Any:
+        args, kwargs = arguments(inputs)
         with users_code("the model", self._model):
             return self._model(*args, **kwargs)
+
+    def _own_parts(self, point: Tensor) -> Mapping[str, Tensor]:
+        """Return the parameters at a leaf, differentiable with respect to it.
+
+        Views of one tensor count together how often they were changed: one that a model changes in
+        place (rows of an embedding with `max_norm`) would make invalid what others saved for the
+        backward pass. Those of `unsafe_split` count by themselves, and take half the time.
+        """
+        parts = torch.unsafe_split_with_sizes(point, self.space.sizes)
+        if self._places.habits.sparse:
+            for part in parts:
+                part.register_hook(_dense)
+        return {
+            name: part.view(shape)
+            for name, part, shape in zip(self.space.names, parts, self.space.shapes, strict=True)
+        }
 
 
 @final
@@ -117,6 +150,9 @@ class Places:
 
     Args:
         model: a private copy, which nobody else runs.
+
+    Attributes:
+        habits: what the model and its loss do beside computing.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> space = ParameterSpace.of(dict(layer.named_parameters()))
@@ -135,6 +171,7 @@ class Places:
         ]
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self._standing: tuple[Tensor, ParameterSpace] | None = None
+        self.habits = Habits(draws=False)  # until it is known whether two values are the same
 
     def stands(self, point: Tensor, space: ParameterSpace) -> bool:
         """Whether the weights in the model are those of a point."""
@@ -173,6 +210,8 @@ class Places:
         """
         with ExitStack() as stack:
             stack.enter_context(ordinary_torch())
+            if self.habits.draws:
+                stack.enter_context(undisturbed())
             if not torch.is_grad_enabled():
                 stack.enter_context(torch.enable_grad())
             if smooth:
@@ -201,15 +240,5 @@ def parameter_places(model: nn.Module) -> dict[tuple[str, str], str]:
     return places
 
 
-def _own_parts(point: Tensor, space: ParameterSpace) -> Mapping[str, Tensor]:
-    """Return the parameters at a leaf, differentiable with respect to it.
-
-    Views of one tensor count together how often they were changed: one that a model changes in
-    place (rows of an embedding with `max_norm`) would make invalid what others saved for the
-    backward pass. Those of `unsafe_split` count by themselves, and are split in half the time.
-    """
-    parts = torch.unsafe_split_with_sizes(point, space.sizes)
-    return {
-        name: part.view(shape)
-        for name, part, shape in zip(space.names, parts, space.shapes, strict=True)
-    }
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient

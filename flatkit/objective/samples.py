@@ -79,7 +79,10 @@ class Samples:
         """Return the samples on a device, with floating-point numbers in a dtype."""
 
         def convert(leaf: Tensor) -> Tensor:
-            return leaf.detach().to(device, dtype_like(leaf.dtype, dtype))
+            found = leaf.detach().to(device, dtype_like(leaf.dtype, dtype))
+            # What the user holds is nobody's to change, nor a tensor of the inference mode of use.
+            shared = found.data_ptr() == leaf.data_ptr() or found.is_inference()
+            return found.clone() if shared else found
 
         return replace(
             self, inputs=map_tree(convert, self.inputs), targets=map_tree(convert, self.targets)

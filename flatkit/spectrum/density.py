@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import trapezoid
 
 from flatkit.checks import check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.spectrum.krylov import krylov_rule
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.standard_error import freedom_of, rounding_error, stretch
@@ -47,6 +48,7 @@ class Density:
     seconds: float
 
 
+@ordinary_torch()
 def spectral_density(
     operator: SymmetricOperator,
     *,

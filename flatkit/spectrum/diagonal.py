@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count
+from flatkit.devices import ordinary_torch
 from flatkit.spectrum.dot import norm
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
@@ -18,6 +19,7 @@ from flatkit.status import Status
 _TRUSTED = 16  # probes whose agreement in one coordinate is no chance
 
 
+@ordinary_torch()
 def diagonal(
     operator: SymmetricOperator,
     *,

@@ -5,6 +5,7 @@ import time
 import torch
 
 from flatkit.checks import check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator
@@ -13,6 +14,7 @@ from flatkit.spectrum.stratified_trace import entry_by_entry, probed_trace
 _SMALL = 16  # coordinates up to which an operator is taken entry by entry
 
 
+@ordinary_torch()
 def hutchinson_trace(
     operator: SymmetricOperator,
     *,

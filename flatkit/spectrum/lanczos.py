@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate, residual_status
 from flatkit.spectrum.krylov import KrylovBasis
@@ -21,6 +22,7 @@ End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
 StopRule: TypeAlias = Literal["residual", "value"]
 
 
+@ordinary_torch()
 def lanczos(
     operator: SymmetricOperator,
     *,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.estimate import Estimate, residual_norms, residual_status
 from flatkit.spectrum.operators import SymmetricOperator, check_k, finite_product, random_vector
@@ -13,6 +14,7 @@ from flatkit.spectrum.operators import SymmetricOperator, check_k, finite_produc
 _GUARDS = 2  # vectors beyond k: the last ones of a block converge slowly
 
 
+@ordinary_torch()
 def lobpcg(
     operator: SymmetricOperator,
     *,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.operators import (
@@ -49,6 +50,7 @@ class _Search:
         return self.matvecs >= self.budget
 
 
+@ordinary_torch()
 def power_iteration(
     operator: SymmetricOperator,
     *,

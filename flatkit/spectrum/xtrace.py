@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 
 from flatkit.checks import check_choice, check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.hutchinson import hutchinson_trace
 from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator
@@ -23,6 +24,7 @@ _COMPARED = 32
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 
 
+@ordinary_torch()
 def trace(
     operator: SymmetricOperator,
     *,

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
+from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.flatness.geometry import Geometry
 from flatkit.measures import (
@@ -31,6 +32,7 @@ _STEPS, _LARGEST, _SPAN = 9, 0.05, 1e-4
 """Radii of the ladder; the largest, in lengths of the weights; the smallest, in largest ones."""
 
 
+@ordinary_torch()
 def verify(
     subject: Subject,
     *,

@@ -1,0 +1,199 @@
+"""What a model and its loss do beside computing a value, found by watching them once.
+
+Inputs that they change in place, random numbers that they draw: what they do is kept from the
+user's tensors and states, at a price that only those pay that do it.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, final
+
+import numpy
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from flatkit.errors import InvalidArgumentError, UserCodeError
+from flatkit.objective.passes import REENTRANT
+from flatkit.objective.pytree import Tree, leaves, map_tree
+from flatkit.objective.users_code import users_code
+
+WATCHED = 8
+"""Samples at which habits are looked at, spread over all."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a model does beside computing; a loss that edits its targets is `Guarded`.
+
+    Attributes:
+        edits_inputs: the model changes its inputs in place.
+        draws: random numbers are drawn.
+        sparse: there are sparse gradients.
+    """
+
+    edits_inputs: bool = True
+    draws: bool = True
+    sparse: bool = True
+
+
+def observe(
+    run: Callable[[Tree], Any], loss: Callable[[Any, Any], Any], inputs: Tree, targets: Tree
+) -> Habits:
+    """Return the habits of a model and a loss at some samples. Cost: one forward pass of them.
+
+    Where the code of the user raises, every habit is taken for granted: what is wrong is told by
+    whoever needs a value.
+
+    Args:
+        run: the model, gradients recorded.
+        loss: of (outputs, targets); a guarded one is told what was found.
+        inputs: of some samples; copies of them are given to the model.
+        targets: of the same.
+
+    Raises:
+        InvalidArgumentError: the model checkpoints its activations in the re-entrant way.
+
+    >>> found = observe(lambda x: x.mul_(2), lambda y, t: (y - t).square(), torch.ones(1), 0)
+    >>> found.edits_inputs, found.draws, found.sparse
+    (True, False, False)
+    """
+    given, wanted, before = _copied(inputs), _copied(targets), _random_states()
+    inner, watch = loss.inner if isinstance(loss, Guarded) else loss, _Watch()
+    try:
+        with watch, users_code("the loss"):
+            values = inner(run(given), wanted)
+    except UserCodeError:
+        values = None
+    if watch.reentrant:
+        raise InvalidArgumentError(REENTRANT)
+    if not isinstance(values, Tensor):
+        return Habits()
+    if isinstance(loss, Guarded):
+        loss.edits = _differ(wanted, targets)
+    return Habits(
+        edits_inputs=_differ(given, inputs),
+        draws=not _same_states(before, _random_states()),
+        sparse=any(getattr(node, "_saved_sparse", False) for node in _nodes(values.grad_fn)),
+    )
+
+
+@final
+class Guarded:
+    """A loss of the user, which is given copies of the targets where it changes them.
+
+    Args:
+        inner: of (outputs, targets).
+
+    Attributes:
+        edits: whether it changes them.
+    """
+
+    def __init__(self, inner: Callable[[Any, Any], Any]) -> None:
+        self.inner, self.edits = inner, True
+
+    def __call__(self, outputs: Any, targets: Tree) -> Any:
+        """Return what the loss returns."""
+        if self.edits:
+            return self.inner(outputs, _copied(targets))
+        values = self.inner(outputs, targets)
+        check_unchanged("the loss changes its targets", targets)
+        return values
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner" or (name.startswith("__") and name != "__name__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __str__(self) -> str:
+        return str(self.inner)
+
+
+def guarded(loss: Any) -> Any:
+    """Return a loss that leaves its targets alone: those of flatkit do.
+
+    >>> type(guarded(torch.nn.functional.mse_loss)).__name__
+    'Guarded'
+    """
+    return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss)
+
+
+def check_unchanged(what: str, tree: Tree) -> None:
+    """Refuse that private samples were changed in place, where that was not seen before.
+
+    Args:
+        what: would have changed them.
+        tree: of tensors that are as they were made.
+
+    >>> check_unchanged("the model changes its inputs", torch.ones(1))
+    """
+    if any(leaf._version for leaf in leaves(tree)):
+        raise InvalidArgumentError(
+            f"{what} in place at some samples or weights, and not at others; let it work on a "
+            "copy (`x = x.clone()` before the in-place operation)"
+        )
+
+
+@final
+class _Watch(TorchFunctionMode):
+    """Looks for operations within re-entrant checkpoints, which compute without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reentrant = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if not (self.reentrant or torch.is_grad_enabled()):
+            code = CheckpointFunction.forward.__code__
+            self.reentrant = any(frame.f_code is code for frame in _frames())
+        return func(*args, **(kwargs or {}))
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe()  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _copied(tree: Tree) -> Tree:
+    return map_tree(torch.clone, tree)
+
+
+def _differ(given: Tree, original: Tree) -> bool:
+    """Whether copies were changed, also by NumPy, or by operations that happened to change none."""
+    pairs = zip(leaves(given), leaves(original), strict=True)
+    return any(copy._version > 0 or not torch.equal(copy, leaf) for copy, leaf in pairs)
+
+
+def _random_states() -> tuple[Any, ...]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    arrays = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
+    kind, keys, *rest = numpy.random.get_state()  # noqa: NPY002
+    return random.getstate(), kind, bytes(keys), *rest, *(bytes(a.numpy()) for a in arrays)
+
+
+def _same_states(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    return first == second
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph of autograd."""
+    seen, waiting = set[Any](), [root]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [below for below, _ in node.next_functions]

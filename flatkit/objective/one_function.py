@@ -1,0 +1,50 @@
+"""What makes a private model one function, the same with gradients and without."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+"""Modules that take another path, of other values at padded places, where nothing of theirs
+requires gradients."""
+_SPARSE = (nn.Embedding, nn.EmbeddingBag)
+
+
+def make_one_function(model: nn.Module) -> None:
+    """Switch off what computes or differentiates a private model in more than one way.
+
+    Fused paths of encoders, flags that make gradients sparse, and caches of parametrizations, which
+    a caller may have switched on for the whole process.
+
+    Args:
+        model: a private copy, changed in place; which of its parameters require gradients says
+            nothing any more.
+
+    >>> table = nn.Embedding(3, 2, sparse=True)
+    >>> make_one_function(table)
+    >>> table.sparse
+    False
+    """
+    for module in list(model.modules()):
+        if isinstance(module, _SPARSE):
+            module.sparse = False
+        if isinstance(module, _FUSED):
+            for parameter in module.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+        if parametrize.is_parametrized(module):
+            _compute_always(module)
+
+
+def _compute_always(module: nn.Module) -> None:
+    """Let parametrized tensors of a module be computed whenever they are asked for."""
+    kind = type(module)
+    names = vars(module)["_modules"]["parametrizations"]
+    properties = {name: _uncached(name, getattr(kind, name)) for name in names}
+    module.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **properties})
+
+
+def _uncached(name: str, given: property) -> property:
+    def get(self: nn.Module) -> torch.Tensor:
+        return vars(self)["_modules"]["parametrizations"][name]()
+
+    return property(get, given.fset)
