@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, get_args
 
@@ -22,7 +21,7 @@ from flatkit.objective.examination import (
     nearby,
     weigh,
 )
-from flatkit.objective.habits import WATCHED, Habits, guarded, observe
+from flatkit.objective.habits import WATCHED, guarded
 from flatkit.objective.intake import take_in
 from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
@@ -146,7 +145,8 @@ class Objective(PlacedModel):
             device=self.device,
             at_once=at_once,
         )
-        habits = self._observe(at_once)
+        some = self.samples.rows(spread_rows(self.num_samples, at_once or WATCHED).to(self.device))
+        habits = self._observe(self._loss, some.inputs, some.targets)
         mean_over = self._weigh()
         self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
         self.memory_format = self._lay_out()
@@ -365,14 +365,6 @@ class Objective(PlacedModel):
     def _run(self, inputs: Tree) -> Any:
         outputs = self.outputs(self.theta, Chunk(inputs, None, 1.0))
         return outputs.detach() if isinstance(outputs, Tensor) else outputs
-
-    def _observe(self, at_once: int | None) -> Habits:
-        """Look at what the model and the loss do beside computing, at a few samples."""
-        some = self.samples.rows(spread_rows(self.num_samples, at_once or WATCHED).to(self.device))
-        with self.placed():
-            habits = observe(self._call, self._loss, some.inputs, some.targets)
-        self._places.habits = replace(habits, draws=False)
-        return habits
 
     def _weigh(self) -> str:
         """Weigh the samples, leave out those that do not count; return what the mean is over."""

@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.habits import REENTRANT
 from flatkit.objective.pytree import Tree, dtype_like, leaves, map_tree
 from flatkit.results import Cost
-
-REENTRANT = (
-    "the model computes its activations again in a backward pass of its own, as "
-    "torch.utils.checkpoint with use_reentrant=True does: there are no derivatives with respect to "
-    "given weights, nor second ones; use checkpoint(..., use_reentrant=False), which computes the "
-    "same numbers"
-)
-"""Why models with re-entrant checkpoints are refused."""
 
 
 class Chunk(NamedTuple):

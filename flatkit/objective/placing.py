@@ -7,6 +7,7 @@ again, so that they must still be those of the forward pass.
 from abc import ABC
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import ordinary_torch
-from flatkit.objective.habits import Habits, check_unchanged
+from flatkit.objective.habits import Habits, check_unchanged, observe
 from flatkit.objective.passes import Chunk, arguments
 from flatkit.objective.pytree import Tree, map_tree
 from flatkit.objective.randomness import undisturbed
@@ -107,8 +108,10 @@ class PlacedModel(ABC):
         """
         edits = self._places.habits.edits_inputs
         inputs = map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs
-        with nullcontext() if self.stands(theta) else self.standing(theta, smooth=smooth):
-            outputs = self._call(inputs)
+        args, kwargs = arguments(inputs)
+        around = nullcontext() if self.stands(theta) else self.standing(theta, smooth=smooth)
+        with around, users_code("the model", self._model):
+            outputs = self._model(*args, **kwargs)
         if not edits:
             check_unchanged("the model changes its inputs", inputs)
         return outputs
@@ -120,10 +123,18 @@ class PlacedModel(ABC):
         if known is not None:
             self._places.habits = known.habits
 
-    def _call(self, inputs: Tree) -> Any:
-        args, kwargs = arguments(inputs)
-        with users_code("the model", self._model):
-            return self._model(*args, **kwargs)
+    def _observe(self, loss: Any, inputs: Tree, targets: Tree) -> Habits:
+        """Look at what the model and a loss do beside computing, and copy only if need be."""
+
+        def run(given: Tree) -> Any:
+            args, kwargs = arguments(given)
+            with users_code("the model", self._model):
+                return self._model(*args, **kwargs)
+
+        with self.placed():
+            habits = observe(run, loss, inputs, targets)
+        self._places.habits = replace(habits, draws=False)
+        return habits
 
     def _own_parts(self, point: Tensor) -> Mapping[str, Tensor]:
         """Return the parameters at a leaf, differentiable with respect to it.
@@ -132,14 +143,13 @@ class PlacedModel(ABC):
         place (rows of an embedding with `max_norm`) would make invalid what others saved for the
         backward pass. Those of `unsafe_split` count by themselves, and take half the time.
         """
+        if point.shape != (self.space.size,):
+            self.space.unflatten(point)  # tells what is wrong
         parts = torch.unsafe_split_with_sizes(point, self.space.sizes)
         if self._places.habits.sparse:
             for part in parts:
                 part.register_hook(_dense)
-        return {
-            name: part.view(shape)
-            for name, part, shape in zip(self.space.names, parts, self.space.shapes, strict=True)
-        }
+        return self.space.shaped(parts)
 
 
 @final
