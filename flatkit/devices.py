@@ -1,5 +1,6 @@
 """Devices by name, and torch without the contexts that a caller holds around a call."""
 
+import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
@@ -62,3 +63,16 @@ def ordinary_torch() -> Generator[None]:
         if _get_current_function_mode_stack() and torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device in bytes; 0 if it cannot be told.
+
+    >>> free_bytes(torch.device("meta"))
+    0
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0

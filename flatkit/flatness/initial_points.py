@@ -167,7 +167,7 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     """
     order = torch.randperm(objective.num_samples, generator=generator).to(objective.device)
     total = torch.zeros_like(theta)
-    least = 2 if objective.batchnorm == "train" else 1  # BatchNorm refuses single samples
+    least = 1 if objective.divisible else 2  # BatchNorm refuses single samples
     for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):
         parts = min(math.ceil(len(rows) / objective.chunk_size), len(rows) // least)
         for part in rows.tensor_split(max(1, parts)):

@@ -105,8 +105,11 @@ def m_sharpness(
             f"m_sharpness must be at most {objective.num_samples // 2}, half of the samples, so "
             f"that there are two batches for a standard error; got {m}"
         )
-    if objective.batchnorm == "train":
-        raise InvalidArgumentError("m_sharpness needs `batchnorm` eval: a batch has its own loss")
+    if not objective.divisible:
+        raise InvalidArgumentError(
+            "m_sharpness needs `batchnorm` eval and a loss that is a mean over samples: here a "
+            "batch has a loss of its own"
+        )
     order = torch.randperm(objective.num_samples, generator=generator)
     values, one_steps, spent = [], [], 0
     for rows in order.split(m)[: min(max_batches, objective.num_samples // m)]:

@@ -1,11 +1,9 @@
 """Bytes: how many a computation holds at once, and how many samples a budget allows."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -142,19 +140,6 @@ def largest_chunk(prepare: Callable[[int], Any], *, samples: int, budget: int) -
         else:  # the lines bend upwards: that between the two is never too low
             step, rise = size - high.size, found.peak - high.peak
             most = high.size + (budget - high.peak) * step // rise
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device in bytes; 0 if it cannot be told.
-
-    >>> free_bytes(torch.device("meta"))
-    0
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def _watch(function: Callable[[], Any]) -> tuple[tuple[int, ...], int, Any]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flatkit.devices import ordinary_torch
+from flatkit.devices import free_bytes, ordinary_torch
 from flatkit.errors import InvalidArgumentError
-from flatkit.hessian.memory import Usage, free_bytes, largest_chunk, measure_bytes, measure_chunk
+from flatkit.hessian.memory import Usage, largest_chunk, measure_bytes, measure_chunk
 from flatkit.hessian.products import Engine, Prepared
 from flatkit.objective.function import Objective
 
@@ -72,7 +72,7 @@ def _multiplied(objective: Objective, theta: Tensor, engine: Engine, size: int) 
 def _all_fit(objective: Objective, theta: Tensor, engine: Engine) -> bool:
     """Return whether all chunks, kept, take little of the free memory."""
     few = max(1, min(_FEW, objective.num_samples // 2))
-    if objective.batchnorm == "train":  # the chunks are part of the function
+    if not objective.divisible:  # the chunks are part of the function
         few = objective.chunk_size
     held = measure_bytes(lambda: _multiplied(objective, theta, engine, few))[1]
     return held * objective.num_samples / few <= _SHARE * free_bytes(theta.device)
@@ -88,7 +88,7 @@ def _within(
 
     fixed = engine.held + theta.nbytes  # the engine, and the sum of the products
     allowed, samples = budget - fixed, objective.num_samples
-    if objective.batchnorm == "train":  # the chunks are part of the function
+    if not objective.divisible:  # the chunks are part of the function
         used = measure_chunk(prepare, min(objective.chunk_size, samples))
     else:
         used = largest_chunk(prepare, samples=samples, budget=allowed)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flatkit.hessian.unsupported import UnsupportedError
-from flatkit.objective.examination import nearby
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
+from flatkit.objective.sample_weights import nearby
 
 
 class Multiplies(Protocol):
@@ -135,7 +135,7 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST) -> list[Chunk]:
         objective: whose samples.
         most: so many at most.
     """
-    if objective.batchnorm == "train":  # the chunks are part of the function
+    if not objective.divisible:  # the chunks are part of the function
         return [next(objective.chunks())]
     count = objective.num_samples
     size = max(_FEWEST, count // _SHARE, _WORK // objective.num_parameters)

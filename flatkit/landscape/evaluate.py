@@ -125,6 +125,8 @@ def _single_reason(
         return "statistics of BatchNorm move from point to point"
     if objective.batchnorm != "eval":
         return "BatchNorm takes the statistics of each batch"
+    if not objective.divisible:
+        return "all samples are one batch, as their losses depend on each other"
     return None if batched else "several points at once are forbidden"
 
 

@@ -13,14 +13,7 @@ from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.copier import duplicate
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
-from flatkit.objective.examination import (
-    NOT_EXAMINED,
-    Examination,
-    check_finite,
-    examine_all,
-    nearby,
-    weigh,
-)
+from flatkit.objective.examination import NOT_EXAMINED, Examination
 from flatkit.objective.habits import WATCHED, guarded
 from flatkit.objective.intake import take_in
 from flatkit.objective.layout import lay_out, prefers_channels_last
@@ -32,6 +25,7 @@ from flatkit.objective.passes import (
     Counter,
     Evaluation,
     differentiate,
+    losses_of,
     share_of,
 )
 from flatkit.objective.placing import PlacedModel
@@ -39,9 +33,12 @@ from flatkit.objective.private_model import (
     BatchNormMode,
     private_copy,
 )
+from flatkit.objective.proofs import check_finite, examine_all
 from flatkit.objective.pytree import Tree
 from flatkit.objective.randomness import undisturbed
-from flatkit.objective.samples import Data, Samples, default_chunk_size, spread_rows
+from flatkit.objective.sample_weights import find_own_weights
+from flatkit.objective.samples import Data, Samples, default_chunk_size
+from flatkit.objective.spread import spread_rows
 from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
@@ -132,6 +129,8 @@ class Objective(PlacedModel):
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
         make_one_function(self._model)
         self.batchnorm: BatchNormMode = batchnorm
+        self.divisible = batchnorm == "eval"
+        """Whether L is the same however the samples are cut into chunks."""
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
         self.samples, self._trial = take_in(
@@ -147,12 +146,14 @@ class Objective(PlacedModel):
         )
         some = self.samples.rows(spread_rows(self.num_samples, at_once or WATCHED).to(self.device))
         habits = self._observe(self._loss, some.inputs, some.targets)
-        mean_over = self._weigh()
+        weights, mean_over = find_own_weights(self)
+        self.weigh(weights)
         self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
         self.memory_format = self._lay_out()
         check_finite(self.space.unflatten(self.theta), self.samples.inputs)
-        checks = examine_all(self) if examine else NOT_EXAMINED
-        self.examination = Examination(mean_over, checks)
+        self.examination = Examination(mean_over, NOT_EXAMINED)
+        if examine:
+            self.examination = examine_all(self, mean_over, chosen=chunk_size is not None)
         self._places.habits = habits  # from now on random states are put back by each evaluation
 
     @property
@@ -238,7 +239,7 @@ class Objective(PlacedModel):
     def rows(self, rows: slice | Tensor) -> Chunk:
         """Return some of the samples as a chunk."""
         part = self.samples.rows(rows)
-        weights = self._weights[rows.cpu() if isinstance(rows, Tensor) else rows]
+        weights = self.weights[rows.cpu() if isinstance(rows, Tensor) else rows]
         return Chunk(part.inputs, part.targets, float(weights.sum()))
 
     def spread(self, size: int) -> Chunk:
@@ -352,9 +353,13 @@ class Objective(PlacedModel):
 
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
+        return share_of(self.values(outputs, chunk), chunk, self.total_weight)
+
+    def values(self, outputs: Any, chunk: Chunk) -> Tensor:
+        """Return the loss of every sample of a chunk, [B], or their mean, a scalar."""
         with users_code("the loss"):
             values = self._loss(outputs, chunk.targets)
-        return share_of(values, chunk, self.total_weight)
+        return losses_of(values, chunk)
 
     def _value(self, point: Tensor, chunk: Chunk, decision: Decision | None) -> tuple[float, int]:
         """Return what a chunk adds to L at a point that is placed, and how many are right."""
@@ -366,21 +371,23 @@ class Objective(PlacedModel):
         outputs = self.outputs(self.theta, Chunk(inputs, None, 1.0))
         return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
-    def _weigh(self) -> str:
-        """Weigh the samples, leave out those that do not count; return what the mean is over."""
-        weights, mean_over = weigh(
-            self._loss,
-            self.samples.targets,
-            self.num_samples,
-            mean_of=self._mean_nearby if isinstance(self._loss, ModelLoss) else None,
-            tolerance=0.1 * self.slack,
-        )
+    def mean_of(self, theta: Tensor, rows: Tensor) -> float:
+        """Return the loss of some samples at θ, where that is one number."""
+        part = self.samples.rows(rows.to(self.device))
+        chunk = Chunk(part.inputs, part.targets, 1.0)
+        return float(self.values(self.outputs(theta, chunk), chunk).detach())
+
+    def weigh(self, weights: Tensor) -> None:
+        """Let samples count by weights [N], float64, and leave out those that count for nothing."""
         counted = weights > 0
         if not bool(counted.all()):
             self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
             weights = weights[counted]
-        self._weights, self.total_weight = weights, float(weights.sum())
-        return mean_over
+        self.weights, self.total_weight = weights, float(weights.sum())
+
+    def as_one_batch(self) -> None:
+        """Let all samples go through the model at once, as they depend on each other."""
+        self.chunk_size, self.divisible = self.num_samples, False
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""
@@ -398,15 +405,13 @@ class Objective(PlacedModel):
         return name
 
     @property
+    def model_takes_mean(self) -> bool:
+        """Whether the model itself returns the loss, one number."""
+        return isinstance(self._loss, ModelLoss)
+
+    @property
     def slack(self) -> float:
         """How exactly means must add up in the dtype of the computation, relatively."""
         # Models that return their loss often compute it in float32, whatever their weights are.
-        dtype = torch.float32 if isinstance(self._loss, ModelLoss) else self.dtype
+        dtype = torch.float32 if self.model_takes_mean else self.dtype
         return 1e3 * torch.finfo(dtype).eps
-
-    def _mean_nearby(self, rows: Tensor) -> float:
-        """Return the model's own loss of some samples near θ, where no two of them lose alike."""
-        part = self.samples.rows(rows.to(self.device))
-        chunk = Chunk(part.inputs, part.targets, 1.0)
-        with self.placed(nearby(self.theta)) as point:
-            return float(self._loss(self.outputs(point, chunk), chunk.targets).detach())

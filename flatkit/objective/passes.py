@@ -124,19 +124,18 @@ def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
-def share_of(values: Any, chunk: Chunk, total: float) -> Tensor:
-    """Return the part of a mean that a chunk contributes, from its losses.
+def losses_of(values: Any, chunk: Chunk) -> Tensor:
+    """Return what a loss gives for a chunk: one value a sample [B], or their mean.
 
     Args:
-        values: one a sample [B], or their mean.
-        chunk: with its weight.
-        total: the weight of all samples.
+        values: that it gave.
+        chunk: of B samples.
 
     Raises:
         InvalidArgumentError: other values.
 
-    >>> share_of(torch.tensor([1.0, 3.0]), Chunk(torch.ones(2, 1), None, 2.0), 4.0)
-    tensor(1.)
+    >>> losses_of(torch.ones(2), Chunk(torch.ones(2, 1), None, 2.0))
+    tensor([1., 1.])
     """
     if not isinstance(values, Tensor):
         raise InvalidArgumentError(
@@ -147,11 +146,23 @@ def share_of(values: Any, chunk: Chunk, total: float) -> Tensor:
         raise InvalidArgumentError(
             "the loss must be real, got complex numbers; take their modulus or real part"
         )
-    if values.ndim == 0:
-        return values * (chunk.weight / total)
-    if values.shape != (chunk.size,):
+    if values.ndim and values.shape != (chunk.size,):
         raise InvalidArgumentError(
             f"the loss must return one value per sample, shape [{chunk.size}], "
             f"or their mean, got the shape {list(values.shape)}"
         )
-    return values.sum() / total
+    return values
+
+
+def share_of(values: Tensor, chunk: Chunk, total: float) -> Tensor:
+    """Return the part of a mean that a chunk contributes, from its losses.
+
+    Args:
+        values: one a sample [B], or their mean.
+        chunk: with its weight.
+        total: the weight of all samples.
+
+    >>> share_of(torch.tensor([1.0, 3.0]), Chunk(torch.ones(2, 1), None, 2.0), 4.0)
+    tensor(1.)
+    """
+    return values * (chunk.weight / total) if values.ndim == 0 else values.sum() / total

@@ -28,6 +28,22 @@ def leaves(tree: Tree) -> Iterator[Tensor]:
             yield from leaves(part)
 
 
+def named_leaves(tree: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a tree with what they are called: a key, or `name` and a number.
+
+    >>> [found for found, _ in named_leaves((torch.ones(2), {"mask": torch.ones(2)}), "labels")]
+    ['labels 0', 'mask']
+    """
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, part in tree.items():
+            yield from named_leaves(part, str(key))
+    elif isinstance(tree, (list, tuple)):
+        for number, part in enumerate(tree):
+            yield from named_leaves(part, f"{name} {number}")
+
+
 def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Return a tree of the same form with a function of every tensor; what is none stays.
 

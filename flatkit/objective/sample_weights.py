@@ -7,40 +7,90 @@ are joined: with the right weights, L(a ∪ b) = (w_a L(a) + w_b L(b)) / (w_a + 
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from flatkit.errors import NonAdditiveLossError
+from flatkit.errors import InvalidArgumentError, NonAdditiveLossError
+from flatkit.objective.pytree import named_leaves
+
+if TYPE_CHECKING:
+    from flatkit.objective.function import Objective
 
 IGNORED = -100
 """Labels of this value do not count, by the convention of torch and of Hugging Face."""
 _PAIRS = 5
 
 
+def find_own_weights(function: "Objective") -> tuple[Tensor, str]:
+    """Return how much each sample counts in the mean [N], float64, and what the mean is over.
+
+    A loss may say so itself, by `weights(targets)`; a model that takes the mean is asked.
+
+    Raises:
+        InvalidArgumentError: no sample counts.
+        NonAdditiveLossError: the model's mean is over nothing that is known.
+
+    >>> from flatkit.objective.function import Objective
+    >>> model = torch.nn.Linear(1, 2)
+    >>> objective = Objective(model, "cross_entropy", (torch.ones(2, 1), torch.tensor([0, 1])))
+    >>> find_own_weights(objective)
+    (tensor([1., 1.], dtype=torch.float64), 'samples')
+    """
+    loss, targets, size = function.loss_function, function.samples.targets, len(function.samples)
+    if function.model_takes_mean:
+        weights, what = find_weights(
+            partial(function.mean_of, nearby(function.theta)),
+            _of_labels(targets, size),
+            size,
+            tolerance=0.1 * function.slack,
+        )
+    elif hasattr(loss, "weights"):
+        weights = loss.weights(targets).double().cpu()
+        what = "samples" if bool(((weights == 1) | (weights == 0)).all()) else "loss"
+    else:
+        weights, what = torch.ones(size, dtype=torch.float64), "samples"
+    if not bool((weights > 0).any()):
+        raise InvalidArgumentError("no sample counts: every target is ignored by the loss")
+    return weights, what
+
+
+def nearby(theta: Tensor) -> Tensor:
+    """Return a point [P] a fiftieth of the length of θ away, where no two samples lose alike.
+
+    >>> nearby(torch.zeros(2))
+    tensor([0., 0.])
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(theta), generator=generator).to(theta)
+    return theta + 0.02 * theta.norm() / math.sqrt(len(theta)) * noise
+
+
 def find_weights(
-    mean_of: Callable[[Tensor], float], labels: Any, size: int, *, tolerance: float
+    mean_of: Callable[[Tensor], float], ways: Mapping[str, Tensor], size: int, *, tolerance: float
 ) -> tuple[Tensor, str]:
     """Return the weight of every sample [N], and what it is.
 
     Args:
         mean_of: rows -> the model's mean over them.
-        labels: whole numbers [N, ...]; anything else counts by samples.
+        ways: how samples may count beside alike, float64 [N], by name.
         size: N.
         tolerance: relative, of `mean_of`.
 
     Raises:
         NonAdditiveLossError: no way of weighting that is known fits.
 
-    >>> labels = torch.tensor([[1, 2, 3], [4, -100, -100]])
-    >>> losses = torch.tensor([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]])
+    >>> tokens = torch.tensor([3.0, 1.0])
+    >>> sums = torch.tensor([3.0, 5.0])
     >>> def mean_of(rows):
-    ...     return float(losses[rows].sum() / (labels[rows] != -100).sum())
-    >>> find_weights(mean_of, labels, 2, tolerance=1e-6)
-    (tensor([3., 1.], dtype=torch.float64), 'labels that are not -100')
+    ...     return float(sums[rows].sum() / tokens[rows].sum())
+    >>> find_weights(mean_of, {"tokens": tokens.double()}, 2, tolerance=1e-6)
+    (tensor([3., 1.], dtype=torch.float64), 'tokens')
     """
-    candidates, joined, apart = _candidates(labels, size), 0.0, (0.0, 0.0)
+    candidates = {"samples": torch.ones(size, dtype=torch.float64), **ways}
+    joined, apart = 0.0, (0.0, 0.0)
     while candidates:
         pairs = _telling_pairs(candidates)
         if not pairs:
@@ -76,16 +126,61 @@ def find_weights(
     )
 
 
-def _candidates(labels: Any, size: int) -> dict[str, Tensor]:
-    """Return the ways of weighting, without those that give a sample everywhere the same."""
-    samples = {"samples": torch.ones(size, dtype=torch.float64)}
+def _of_labels(labels: Any, size: int) -> dict[str, Tensor]:
+    """Return how labels may count that follow the convention of torch."""
     if not isinstance(labels, Tensor) or labels.is_floating_point():
-        return samples
-    counted = (labels != IGNORED).cpu()
-    found = {"labels that are not -100": counted.reshape(size, -1).sum(1).double()}
-    if labels.ndim == 2:
-        found["labels that are not -100, shifted by one"] = counted[:, 1:].sum(1).double()
-    return samples | found
+        return {}
+    return _counts(labels, IGNORED, "labels", size)
+
+
+def _counts(leaf: Tensor, value: float, name: str, size: int) -> dict[str, Tensor]:
+    """Return how many entries of every sample are not a value, also but for the first place."""
+    counted = (leaf != value if value == value else ~leaf.isnan()).cpu()
+    found = {f"{name} that are not {value:g}": counted.reshape(size, -1).sum(1).double()}
+    if leaf.ndim == 2 and leaf.shape[1] > 1:
+        found[f"{name} that are not {value:g}, shifted by one"] = counted[:, 1:].sum(1).double()
+    return found
+
+
+def counts_that_differ(targets: Any, size: int, *, classes: bool = True) -> dict[str, Tensor]:
+    """Return in which ways samples may count differently by what shows in their targets.
+
+    Looked for are entries that may be padding (by a value at the ends of rows, or the smallest, the
+    largest, 0, -1, -100 or NaN), masks, and weights of samples.
+
+    Args:
+        targets: a tree of tensors [N, ...].
+        size: N.
+        classes: also whether a sample is of a class, where there is one number [N] of each.
+
+    Returns:
+        Weights [N], float64, by what they count; only those that differ from sample to sample.
+
+    >>> labels = torch.tensor([[1, 2, 3], [4, 0, 0]])
+    >>> counts_that_differ(labels, 2)["labels that are not 0"]
+    tensor([3., 1.], dtype=torch.float64)
+    """
+    found: dict[str, Tensor] = {}
+    for name, leaf in named_leaves(targets, "labels"):
+        if leaf.is_complex():
+            continue
+        if leaf.is_floating_point() and leaf.numel() == size and bool((leaf >= 0).all()):
+            found[f"the weights {name}"] = leaf.reshape(size).double().cpu()
+        number = leaf.ndim == 1 and not leaf.is_floating_point() and leaf.dtype != torch.bool
+        for value in _special(leaf) if classes or not number else ():
+            found |= _counts(leaf, value, name, size)
+    return {name: way for name, way in found.items() if float(way.max()) > float(way.min())}
+
+
+def _special(leaf: Tensor) -> list[float]:
+    """Return values that may mean that an entry does not count, and occur."""
+    if leaf.is_floating_point():
+        missing = [math.nan] if bool(leaf.isnan().any()) else []
+        return [*missing, 0.0] if bool(((leaf == 0) | (leaf == 1)).all()) else missing
+    ends = [leaf[..., -1], leaf[..., 0]] if leaf.ndim > 1 else []
+    common = [int(end.reshape(-1).mode().values) for end in ends if end.dtype != torch.bool]
+    found = {IGNORED, -1, 0, *common, int(leaf.min()), int(leaf.max())}
+    return [float(value) for value in sorted(found) if bool((leaf == value).any())]
 
 
 def _disputed(candidates: Mapping[str, Tensor]) -> int | None:

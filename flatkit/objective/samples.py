@@ -159,21 +159,6 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         return _from_iterable(source, loader, samples)
 
 
-def spread_rows(available: int, size: int) -> Tensor:
-    """Return up to `size` rows, one out of each of as many equal parts, int64 in order.
-
-    Within its part a row is drawn (the same each time), so that no pattern of the data repeats in
-    step with them.
-
-    >>> spread_rows(3, 8).tolist(), len(spread_rows(100, 8))
-    ([0, 1, 2], 8)
-    """
-    size = min(size, available)
-    generator = torch.Generator().manual_seed(0)
-    places = torch.rand(size, generator=generator, dtype=torch.float64)
-    return ((torch.arange(size) + places) * (available / size)).long()
-
-
 def default_chunk_size(samples: Samples) -> int:
     """Return how many samples go through a model at once, by default.
 

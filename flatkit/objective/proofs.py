@@ -1,0 +1,102 @@
+"""What is proved of an objective before anything is measured with it."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import NonDeterministicError, NonFiniteError
+from flatkit.objective.examination import Examination, Found, prove
+from flatkit.objective.pytree import Tree, leaves
+from flatkit.objective.splitting import Look, prove_parts
+
+if TYPE_CHECKING:
+    from flatkit.objective.function import Objective
+
+
+def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Examination:
+    """Return what was found of an objective; a loss that does not split becomes one batch.
+
+    Args:
+        function: the objective.
+        mean_over: what it is a mean over, as far as is known.
+        chosen: whether `chunk_size` was given.
+
+    Raises:
+        NonDeterministicError: two evaluations differ.
+        NonAdditiveLossError: the loss is not a mean over samples, nor can it be measured whole.
+    """
+    device = function.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        look = Look.at(function)
+        checks = [prove("deterministic", lambda: _deterministic(look))]
+        parts = prove("additive", lambda: prove_parts(look, chosen=chosen))
+    return Examination(look.mean_over or mean_over, (*checks, parts))
+
+
+def _deterministic(look: Look) -> Found:
+    eps = torch.finfo(look.function.dtype).eps
+    check_deterministic(look.whole, look.values, eps=eps)
+    return True, f"two evaluations of {len(look.rows)} samples spread over the data agree", None
+
+
+def check_finite(weights: Mapping[str, Tensor], inputs: Tree) -> None:
+    """Refuse weights or inputs that are not finite.
+
+    Args:
+        weights: by name.
+        inputs: a tree of tensors.
+
+    Raises:
+        NonFiniteError: some are NaN or infinite.
+
+    >>> check_finite({"weight": torch.ones(2)}, torch.zeros(1))
+    """
+    for name, part in weights.items():
+        if not part.isfinite().all():
+            count = int((~part.isfinite()).sum())
+            raise NonFiniteError(
+                f"the weights are not finite: {name} has {count} NaN or infinite entries; "
+                "the training diverged, analyze an earlier checkpoint"
+            )
+    if not all(leaf.isfinite().all() for leaf in leaves(inputs)):
+        raise NonFiniteError("the inputs have NaN or infinite entries")
+
+
+def check_deterministic(first: Tensor, value: Callable[[], Tensor], *, eps: float) -> None:
+    """Refuse a loss that has two values at one point. Cost: one evaluation, three if it has.
+
+    Args:
+        first: the loss of a few samples.
+        value: evaluates it again.
+        eps: of the dtype in which it is computed.
+
+    Raises:
+        NonDeterministicError: the values differ; the message names the cause.
+
+    >>> check_deterministic(torch.tensor(0.5), lambda: torch.tensor(0.5), eps=1e-7)
+    """
+
+    def agree(one: Tensor, other: Tensor) -> bool:
+        # Threads may add in another order, which is no more than rounding.
+        return float((one - other).abs().max()) <= 16 * eps * float(one.abs().max())
+
+    second = value()
+    if agree(first, second) or not bool(first.isfinite().all()):
+        return
+    torch.manual_seed(0)
+    once = value()
+    torch.manual_seed(0)
+    cause = (
+        "the forward pass draws random numbers although dropout layers are off (functional "
+        "dropout with training=True, or noise added to activations); switch it off"
+        if agree(once, value())
+        else "the model or the loss keeps state between calls, or a kernel is not "
+        "deterministic; make the forward pass a function of its input"
+    )
+    found = float(first.mean()), float(second.mean())
+    raise NonDeterministicError(
+        f"two evaluations at the same point differ: {found[0]!r} and {found[1]!r}; {cause}"
+    )

@@ -1,0 +1,249 @@
+"""Losses of batches: means over what counts, sums, and samples that depend on each other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flatkit import HessianOperator, Objective
+from flatkit.errors import NonAdditiveLossError
+
+N = 12
+
+
+def dense(model, value):
+    """Return L, ∇L and ∇²L of value(model) by plain autograd."""
+    parts = dict(model.named_parameters())
+
+    def function(theta):
+        pieces = theta.split([part.numel() for part in parts.values()])
+        given = {n: t.view_as(p) for (n, p), t in zip(parts.items(), pieces, strict=True)}
+        return value(lambda *args: torch.func.functional_call(model, given, args))
+
+    theta = torch.cat([part.detach().flatten() for part in parts.values()])
+    jacobian, hessian = torch.autograd.functional.jacobian, torch.autograd.functional.hessian
+    return function(theta), jacobian(function, theta), hessian(function, theta)
+
+
+def agrees(objective, model, value):
+    loss, gradient, hessian = dense(model, value)
+    assert objective.loss() == pytest.approx(float(loss), rel=1e-11)
+    torch.testing.assert_close(objective.gradient(), gradient, rtol=1e-9, atol=1e-12)
+    vector = torch.linspace(-1, 1, len(gradient)).double()
+    product = HessianOperator(objective) @ vector
+    torch.testing.assert_close(product, hessian @ vector, rtol=1e-8, atol=1e-10)
+
+
+def scores(wide=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, wide)).double()
+
+
+def numbers(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).double()
+
+
+def classes(count=N):
+    return torch.arange(count) * 7 % 3
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = scores()
+
+    def forward(self, x):
+        hidden = self.inner(x)
+        return hidden - hidden.mean(0)
+
+
+class TwoTowers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = scores(), scores()
+
+    def forward(self, left, right):
+        return F.normalize(self.left(left)), F.normalize(self.right(right))
+
+
+def dice(outputs, targets):
+    chosen, wanted = outputs.softmax(1)[:, 1], (targets == 1).double()
+    return 1 - 2 * (chosen * wanted).sum() / (chosen.sum() + wanted.sum())
+
+
+def survival(outputs, targets):
+    order = targets[:, 0].argsort(descending=True)
+    risk, event = outputs[order, 0], targets[order, 1]
+    return -((risk - torch.logcumsumexp(risk, 0)) * event).sum() / event.sum()
+
+
+def correlation(outputs, targets):
+    a, b = outputs[:, 0] - outputs[:, 0].mean(), targets - targets.mean()
+    return 1 - (a * b).sum() / (a.norm() * b.norm())
+
+
+def contrast(outputs, targets):
+    logits = 3 * outputs[0] @ outputs[1].T
+    places = torch.arange(len(logits))
+    return (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
+
+
+def each_against_the_batch(outputs, targets):
+    return -(F.normalize(outputs) @ F.normalize(outputs).T).log_softmax(1).diag()
+
+
+def whitened():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False))
+    torch.manual_seed(0)
+    return nn.Sequential(model, nn.Tanh(), nn.Linear(5, 3)).double().eval()
+
+
+X, TIMES = numbers(N, 4), torch.stack([numbers(N).abs(), (torch.arange(N) % 3 > 0).double()], 1)
+mean = F.cross_entropy
+COUPLED = {
+    "dice": (scores, dice, (X, classes())),
+    "survival": (scores, survival, (X, TIMES)),
+    "correlation": (scores, correlation, (X, numbers(N))),
+    "contrast": (TwoTowers, contrast, (X, numbers(N, 4) - X, classes())),
+    "a value per sample": (scores, each_against_the_batch, (X, classes())),
+    "features centred by the batch": (Centred, mean, (X, classes())),
+    "batch statistics": (whitened, mean, (X, classes())),
+    "batch statistics, a value per sample": (whitened, "cross_entropy", (X, classes())),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_samples_that_depend_on_each_other_are_one_batch_or_refused(name):
+    make, loss, (*inputs, targets) = COUPLED[name]
+    data = (*inputs, targets)
+    with pytest.raises(NonAdditiveLossError, match=f"depend on each other.*`chunk_size` to {N}"):
+        Objective(make(), loss, data, chunk_size=N // 2)
+    plain = mean if loss == "cross_entropy" else loss
+    for chunk_size in (None, N):
+        objective = Objective(make(), loss, data, chunk_size=chunk_size)
+        check = objective.examination["additive"]
+        assert check.passed is False and "one batch" in check.how
+        agrees(objective, make(), lambda run: plain(run(*inputs), targets).mean())
+
+
+def test_what_does_not_split_goes_at_once_also_where_chunks_would_be_smaller(monkeypatch):
+    monkeypatch.setattr("flatkit.objective.function.default_chunk_size", lambda samples: 5)
+    data = (X, classes())
+    assert Objective(scores(), dice, data).chunk_size == N
+    monkeypatch.setattr("flatkit.objective.splitting.free_bytes", lambda device: 1000)
+    with pytest.raises(NonAdditiveLossError, match=r"free memory.*`chunk_size` to 12"):
+        Objective(scores(), dice, data)
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out = nn.Embedding(8, 4), nn.Linear(4, 8)
+
+    def forward(self, tokens):
+        return self.out(torch.tanh(self.table(tokens)))
+
+
+def padded(count, value, lengths):
+    generator = torch.Generator().manual_seed(0)
+    words, targets = torch.randint(1, 8, (2, count, 6), generator=generator)
+    for row in range(count):
+        targets[row, lengths(row) :] = value
+    return words, targets
+
+
+def token_mean(value):
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=value)
+
+    return loss
+
+
+LAYOUTS = {
+    "sorted": (24, lambda row: 6 if row < 8 else 1 + row % 5),
+    "alternating": (6, lambda row: 3 + 3 * (row % 2)),
+    "one short sentence": (400, lambda row: 2 if row == 333 else 6),
+}
+
+
+@pytest.mark.parametrize("value", [0, -100])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("chunk_size", [1, 8])
+def test_means_over_tokens_that_count_are_found_out_however_data_lie(layout, value, chunk_size):
+    words, targets = padded(LAYOUTS[layout][0], value, LAYOUTS[layout][1])
+    model, loss = Reader().double(), token_mean(value)
+    objective = Objective(model, loss, (words, targets), chunk_size=chunk_size)
+    assert objective.loss() == pytest.approx(float(loss(model(words), targets).detach()), rel=1e-11)
+    assert objective.describe()["mean_over"] == f"labels that are not {value}"
+
+
+def masked(outputs, targets):
+    errors = (outputs - targets["wanted"]).square()
+    return (errors * targets["mask"]).sum() / targets["mask"].sum()
+
+
+def without_missing(outputs, targets):
+    known = ~targets.isnan()
+    return (outputs[known] - targets[known]).square().mean()
+
+
+def by_weights(outputs, targets):
+    return (targets["w"] * (outputs - targets["wanted"]).square().mean(1)).sum() / targets[
+        "w"
+    ].sum()
+
+
+def with_targets(**parts):
+    return {"input": X, **parts}
+
+
+MASK = (numbers(N, 3) > 0).double()
+MEANS = {
+    "a mask": (masked, with_targets(wanted=numbers(N, 3), mask=MASK)),
+    "missing values": (without_missing, (X, numbers(N, 3).masked_fill(MASK == 0, torch.nan))),
+    "weights of samples": (by_weights, with_targets(wanted=numbers(N, 3), w=1 + numbers(N).abs())),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_means_that_count_otherwise_are_found_out(name):
+    loss, data = MEANS[name]
+    targets = data if isinstance(data, dict) else data[1]
+    objective = Objective(scores(), loss, data, chunk_size=5)
+    agrees(objective, scores(), lambda run: loss(run(X), targets))
+
+
+def by_class(outputs, targets):
+    return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 5.0, 0.1]).double())
+
+
+def test_a_mean_with_weights_that_do_not_show_is_refused_or_one_batch():
+    with pytest.raises(NonAdditiveLossError, match=r"not a mean.*reduction='none'.*`chunk_size`"):
+        Objective(scores(), by_class, (X, classes()), chunk_size=5)
+    objective = Objective(scores(), by_class, (X, classes()), chunk_size=N)
+    agrees(objective, scores(), lambda run: by_class(run(X), classes()))
+
+
+@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+def test_a_sum_is_refused_and_says_what_it_would_mean(batchnorm):
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    with pytest.raises(NonAdditiveLossError, match=r"not a mean .* but a sum.*12 times those"):
+        Objective(scores(), loss, (X, classes()), batchnorm=batchnorm, chunk_size=5)
+
+
+def test_losses_under_batch_statistics_are_looked_at_given_the_outputs():
+    plain = Objective(scores(), mean, (X, classes()), batchnorm="train", chunk_size=5)
+    assert plain.examination["additive"].passed
+    for loss in (dice, by_class):
+        with pytest.raises(NonAdditiveLossError, match="not a mean"):
+            Objective(scores(), loss, (X, classes()), batchnorm="train", chunk_size=5)
+
+
+def test_one_odd_sample_among_many_is_looked_at():
+    """The one sample of a class that a loss leaves out must not be missed."""
+    targets = torch.zeros(500).long()
+    targets[317] = 2
+    x = numbers(500, 4)
+    with pytest.raises(NonAdditiveLossError, match="not a mean"):
+        Objective(scores(), lambda o, t: F.cross_entropy(o, t, ignore_index=2), (x, targets))
