@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage mutate \
-	bench faults fuzz-models experiment notebooks clean
+	bench faults fuzz-models real-weights experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
 
 help: ## list the targets
@@ -71,6 +71,9 @@ faults: $(READY) ## run known faults of the peers again, in an environment with 
 
 fuzz-models: $(READY) ## hold 2,000 tasks put together from parts against dense references; goes on where it stopped
 	nice $(BIN)/python -m benchmarks.fuzz_models
+
+real-weights: $(READY) ## hold trained weights that packages on PyPI carry against ARPACK in float64
+	nice $(BIN)/python -m benchmarks.real_weights
 
 experiment: $(READY) ## train SGD, SAM, GAM, GAM+SAM on CIFAR-10 in FLATKIT_DATA_ROOT or data; about an hour
 	nice $(BIN)/python -m benchmarks.experiment
