@@ -5,6 +5,7 @@ measures each network in float32: the gradient's norm, three top eigenvalues, th
 The reference is SciPy's ARPACK on double backward in float64, written out here.
 """
 
+import itertools
 import subprocess
 import sys
 import time
@@ -177,7 +178,7 @@ class Encoder(nn.Module):
         encoder.conv1 = nn.Sequential(*block(1, 40, 15))
         encoder.prefilt_layers = nn.ModuleList([nn.Sequential(*block(40, 40, 15))])
         widths = (40, 30, 30, 10, 3)
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         encoder.conv_layers = nn.Sequential(*(m for a, b in pairs for m in block(a, b, 1)))
         encoder.fc = nn.Conv1d(1, 1, 1175, padding=383, bias=False)
         self.encoder = encoder
