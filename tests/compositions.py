@@ -432,8 +432,7 @@ def truth(composition: Composition) -> dict[str, Any]:
 
     theta = torch.cat([_reals(p.detach()).reshape(-1) for p in free.values()])
     gradient = torch.autograd.functional.jacobian(value, theta)
-    hessian: Any = torch.autograd.functional.hessian(value, theta)
-    values = torch.linalg.eigvalsh(hessian)
+    values = torch.linalg.eigvalsh(_hessian(value, theta))
     return {
         "loss": float(value(theta)),
         "gradient_norm": float(gradient.norm()),  # type: ignore[union-attr]
@@ -441,6 +440,20 @@ def truth(composition: Composition) -> dict[str, Any]:
         "bottom_eigenvalues": values[:1].tolist(),
         "trace": float(values.sum()),
     }
+
+
+def _hessian(value: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """Return the Hessian; by differences where torch's own second derivative is not symmetric.
+
+    Such is that of its weight norm, which a difference of its right gradients contradicts.
+    """
+    found: Any = torch.autograd.functional.hessian(value, theta)
+    if torch.allclose(found, found.T, rtol=1e-9, atol=1e-9):
+        return found
+    slope: Any = partial(torch.autograd.functional.jacobian, value)
+    steps = 1e-5 * torch.eye(len(theta), dtype=theta.dtype)
+    rows = torch.stack([(slope(theta + step) - slope(theta - step)) / 2e-5 for step in steps])
+    return (rows + rows.T) / 2
 
 
 _CARRIERS = (nn.DataParallel, torch.optim.swa_utils.AveragedModel)
