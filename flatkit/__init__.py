@@ -5,6 +5,8 @@ Public names load lazily, so that drawing a saved result or asking for help does
 
 import lazy_loader
 
+from flatkit._moved import register as _register
 from flatkit.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_register()

@@ -7,6 +7,7 @@ the journal of a line of which three of seven points were measured.
 import json
 import shutil
 import zlib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from flatkit import checkpoints
+from flatkit._moved import HOMES
 from flatkit.landscape import LandscapeJob, load_surface
 from flatkit.results import Report, load_results
 from flatkit.training import read_history, train
@@ -135,3 +137,14 @@ def test_the_eigenvalues_along_a_run_go_on(tmp_path):
     assert main(["train", "--out", str(folder), "--resume", "--track-curvature", "3"]) == 0
     rows = json.loads((folder / "curvature.json").read_text())["rows"]
     assert rows[0] == before and [row["step"] for row in rows] == [3, 6]
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_modules_of_0_1_hand_on_to_where_they_are(name):
+    known = {"flatkit.operators": "DenseOperator", "flatkit.losses": "CrossEntropy"}
+    known |= {"flatkit.samples": "collect", "flatkit.task": "Task", "flatkit.analysis": "analyze"}
+    with pytest.warns(DeprecationWarning, match=HOMES[name]):
+        found = getattr(import_module(name), known[name])
+    assert found is getattr(import_module(HOMES[name]), known[name])
+    with pytest.raises(ImportError):
+        exec(f"from {name} import nothing_of_that_name")
