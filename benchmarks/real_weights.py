@@ -366,8 +366,8 @@ def main(names: tuple[str, ...], samples: int) -> None:
     """Measure the networks, all or those named, and save benchmarks/results/real_weights.md."""
     torch.set_num_threads(2)
     lines = [
-        "Distance: |value - reference| in stated errors (of a random estimate: standard errors, with "
-        "that of the reference).",
+        "Distance: |value - reference| in stated errors (of a random estimate: standard errors, "
+        "with that of the reference).",
         "",
         "| network | P | number | flatkit, float32 | reference, float64 | distance | status | s |",
         "|---|--:|---|--:|--:|--:|---|--:|",

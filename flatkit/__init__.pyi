@@ -43,7 +43,7 @@ from .results import Result as Result
 from .results import load_results as load_results
 from .spectrum.density import spectral_density as spectral_density
 from .spectrum.diagonal import diagonal as diagonal
-from .spectrum.diagonal import frobenius_norm as frobenius_norm
+from .spectrum.frobenius import frobenius_norm as frobenius_norm
 from .spectrum.lanczos import lanczos as lanczos
 from .spectrum.lobpcg import lobpcg as lobpcg
 from .spectrum.operators import SymmetricOperator as SymmetricOperator

@@ -1,4 +1,4 @@
-"""Modules of version 0.1.0 under their old names: they hand on to where they are, with a warning."""
+"""Modules of 0.1.0 under their old names: they hand on to where they are, with a warning."""
 
 import sys
 from importlib import import_module
