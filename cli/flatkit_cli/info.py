@@ -86,6 +86,7 @@ def foreign_text(facts: Mapping[str, Any]) -> str:
         ("other weights", ", ".join(facts["other_entries"]) or "-"),
         ("tensors", f"{len(tensors):,}: {kinds}; {facts['numbers']:,} numbers"),
         ("NaN or inf", str(facts["non_finite"] or "none")),
+        *[("not read", f"{name}: {what}") for name, what in facts["unread"].items()],
         ("beside them", _pairs({**facts["metadata"], **facts["beside"]})),
         ("to analyze it", _needs(facts)),
     ]
@@ -94,9 +95,11 @@ def foreign_text(facts: Mapping[str, Any]) -> str:
 
 def _needs(facts: Mapping[str, Any]) -> str:
     """Return what is still needed, as a command."""
-    if facts["non_finite"]:
-        return "nothing helps: weights are NaN or infinite; use an earlier checkpoint"
-    return (
+    wrong = (
+        "weights that are NaN or infinite are refused: use an earlier checkpoint (a mask of "
+        "infinite values is none); then "
+    )
+    return (wrong if facts["non_finite"] else "") + (
         f"flatkit analyze {shlex.quote(facts['path'])} --task my_task.py:build, where build() "
         "returns flatkit.Task(model, loss, data); or --model, --loss and --data by name"
     )

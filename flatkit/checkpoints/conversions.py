@@ -90,6 +90,7 @@ def refuse_codes(path: str, tensors: Mapping[str, Tensor], own: Iterable[str]) -
         CheckpointError: there are such.
     """
     known = set(own)
+    _refuse_packed(path, tensors, known)
     codes: dict[str, str] = {}  # module -> a tensor of codes in it
     for name, tensor in tensors.items():
         if _is_code(tensor):
@@ -107,6 +108,19 @@ def refuse_codes(path: str, tensors: Mapping[str, Tensor], own: Iterable[str]) -
             raise CheckpointError(
                 f"{path} holds quantised weights ({scheme}): {code} has {dtype} codes with {name} "
                 f"beside them; {_WAY_OUT}"
+            )
+
+
+def _refuse_packed(path: str, tensors: Mapping[str, Tensor], own: set[str]) -> None:
+    """Refuse layers of `torch.ao`, whose codes lie packed in objects and leave their scales."""
+    for name in tensors:
+        parent, leaf = _parent(name), name.rpartition(".")[2]
+        weight = f"{parent}.weight" if parent else "weight"
+        # Layers that only observe ranges (QAT) have scales too, and their weights beside them.
+        if leaf == "zero_point" and name not in own and weight in own and weight not in tensors:
+            raise CheckpointError(
+                f"{path} holds quantised weights (torch.ao): {name} is there and no {weight}; "
+                f"{_WAY_OUT}"
             )
 
 

@@ -51,7 +51,7 @@ class Mismatch:
             own: name -> shape, of the model.
         """
         pairs = _pairs(self.missing, self.unexpected, state, own)
-        rows = [("not read", name, words, "") for name, words in [*self.unread.items()][:_ROWS]]
+        rows = [("not read", name, "", words) for name, words in [*self.unread.items()][:_ROWS]]
         rows += _more("not read", [*self.unread])
         for kind, names, shapes in (
             ("missing", self.missing, own),

@@ -140,7 +140,7 @@ def place(
     with the prefix 'module.' taken off
     """
     wishes = wishes or Wishes()
-    _refuse_meta(model)
+    _refuse_unwritable(model)
     own = _own(model)
     ways = namings(model, _shapes(own), stored.shapes, wishes.rename)
     check_ignored([*own, *stored.shapes], wishes.ignore)
@@ -342,13 +342,19 @@ def _is_tied(own: Mapping[str, Tensor], name: str, given: Mapping[str, Tensor]) 
     )
 
 
-def _refuse_meta(model: nn.Module) -> None:
+def _refuse_unwritable(model: nn.Module) -> None:
+    """Refuse models that would take what is stored and not keep it, or raise half-way."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise CheckpointError(
                 f"{name} of the model lies on the meta device, where nothing can be stored; build "
                 "the model outside of torch.device('meta'), or call model.to_empty(device='cpu') "
                 "first, if the file has all of its tensors"
+            )
+        if not is_lazy(tensor) and tensor.is_inference():
+            raise CheckpointError(
+                f"{name} of the model was made under torch.inference_mode, and can be neither "
+                "written nor differentiated; build the model outside of it"
             )
 
 

@@ -7,11 +7,14 @@ import shutil
 import struct
 import warnings
 import zipfile
+from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -30,6 +33,13 @@ FORMATS = (
     "shards",
     "hub",
     "distributed",
+    "plain.pkl",
+    "arrays.pkl",
+    "arrays.npz",
+    "packed.npz",
+    "objects.pt",
+    "deepspeed",
+    "adapter",
 )
 
 
@@ -66,7 +76,28 @@ def write_all(folder: Path) -> dict[str, Path]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save_distributed({"model": state}, checkpoint_id=paths["distributed"], no_dist=True)
+    write_others(paths, state)
     return paths
+
+
+def write_others(paths: dict[str, Path], state: dict[str, torch.Tensor]) -> None:
+    """Write those of other programs."""
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    paths["plain.pkl"].write_bytes(pickle.dumps({"model": state}))
+    paths["arrays.pkl"].write_bytes(pickle.dumps({"model": arrays}, 2))
+    np.savez(paths["arrays.npz"], **arrays)
+    np.savez_compressed(paths["packed.npz"], **arrays)
+    other = [Namespace(a=nn.Linear(2, 2)), torch.eye(2).to_sparse(), {Path("x"): defaultdict(list)}]
+    torch.save({"models": [state, other], "other": other}, paths["objects.pt"])
+    step = paths["deepspeed"] / "global_step1"
+    step.mkdir(parents=True)
+    (paths["deepspeed"] / "latest").write_text("global_step1")
+    torch.save({"module": state, "ds_version": "0.15"}, step / "mp_rank_00_model_states.pt")
+    paths["adapter"].mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    (paths["adapter"] / "adapter_config.json").write_text(json.dumps(config))
+    lora = {f"base_model.model.0.lora_{side}.weight": torch.ones(1, 3) for side in "AB"}
+    save_file(lora, paths["adapter"] / "adapter_model.safetensors")
 
 
 def attempt(path: Path) -> str:

@@ -1,6 +1,8 @@
 """What torch's own `load_state_dict` makes of a file, its hooks included, is what a model gets."""
 
 import copy
+import json
+import struct
 from collections import OrderedDict
 from typing import Any
 
@@ -368,6 +370,30 @@ def test_codes_with_scales_are_refused_by_their_scheme_whatever_is_ignored(
     assert "`ignore`" not in str(caught.value)
 
 
+def test_layers_that_torch_quantised_are_refused_as_such_and_observed_ones_are_not(tmp_path):
+    def build():
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    state = torch.ao.quantization.quantize_dynamic(build(), {nn.Linear}).state_dict()
+    with pytest.raises(CheckpointError, match=r"quantised weights \(torch\.ao\): 0\.zero_point"):
+        loaded(tmp_path, state, build(), ignore=["*"], allow_uninitialised=True)
+    observed = {f"0.weight_fake_quant.{name}": torch.ones(1) for name in ("scale", "zero_point")}
+    loaded(tmp_path, {**build().state_dict(), **observed}, build(), ignore=["0.weight_fake*"])
+
+
+def test_entries_of_less_than_a_byte_are_named_and_cost_nothing_else(tmp_path):
+    entries = {
+        "weight": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 4]},
+        "bias": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+    }
+    table = json.dumps(entries).encode()
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(table)) + table + bytes(8))
+    checkpoint = flatkit.load(tmp_path / "x")
+    assert checkpoint.state_dict["bias"].tolist() == [0]
+    with pytest.raises(MismatchError, match=r"not read .*weight .*tensor_of_F4"):
+        checkpoint.load_into(nn.Linear(4, 1))
+
+
 def test_quantised_tensors_of_torch_are_named_as_such(tmp_path):
     codes = torch.quantize_per_tensor(torch.randn(2, 3), 0.1, 0, torch.qint8)
     state = {"weight": codes, "bias": torch.zeros(2)}
@@ -448,3 +474,10 @@ def test_a_model_on_the_meta_device_is_refused_and_the_advice_works(tmp_path):
     eval(advice, {"model": model})
     loaded(tmp_path, state, model)
     assert torch.equal(model[0].weight, state["0.weight"])
+
+
+def test_a_model_of_inference_mode_is_refused(tmp_path):
+    with torch.inference_mode():
+        model = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"made under torch\.inference_mode"):
+        loaded(tmp_path, nn.Linear(3, 2).state_dict(), model)

@@ -1,5 +1,7 @@
 """Arrays of NumPy, as pickles describe them and as `.npy` and `.npz` files hold them."""
 
+import ast
+import re
 import zipfile
 from io import SEEK_END, BytesIO
 from math import prod
@@ -10,13 +12,14 @@ import numpy as np
 from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor, contiguous
 from flatkit.checkpoints.readers.torch_words import vocabulary
 from flatkit.errors import CheckpointError
-from flatkit.files.plain_pickle import Record, read_pickle
+from flatkit.files.plain_pickle import MalformedPickleError, Record, read_pickle
 
 NPY = b"\x93NUMPY"
 _RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 _FROM_BUFFER = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 # Weights hardly compress; what unpacks into a hundred times its size is made to fill the memory.
 _UNPACKS, _FREE = 100, 2**26
+_MAX_HEADER = 10_000  # NumPy's own limit: the parser of Python is not safe for any length
 
 
 def array_of(item: Any) -> StoredTensor | None:
@@ -91,22 +94,42 @@ def read_npy(file: BinaryIO, path: str) -> Any:
     """
     size = file.seek(0, SEEK_END)
     file.seek(0)
-    try:
-        version = np.lib.format.read_magic(file)
-        head = np.lib.format.read_array_header_1_0
-        head = head if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = head(file, max_header_size=10_000)  # NumPy's own limit of safety
-        if dtype.hasobject:
+    code, fortran, shape = _header(file, path)
+    if code in ("|O", "O"):
+        try:
             return _pickled(file)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    count = prod(shape)
-    if dtype.str[1:] not in _CODES:
-        return Record(f"numpy.{dtype.name}", ())
-    if count * dtype.itemsize > size - file.tell():
+        except MalformedPickleError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(code, str) or code[1:] not in _CODES or code[0] not in "<>|=":
+        return Record(f"numpy.{str(code)[:40]}", ())
+    dtype = np.dtype(code)
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes > size - file.tell():
         raise CheckpointError(f"{path} is truncated: {list(shape)} entries do not lie in it")
-    raw = file.read(count * dtype.itemsize)
-    return _stored(np.frombuffer(raw, dtype), shape, fortran)
+    return _stored(np.frombuffer(file.read(nbytes), dtype), shape, fortran)
+
+
+def _header(file: BinaryIO, path: str) -> tuple[Any, bool, tuple[int, ...]]:
+    """Return dtype, order and shape from the header of a `.npy` file.
+
+    NumPy's own reader is not used: of damaged headers it raises whatever its parser does.
+    """
+    start = file.read(12)
+    # Version 1 gives the length of the text in two bytes, later ones in four.
+    width = 2 if start[6:7] == b"\1" else 4
+    length = int.from_bytes(start[8 : 8 + width], "little")
+    file.seek(8 + width)
+    text = file.read(min(length, _MAX_HEADER)).decode("latin1")
+    try:
+        # Python 2 wrote whole numbers as 3L. What is not a literal, `literal_eval` refuses.
+        header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text).strip())
+        code, fortran, shape = (header[key] for key in ("descr", "fortran_order", "shape"))
+        whole = all(type(n) is int and 0 <= n < 2**62 for n in shape) and len(shape) <= 64
+    except Exception as error:  # the parser raises half a dozen types
+        raise CheckpointError(f"{path} is damaged: its header cannot be read") from error
+    if length > _MAX_HEADER or not whole or not isinstance(shape, tuple):
+        raise CheckpointError(f"{path} is damaged: its header cannot be read")
+    return code, bool(fortran), shape
 
 
 def _pickled(file: BinaryIO) -> Any:

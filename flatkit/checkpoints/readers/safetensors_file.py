@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor
 from flatkit.errors import CheckpointError
+from flatkit.files.plain_pickle import Record
 
 _MAX_TABLE = 100_000_000
 """Bytes of the table, the limit of the format."""
@@ -24,6 +25,7 @@ _NAMES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
     "C64": "complex64",
     "BOOL": "bool",
     **{
@@ -32,6 +34,10 @@ _NAMES = {
         for bits in (8, 16, 32, 64)
     },
 }
+
+
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+"""Of dtypes whose entries share bytes. They are codes, and are not read."""
 
 
 def looks_like_safetensors(start: bytes) -> bool:
@@ -46,8 +52,10 @@ def looks_like_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_TABLE
 
 
-def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tensors of a safetensors file by name, and its metadata.
+
+    A tensor whose entries share bytes is a `Record`.
 
     Args:
         file: open at any position; the tensors refer to it.
@@ -74,7 +82,9 @@ def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, StoredTensor]
     for name, entry in table.items():
         start, end, dtype, shape = _entry(name, entry, path)
         ends.append((start, end))
-        tensors[name] = StoredTensor(file, 8 + length + start, dtype, shape)
+        codes = Record(f"safetensors.tensor_of_{dtype}", ())
+        known = dtype in DTYPES
+        tensors[name] = StoredTensor(file, 8 + length + start, dtype, shape) if known else codes
     at = 0  # the format wants the tensors to fill the rest of the file, without a hole
     for start, end in sorted(ends):
         if start != at:
@@ -106,18 +116,20 @@ def _table(text: bytes, path: str) -> dict[str, Any]:
 def _entry(name: str, entry: Any, path: str) -> tuple[int, int, str, tuple[int, ...]]:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _malformed(path, f"the entry of {name} is not that of a tensor")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _NAMES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in {**_NAMES, **_BITS}:
         raise CheckpointError(
             f"{path} holds {name} in the dtype {str(entry['dtype'])[:20]}, which flatkit does not "
             f"read; it reads {', '.join(_NAMES)}"
         )
-    dtype, shape, ends = _NAMES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    dtype = _NAMES.get(entry["dtype"], entry["dtype"])
+    shape, ends = entry["shape"], entry["data_offsets"]
     for numbers in (shape, ends):
         if not isinstance(numbers, list) or not all(
             type(number) is int and 0 <= number < 2**63 for number in numbers
         ):
             raise _malformed(path, f"shape or offsets of {name} are no whole numbers")
-    nbytes = prod(shape[:64]) * DTYPES[dtype].itemsize
+    bits = _BITS[dtype] if dtype in _BITS else 8 * DTYPES[dtype].itemsize
+    nbytes = -(-prod(shape[:64]) * bits // 8)
     if len(ends) != 2 or len(shape) > 64 or ends[1] - ends[0] != nbytes:
         raise _malformed(path, f"the bytes of {name} do not fit its shape")
     return ends[0], ends[1], dtype, tuple(shape)

@@ -41,6 +41,7 @@ DTYPES: dict[str, DType] = {
     "float8_e4m3fn": DType(1, 1, 0x7F, 0x7F),
     "float8_e5m2fnuz": DType(1, 1, 0xFF, 0x80),
     "float8_e4m3fnuz": DType(1, 1, 0xFF, 0x80),
+    "float8_e8m0fnu": DType(1, 1, 0xFF, 0xFF),
     "complex64": DType(8, 4, 0xFF << 23, 0xFF << 23),
     "complex128": DType(16, 8, 0x7FF << 52, 0x7FF << 52),
     **{f"int{bits}": DType(bits // 8, bits // 8) for bits in (8, 16, 32, 64)},
