@@ -132,7 +132,7 @@ class _Positive(SymmetricOperator):
     def _choose(self) -> Choice:
         objective, theta = self.objective, self.theta
         head, chunks = type(self)._head, samples_of_probe(objective)
-        ways = Ways(partial(by_graph, head), partial(by_differences, head), of_gradients=False)
+        ways = Ways(partial(by_graph, head), partial(by_differences, head))
         vector = direction(theta)
         reference, truth = find_reference(ways, objective, theta, chunks, vector)
         errors: dict[EngineName, float] = {}

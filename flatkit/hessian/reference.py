@@ -60,13 +60,10 @@ class Ways:
     Attributes:
         by_autograd: exact, where every operation knows its derivatives.
         by_differences: never far off, where the function is smooth.
-        of_gradients: whether these are differences of gradients. They count only where the gradient
-            is the derivative of the loss.
     """
 
     by_autograd: Recipe
     by_differences: Differences
-    of_gradients: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,7 @@ def find_reference(
     """Return which products are to be believed, and that with a vector [P], in float64.
 
     These are by autograd, unless it has none or differences contradict it: those must agree with
-    each other for two steps and, if they are of gradients, the gradient must be the derivative of
-    the loss. Cost: some 5 gradients of the samples, and 15 where there is doubt.
+    each other for two steps, and the gradient must be the derivative of the loss. Cost: some 5 gradients of the samples, and 15 where there is doubt.
 
     Args:
         ways: to multiply.
@@ -257,7 +253,7 @@ def _believed(
         if change > _SETTLED * off:
             continue
         # Some operations answer twice differentiated with a zero instead of an error.
-        if ways.of_gradients and not _is_derivative(place, (exact - far) / off):
+        if not _is_derivative(place, (exact - far) / off):
             return ways.by_autograd, exact, "; the gradient is not the derivative of the loss"
         return recipe, far, ", as autograd contradicts them"
     # Next to a kink differences grow as the step falls, and say nothing about autograd.

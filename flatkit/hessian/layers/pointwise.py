@@ -95,14 +95,13 @@ class LinearMap(Layer):
 
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """Return y."""
-        (self._shape_of,) = inputs
-        return self._function(inputs[0])
+        (x,) = inputs
+        y = self._function(x)
+        self._input_shape, self._rows, self._like = x.shape, _rows(y), x.new_empty(0)
+        return y
 
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return Aᵀ g."""
-        shape = self._shape_of
-        self._shape_of = torch.empty(0)
-        self._input_shape, self._like = shape.shape[1:], shape.new_empty(0)
         return (self._transposed(gradient),)
 
     def push(self, inputs: Sequence[Tensor | None], directions: Parameters) -> Tensor | None:
@@ -116,8 +115,11 @@ class LinearMap(Layer):
 
     def _transposed(self, gradient: Tensor) -> Tensor:
         # A linear map has the same transpose at every point: a stand-in without memory will do.
+        # The first dimension of its result need not be that of its input.
+        shape = list(self._input_shape)
+        shape[:1] = [rows * (_rows(gradient) // self._rows) for rows in shape[:1]]
         with torch.enable_grad():
-            zero = self._like.new_zeros(()).expand(len(gradient), *self._input_shape)
+            zero = self._like.new_zeros(()).expand(shape)
             point = zero.detach().requires_grad_()
             image = self._function(point)
             with torch_derivatives():  # a shape written into the model fits one size of batch alone
@@ -168,6 +170,10 @@ def max_pooling(**settings: Any) -> MaxPooling:
     tensor([[[[4.]]]])
     """
     return MaxPooling(lambda x: F.max_pool2d(x, return_indices=True, **settings))
+
+
+def _rows(tensor: Tensor) -> int:
+    return len(tensor) if tensor.ndim else 1
 
 
 def _times(direction: Tensor, factor: Tensor) -> Tensor:

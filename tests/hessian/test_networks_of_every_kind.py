@@ -1,0 +1,256 @@
+"""Engines on networks of every kind: each product is the dense Hessian's, or states its error."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatkit import HessianOperator, Objective
+from flatkit.errors import FlatkitError
+from flatkit.hessian import EngineName
+
+N = 7
+ENGINES: tuple[EngineName, ...] = ("layers", "double_backward", "forward_over_reverse")
+
+
+class Net(nn.Module):
+    """A forward pass written as a function of the module and its inputs, and its layers."""
+
+    def __init__(self, run: Callable[..., Tensor], **layers: Any) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.run(self, *inputs)
+
+
+def two(run: Callable[..., Tensor], **more: Any) -> Net:
+    return Net(run, a=nn.Linear(4, 5), b=nn.Linear(5, 3), **more)
+
+
+def images(run: Callable[..., Tensor], features: int, channels: int = 2) -> Net:
+    return Net(run, a=nn.Conv2d(2, channels, 2), b=nn.Linear(features, 3))
+
+
+def in_place(net: Net, x: Tensor) -> Tensor:
+    hidden = net.a(x).clone()
+    hidden *= 2
+    return net.b(hidden.mul_(net.a(x)))
+
+
+def attention(net: Net, x: Tensor) -> Tensor:
+    hidden = net.a(x)
+    return net.b(F.scaled_dot_product_attention(hidden, hidden, hidden, is_causal=True).mean(1))
+
+
+def gated(net: Net, x: Tensor) -> Tensor:
+    left, right = net.a(x).chunk(2, dim=-1)
+    return net.b(left * right.sigmoid())
+
+
+def branched(net: Net, x: Tensor) -> Tensor:
+    return torch.where(x[:, :1] > 0.8, net.b(net.a(x).tanh()), net.b(net.a(x) ** 2))
+
+
+def controlled(net: Net, x: Tensor) -> Tensor:
+    return net.b(net.a(x).tanh()) if float(x.sum()) < 1e9 else net.b(net.a(x))
+
+
+def rows_first(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randn(N, *shape, dtype=torch.float64),)
+
+
+def words() -> tuple[Tensor, ...]:
+    return (torch.randint(0, 6, (N, 3)),)
+
+
+def last(net: Net, x: Tensor) -> Tensor:
+    return net.b(net.a(x)[0][:, -1])
+
+
+def tied() -> Net:
+    net = Net(
+        lambda m, w: m.head(m.a(m.table(w)).tanh().mean(1))[:, :3],
+        table=nn.Embedding(6, 4),
+        a=nn.Linear(4, 4),
+        head=nn.Linear(4, 6, bias=False),
+    )
+    net.head.weight = net.table.weight
+    return net
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
+    "activation in place": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)),
+        rows_first(4),
+    ),
+    "products in place": (lambda: two(in_place), rows_first(4)),
+    "functional activation in place": (
+        lambda: two(lambda m, x: m.b(F.silu(m.a(x), inplace=True))),
+        rows_first(4),
+    ),
+    "functional attention": (lambda: two(attention), rows_first(3, 4)),
+    "lstm": (
+        lambda: Net(last, a=nn.LSTM(4, 2, batch_first=True), b=nn.Linear(2, 3)),
+        rows_first(3, 4),
+    ),
+    "gru in both directions": (
+        lambda: Net(last, a=nn.GRU(4, 2, bidirectional=True, batch_first=True), b=nn.Linear(4, 3)),
+        rows_first(3, 4),
+    ),
+    "embedding with a tied head": (tied, words),
+    "groups and normalisation": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 2, groups=2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ),
+        rows_first(2, 3, 3),
+    ),
+    "dropout modules": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 5), nn.Dropout(0.5), nn.FeatureAlphaDropout(0.2), nn.Linear(5, 3)
+        ),
+        rows_first(4),
+    ),
+    "spectral norm": (
+        lambda: nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)
+        ),
+        rows_first(4),
+    ),
+    "control flow that depends on values": (lambda: two(controlled), rows_first(4)),
+    "samples that take another way": (lambda: two(branched), rows_first(4)),
+    "several inputs": (
+        lambda: Net(
+            lambda m, x, z: m.b(torch.tanh(m.a(x) + m.c(z))),
+            a=nn.Linear(4, 5),
+            b=nn.Linear(5, 3),
+            c=nn.Linear(2, 5),
+        ),
+        lambda: (torch.randn(N, 4).double(), torch.randn(N, 2).double()),
+    ),
+    "a module that is called twice": (
+        lambda: two(lambda m, x: m.b(m.a(x).tanh() * m.a(2 * x).sigmoid())),
+        rows_first(4),
+    ),
+    "gates": (lambda: Net(gated, a=nn.Linear(4, 10), b=nn.Linear(5, 3)), rows_first(4)),
+    "padding with a value": (
+        lambda: images(lambda m, x: m.b(F.pad(m.a(x), (1, 1, 1, 1), value=2.0).flatten(1)), 32),
+        rows_first(2, 3, 3),
+    ),
+    "bilinear interpolation": (
+        lambda: images(
+            lambda m, x: m.b(F.interpolate(m.a(x), size=3, mode="bilinear").flatten(1)), 18
+        ),
+        rows_first(2, 3, 3),
+    ),
+    "time first inside": (
+        lambda: two(lambda m, x: m.b(m.a(x.transpose(0, 1)).tanh().mean(0))),
+        rows_first(3, 4),
+    ),
+    "tokens as rows inside": (
+        lambda: two(lambda m, x: m.b(m.a(x.reshape(-1, 4)).tanh()).view(-1, 3, 3).mean(1)),
+        rows_first(3, 4),
+    ),
+    "time to the front at the end": (
+        lambda: two(lambda m, x: m.b(m.a(x).tanh()).transpose(0, 1).sum(0)),
+        rows_first(3, 4),
+    ),
+    "a parameter that the model uses itself": (
+        lambda: two(lambda m, x: m.b((m.p + m.a(x)).tanh()) / m.p.exp().sum(), p=weight(5)),
+        rows_first(4),
+    ),
+    "the largest of several": (
+        lambda: two(lambda m, x: m.b(m.a(x).max(1).values)),
+        rows_first(3, 4),
+    ),
+    "hooks": (lambda: hooked(), rows_first(4)),
+}
+
+
+def weight(size: int) -> nn.Parameter:
+    return nn.Parameter(torch.linspace(0.1, 1.0, size))
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    model[1].register_forward_hook(lambda module, given, output: output * 2)
+    return model
+
+
+def dense(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+    """Return the Hessian [P, P] by torch's own nested differentiation."""
+    named = dict(model.named_parameters())
+    theta = torch.cat([p.detach().flatten() for p in named.values()])
+
+    def loss(point: Tensor) -> Tensor:
+        pieces = zip(named.items(), point.split([p.numel() for p in named.values()]), strict=True)
+        given = {name: piece.view_as(p) for (name, p), piece in pieces}
+        return F.cross_entropy(functional_call(model, given, inputs), targets)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        hessian = torch.autograd.functional.hessian(loss, theta)
+    assert isinstance(hessian, Tensor)
+    return hessian
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_product_is_right_or_states_how_wrong_it_is(name):
+    build, draw = NETS[name]
+    torch.manual_seed(0)
+    model, inputs = build().double().eval(), draw()
+    targets = torch.randint(0, 3, (N,))
+    vectors = torch.randn(sum(p.numel() for p in model.parameters()), 2, dtype=torch.float64)
+    truth = dense(model, inputs, targets) @ vectors
+    objective = Objective(model, "cross_entropy", (*inputs, targets), chunk_size=4)
+    auto = HessianOperator(objective)
+    assert float((auto @ vectors - truth).norm() / truth.norm()) < 1e-9
+    for engine in ENGINES:
+        hessian = HessianOperator(objective, engine=engine)
+        try:
+            error = hessian.choice.error
+        except FlatkitError as refusal:
+            assert "no engine can multiply" in str(refusal)
+            continue
+        off = float((hessian @ vectors - truth).norm() / truth.norm())
+        assert off < 1e-9 or (error is not None and off < 50 * error), (engine, off, error)
+
+
+def test_a_model_whose_output_is_one_number_inside_has_products():
+    torch.manual_seed(0)
+    model = two(lambda m, x: m.b(m.a(x).tanh()).mean().unsqueeze(0)).double()
+    objective = Objective(
+        model, lambda outputs, targets: outputs, (torch.randn(1, 4).double(), torch.zeros(1))
+    )
+    vector = torch.randn(objective.num_parameters, dtype=torch.float64)
+    layers, graph = (
+        HessianOperator(objective, engine=engine) @ vector
+        for engine in ("layers", "double_backward")
+    )
+    torch.testing.assert_close(layers, graph, rtol=1e-10, atol=1e-12)
+
+
+def test_what_torch_differentiates_wrongly_twice_is_found_out():
+    """The double backward of the fused kernel of weight_norm is no Hessian in torch 2.13."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 5))
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 3)).double()
+    data = torch.randn(N, 4, dtype=torch.float64), torch.randint(0, 3, (N,))
+    objective = Objective(model, "cross_entropy", data)
+    hessian, theta = HessianOperator(objective), objective.theta
+    u, v = torch.nn.functional.normalize(torch.randn(2, hessian.size, dtype=torch.float64))
+    h = 1e-3
+    corners = [
+        s * t * objective.loss(theta + h * (s * u + t * v)) for s in (1, -1) for t in (1, -1)
+    ]
+    assert float(u @ (hessian @ v)) == pytest.approx(sum(corners) / (4 * h * h), rel=1e-5)
