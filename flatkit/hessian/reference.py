@@ -147,7 +147,8 @@ def find_reference(
     """Return which products are to be believed, and that with a vector [P], in float64.
 
     These are by autograd, unless it has none or differences contradict it: those must agree with
-    each other for two steps, and the gradient must be the derivative of the loss. Cost: some 5 gradients of the samples, and 15 where there is doubt.
+    each other for two steps, and the gradient must be the derivative of the loss. Cost: some 5
+    gradients of the samples, and 15 where there is doubt.
 
     Args:
         ways: to multiply.

@@ -27,8 +27,17 @@ class Net(nn.Module):
         for name, layer in layers.items():
             setattr(self, name, layer)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.run(self, *inputs)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(2, 5)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x) + self.c(z)))
 
 
 def two(run: Callable[..., Tensor], **more: Any) -> Net:
@@ -131,12 +140,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
     "control flow that depends on values": (lambda: two(controlled), rows_first(4)),
     "samples that take another way": (lambda: two(branched), rows_first(4)),
     "several inputs": (
-        lambda: Net(
-            lambda m, x, z: m.b(torch.tanh(m.a(x) + m.c(z))),
-            a=nn.Linear(4, 5),
-            b=nn.Linear(5, 3),
-            c=nn.Linear(2, 5),
-        ),
+        TwoInputs,
         lambda: (torch.randn(N, 4).double(), torch.randn(N, 2).double()),
     ),
     "a module that is called twice": (
@@ -176,6 +180,19 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
     ),
     "hooks": (lambda: hooked(), rows_first(4)),
 }
+
+
+NO_LAYERS = {
+    "products in place",
+    "lstm",
+    "gru in both directions",
+    "control flow that depends on values",
+    "several inputs",
+    "the largest of several",
+    "hooks",
+    "time to the front at the end",
+}
+"""Networks that layers refuse; elsewhere they multiply, or state their error."""
 
 
 def weight(size: int) -> nn.Parameter:
@@ -221,6 +238,7 @@ def test_every_product_is_right_or_states_how_wrong_it_is(name):
             error = hessian.choice.error
         except FlatkitError as refusal:
             assert "no engine can multiply" in str(refusal)
+            assert engine != "layers" or name in NO_LAYERS
             continue
         off = float((hessian @ vectors - truth).norm() / truth.norm())
         assert off < 1e-9 or (error is not None and off < 50 * error), (engine, off, error)
