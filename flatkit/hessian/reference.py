@@ -12,6 +12,7 @@ from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.objective.sample_weights import nearby
+from flatkit.objective.spread import spread_rows
 
 
 class Multiplies(Protocol):
@@ -132,13 +133,13 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST) -> list[Chunk]:
         objective: whose samples.
         most: so many at most.
     """
-    if not objective.divisible:  # the chunks are part of the function
-        return [next(objective.chunks())]
-    count = objective.num_samples
+    count, cut = objective.num_samples, objective.chunk_size
     size = max(_FEWEST, count // _SHARE, _WORK // objective.num_parameters)
-    size = min(size, count, most)
-    rows = torch.linspace(0, count - 1, size, dtype=torch.float64).round().long()
-    return [objective.rows(part.to(objective.device)) for part in rows.split(objective.chunk_size)]
+    if not objective.divisible:  # the chunks are part of the function: some whole ones
+        chosen = spread_rows(objective.num_chunks, max(2, min(size, most) // cut)).tolist()
+        return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
+    rows = spread_rows(count, min(size, most)).to(objective.device)
+    return [objective.rows(part) for part in rows.split(cut)]
 
 
 def find_reference(

@@ -186,7 +186,7 @@ class Recording:
             options = {k: v for k, v in node.kwargs.items() if k != "inplace"}
             function = ACTIVATION_FUNCTIONS[key]
             return Activation(lambda x: function(x, *node.args[1:], **options))
-        if single and key in LINEAR_FUNCTIONS and self._keeps_samples(node, tensors):
+        if single and key in LINEAR_FUNCTIONS:
             flat = key in ("flatten", torch.flatten) and (*node.args[1:], *node.kwargs) == (1,)
             return LinearMap(self._bound(node, tensors), takes_blocks=flat)
         if key in (operator.add, operator.iadd, torch.add, "add") and len(tensors) == 2:
@@ -202,12 +202,6 @@ class Recording:
             return _fill_in(node, tensors, {**values, **parameters}, alias)(*inputs)
 
         return Opaque(call, names)
-
-    def _keeps_samples(self, node: fx.Node, tensors: list[fx.Node]) -> bool:
-        """Whether a map gives as many rows as it takes, as a mean over the batch does not."""
-        (source,) = tensors
-        value = self.values[source]
-        return len(self._bound(node, tensors)(value)) == len(value)
 
     def _bound(
         self,
