@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.devices import ordinary_torch
-from flatkit.errors import FlatkitError
+from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian.autotune import Choice, direction
 from flatkit.hessian.layers.trace import trace
 from flatkit.hessian.linearised import (
@@ -53,6 +53,11 @@ class _Positive(SymmetricOperator):
     def __init__(
         self, objective: Objective, theta: Tensor | None = None, *, tolerance: float = 1e-4
     ) -> None:
+        if objective.elsewhere is not None and objective.elsewhere.beyond_outputs:
+            raise InvalidArgumentError(
+                "Gauss-Newton and Fisher matrices need a loss that depends on θ only through the "
+                "outputs of the model, and this one has weights of its own or holds the model's"
+            )
         self.objective = objective
         self.theta = (objective.theta if theta is None else theta).detach()
         self.size = objective.num_parameters
@@ -120,6 +125,8 @@ class _Positive(SymmetricOperator):
         def layers() -> Recipe:
             if not isinstance(self.objective.samples.inputs, Tensor):
                 raise UnsupportedError("the model takes more than one tensor")
+            if self.objective.elsewhere is not None and self.objective.elsewhere.in_model:
+                raise UnsupportedError("weights enter beside the model's layers")
             return partial(by_layers, trace(self.objective.model), head)
 
         return {

@@ -88,7 +88,7 @@ def losses_head(objective: Objective, outputs: Any, chunk: Chunk) -> Linearised:
         InvalidArgumentError: the loss does not return one value per sample.
     """
     with torch.enable_grad():
-        values = objective.loss_function(outputs, chunk.targets)
+        values = objective.losses(outputs, chunk.targets)
     if values.shape != (chunk.size,) or objective.total_weight != objective.num_samples:
         raise InvalidArgumentError(
             "the empirical Fisher matrix needs the loss of every sample; give a loss that returns "

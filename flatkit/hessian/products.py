@@ -179,6 +179,9 @@ def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engin
     if name == "layers":
         if not isinstance(objective.samples.inputs, Tensor):
             raise UnsupportedError("the model takes more than one tensor")
+        elsewhere = objective.elsewhere
+        if elsewhere is not None and (elsewhere.in_model or elsewhere.beyond_outputs):
+            raise UnsupportedError("weights enter beside the outputs of the model's layers")
         network = trace(objective.model)
         return Engine(partial(Tape, network, objective, theta), keeps=True, held=network.nbytes)
     if name not in FORMULAS:

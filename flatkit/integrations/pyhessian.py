@@ -50,8 +50,11 @@ def pyhessian_eigenvalues(
     model = duplicate(objective.model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in objective.space.names)
-    if objective.space.complex_names:
-        raise InvalidArgumentError("PyHessian takes no complex parameters; leave `method` out")
+    if objective.space.complex_names or objective.elsewhere is not None:
+        raise InvalidArgumentError(
+            "PyHessian takes no complex parameters, nor weights that the loss or a function holds; "
+            "leave `method` out"
+        )
     chunk = next(objective.chunks(objective.num_samples))
     data = _tensors(chunk.inputs, chunk.targets)
 

@@ -4,7 +4,8 @@
 a clock, so that the same job gives the same bits; the reason is kept in the result.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, get_args
 
 import torch
@@ -145,11 +146,15 @@ class MovableModel:
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.objective = objective
         self.module = duplicate(objective.model)
+        self.objective = objective.with_model(self.module)
         self.place = torch.empty_like(objective.theta)
         own = dict(self.module.named_parameters())
-        self.parameters = [own[name] for name in objective.space.names]
+        of_loss = objective.space.unflatten(objective.theta)
+        self.parameters = [
+            own[name] if name in own else of_loss[name].clone().requires_grad_()
+            for name in objective.space.names
+        ]
         self._pairs: list[tuple[Tensor, Tensor]] = []  # complex ones, which no view of reals can be
         for parameter, part in zip(
             self.parameters, self.place.split(objective.space.sizes), strict=True
@@ -176,6 +181,14 @@ class MovableModel:
             self.place.add_(theta)
         for pairs, part in self._pairs:
             pairs.copy_(part)
+
+    @contextmanager
+    def standing(self) -> Generator[None]:
+        """Let the present point stand in other places too, where functions hold weights."""
+        elsewhere = self.objective.elsewhere
+        parts = dict(zip(self.objective.space.names, self.parameters, strict=True))
+        with nullcontext() if elsewhere is None else elsewhere.standing(parts):
+            yield
 
     def outputs(self, chunk: Chunk) -> Any:
         """Return what the model makes of a chunk."""
@@ -220,9 +233,10 @@ class InPlace:
 
     def _values(self, steps: Steps) -> Values:
         self._model.move(self._theta, self._directions, steps)
-        if self._settle is not None:
-            self._settle(steps)
-        values = self._first_order()
+        with self._model.standing():
+            if self._settle is not None:
+                self._settle(steps)
+            values = self._first_order()
         if "top_eigenvalue" in self.quantities:
             values |= self._top_eigenvalue()
         return values
@@ -256,8 +270,6 @@ class InPlace:
     def _top_eigenvalue(self) -> Values:
         """Return λmax at the present point; no number where the curvature is none."""
         objective = self._model.objective
-        if self._settle is not None:
-            objective = objective.with_model(self._model.module)
         # Chosen by name: `auto` looks at the clock, and the same job must give the same bits.
         hessian = HessianOperator(
             objective, self._model.place.clone(), engine="double_backward", memory=self._memory

@@ -72,6 +72,8 @@ class StackedPoints:
     def __init__(self, objective: Objective, theta: Tensor, directions: Tensor) -> None:
         self._objective, self._theta, self._directions = objective, theta, directions
         watched = _watched_samples(objective)
+        if objective.elsewhere is not None:
+            raise CannotStackError("functions hold weights or constants of their own")
         self._chain = Chain.of(objective.model, objective.space)
         _check_shapes(objective, self._chain, watched)
         self._plan = _plan(objective, self._chain)

@@ -63,8 +63,17 @@ class Copier:
         self.modules: list[tuple[nn.Module, nn.Module]] = []
         self._memo: dict[int, Any] = {}
         self._seen: dict[int, Any] = {}  # holds what it names, so that no id is used again
+        self._alive: list[Any] = []
         self._plain: dict[int, Any] = {}
         self._constants: set[torch.dtype] = set()
+
+    def known(self, thing: T) -> T | None:
+        """Return the copy of a tensor, module or object, if there is one."""
+        return self._memo.get(id(thing))
+
+    def copied(self, loss: T) -> T:
+        """Return a copy of a loss that is a module, and any other function as it is."""
+        return self.copy(loss) if isinstance(loss, nn.Module) else loss
 
     @torch.inference_mode(False)
     def copy(self, thing: T) -> T:
@@ -78,10 +87,10 @@ class Copier:
             inner = module._modules.get("_orig_mod")  # what a compiled part of a model wraps
             if inner is not None and id(module) not in self._memo:
                 self._memo[id(module)] = self.copy(inner)
-        for tensor in chain.from_iterable(map(_registered, modules)):
+        for tensor in _all_registered(modules):
             self._constants.add(tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype)
-        for tensor in chain.from_iterable(map(_registered, modules)):
-            self._twin(tensor, constant=False)
+        for tensor in _all_registered(modules):
+            self.twin(tensor, constant=False)
         self._walk(thing)
         twin = self._deep_copy(thing)
         self.modules += [(m, self._memo[id(m)]) for m in modules if id(m) in self._memo]
@@ -106,7 +115,7 @@ class Copier:
     def _tried(self, thing: T, shared: dict[int, Any]) -> T:
         memo = {**self._memo, **shared}
         twin = copy.deepcopy(thing, memo)
-        memo.pop(id(memo), None)  # what copy.deepcopy keeps alive: `_seen` does
+        self._alive.append(memo.pop(id(memo), None))  # or ids in the memo would be used again
         self._memo = memo
         return twin
 
@@ -119,7 +128,7 @@ class Copier:
                 continue
             self._seen[id(thing)] = thing
             if isinstance(thing, Tensor):
-                self._twin(thing, constant=True)
+                self.twin(thing, constant=True)
             elif isinstance(thing, types.ModuleType):
                 self._memo[id(thing)] = thing
             elif id(thing) not in self._memo:
@@ -146,9 +155,15 @@ class Copier:
             return ()
         return chain(state[1:3], *(part or () for part in state[3:5]))
 
-    def _twin(self, tensor: Tensor, *, constant: bool) -> None:
+    def twin(self, tensor: Tensor, *, constant: bool) -> Tensor:
+        """Return the copy of a tensor, the same one every time.
+
+        Args:
+            tensor: any.
+            constant: it is neither a parameter nor a buffer.
+        """
         if id(tensor) in self._memo:
-            return
+            return self._memo[id(tensor)]
         refuse_without_values(tensor)
         dtype = self._dtype_for(tensor, constant=constant)
         twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)
@@ -160,6 +175,7 @@ class Copier:
         self._seen[id(tensor)] = tensor
         self._memo[id(tensor)] = twin
         self.pairs.append((tensor, twin))
+        return twin
 
     def _dtype_for(self, tensor: Tensor, *, constant: bool) -> torch.dtype:
         wide = self._dtype
@@ -249,6 +265,15 @@ def refuse_without_values(tensor: Tensor, name: str = "a tensor") -> None:
         )
 
 
-def _registered(module: nn.Module) -> Iterable[Tensor]:
-    own = chain(module._parameters.values(), module._buffers.values())  # pyright: ignore
-    return [tensor for tensor in own if tensor is not None]
+def registered(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the parameters and buffers that a module itself registers, by its own names.
+
+    >>> [name for name, _ in registered(nn.Linear(1, 1))]
+    ['weight', 'bias']
+    """
+    own = chain(vars(module)["_parameters"].items(), vars(module)["_buffers"].items())
+    return [(name, tensor) for name, tensor in own if tensor is not None]
+
+
+def _all_registered(modules: list[nn.Module]) -> list[Tensor]:
+    return [tensor for module in modules for _, tensor in registered(module)]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from flatkit.checks import check_choice, check_count
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.copier import duplicate
+from flatkit.objective.completeness import Search, complete
+from flatkit.objective.copier import Copier
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
 from flatkit.objective.examination import NOT_EXAMINED, Examination
-from flatkit.objective.habits import WATCHED, guarded
+from flatkit.objective.habits import WATCHED, guarded, moved
 from flatkit.objective.intake import take_in
 from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
@@ -34,12 +35,10 @@ from flatkit.objective.private_model import (
     private_copy,
 )
 from flatkit.objective.proofs import check_finite, examine_all
-from flatkit.objective.pytree import Tree
 from flatkit.objective.randomness import undisturbed
 from flatkit.objective.sample_weights import find_own_weights
 from flatkit.objective.samples import Data, Samples, default_chunk_size
 from flatkit.objective.spread import spread_rows
-from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
 
@@ -80,6 +79,8 @@ class Objective(PlacedModel):
         chunk_size: samples that go through the model at once; by default about a million numbers.
         dtype: computes in this dtype; by default that of the parameters (float32 for 16-bit ones).
         device: computes there; by default where the parameters are.
+        loss_parameters: make parameters of the loss that require gradients part of θ, named
+            `loss.` and so on; without, such a loss is refused.
         examine: prove on construction that this is one function of θ, made of samples; without,
             `examination` and every report say that nothing was proved.
 
@@ -112,6 +113,7 @@ class Objective(PlacedModel):
         chunk_size: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        loss_parameters: bool = False,
         examine: bool = True,
     ) -> None:
         check_choice("batchnorm", batchnorm, get_args(BatchNormMode))
@@ -121,9 +123,10 @@ class Objective(PlacedModel):
             )
         at_once = chunk_size if batchnorm == "train" else None
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
-        self.loss_function = self._loss = guarded(as_sums(named))
-        private, _ = private_copy(model, batchnorm, dtype, device)
-        self._put_into(private)
+        private = private_copy(model, batchnorm, dtype, device)
+        users = private.copier.copied(as_sums(named))
+        self.loss_function = guarded(users)
+        self._put_into(private.model)
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
@@ -133,27 +136,32 @@ class Objective(PlacedModel):
         """Whether L is the same however the samples are cut into chunks."""
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
-        self.samples, self._trial = take_in(
-            data,
-            samples=samples,
-            seed=seed,
-            model=self._model,
-            run=self._run,
-            loss=self._loss,
-            dtype=self.dtype,
-            device=self.device,
-            at_once=at_once,
-        )
+        search = Search(private, named, users)
+        self.elsewhere = search.watched
+        with self.standing_elsewhere():
+            self.samples, self._trial = take_in(
+                data,
+                samples=samples,
+                seed=seed,
+                model=self._model,
+                run=self._run,
+                loss=self.loss_function,
+                dtype=self.dtype,
+                device=self.device,
+                at_once=at_once,
+            )
         some = self.samples.rows(spread_rows(self.num_samples, at_once or WATCHED).to(self.device))
-        habits = self._observe(self._loss, some.inputs, some.targets)
+        habits = self._observe(self.loss_function, some.inputs, some.targets)
         weights, mean_over = find_own_weights(self)
         self.weigh(weights)
         self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
+        completed = complete(self, search, loss_parameters=loss_parameters)
         self.memory_format = self._lay_out()
         check_finite(self.space.unflatten(self.theta), self.samples.inputs)
         self.examination = Examination(mean_over, NOT_EXAMINED)
         if examine:
-            self.examination = examine_all(self, mean_over, chosen=chunk_size is not None)
+            found = examine_all(self, mean_over, chosen=chunk_size is not None)
+            self.examination = found.adding(completed)
         self._places.habits = habits  # from now on random states are put back by each evaluation
 
     @property
@@ -171,23 +179,14 @@ class Objective(PlacedModel):
         """How many chunks one pass takes."""
         return -(-self.num_samples // self.chunk_size)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of θ and of the computation."""
-        return self.theta.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of θ and of the computation."""
-        return self.theta.device
-
     def describe(self) -> dict[str, Any]:
         """Return which function this is, ready for JSON."""
+        of_loss = [name for name in self.space.names if name.startswith("loss.")]
         return {
             **self.samples.describe(),
             "mean_over": self.examination.mean_over,
             "examination": self.examination.describe(),
-            "loss": name_of(self._loss),
+            "loss": name_of(self.loss_function),
             "batchnorm": self.batchnorm,
             "dropout": "off",
             "weight_decay": "not included",
@@ -195,6 +194,7 @@ class Objective(PlacedModel):
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "parameters": self.num_parameters,
+            **({"loss_parameters": of_loss} if of_loss else {}),
             # Left out where it is the usual one: half-done landscapes of before have no such key.
             **({"memory_format": "channels_last"} if self.memory_format == "channels_last" else {}),
         }
@@ -335,12 +335,16 @@ class Objective(PlacedModel):
         """Return the same function of θ with the buffers of a model of the same parameters."""
         other = copy.copy(self)
         other._put_into(model)
+        other.elsewhere = self.elsewhere and self.elsewhere.moved_between(self._model, model)
         return other
 
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
         precise = copy.copy(self)
-        precise._put_into(duplicate(self._model, torch.float64))
+        copier = Copier(torch.float64)
+        precise._put_into(copier.copy(self._model))
+        precise.loss_function = moved(self.loss_function, copier.copied)
+        precise.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         precise.theta = self.theta.double()
         precise._counter = Counter()
         precise.engine_choices = {}
@@ -349,7 +353,7 @@ class Objective(PlacedModel):
     @cached_property
     def decision(self) -> Decision | None:
         """How the outputs name a class; None where they are none."""
-        return decision_of(self._loss, self._trial, self.samples.targets)
+        return decision_of(self.losses, self._trial, self.samples.targets)
 
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
@@ -357,19 +361,13 @@ class Objective(PlacedModel):
 
     def values(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the loss of every sample of a chunk, [B], or their mean, a scalar."""
-        with users_code("the loss"):
-            values = self._loss(outputs, chunk.targets)
-        return losses_of(values, chunk)
+        return losses_of(self.losses(outputs, chunk.targets), chunk)
 
     def _value(self, point: Tensor, chunk: Chunk, decision: Decision | None) -> tuple[float, int]:
         """Return what a chunk adds to L at a point that is placed, and how many are right."""
         outputs = self.outputs(point, chunk)
         right = 0 if decision is None else decision.correct(outputs, chunk.targets)
         return float(self.share(outputs, chunk).detach()), right
-
-    def _run(self, inputs: Tree) -> Any:
-        outputs = self.outputs(self.theta, Chunk(inputs, None, 1.0))
-        return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
     def mean_of(self, theta: Tensor, rows: Tensor) -> float:
         """Return the loss of some samples at θ, where that is one number."""
@@ -407,7 +405,7 @@ class Objective(PlacedModel):
     @property
     def model_takes_mean(self) -> bool:
         """Whether the model itself returns the loss, one number."""
-        return isinstance(self._loss, ModelLoss)
+        return isinstance(self.loss_function, ModelLoss)
 
     @property
     def slack(self) -> float:

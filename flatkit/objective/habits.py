@@ -128,6 +128,19 @@ def guarded(loss: Any) -> Any:
     return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss)
 
 
+def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
+    """Return a loss, guarded or not, with a copy of what the user gave.
+
+    >>> moved(guarded(torch.nn.functional.mse_loss), lambda loss: print).inner
+    <built-in function print>
+    """
+    if not isinstance(loss, Guarded):
+        return copy(loss)
+    other = Guarded(copy(loss.inner))
+    other.edits = loss.edits
+    return other
+
+
 def check_unchanged(what: str, tree: Tree) -> None:
     """Refuse that private samples were changed in place, where that was not seen before.
 

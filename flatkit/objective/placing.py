@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import ordinary_torch
+from flatkit.objective.elsewhere import Elsewhere
 from flatkit.objective.habits import Habits, check_unchanged, observe
 from flatkit.objective.passes import Chunk, arguments
 from flatkit.objective.pytree import Tree, map_tree
@@ -29,12 +30,42 @@ class PlacedModel(ABC):
     Attributes:
         space: the names and shapes of the parameters in θ.
         theta: the model's own point [P].
+        loss_function: of (outputs, targets), as the user gave it or a copy.
     """
 
+    loss_function: Any
     space: ParameterSpace
     theta: Tensor
     _model: nn.Module
     _places: "Places"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of θ and of the computation."""
+        return self.theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of θ and of the computation."""
+        return self.theta.device
+
+    @property
+    def elsewhere(self) -> "Elsewhere | None":
+        """Where else than in the private model the weights stand, if anywhere."""
+        return self._places.elsewhere
+
+    @elsewhere.setter
+    def elsewhere(self, places: "Elsewhere | None") -> None:
+        self._places.elsewhere = places
+
+    @contextmanager
+    def standing_elsewhere(self) -> Generator[None]:
+        """Let the model's own point stand elsewhere too, unless one stands already."""
+        if self.elsewhere is None or self.elsewhere.is_standing:
+            yield
+        else:
+            with self.elsewhere.standing(self.space.unflatten(self.theta)):
+                yield
 
     @property
     def model(self) -> nn.Module:
@@ -116,6 +147,15 @@ class PlacedModel(ABC):
             check_unchanged("the model changes its inputs", inputs)
         return outputs
 
+    def losses(self, outputs: Any, targets: Any) -> Any:
+        """Return what the loss makes of outputs, with the weights that it holds itself in place."""
+        with self.standing_elsewhere(), users_code("the loss"):
+            return self.loss_function(outputs, targets)
+
+    def _run(self, inputs: Tree) -> Any:
+        outputs = self.outputs(self.theta, Chunk(inputs, None, 1.0))
+        return outputs.detach() if isinstance(outputs, Tensor) else outputs
+
     def _put_into(self, model: nn.Module) -> None:
         """Run another copy of the model from now on, which has the same habits."""
         known = getattr(self, "_places", None)
@@ -163,6 +203,7 @@ class Places:
 
     Attributes:
         habits: what the model and its loss do beside computing.
+        elsewhere: where else the tensors stand meanwhile.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> space = ParameterSpace.of(dict(layer.named_parameters()))
@@ -182,6 +223,7 @@ class Places:
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self._standing: tuple[Tensor, ParameterSpace] | None = None
         self.habits = Habits(draws=False)  # until it is known whether two values are the same
+        self.elsewhere: Elsewhere | None = None
 
     def stands(self, point: Tensor, space: ParameterSpace) -> bool:
         """Whether the weights in the model are those of a point."""
@@ -205,7 +247,8 @@ class Places:
         try:
             for slot, own, part in taken:
                 slot[own] = part
-            yield
+            with nullcontext() if self.elsewhere is None else self.elsewhere.standing(parts):
+                yield
         finally:
             for slot, own, tensor in before:
                 slot[own] = tensor

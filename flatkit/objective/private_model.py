@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -14,13 +14,29 @@ from flatkit.objective.copier import Copier, refuse_uncopyable, unwrapped
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 
 
+class PrivateModel(NamedTuple):
+    """A model that is nobody else's, and where it comes from.
+
+    Attributes:
+        model: the copy.
+        source: the user's model, unwrapped.
+        modules: of the user's, each with its copy.
+        copier: made the copy, and knows what it holds.
+    """
+
+    model: nn.Module
+    source: nn.Module
+    modules: list[tuple[nn.Module, nn.Module]]
+    copier: Copier
+
+
 def private_copy(
     model: nn.Module,
     batchnorm: BatchNormMode,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> tuple[nn.Module, Copier]:
-    """Return a copy of a model in the mode in which it is measured, and what copied it.
+) -> PrivateModel:
+    """Return a copy of a model in the mode in which it is measured, without gradients.
 
     Args:
         model: left as it is; of a compiled, parallel or averaged one, what it wraps.
@@ -31,7 +47,7 @@ def private_copy(
     Raises:
         InvalidArgumentError: it is TorchScript, in shards, or without values.
 
-    >>> private_copy(nn.Dropout(), "eval", None, None)[0].training
+    >>> private_copy(nn.Dropout(), "eval", None, None).model.training
     False
     """
     refuse_uncopyable(model)
@@ -43,7 +59,7 @@ def private_copy(
             if isinstance(module, _BatchNorm):
                 module.train()
                 module.track_running_stats = False  # batch statistics, nothing remembered
-    return private, copier
+    return PrivateModel(private, model, list(copier.modules), copier)
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:

@@ -53,6 +53,9 @@ class ObjectiveSettings:
         None, "Compute in this type.", group="Objective", default_text="the checkpoint's"
     )
     device: str = setting("cpu", "cpu, cuda, mps or auto.", group="Objective")
+    loss_parameters: bool = setting(
+        False, "Parameters of the loss are part of θ too.", group="Objective"
+    )
     seed: int = setting(0, "Of every random draw.", check=_check_seed, group="Objective")
     memory: int | None = setting(
         None,

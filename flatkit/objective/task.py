@@ -30,6 +30,8 @@ class Task:
         test_data: samples on which loss and accuracy are reported beside it.
         name: for tables.
         origin: what a report says of where the weights come from.
+        loss_parameters: parameters of the loss that require gradients are part of θ (an ArcFace
+            head, learned task weights, a temperature); without, such a loss is refused.
 
     Raises:
         InvalidArgumentError: the model is no module, the loss has no such name, or the data are
@@ -47,6 +49,7 @@ class Task:
     test_data: Data | None = None
     name: str = ""
     origin: Mapping[str, Any] = field(default_factory=dict)
+    loss_parameters: bool = False
 
     def __post_init__(self) -> None:
         """Check the parts and look up the loss."""
@@ -86,6 +89,7 @@ class Task:
             "chunk_size": settings.chunk_size,
             "batchnorm": settings.batchnorm,
             "examine": settings.examine,
+            "loss_parameters": self.loss_parameters or settings.loss_parameters,
             "dtype": None if settings.dtype is None else getattr(torch, settings.dtype),
         }
         given |= changes
