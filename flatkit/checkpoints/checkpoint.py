@@ -88,7 +88,8 @@ class Checkpoint:
         Wrappers that other programs put before the names (`module.`, `_orig_mod.`, `model.`, ...)
         are taken off where the names then fit, and torch's own load hooks run, as
         `model.load_state_dict` runs them. The model takes the precision of the file. An adapter of
-        PEFT goes into a model of PEFT, or is added to the weights that the model has.
+        PEFT goes into a model of PEFT, or is added to the weights that the model has: once a call,
+        so that a second call adds it again.
 
         Args:
             model: changed in place.

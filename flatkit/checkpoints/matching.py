@@ -1,5 +1,6 @@
 """Names of a file and names of a model: wrappers, prefixes and the caller's own wishes."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,8 +15,7 @@ Shape: TypeAlias = tuple[int, ...] | None
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 """Segments that wrappers of torch put into names, anywhere."""
-# Deep enough for `module.model.backbone.encoder.` of wrapped models; each prefix costs a comparison
-# of all names.
+# Deep enough for `module.model.backbone.encoder.` of wrapped models.
 _PREFIX_DEPTH = 4
 # Where load hooks of the model rename as well, no count of names tells which prefix is right, and
 # each is tried by loading; more than these few were never needed.
@@ -78,25 +78,15 @@ def namings(
         found = {old: plain.get(new, new) for old, new in changed.items()}
         return Naming(found, module, [*notes, *change.notes()])
 
-    def fitting(way: Naming) -> int:
-        return sum(new in own and fits(state[old], own[new]) for old, new in way.names.items())
-
-    as_they_are = naming(_Prefix())
-    assert as_they_are is not None  # no two of them are one, as was seen above
-    if fitting(as_they_are) == len(own):
-        return [as_they_are]
-    others = [
-        (change, way)
-        for change in _prefixes(bare.values(), plain)
-        if (way := naming(change)) is not None
-    ]
-    # The first of the best: names as they are before changed ones, short prefixes before long.
-    best = max([as_they_are, *[way for _, way in others]], key=fitting)
-    if fitting(best) == len(own):
+    changes = _ranked(bare, plain, own, state)
+    ways = (way for change in changes if (way := naming(change)) is not None)
+    best = next(ways)
+    if own.keys() <= set(best.names.values()):
         return [best]
-    # Prefixes that all names share come next: hooks of the model may rename what follows them.
-    shared = [way for change, way in others if change.is_shared(bare.values(), plain)]
-    return [best, *[way for way in [as_they_are, *shared] if way is not best]][:_TRIALS]
+    # Hooks of the model may rename what follows a prefix that all names share: those come next.
+    shared = [change for change in changes if change.is_shared(bare.values(), plain)]
+    others = [naming(change) for change in (_Prefix(), *shared)]
+    return [best, *[way for way in others if way is not None and way.notes != best.notes]][:_TRIALS]
 
 
 def check_ignored(names: Iterable[str], ignore: Sequence[str]) -> None:
@@ -137,23 +127,56 @@ class _Prefix:
 
     def is_shared(self, names: Iterable[str], own: Iterable[str]) -> bool:
         beginning, sharers = (self.strip, names) if self.strip else (self.add, own)
-        return all(name.startswith(beginning) for name in sharers)
+        return beginning != "" and all(name.startswith(beginning) for name in sharers)
 
 
-def _prefixes(names: Iterable[str], own: Iterable[str]) -> list[_Prefix]:
-    """Return what may be taken off or put before, the shorter ones first."""
-    strips = [_Prefix(strip=beginning) for beginning in _beginnings(names)]
-    return [*strips, *[_Prefix(add=beginning) for beginning in _beginnings(own)]]
+def _ranked(
+    bare: Mapping[str, str],
+    plain: Mapping[str, str],
+    own: Mapping[str, Shape],
+    state: Mapping[str, Shape],
+) -> list[_Prefix]:
+    """Return what may be taken off or put before; first what makes most tensors fit.
+
+    Of as many, no change comes before changes, and short prefixes before long ones.
+
+    Args:
+        bare: name in the file -> the same without wrappers.
+        plain: name in the model without wrappers -> with them.
+        own: name -> shape, of the model.
+        state: name -> shape, of the file.
+    """
+    files = {new: old for old, new in bare.items()}
+
+    def fit(name: str, old: str) -> bool:
+        return name in plain and fits(state[old], own[plain[name]])
+
+    as_it_is = sum(fit(new, old) for new, old in files.items())
+    # Counted from both sides at once, so that a thousand prefixes cost no more than one.
+    strips: Counter[str] = Counter()
+    adds: Counter[str] = Counter()
+    for new, old in files.items():
+        for beginning in _beginnings(new):
+            strips[beginning] += fit(new[len(beginning) :], old) - fit(new, old)
+    for name in plain:
+        for beginning in _beginnings(name):
+            rest = name[len(beginning) :]
+            adds[beginning] += rest in files and fit(name, files[rest])
+    counts = {_Prefix(): as_it_is}
+    counts |= {_Prefix(strip=b): as_it_is + strips[b] for b in sorted(strips, key=len)}
+    counts |= {_Prefix(add=b): adds[b] for b in sorted(adds, key=len)}
+    return sorted(counts, key=lambda change: -counts[change])
 
 
-def _beginnings(names: Iterable[str]) -> list[str]:
-    """Return the beginnings `a.`, `a.b.`, ... of dotted names, the shorter ones first."""
-    found: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        for depth in range(1, min(_PREFIX_DEPTH, len(parts) - 1) + 1):
-            found[".".join(parts[:depth]) + "."] = None
-    return sorted(found, key=len)
+def _beginnings(name: str) -> list[str]:
+    """Return the beginnings `a.`, `a.b.`, ... of a dotted name, the shorter ones first.
+
+    >>> _beginnings("a.b.weight")
+    ['a.', 'a.b.']
+    """
+    parts = name.split(".")
+    depths = range(1, min(_PREFIX_DEPTH, len(parts) - 1) + 1)
+    return [".".join(parts[:depth]) + "." for depth in depths]
 
 
 def _renamed(names: Sequence[str], rename: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -140,3 +140,10 @@ def test_the_state_of_an_optimizer_is_never_taken_for_weights(tmp_path):
         flatkit.load(file)
     torch.save({"solver": optimizer.state_dict(), "fc": model().state_dict()}, file)
     assert_reads(file)
+
+
+def test_an_array_that_numpy_has_no_dtype_for_is_named(tmp_path):
+    state = {**arrays(), "weight": np.zeros((2, 3), "V2")}
+    np.savez(tmp_path / "x.npz", **state)
+    with pytest.raises(CheckpointError, match=r"not read .*weight .*save it as float32"):
+        flatkit.load(tmp_path / "x.npz").load_into(nn.Linear(3, 2))

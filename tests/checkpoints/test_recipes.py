@@ -114,3 +114,13 @@ def test_the_command_that_info_prints_analyzes_the_file(capsys):
     text = " ".join(capsys.readouterr().out.split())
     command = text.partition("flatkit analyze")[2].partition(", where")[0]
     assert main(["analyze", *shlex.split(command), "--measures", "loss"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_conversion_of_a_scripted_model_works():
+    torch.jit.save(torch.jit.script(network()), "x.pt")
+    with pytest.raises(CheckpointError) as caught:
+        flatkit.load("x.pt")
+    exec(str(caught.value).partition("convert it once: ")[2], {})
+    model = network()
+    flatkit.load("weights.pt").load_into(model)

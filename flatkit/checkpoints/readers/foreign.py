@@ -6,7 +6,9 @@ from typing import Any, TypeGuard
 
 from flatkit.files.plain_pickle import Record
 
-_TENSOR = re.compile(r"tensor|parameter$|buffer$|_rebuild_wrapper|_rebuild_njt", re.IGNORECASE)
+_TENSOR = re.compile(
+    r"tensor|parameter$|buffer$|_rebuild_wrapper|_rebuild_njt|^array$", re.IGNORECASE
+)
 _RUNS = "its making would run code of another program"
 _KINDS: Mapping[str, str] = {
     "_rebuild_sparse_tensor": "a sparse tensor; save it dense, as tensor.to_dense()",
@@ -20,6 +22,7 @@ _KINDS: Mapping[str, str] = {
     "DTensor": "a DTensor, of which a process holds a part; save tensor.full_tensor()",
     "ShardedTensor": "a part of a tensor; save the whole with torch.distributed.checkpoint",
     "_rebuild_tensor_v2": "a conjugated or negated view; save tensor.resolve_conj().resolve_neg()",
+    "array": "an array of a dtype that NumPy has no name for, as bfloat16; save it as float32",
     "_rebuild_tensor_v3": "a tensor of a dtype that flatkit does not know",
 }
 

@@ -101,7 +101,9 @@ def _extents(file: BinaryIO, path: str, size: int) -> Mapping[str, tuple[int, in
             records = archive.infolist()
             if any(record.filename.endswith("/constants.pkl") for record in records):
                 raise CheckpointError(
-                    f"{path} is refused: a TorchScript archive holds code; save a state_dict"
+                    f"{path} is refused: a TorchScript archive holds code; save a state_dict. "
+                    "Where you trust the file, convert it once: import torch; "
+                    f"torch.save(torch.jit.load({path!r}).state_dict(), 'weights.pt')"
                 )
             for record in records:
                 if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
