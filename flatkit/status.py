@@ -27,6 +27,11 @@ class Status(str, Enum):
         "rounding",
         "rounding of the dtype is as large as the tolerance; float64 helps",
     )
+    RANK = (
+        "rank",
+        "an eigenvalue, but what was seen does not rule out others beyond it within the tolerance; "
+        "the error says how far these may lie, more products settle it",
+    )
     MULTIPLICITY = (
         "multiplicity",
         "an eigenvalue may be a multiple one that is reported too few times; the error "

@@ -48,6 +48,11 @@ class ScaledOperator(SymmetricOperator):
         self.operator, self.geometry = operator, geometry
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
+    @property
+    def rounding(self) -> float:
+        """That of A."""
+        return self.operator.rounding
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return T A T v."""
         product = self.operator.matvec(self.geometry.displacement(vector))

@@ -19,11 +19,12 @@ class Estimate:
         value: float64 on the CPU; eigenvalues [K], largest first, or a trace, shape [].
         error: of the same shape; its meaning is `error_kind`.
         error_kind: `residual`: ‖Av − μv‖ with ‖v‖ = 1 and the rounding of the products, so that
-            some eigenvalue lies within it; that it is the one of that rank is as certain as the
-            method says, up to neighbours within some ten tolerances, which are not told apart.
+            some eigenvalue lies within it; and as far as one of a higher rank may have been missed,
+            but for the probability `unseen_risk` of the notes, where `unseen_within` is no None.
             `standard_error`: of a mean over random probes.
         status: `CONVERGED`, `BUDGET`, `ROUNDING` (the products are not exact enough for the
-            tolerance) or `MULTIPLICITY`; its `advice` says what that means for the value.
+            tolerance), `RANK` (larger ones are not ruled out) or `MULTIPLICITY`; its
+            `advice` says what that means for the value.
         matvecs: products with the operator.
         seconds: wall-clock time.
         vectors: eigenvectors [K, P] as orthonormal rows, if any.

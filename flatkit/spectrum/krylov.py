@@ -1,14 +1,15 @@
 """An orthonormal Krylov basis that can be restarted, and look probe."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
+from flatkit.spectrum.rank import Probe
 
 KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
 # Part of a random vector in a warm start: what is new must not be invisible to it.
@@ -17,19 +18,6 @@ _RANDOM_PART = 0.05
 # about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976).
 _ORTHOGONAL_ENOUGH = 0.7
 _MOST_RESTARTS = 4  # restarts after which images are given up: each adds a rounding error to theirs
-
-
-class Probe(NamedTuple):
-    """What a random vector saw of the complement of the vectors that were known before it.
-
-    Attributes:
-        values: Ritz values of its Krylov space.
-        log_couplings: log of the product of the couplings of its steps; -inf if the space is
-            exhausted.
-    """
-
-    values: np.ndarray
-    log_couplings: float
 
 
 class KrylovBasis:
@@ -54,14 +42,11 @@ class KrylovBasis:
         keep_images: bool = False,
     ) -> None:
         self._operator, self._generator = operator, generator
-        start = random_vector(operator, generator=generator)
-        if initial is not None:
-            known = initial.to(start).sum(0)
-            start = known / norm(known) + _RANDOM_PART * start / norm(start)
+        start, random_part = _start_of(operator, generator, initial)
         self._rows = torch.empty(
             capacity + 1, operator.size, dtype=start.dtype, device=start.device
         )
-        self._rows[0] = start / norm(start)
+        self._rows[0] = start
         fits = 2 * self._rows.nbytes <= KEPT_BYTES
         self._images = torch.empty_like(self._rows[:-1]) if keep_images and fits else None
         self._projection = np.zeros((capacity, capacity))
@@ -73,6 +58,10 @@ class KrylovBasis:
         self.has_probed = False  # to a random direction after the start
         self._probe_start = 0  # where the last random direction stands; 0: none since the start
         self._probes: list[Probe] = []
+        self._dropped: list[np.ndarray] = []  # Ritz values, at restarts
+        self._log_start = -math.log(random_part)  # and of the couplings since the start
+        self.broke_down = False  # whether the Krylov space of the start was invariant
+        self._ended: Probe | None = None  # what the start saw until another direction was taken
 
     @property
     def size(self) -> int:
@@ -101,6 +90,22 @@ class KrylovBasis:
             return self._probes
         return [*self._probes, self._probe()]
 
+    @property
+    def starts(self) -> list[Probe]:
+        """What independent random vectors saw of the whole spectrum.
+
+        The start, until it was left for another direction; and those that went on where its Krylov
+        space, and theirs, were invariant.
+        """
+        if self.broke_down:
+            return [self._start(), *self.probes]
+        return [self._start()]
+
+    def _start(self) -> Probe:
+        if self._ended is not None:
+            return self._ended
+        return Probe(np.concatenate([*self._dropped, self.ritz()[0]]), self._log_start)
+
     def _probe(self) -> Probe:
         part = slice(self._probe_start, self._size)
         return Probe(np.linalg.eigvalsh(self._projection[part, part]), self._log_couplings)
@@ -116,7 +121,9 @@ class KrylovBasis:
         coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._steps = last + 1, self.matvecs + 1, self._steps + 1
-        self._log_couplings += math.log(max(self.coupling, 1e-300))  # finite for a coupling of 0
+        step = math.log(max(self.coupling, 1e-300))  # finite for a coupling of 0
+        self._log_couplings += step
+        self._log_start += step
         # Less than some roundings of the product: the space is invariant, the rest is noise.
         if self.coupling > 10 * torch.finfo(product.dtype).eps * size and not self.complete:
             self._rows[self._size] = product / self.coupling
@@ -157,6 +164,9 @@ class KrylovBasis:
             direction: go on from this direction [P] instead.
         """
         self._probes = self.probes
+        if probe or direction is not None:
+            self._ended = self._start()
+        self._dropped.append(values[kept:])
         newest = self._rows[self._size].clone() if direction is None else direction.clone()
         if self.restarts >= _MOST_RESTARTS:
             self._images = None
@@ -198,8 +208,9 @@ class KrylovBasis:
     def _break_down(self) -> None:
         """Go on from a random direction: the space is invariant, its Ritz values are exact."""
         self.coupling = 0.0
+        self.broke_down = self.broke_down or self._ended is None
+        self._ended = self._start()
         if self._probe_start:
-            self._log_couplings = -math.inf
             self._probes.append(self._probe())
         if not self.complete:
             self._continue_at_random()
@@ -211,6 +222,25 @@ class KrylovBasis:
         self._rows[self._size] = vector / left
         self._steps, self._probe_start, self._log_couplings = 0, self._size, 0.0
         self.has_probed = True
+
+
+def _start_of(
+    operator: SymmetricOperator, generator: torch.Generator, initial: Tensor | None
+) -> tuple[Tensor, float]:
+    """Return a unit vector [P] to start from, and how much of it is random."""
+    drawn = random_vector(operator, generator=generator)
+    drawn /= norm(drawn)
+    if initial is None:
+        return drawn, 1.0
+    known = initial.to(drawn).reshape(-1, operator.size).sum(0)
+    length = norm(known)
+    if not math.isfinite(length):
+        raise InvalidArgumentError("initial has NaN or infinite entries")
+    if length == 0:
+        return drawn, 1.0
+    start = known / length + _RANDOM_PART * drawn
+    whole = norm(start)
+    return start / whole, _RANDOM_PART / whole
 
 
 def krylov_rule(

@@ -6,14 +6,11 @@ eigenspace are eigenvectors in the complement of what was found, where Lanczos f
 sees them.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from flatkit.spectrum.krylov import Probe
-
-RISK = 1e-3  # probability with which a missing copy may be overlooked
+from flatkit.spectrum.rank import RISK, Probe, chance, log_unseen, sides
 
 
 def displacements(
@@ -23,6 +20,7 @@ def displacements(
     *,
     size: int,
     rounding: float = 0.0,
+    reach: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Return by how much missing copies may displace each of the wanted eigenvalues.
 
@@ -35,6 +33,7 @@ def displacements(
         probes: what was seen of the complement, each by itself.
         size: P.
         rounding: by which Ritz values may be off.
+        reach: how far before a value what is there counts as a copy of it, [K] or one for all.
 
     >>> values = np.array([3.0, 1.0])
     >>> displacements(values, "largest", [], size=9).tolist()
@@ -44,12 +43,12 @@ def displacements(
     [0.0, 0.0]
     """
     found = np.zeros(len(values))
-    for places, sign in _sides(values, which):
-        risks = [
-            math.prod(unseen(sign * value, sign, probe, size, rounding) for probe in probes)
-            for value in values[places]
-        ]
-        doubtful = np.array(risks) > RISK
+    for places, sign in sides(values, which):
+        nearest = sign * (values - sign * np.broadcast_to(reach, values.shape))[places]
+        doubtful = np.ones(len(places), dtype=bool)
+        if probes:
+            logs = [_log_unseen_beyond(nearest, sign, probe, size, rounding) for probe in probes]
+            doubtful = chance(np.stack(logs)) > RISK
         if doubtful.any():
             first = places[int(np.argmax(doubtful))]
             after = np.arange(len(values)) if which == "magnitude" else places
@@ -68,42 +67,17 @@ def saw_copy(
     """
     return any(
         bool((sign * values[places[:-1]] <= _top(probe, sign) + rounding).any())
-        for places, sign in _sides(values, which)
+        for places, sign in sides(values, which)
         for probe in probes
     )
 
 
-def unseen(value: float, sign: float, probe: Probe, size: int, rounding: float = 0.0) -> float:
-    """Return a bound of the probability that a probe saw nothing of an eigenvalue that is there.
-
-    After m steps of Lanczos from a unit vector w, the next one is χ(A) w / Π β, with the couplings
-    β and the characteristic polynomial χ(x) = Π (x - θ) of the Ritz values. Its component along the
-    unit eigenvector u of λ, χ(λ) ⟨u, w⟩ / Π β, is at most 1, so that |⟨u, w⟩| ≤ Π β / (λ - θ) for λ
-    above all θ; and a random w in n = `size` dimensions has a component of at most t with a
-    probability of at most t √(2n/π).
-
-    >>> unseen(3.0, 1.0, Probe(np.array([0.0, 1.0]), math.log(0.006)), 157) < 0.0101
-    True
-    """
-    distances = value - sign * probe.values - rounding
-    if distances.min() <= 0:
-        return 1.0
-    logarithm = math.log(2 * size / math.pi) / 2 + probe.log_couplings - np.log(distances).sum()
-    return math.exp(min(0.0, logarithm))
-
-
-def _sides(values: np.ndarray, which: str) -> list[tuple[np.ndarray, float]]:
-    """Return the places of the values at the upper and lower end, with the sign of the end."""
-    every = np.arange(len(values))
-    upper = {
-        "largest": every >= 0,
-        "smallest": every < 0,
-        "both": every % 2 == 0,
-        "magnitude": values > 0,
-    }[which]
-    return [
-        (side, sign) for side, sign in ((every[upper], 1.0), (every[~upper], -1.0)) if len(side)
-    ]
+def _log_unseen_beyond(
+    points: np.ndarray, sign: float, probe: Probe, size: int, rounding: float
+) -> np.ndarray:
+    """Return the log of the risk at points of an end, 0 where the probe saw as much."""
+    logs = log_unseen(sign * points, probe, size=size, rounding=rounding)
+    return np.where(points - rounding > _top(probe, sign), logs, 0.0)
 
 
 def _top(probe: Probe, sign: float) -> float:

@@ -39,9 +39,14 @@ class Rung:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the claims are judged by, beside the ladder."""
+    """What the claims are judged by, beside the ladder.
+
+    `ranked` says that the errors of `top` and `lowest` reach to the true extremes.
+    """
 
     top: float
+    top_error: float
+    ranked: bool
     lowest: float
     lowest_error: float
     norm: float
@@ -65,7 +70,7 @@ def judge(facts: Facts, rungs: Sequence[Rung]) -> list[Claim]:
     found = f"λmax = {facts.top:.4g}, lowest {facts.lowest:.3g}"
     claims = [
         _claim("curvature was measured", facts.slope > 0, found),
-        _convexity(facts.lowest, facts.lowest_error, facts.slope),
+        _convexity(facts.lowest, facts.lowest_error, facts.slope + facts.top_error, facts.ranked),
         _smoothness(facts.jump),
     ]
     if not rungs:
@@ -95,6 +100,8 @@ def _limit(name: str, facts: Facts, rungs: Sequence[Rung], picture: Sequence[flo
     ]
     if facts.top < facts.slope:
         return _unknown(name, "the largest |λ| belongs to a negative one")
+    if not facts.ranked or facts.top_error > _LIMIT * facts.slope:
+        return _unknown(name, "it is not certain that no larger eigenvalue than λmax was missed")
     if not usable:
         return _unknown(name, f"{_remaining(facts)}; {_reach(picture)}")
     rho, value = usable[0]
@@ -140,19 +147,19 @@ def _reach(picture: Sequence[float]) -> str:
     )
 
 
-def _convexity(lowest: float, residual: float, slope: float) -> Claim:
+def _convexity(lowest: float, error: float, slope: float, ranked: bool = True) -> Claim:
     """Judge by the lowest Ritz value, above which the lowest eigenvalue cannot lie.
 
-    Below it, it may lie by more than the residual if Lanczos has missed it, so that the claim is
-    about more than 1 % of the largest curvature.
+    Below it, it lies by at most the error, but for the risk that belongs to it. The claim is about
+    more than 1 % of the largest curvature.
     """
     name = "no negative curvature"
-    found = f"lowest eigenvalue at most {lowest:.3g}, residual {residual:.1g}"
+    found = f"lowest eigenvalue at most {lowest:.3g}, error {error:.1g}"
     if lowest < -_LIMIT * slope:
         return _claim(name, False, found)
-    if lowest - residual < -_LIMIT * slope:
-        return _unknown(name, f"{found}, which is more than 1 % of |λ|max")
-    return _claim(name, True, f"{found}: none below −1 % of |λ|max was found")
+    if lowest - error < -_LIMIT * slope or not ranked:
+        return _unknown(name, f"{found}: a lower one may have been missed")
+    return _claim(name, True, f"{found}: none lies below −1 % of |λ|max")
 
 
 def _picture(rungs: Sequence[Rung]) -> list[float]:

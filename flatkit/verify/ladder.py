@@ -28,6 +28,8 @@ from flatkit.verify.claims import Facts, Rung, judge
 Subject: TypeAlias = Task | Checkpoint | str | Path | Callable[[], Task]
 
 _AT_CHECKPOINT = ("loss", "accuracy", "gradient_norm", "top_eigenvalues")
+_LOWEST = 2e-3
+"""Tolerance of the lowest eigenvalue: well below the 1 % of |λ|max that a claim is about."""
 _STEPS, _LARGEST, _SPAN = 9, 0.05, 1e-4
 """Radii of the ladder; the largest, in lengths of the weights; the smallest, in largest ones."""
 
@@ -125,7 +127,7 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
     bottom = lanczos(
         session.hessian,
         which="smallest",
-        tolerance=1e-2,
+        tolerance=_LOWEST,
         max_matvecs=session.own(CurvatureSettings).max_matvecs,
         generator=session.generator("bottom"),
     )
@@ -135,6 +137,8 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
     jump = gradient_jump(session, noise)
     facts = Facts(
         top=top,
+        top_error=float(session.top.error[0]),
+        ranked=all(found.notes.get("unseen_within") is not None for found in (session.top, bottom)),
         lowest=lowest,
         lowest_error=float(bottom.error[0]),
         norm=float(session.gradient.double().norm()),

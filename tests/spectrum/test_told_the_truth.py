@@ -1,6 +1,7 @@
 """Told the truth: the true error never exceeds the reported one, in 100 random cases each."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ METHODS: dict[str, Callable[..., Estimate]] = {
 }
 
 
+@cache
 def case(seed: int) -> tuple[torch.Tensor, np.ndarray]:
     """Return a matrix and its eigenvalues by LAPACK in float64, largest first."""
     draws = np.random.default_rng(seed)
