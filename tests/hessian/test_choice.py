@@ -1,11 +1,16 @@
 """Which engine multiplies: judged on all kinds of samples, the most accurate where none is good."""
 
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
+import flatkit
 from flatkit import HessianOperator, Objective
+from flatkit.render.tables.report import report_table
 from flatkit.spectrum import lanczos, lobpcg, power_iteration
 from tests.cases import Case, classes, dense_hessian, seeded
 
@@ -55,6 +60,47 @@ def test_errors_of_products_are_measured_along_eigenvectors_and_stand_in_the_bar
     assert bool((stated <= found.error + 1e-12).all())
     exact = torch.linalg.eigvalsh(truth).flip(0)[:2]
     assert bool(((found.value - exact).abs() <= found.error).all())
+
+
+class Rough(torch.autograd.Function):
+    """A sine that has no second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):  # pyright: ignore
+        return g * ctx.saved_tensors[0].cos()
+
+
+class OnlyDifferences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert float(x.sum()) < 1e9  # torch.fx, which sees the sine inside, cannot follow this
+        return self.second(Rough.apply(self.first(x)))  # pyright: ignore
+
+
+def test_a_report_says_where_products_are_less_exact_than_they_should_be():
+    torch.manual_seed(0)
+    x, y = CASE.data()
+    model, measures = OnlyDifferences(), ["top_eigenvalues", "trace"]
+    report = flatkit.analyze(model, "cross_entropy", (x.float(), y), measures=measures)
+    top, trace = report.results
+    error = top.settings["engine_error"]
+    assert top.settings["engine"] == "central_difference" and error > 1e-4
+    assert f"right to {error:.1e}" in top.settings["engine_remark"]
+    assert trace.error >= error * abs(trace.value)
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(report_table(report))
+    assert console.export_text().count(top.settings["engine_remark"]) == 1
+    exact = flatkit.analyze(single().model, "cross_entropy", (x.float(), y), measures=measures)
+    assert "engine_remark" not in exact.results[0].settings
 
 
 class Quartic(torch.autograd.Function):

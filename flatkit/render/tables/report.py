@@ -47,6 +47,7 @@ def report_table(report: Report) -> RenderableType:
         *_status_notes(report),
         *_remarks(report),
         *(Text(note) for note in _geometry_notes(report)),
+        *(Text(f"! {note}", style="yellow") for note in _engine_remarks(report)),
         *(Text(line, style="dim") for line in _LEGEND),
     ]
     return Group(*_header(report), table, *notes)
@@ -176,6 +177,12 @@ def _geometry_notes(report: Report) -> Iterator[str]:
         if frozen:
             note += f"; {frozen:,} of the parameters have length 0 and do not move"
         yield note
+
+
+def _engine_remarks(report: Report) -> Iterator[str]:
+    """Yield what is to be said of products that are less exact than they should be."""
+    remarks = (result.settings.get("engine_remark") for result in report)
+    yield from dict.fromkeys(remark for remark in remarks if isinstance(remark, str))
 
 
 def _title(result: Result) -> str:
