@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from flatkit.errors import UserCodeError
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
@@ -295,9 +296,9 @@ def _refusal_of_double(objective: Objective, theta: Tensor, chunk: Chunk) -> str
         return "not on this device"
     precise = objective.in_double()
     try:
-        precise.outputs(theta.double(), chunk.in_double())
-    except (RuntimeError, TypeError, ValueError) as error:  # of the user's model: it ran in float32
-        return type(error).__name__
+        precise.chunk_loss(theta.double(), chunk.in_double())
+    except UserCodeError as error:  # the model or the loss, which ran in float32
+        return type(error.__cause__ or error).__name__
     return None
 
 

@@ -34,6 +34,7 @@ def at(session: "Session", rho: float) -> Result:
             "value_over_rho_squared": found.value / rho,
             "ratio_to_top_eigenvalue": _ratio_to_top(session, found.value / rho),
             "rounding_radius": ball.rounding_radius,
+            "rounding_from": session.noise_from,
             "gradient_jump": ball.jump.size if ball.jump.found else None,
             "upper_estimate": _upper_estimate(session, rho, found),
             "upper_estimate_is": "an estimate, no bound: rho (|g| + rho K), K the largest slope of "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from flatkit.errors import UserCodeError
 from flatkit.flatness.geometry import Geometry
 from flatkit.objective.function import Objective
 from flatkit.objective.settings import ObjectiveSettings
@@ -40,24 +41,51 @@ class Jump(NamedTuple):
 def gradient_noise(session: "Session", geometry: Geometry) -> float:
     """Return how much of the gradient is rounding, in the norm dual to that of the ball.
 
-    It is what float32 and float64 differ by, scaled to the dtype in use. Cost: two gradients, once.
+    It is what float32 and float64 differ by, scaled to the dtype in use. A model that cannot
+    compute in both (constants of a fixed dtype, `x.float()` inside) has its weights rounded anew
+    instead, and the largest change counts; `session.noise_from` says which it was. Cost: two
+    gradients, or four, once.
     """
     if geometry.name in session.noise:
         return session.noise[geometry.name]
-    own, settings, task = session.objective, session.own(ObjectiveSettings), session.task
+    own = session.objective
     # No double precision on mps, and rounding is much the same elsewhere.
     device = torch.device("cpu") if own.device.type == "mps" else own.device
+    scale = None if geometry.scale is None else geometry.scale.to(device)
+    placed = Geometry(geometry.name, scale)
+    try:
+        changes = [_between_dtypes(session, device)]
+        session.noise_from = "float32 against float64"
+    except UserCodeError:  # the model runs, though not in both
+        changes = _rounded_anew(own, session.generator("rounding"))
+        session.noise_from = "weights rounded anew, as the model does not take float32 and float64"
+    sizes = [float(placed.dual_norm(placed.displacement(change.to(device)))) for change in changes]
+    session.noise[geometry.name] = max(sizes)
+    return session.noise[geometry.name]
+
+
+def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
+    """Return by how much rounding in the dtype in use changes the gradient, [P]."""
+    own, settings = session.objective, session.own(ObjectiveSettings)
+    given = {"data": own.samples, "samples": None, "device": device, "examine": False}
     single, double = (
-        task.objective(
-            settings, data=own.samples, samples=None, dtype=dtype, device=device
-        ).gradient()
+        session.task.objective(settings, dtype=dtype, **given).gradient()
         for dtype in (torch.float32, torch.float64)
     )
-    scale = None if geometry.scale is None else geometry.scale.to(device)
-    difference = Geometry(geometry.name, scale).displacement(single.double() - double)
     share = torch.finfo(own.dtype).eps / torch.finfo(torch.float32).eps
-    session.noise[geometry.name] = float(geometry.dual_norm(difference)) * share
-    return session.noise[geometry.name]
+    return (single.double() - double) * share
+
+
+def _rounded_anew(objective: Objective, generator: torch.Generator) -> list[Tensor]:
+    """Return changes of the gradient [P] where each weight moves by up to a unit of rounding."""
+    theta, gradient = objective.theta, objective.gradient().cpu().double()
+    eps = torch.finfo(theta.dtype).eps
+    changes: list[Tensor] = []
+    for _ in range(_DIRECTIONS):
+        drawn = 2 * torch.rand(len(theta), generator=generator, dtype=torch.float64) - 1
+        moved = (theta.cpu().double() * (1 + eps * drawn)).to(theta)
+        changes.append(objective.gradient(moved).cpu().double() - gradient)
+    return changes
 
 
 def rounding_radius(session: "Session", geometry: Geometry, slope: float, noise: float) -> float:

@@ -48,6 +48,7 @@ class Session:
     Attributes:
         objective: L over the training samples in use.
         noise: how much of the gradient is rounding, by the name of the geometry.
+        noise_from: by what that was found.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Session:
     ) -> None:
         self.task, self.settings, self._progress = task, settings, progress
         self.noise: dict[str, float] = {}
+        self.noise_from = ""
         self.objective = task.objective(self.own(ObjectiveSettings))
 
     def own(self, part: type[S]) -> S:

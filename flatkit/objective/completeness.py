@@ -236,6 +236,8 @@ class Search:
         if in_loss and not loss_parameters:
             raise InvalidArgumentError(_OF_LOSS.format(_named(self.labels(in_loss))))
         used |= {id(self.spot(leaf).tensor) for leaf in own}  # pyright: ignore
+        order = {key: place for place, key in enumerate(self.spots)}
+        in_loss.sort(key=lambda leaf: order.get(self._key(leaf), len(order)))
         return dict(self._join(leaf, used) for leaf in in_loss)
 
     def narrowed(self, used: set[int]) -> Elsewhere:
@@ -251,6 +253,10 @@ class Search:
                 known = {id(t): self.spots[id(t)] for t in tensors if id(t) in self.spots}
                 spots |= known if mine else {}
         return Elsewhere(spots, modules)
+
+    def _key(self, leaf: Tensor) -> int:
+        spot = self.spot(leaf)
+        return id(leaf if spot is None else spot.tensor)
 
     def _is_computed(self, leaf: Tensor) -> bool:
         spot = self.spot(leaf)
