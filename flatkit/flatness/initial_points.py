@@ -165,7 +165,7 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     >>> abs(disagreement(objective, torch.ones(1), torch.Generator()).item())  # ±(1 − 4)
     3.0
     """
-    order = torch.randperm(objective.num_samples, generator=generator).to(objective.device)
+    order = torch.randperm(objective.num_rows, generator=generator).to(objective.device)
     total = torch.zeros_like(theta)
     least = 1 if objective.divisible else 2  # BatchNorm refuses single samples
     for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):

@@ -105,6 +105,8 @@ def m_sharpness(
             f"m_sharpness must be at most {objective.num_samples // 2}, half of the samples, so "
             f"that there are two batches for a standard error; got {m}"
         )
+    if objective.samples.counts is not None:
+        raise InvalidArgumentError("m_sharpness draws samples, and these batches cannot be cut")
     if not objective.divisible:
         raise InvalidArgumentError(
             "m_sharpness needs `batchnorm` eval and a loss that is a mean over samples: here a "

@@ -283,8 +283,8 @@ def _cheapest(
 def _few(objective: Objective, share: float, most: int) -> Chunk:
     if not objective.divisible:
         return next(objective.chunks())
-    size = min(most, max(_FEWEST, int(share * objective.num_samples)))
-    return next(objective.chunks(min(size, objective.chunk_size, objective.num_samples)))
+    size = min(most, max(_FEWEST, int(share * objective.num_rows)))
+    return next(objective.chunks(min(size, objective.chunk_size, objective.num_rows)))
 
 
 def direction(theta: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class HessianOperator(SymmetricOperator):
     @ordinary_torch()
     def gradient(self) -> Tensor:
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
-        if self.plan.kept * self.plan.chunk_size < self.objective.num_samples:
+        if self.plan.kept * self.plan.chunk_size < self.objective.num_rows:
             return finite(self.objective.gradient(self.theta), "gradient")
         self.objective.count(gradients=int(not self._kept))
         total = torch.zeros_like(self.theta)

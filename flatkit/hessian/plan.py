@@ -71,11 +71,11 @@ def _multiplied(objective: Objective, theta: Tensor, engine: Engine, size: int) 
 
 def _all_fit(objective: Objective, theta: Tensor, engine: Engine) -> bool:
     """Return whether all chunks, kept, take little of the free memory."""
-    few = max(1, min(_FEW, objective.num_samples // 2))
+    few = max(1, min(_FEW, objective.num_rows // 2))
     if not objective.divisible:  # the chunks are part of the function
         few = objective.chunk_size
     held = measure_bytes(lambda: _multiplied(objective, theta, engine, few))[1]
-    return held * objective.num_samples / few <= _SHARE * free_bytes(theta.device)
+    return held * objective.num_rows / few <= _SHARE * free_bytes(theta.device)
 
 
 def _within(
@@ -87,7 +87,7 @@ def _within(
         return _multiplied(objective, theta, engine, size)
 
     fixed = engine.held + theta.nbytes  # the engine, and the sum of the products
-    allowed, samples = budget - fixed, objective.num_samples
+    allowed, samples = budget - fixed, objective.num_rows
     if not objective.divisible:  # the chunks are part of the function
         used = measure_chunk(prepare, min(objective.chunk_size, samples))
     else:

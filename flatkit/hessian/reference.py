@@ -134,7 +134,7 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST) -> list[Chunk]:
         objective: whose samples.
         most: so many at most.
     """
-    count, cut = objective.num_samples, objective.chunk_size
+    count, cut = objective.num_rows, objective.chunk_size
     size = max(_FEWEST, count // _SHARE, _WORK // objective.num_parameters)
     if not objective.divisible:  # the chunks are part of the function: some whole ones
         chosen = spread_rows(objective.num_chunks, max(2, min(size, most) // cut)).tolist()

@@ -21,6 +21,7 @@ from flatkit.landscape.stacked import StackedPoints
 from flatkit.objective.copier import duplicate
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, arguments
+from flatkit.objective.pytree import Bundle
 from flatkit.parameters import as_real
 from flatkit.spectrum.lanczos import lanczos
 
@@ -192,6 +193,8 @@ class MovableModel:
 
     def outputs(self, chunk: Chunk) -> Any:
         """Return what the model makes of a chunk."""
+        if chunk.units:
+            return Bundle([self.outputs(unit) for unit in chunk.units])
         args, kwargs = arguments(chunk.inputs)
         return self.module(*args, **kwargs)
 
@@ -246,7 +249,7 @@ class InPlace:
         objective, parameters = self._model.objective, self._model.parameters
         with_gradient = "gradient_norm" in self.quantities
         decision = objective.decision if "accuracy" in self.quantities else None
-        loss, correct = 0.0, 0
+        loss, correct, asked = 0.0, 0, 0
         for parameter in parameters:
             parameter.grad = None
         with torch.set_grad_enabled(with_gradient):
@@ -258,9 +261,10 @@ class InPlace:
                 loss += float(part.detach())
                 if decision is not None:
                     correct += decision.correct(outputs, chunk.targets)
+                    asked += decision.asked(outputs)
         values = {"loss": loss}
         if decision is not None:
-            values["accuracy"] = correct / objective.num_samples
+            values["accuracy"] = correct / asked
         if with_gradient:
             gradients = [as_real(p.grad) for p in parameters if p.grad is not None]
             norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]

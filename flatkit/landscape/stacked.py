@@ -278,7 +278,7 @@ def _plan(objective: Objective, chain: Chain) -> Plan:
     sizes = zip(space.names, space.sizes, strict=True)
     later = sum(n for name, n in sizes if name not in once)
     mostly_first = later <= space.size / 2
-    samples = min(objective.chunk_size, objective.num_samples)
+    samples = min(objective.chunk_size, objective.num_rows)
     # Of another loss it is not known that a sample's value depends on no other: no chunk is cut.
     rows = min(samples, _ROWS) if isinstance(objective.loss_function, _OF_EACH_SAMPLE) else samples
     fitting = MEMORY // (widest * size)  # samples times points

@@ -12,7 +12,7 @@ from flatkit.objective.captured import graph_leaves, held_by, tensors_of
 from flatkit.objective.copier import registered
 from flatkit.objective.elsewhere import Elsewhere, Spot
 from flatkit.objective.examination import Check, Found, prove
-from flatkit.objective.passes import Chunk, share_of
+from flatkit.objective.passes import Chunk, chunk_of, share_of
 from flatkit.objective.private_model import PrivateModel
 from flatkit.objective.randomness import undisturbed
 from flatkit.parameters import ParameterSpace
@@ -78,7 +78,8 @@ def _few(function: "Objective") -> list[Chunk]:
     size = min(len(function.samples), function.chunk_size)
     sizes = [size] if function.batchnorm == "train" else sorted({min(size, _FEW), size})
     parts = [function.samples.rows(slice(size)) for size in sizes]
-    return [Chunk(part.inputs, part.targets, 1.0) for part in parts]
+    ones = [torch.ones(len(part)) for part in parts]
+    return [chunk_of(p.inputs, p.targets, w, p.counts) for p, w in zip(parts, ones, strict=True)]
 
 
 def _evaluate(

@@ -7,6 +7,7 @@ a count, or a mean and a variance. The loss does: of classes, it falls where the
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flatkit.objective.pytree import main_tensor
+from flatkit.objective.pytree import Bundle, first_unit, main_tensor
 from flatkit.objective.randomness import undisturbed
+from flatkit.objective.weighted_samples import WeightedTargets, plain_targets
 
 NAME_CLASSES = (
     "that name classes: scores [B, C] of classes [B], or one score a sample of two classes, and a "
@@ -45,15 +47,29 @@ class Decision:
 
     threshold: float | None
 
-    def correct(self, outputs: Any, targets: Tensor) -> int:
+    def correct(self, outputs: Any, targets: Any) -> int:
         """Return how many of the outputs of a batch name the right class."""
+        if isinstance(outputs, Bundle):
+            return sum(map(self.correct, outputs.units, targets.units))
         found = main_tensor(outputs)
         assert found is not None  # else there was no decision
         named = found.argmax(1) if self.threshold is None else found.flatten() > self.threshold
         return int((named == self.wanted(targets)).sum())
 
-    def wanted(self, targets: Tensor) -> Tensor:
+    def asked(self, outputs: Any) -> int:
+        """Return how many classes the outputs of a batch name."""
+        if isinstance(outputs, Bundle):
+            return sum(map(self.asked, outputs.units))
+        found = main_tensor(outputs)
+        return 0 if found is None else len(found)
+
+    def right(self, outputs: Any, targets: Any) -> tuple[int, int]:
+        """Return how many of how many classes are right."""
+        return self.correct(outputs, targets), self.asked(outputs)
+
+    def wanted(self, targets: Any) -> Tensor:
         """Return the class of each sample [B], from classes [B] or [B, 1] or one-hot [B, C]."""
+        targets = plain_targets(targets)
         if self.threshold is None and targets.ndim == 2 and targets.shape[1] > 1:
             return targets.argmax(1)
         return targets.flatten().long()
@@ -74,6 +90,9 @@ def decision_of(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) 
     >>> decision_of(lambda o, t: (o[:, 0] - t) ** 2, torch.zeros(3, 2), labels)
     """
     found = main_tensor(outputs)
+    if isinstance(first_unit(targets), WeightedTargets):
+        loss = partial(_unweighted, loss)
+    targets = _joined(targets)
     if found is None or not isinstance(targets, Tensor) or targets.is_complex():
         return None
     ask = _Asked(loss, outputs, found.detach(), targets)
@@ -83,6 +102,21 @@ def decision_of(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) 
         if found.numel() == len(found) and targets.numel() == len(targets):
             return _of_one_score(ask)
     return None
+
+
+def _unweighted(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Tensor) -> Tensor:
+    """Return a loss that takes weights for targets without any."""
+    ones = torch.ones(len(targets), device=targets.device)
+    return loss(outputs, WeightedTargets(targets, ones))
+
+
+def _joined(targets: Any) -> Any:
+    """Return the targets of all samples without weights, those of several batches as one."""
+    if not isinstance(targets, Bundle):
+        return plain_targets(targets)
+    parts = [plain_targets(part) for part in targets.units]
+    shapes = {part.shape[1:] if isinstance(part, Tensor) else None for part in parts}
+    return torch.cat(parts) if len(shapes) == 1 and None not in shapes else None
 
 
 class _Asked:

@@ -16,7 +16,7 @@ from flatkit.objective.copier import Copier
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
 from flatkit.objective.examination import NOT_EXAMINED, Examination
 from flatkit.objective.habits import WATCHED, guarded, moved
-from flatkit.objective.intake import take_in
+from flatkit.objective.intake import Taker, take_in
 from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.names import LOSSES
@@ -25,19 +25,19 @@ from flatkit.objective.passes import (
     Chunk,
     Counter,
     Evaluation,
+    chunk_of,
     differentiate,
     losses_of,
     share_of,
 )
 from flatkit.objective.placing import PlacedModel
-from flatkit.objective.private_model import (
-    BatchNormMode,
-    private_copy,
-)
+from flatkit.objective.private_model import BatchNormMode, private_copy
 from flatkit.objective.proofs import check_finite, examine_all
+from flatkit.objective.pytree import Bundle
 from flatkit.objective.randomness import undisturbed
+from flatkit.objective.sample_set import Samples, default_chunk_size
 from flatkit.objective.sample_weights import find_own_weights
-from flatkit.objective.samples import Data, Samples, default_chunk_size
+from flatkit.objective.samples import Data
 from flatkit.objective.spread import spread_rows
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
@@ -138,19 +138,11 @@ class Objective(PlacedModel):
         self.engine_choices: dict[Any, Any] = {}
         search = Search(private, named, users)
         self.elsewhere = search.watched
+        taker = Taker(self._model, self.loss_function, self._run, self.dtype, self.device, at_once)
         with self.standing_elsewhere():
-            self.samples, self._trial = take_in(
-                data,
-                samples=samples,
-                seed=seed,
-                model=self._model,
-                run=self._run,
-                loss=self.loss_function,
-                dtype=self.dtype,
-                device=self.device,
-                at_once=at_once,
-            )
-        some = self.samples.rows(spread_rows(self.num_samples, at_once or WATCHED).to(self.device))
+            taken = take_in(data, taker, samples=samples, seed=seed)
+        self.samples, self.loss_function, self._trial = taken
+        some = self.samples.rows(spread_rows(self.num_rows, at_once or WATCHED).to(self.device))
         habits = self._observe(self.loss_function, some.inputs, some.targets)
         weights, mean_over = find_own_weights(self)
         self.weigh(weights)
@@ -172,12 +164,17 @@ class Objective(PlacedModel):
     @property
     def num_samples(self) -> int:
         """N, the samples in use."""
+        return self.samples.count
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows they are: one a sample, or one a batch that cannot be cut."""
         return len(self.samples)
 
     @property
     def num_chunks(self) -> int:
         """How many chunks one pass takes."""
-        return -(-self.num_samples // self.chunk_size)
+        return -(-self.num_rows // self.chunk_size)
 
     def describe(self) -> dict[str, Any]:
         """Return which function this is, ready for JSON."""
@@ -233,18 +230,18 @@ class Objective(PlacedModel):
         """
         size = self.chunk_size if size is None else size
         self.count(losses=losses, gradients=gradients, matvecs=matvecs)
-        for start in range(0, self.num_samples, size):
+        for start in range(0, self.num_rows, size):
             yield self.rows(slice(start, start + size))
 
     def rows(self, rows: slice | Tensor) -> Chunk:
         """Return some of the samples as a chunk."""
         part = self.samples.rows(rows)
         weights = self.weights[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return Chunk(part.inputs, part.targets, float(weights.sum()))
+        return chunk_of(part.inputs, part.targets, weights, part.counts)
 
     def spread(self, size: int) -> Chunk:
         """Return up to `size` samples that are spread over all of them, the same each time."""
-        return self.rows(spread_rows(self.num_samples, size).to(self.device))
+        return self.rows(spread_rows(self.num_rows, size).to(self.device))
 
     @property
     def indices(self) -> Tensor:
@@ -269,13 +266,10 @@ class Objective(PlacedModel):
 
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
-        decision, loss, correct = self.decision, 0.0, 0
         with self.placed(theta) as point:
-            for chunk in self.chunks(losses=1):
-                part, right = self._value(point, chunk, decision)
-                loss += part
-                correct += right
-        return Evaluation(loss, None if decision is None else correct / self.num_samples)
+            found = [self._value(point, chunk) for chunk in self.chunks(losses=1)]
+        loss, correct, asked = map(sum, zip(*found, strict=True))
+        return Evaluation(loss, None if self.decision is None else correct / asked)
 
     def loss(self, theta: Tensor | None = None) -> float:
         """Return L(θ); it may be infinite or NaN far away. Cost: one forward pass."""
@@ -357,17 +351,27 @@ class Objective(PlacedModel):
 
     def share(self, outputs: Any, chunk: Chunk) -> Tensor:
         """Return the part of L that the outputs of a chunk contribute, a scalar."""
+        if isinstance(outputs, Bundle):
+            pairs = zip(outputs.units, chunk.units, strict=True)
+            return torch.stack([self.share(part, unit) for part, unit in pairs]).sum()
         return share_of(self.values(outputs, chunk), chunk, self.total_weight)
 
     def values(self, outputs: Any, chunk: Chunk) -> Tensor:
-        """Return the loss of every sample of a chunk, [B], or their mean, a scalar."""
+        """Return the loss of every sample of a chunk, [B], or their mean, a scalar.
+
+        Of batches that cannot be cut it is the mean of each, as if that were a sample.
+        """
+        if isinstance(outputs, Bundle):
+            pairs = zip(outputs.units, chunk.units, strict=True)
+            shares = [self.share(part, unit) / unit.weight for part, unit in pairs]
+            return torch.stack(shares) * self.total_weight
         return losses_of(self.losses(outputs, chunk.targets), chunk)
 
-    def _value(self, point: Tensor, chunk: Chunk, decision: Decision | None) -> tuple[float, int]:
-        """Return what a chunk adds to L at a point that is placed, and how many are right."""
-        outputs = self.outputs(point, chunk)
-        right = 0 if decision is None else decision.correct(outputs, chunk.targets)
-        return float(self.share(outputs, chunk).detach()), right
+    def _value(self, point: Tensor, chunk: Chunk) -> tuple[float, int, int]:
+        """Return what a chunk adds to L at a placed point, and how many of how many are right."""
+        outputs, decision = self.outputs(point, chunk), self.decision
+        right = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
+        return float(self.share(outputs, chunk).detach()), *right
 
     def mean_of(self, theta: Tensor, rows: Tensor) -> float:
         """Return the loss of some samples at θ, where that is one number."""
@@ -385,11 +389,11 @@ class Objective(PlacedModel):
 
     def as_one_batch(self) -> None:
         """Let all samples go through the model at once, as they depend on each other."""
-        self.chunk_size, self.divisible = self.num_samples, False
+        self.chunk_size, self.divisible = self.num_rows, False
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.samples.counts is not None:
             return "as given"
         few = slice(2 if self.batchnorm == "eval" else self.chunk_size)
 

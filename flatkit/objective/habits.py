@@ -119,6 +119,20 @@ class Guarded:
         return str(self.inner)
 
 
+class Around:
+    """A loss of flatkit's own around one of the user.
+
+    Args:
+        loss: the one inside.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def __str__(self) -> str:
+        return str(getattr(self.loss, "__name__", self.loss))
+
+
 def guarded(loss: Any) -> Any:
     """Return a loss that leaves its targets alone: those of flatkit do.
 
@@ -134,9 +148,11 @@ def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
     >>> moved(guarded(torch.nn.functional.mse_loss), lambda loss: print).inner
     <built-in function print>
     """
+    if isinstance(loss, Around):
+        return type(loss)(moved(loss.loss, copy))
     if not isinstance(loss, Guarded):
         return copy(loss)
-    other = Guarded(copy(loss.inner))
+    other = Guarded(moved(loss.inner, copy))
     other.edits = loss.edits
     return other
 

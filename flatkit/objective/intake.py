@@ -1,18 +1,27 @@
 """How data come into an objective: collected, divided between model and loss, tried, converted."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from flatkit.errors import UserCodeError
-from flatkit.objective.private_model import accepted_inputs
-from flatkit.objective.pytree import Tree
+from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
+from flatkit.objective.division import (
+    InputWay,
+    Pick,
+    TargetWay,
+    input_ways,
+    missing_names,
+    target_ways,
+)
+from flatkit.objective.pytree import Bundle, Tree, map_object, take
 from flatkit.objective.randomness import undisturbed
-from flatkit.objective.samples import Data, Samples, collect, default_chunk_size
-from flatkit.objective.targets import check_classes, fitted
+from flatkit.objective.sample_set import Samples, default_chunk_size
+from flatkit.objective.samples import Data, collect
+from flatkit.objective.targets import fitted
+from flatkit.objective.weighted_samples import Weighted, WeightedTargets, check_weights
 
 
 class Taken(NamedTuple):
@@ -20,68 +29,176 @@ class Taken(NamedTuple):
 
     Attributes:
         samples: on the device of the computation, in its dtype.
+        loss: of (outputs, targets) as they now are.
         trial: what the model made of the first few.
     """
 
     samples: Samples
+    loss: Any
     trial: Any
 
 
-def take_in(
-    data: Data,
-    *,
-    samples: int | None,
-    seed: int,
-    model: nn.Module,
-    run: Callable[[Tree], Any],
-    loss: Callable[[Any, Any], Any],
-    dtype: torch.dtype,
-    device: torch.device,
-    at_once: int | None,
-) -> Taken:
+@dataclass(frozen=True)
+class Taker:
+    """What takes samples.
+
+    Attributes:
+        model: whose arguments say what it takes.
+        loss: of (outputs, targets), or of more arguments.
+        run: inputs of some samples -> outputs of the model.
+        dtype: of the computation.
+        device: of the computation.
+        at_once: how many samples the statistics of a batch need; None where they need none.
+    """
+
+    model: nn.Module
+    loss: Any
+    run: Callable[[Tree], Any]
+    dtype: torch.dtype
+    device: torch.device
+    at_once: int | None
+
+
+def take_in(data: Data, taker: Taker, *, samples: int | None, seed: int) -> Taken:
     """Return samples whose inputs the model and whose targets the loss takes.
 
     Args:
         data: as of `Objective`.
+        taker: the model and the loss.
         samples: how many; all by default.
         seed: of their draw.
-        model: whose arguments name inputs.
-        run: inputs of some samples -> outputs of the model.
-        loss: of (outputs, targets).
-        dtype: of the computation.
-        device: of the computation.
-        at_once: how many samples statistics of a batch need; None where they need none.
 
     Raises:
         InvalidArgumentError: the data are none, or do not fit the model or the loss.
-        UserCodeError: data set, model or loss raises.
+        UserCodeError: data set, model or loss raises, in every way that data can be given to them;
+            the error is that of the usual way.
     """
     drawn = collect(data, samples=samples, seed=seed)
-    if isinstance(drawn.inputs, Mapping):
-        drawn = replace(drawn, inputs=accepted_inputs(model, drawn.inputs))
-    drawn = drawn.to(dtype, device).laid_out(torch.contiguous_format)
-    sizes = [2, default_chunk_size(drawn)] if at_once is None else [at_once]
-    few, trial = _tried([drawn.rows(slice(size)) for size in sizes], run)
-    form = fitted(loss, trial, few.targets, drawn.targets)
-    check_classes(loss, trial, form.targets)
-    return Taken(replace(drawn, targets=form.targets, converted=form.how), trial)
+    try:
+        return _first_that_fits(drawn, taker)
+    except FlatkitError as error:
+        first = error
+    if drawn.counts is None and _leaves_out(data):
+        # What is no tensor was left out, and the model or the loss may need it.
+        whole = collect(data, samples=samples, seed=seed, cut=False)
+        try:
+            return _first_that_fits(whole, taker)
+        except FlatkitError:
+            pass  # the error to be told is the first
+    raise first
 
 
-def _tried(parts: Sequence[Samples], run: Callable[[Tree], Any]) -> tuple[Samples, Any]:
-    """Return the first samples that the model takes, and its outputs.
+def _leaves_out(data: Data) -> bool:
+    """Whether batches may hold more than the tensors that were taken from them."""
+    return not isinstance(data, (tuple, dict, Samples))
+
+
+def _first_that_fits(drawn: Samples, taker: Taker) -> Taken:
+    of_model: list[FlatkitError] = []
+    of_loss: list[FlatkitError] = []
+    example = drawn.whole.units[0] if isinstance(drawn.whole, Bundle) else drawn.whole
+    for way in _input_ways(drawn, example, taker):
+        given = _picked(drawn, way.inputs)
+        try:
+            rows, trial = _tried(drawn, given, taker)
+        except UserCodeError as error:
+            of_model.append(error)
+            continue
+        for ending in _target_ways(drawn, way.rest(example), taker):
+            try:
+                return _fitted(drawn, given, way, ending, rows, trial, taker)
+            except FlatkitError as error:
+                of_loss.append(error)
+    if of_loss:
+        raise of_loss[0]
+    raise _unfit(of_model[0], example, taker.model)
+
+
+def _input_ways(drawn: Samples, example: Any, taker: Taker) -> Iterator[InputWay]:
+    if drawn.whole is None:  # samples that were divided before
+        yield InputWay(lambda _: drawn.inputs, lambda _: drawn.targets)
+    else:
+        yield from input_ways(example, taker.model, taker.loss)
+
+
+def _target_ways(drawn: Samples, rest: Any, taker: Taker) -> Iterator[TargetWay]:
+    if drawn.whole is None:
+        yield TargetWay(lambda _: drawn.targets, taker.loss)
+    else:
+        yield from target_ways(rest, taker.loss)
+
+
+def _picked(drawn: Samples, pick: Pick) -> Tree:
+    return drawn.whole.map(pick) if isinstance(drawn.whole, Bundle) else pick(drawn.whole)
+
+
+def _tried(drawn: Samples, inputs: Tree, taker: Taker) -> tuple[slice, Any]:
+    """Return the first rows that the model takes, and its outputs.
 
     Raises:
         UserCodeError: it takes none; of the last ones.
     """
-    for part in parts[:-1]:
+    found = replace(drawn, inputs=inputs, targets=None)
+    if drawn.counts is not None:
+        sizes: Sequence[int] = [1]
+    elif taker.at_once is not None:
+        sizes = [taker.at_once]
+    else:
+        sizes = [2, default_chunk_size(found)]
+    for last, size in enumerate(sizes, start=1):
         try:
-            return part, _outputs(part, run)
+            return slice(size), _outputs(found.rows(slice(size)), taker)
         except UserCodeError:  # a model may take no batch of so few
-            continue
-    return parts[-1], _outputs(parts[-1], run)
+            if last == len(sizes):
+                raise
+    raise AssertionError
 
 
 @torch.no_grad()
-def _outputs(part: Samples, run: Callable[[Tree], Any]) -> Any:
+def _outputs(few: Samples, taker: Taker) -> Any:
+    few = few.to(taker.dtype, taker.device).laid_out(torch.contiguous_format)
     with undisturbed():
-        return run(part.inputs)
+        inputs = map_object(torch.clone, few.inputs)  # the model may write into them
+        return taker.run(inputs.units[0] if isinstance(inputs, Bundle) else inputs)
+
+
+def _fitted(
+    drawn: Samples,
+    inputs: Tree,
+    way: InputWay,
+    ending: TargetWay,
+    rows: slice,
+    trial: Any,
+    taker: Taker,
+) -> Taken:
+    """Return samples whose targets are in a form that the loss takes."""
+    targets = _picked(drawn, lambda batch: ending.targets(way.rest(batch)))
+    found = replace(drawn, inputs=inputs, targets=targets)
+    found = found.to(taker.dtype, taker.device).laid_out(torch.contiguous_format)
+    bundled = isinstance(targets, Bundle)
+    trees = list(found.targets.units) if bundled else [found.targets]
+    few = trees[0] if bundled else take(trees[0], rows)
+    form = fitted(ending.loss, trial, few, trees)
+    found, loss, trees = replace(found, converted=form.how), ending.loss, form.targets
+    if ending.weights is not None:
+        pick = ending.weights
+        weights = _picked(drawn, lambda batch: check_weights(pick(way.rest(batch))))
+        of_each = weights.units if bundled else [weights]
+        pairs = zip(trees, of_each, strict=True)
+        trees = [WeightedTargets(tree, part.to(taker.device)) for tree, part in pairs]
+        loss = Weighted(loss)
+        fitted(loss, trial, trees[0] if bundled else take(trees[0], rows), trees)
+    return Taken(replace(found, targets=Bundle(trees) if bundled else trees[0]), loss, trial)
+
+
+def _unfit(error: FlatkitError, example: Any, model: nn.Module) -> FlatkitError:
+    """Return what is told of a model that takes a batch in no way."""
+    names = missing_names(example, model)
+    if names is None:
+        return error
+    told = InvalidArgumentError(
+        f"the batch has {', '.join(names[0])}, but the model takes {', '.join(names[1])}; name the "
+        f"entries of the batch after the arguments of the model. As one argument: {error}"
+    )
+    told.__cause__ = error
+    return told

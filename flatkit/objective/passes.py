@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.habits import REENTRANT
-from flatkit.objective.pytree import Tree, dtype_like, leaves, map_tree
+from flatkit.objective.pytree import Bundle, Tree, Whole, dtype_like, leaves, map_object, map_tree
 from flatkit.results import Cost
 
 
@@ -21,16 +21,20 @@ class Chunk(NamedTuple):
         targets: a tree of tensors [B, ...].
         weight: what a mean over the chunk counts in the mean over all; the number of samples,
             unless the loss says otherwise.
+        units: of batches that cannot be cut, each as a chunk of its own.
+        counted: how many samples it holds, where its tensors do not say so.
     """
 
     inputs: Tree
     targets: Tree
     weight: float
+    units: tuple[Any, ...] = ()
+    counted: int | None = None
 
     @property
     def size(self) -> int:
         """The number of samples B."""
-        return len(next(leaves(self.inputs)))
+        return len(next(leaves(self.inputs))) if self.counted is None else self.counted
 
     def in_double(self) -> "Chunk":
         """Return the chunk in float64."""
@@ -41,7 +45,12 @@ class Chunk(NamedTuple):
             wide = dtype_like(leaf.dtype, torch.float64)
             return leaf if leaf.dtype == wide else leaf.to(wide, memory_format=plain)
 
-        return Chunk(map_tree(double, self.inputs), map_tree(double, self.targets), self.weight)
+        mapped = map_tree if self.counted is None else map_object
+        return self._replace(
+            inputs=mapped(double, self.inputs),
+            targets=mapped(double, self.targets),
+            units=tuple(unit.in_double() for unit in self.units),
+        )
 
 
 class Evaluation(NamedTuple):
@@ -118,10 +127,35 @@ def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     >>> arguments({"x": 1}), arguments((1, 2)), arguments(1)
     (((), {'x': 1}), ((1, 2), {}), ((1,), {}))
+    >>> arguments(Whole({"x": 1}))
+    (({'x': 1},), {})
     """
+    if isinstance(inputs, Whole):
+        return (inputs.tree,), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+    several = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
+    return (tuple(inputs), {}) if several else ((inputs,), {})
+
+
+def chunk_of(inputs: Tree, targets: Tree, weights: Tensor, counts: Tensor | None = None) -> Chunk:
+    """Return some samples as a chunk.
+
+    Args:
+        inputs: a tree of tensors [B, ...], or batches that cannot be cut.
+        targets: the same.
+        weights: what each row counts, [B].
+        counts: of batches that cannot be cut, the samples of each.
+
+    >>> chunk_of(torch.ones(2, 1), torch.ones(2), torch.ones(2)).weight
+    2.0
+    """
+    whole = Chunk(inputs, targets, float(weights.sum()))
+    if not isinstance(inputs, Bundle) or counts is None:
+        return whole
+    parts = zip(inputs.units, targets.units, weights.tolist(), counts.tolist(), strict=True)
+    units = tuple(Chunk(i, t, weight, (), count) for i, t, weight, count in parts)
+    return whole._replace(units=units, counted=int(counts.sum()))
 
 
 def losses_of(values: Any, chunk: Chunk) -> Tensor:

@@ -18,7 +18,7 @@ from flatkit.devices import ordinary_torch
 from flatkit.objective.elsewhere import Elsewhere
 from flatkit.objective.habits import Habits, check_unchanged, observe
 from flatkit.objective.passes import Chunk, arguments
-from flatkit.objective.pytree import Tree, map_tree
+from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
 from flatkit.objective.randomness import undisturbed
 from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
@@ -137,18 +137,25 @@ class PlacedModel(ABC):
             chunk: one of `chunks`.
             smooth: as of `placed`, where that is not around.
         """
-        edits = self._places.habits.edits_inputs
+        if chunk.units:
+            return Bundle([self.outputs(theta, unit, smooth=smooth) for unit in chunk.units])
+        if chunk.counted is not None:  # of any form, and few: as a copy each time
+            chunk = chunk._replace(inputs=map_object(torch.clone, chunk.inputs))
+        edits = self._places.habits.edits_inputs and chunk.counted is None
         inputs = map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs
         args, kwargs = arguments(inputs)
         around = nullcontext() if self.stands(theta) else self.standing(theta, smooth=smooth)
         with around, users_code("the model", self._model):
             outputs = self._model(*args, **kwargs)
-        if not edits:
+        if not edits and chunk.counted is None:
             check_unchanged("the model changes its inputs", inputs)
         return outputs
 
     def losses(self, outputs: Any, targets: Any) -> Any:
         """Return what the loss makes of outputs, with the weights that it holds itself in place."""
+        if isinstance(outputs, Bundle):
+            pairs = zip(outputs.units, targets.units, strict=True)
+            return torch.stack([self.losses(*pair).mean() for pair in pairs]).mean()
         with self.standing_elsewhere(), users_code("the loss"):
             return self.loss_function(outputs, targets)
 
@@ -172,7 +179,7 @@ class PlacedModel(ABC):
                 return self._model(*args, **kwargs)
 
         with self.placed():
-            habits = observe(run, loss, inputs, targets)
+            habits = observe(run, loss, first_unit(inputs), first_unit(targets))
         self._places.habits = replace(habits, draws=False)
         return habits
 

@@ -1,14 +1,11 @@
 """Private copies of models, so that the user's own is never touched, and what they take."""
 
-from collections.abc import Mapping
-from inspect import Parameter, signature
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from flatkit.errors import InvalidArgumentError
 from flatkit.objective.copier import Copier, refuse_uncopyable, unwrapped
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
@@ -66,24 +63,3 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
     wide = bool(dtypes) and dtypes <= {torch.float64, torch.complex128}
     return torch.float64 if wide else torch.float32
-
-
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those inputs by name that a model takes.
-
-    Raises:
-        InvalidArgumentError: it takes none of them.
-
-    >>> accepted_inputs(nn.Linear(1, 1), {"input": 1, "label": 2})
-    {'input': 1}
-    """
-    taken = signature(model.forward).parameters
-    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values()):
-        return dict(inputs)
-    found = {name: part for name, part in inputs.items() if name in taken}
-    if not found:
-        raise InvalidArgumentError(
-            f"the batch has {', '.join(inputs)}, but the model takes {', '.join(taken)}; name the "
-            "entries of the batch after the arguments of the model"
-        )
-    return found

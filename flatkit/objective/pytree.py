@@ -1,15 +1,117 @@
-"""Batches as trees: one tensor, or dictionaries and tuples of trees, row by row the samples."""
+"""Batches as trees: one tensor, or dictionaries and tuples of trees, row by row the samples.
 
-from collections.abc import Callable, Iterator, Mapping
+What cannot be cut into rows, as graphs or ragged boxes, is a `Bundle` of batches, each as it came.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from flatkit.errors import InvalidArgumentError
 
 Tree: TypeAlias = Any
 """A tensor [N, ...], or a dict, list or tuple of trees whose tensors have the same N."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Inputs that a model takes as one argument, whatever they hold."""
+
+    tree: Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Batches that can be neither cut nor joined; a row is a batch.
+
+    >>> len(take(Bundle([torch.ones(3), torch.ones(5)]), slice(1, 2)).units[0])
+    5
+    """
+
+    units: Sequence[Any]
+
+    def map(self, function: Callable[[Any], Any]) -> "Bundle":
+        """Return a function of every batch."""
+        return Bundle([function(unit) for unit in self.units])
+
+
+class _Tensors(TorchFunctionMode):
+    """Lets `copy.deepcopy` put a function of each tensor in its place."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer `Tensor.__deepcopy__` alone."""
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        with torch._C.DisableTorchFunction():
+            memo[id(tensor)] = self._function(tensor)
+        return memo[id(tensor)]
+
+
+def map_object(function: Callable[[Tensor], Tensor], thing: Any) -> Any:
+    """Return a deep copy of any object with a function of every tensor in it.
+
+    Raises:
+        InvalidArgumentError: something in it cannot be copied.
+
+    >>> from types import SimpleNamespace
+    >>> map_object(torch.neg, SimpleNamespace(x=torch.ones(1), names=["a"]))
+    namespace(x=tensor([-1.]), names=['a'])
+    """
+    try:
+        with _Tensors(function):
+            return copy.deepcopy(thing)
+    except TypeError as error:  # what `copy` answers of locks, open files and the like
+        raise InvalidArgumentError(
+            f"a batch holds a {type(thing).__name__} that cannot be copied: {error}; give batches "
+            "of data alone"
+        ) from error
+
+
+def tensors_in(thing: Any) -> list[Tensor]:
+    """Return the tensors of any object.
+
+    >>> tensors_in([{"a": torch.ones(1)}, "text"])
+    [tensor([1.])]
+    """
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_object(note, thing)
+    return found
+
+
+def first_unit(tree: Tree) -> Tree:
+    """Return the first of several batches that cannot be cut, or a tree as it is.
+
+    >>> first_unit(Bundle([1, 2])), first_unit(3)
+    (1, 3)
+    """
+    return tree.units[0] if isinstance(tree, Bundle) else tree
+
+
+def take(tree: Tree, rows: slice | Tensor) -> Tree:
+    """Return some rows of a tree; batches as copies, since a model may write into them.
+
+    >>> take({"a": torch.tensor([1, 2, 3])}, slice(2))
+    {'a': tensor([1, 2])}
+    """
+    if not isinstance(tree, Bundle):
+        return map_tree(lambda leaf: leaf[rows], tree)
+    chosen = range(len(tree.units))[rows] if isinstance(rows, slice) else rows.tolist()
+    return Bundle([map_object(torch.clone, tree.units[row]) for row in chosen])
 
 
 def leaves(tree: Tree) -> Iterator[Tensor]:
@@ -26,6 +128,10 @@ def leaves(tree: Tree) -> Iterator[Tensor]:
     elif isinstance(tree, (list, tuple)):
         for part in tree:
             yield from leaves(part)
+    elif isinstance(tree, Whole):
+        yield from leaves(tree.tree)
+    elif isinstance(tree, Bundle):
+        yield from tensors_in(tree.units)
 
 
 def named_leaves(tree: Tree, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -52,11 +158,35 @@ def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """
     if isinstance(tree, Tensor):
         return function(tree)
+    if isinstance(tree, Whole):
+        return Whole(map_tree(function, tree.tree))
+    if isinstance(tree, Bundle):
+        return Bundle(map_object(function, tree.units))
     if isinstance(tree, Mapping):
-        return {key: map_tree(function, part) for key, part in tree.items()}
+        return like(tree, {key: map_tree(function, part) for key, part in tree.items()})
     if isinstance(tree, (list, tuple)):
-        return tuple(map_tree(function, part) for part in tree)
+        return like(tree, [map_tree(function, part) for part in tree])
     return tree
+
+
+def like(tree: Tree, parts: Any) -> Tree:
+    """Return parts as the kind of dictionary, list or tuple that they come from.
+
+    >>> like((1, 2), [3, 4]), like([1], [2]), like({"a": 1}, {"a": 2})
+    ((3, 4), [2], {'a': 2})
+    """
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*parts)
+    if isinstance(tree, (list, tuple)):
+        return tuple(parts) if isinstance(tree, tuple) else list(parts)
+    if type(tree) is dict or not isinstance(tree, MutableMapping):
+        return parts
+    clone = copy.copy(tree)  # of a subclass with a manner of its own, e.g. entries as attributes
+    for key in set(clone) - set(parts):
+        del clone[key]
+    for key, part in parts.items():
+        clone[key] = part
+    return clone
 
 
 def join(parts: list[Tree], what: str = "batches") -> Tree:
@@ -79,9 +209,10 @@ def join(parts: list[Tree], what: str = "batches") -> Tree:
             )
         return torch.cat(parts)
     if isinstance(first, Mapping):
-        return {key: join([part[key] for part in parts], what) for key in first}
+        return like(first, {key: join([part[key] for part in parts], what) for key in first})
     if isinstance(first, (list, tuple)):
-        return tuple(join(list(column), what) for column in zip(*parts, strict=True))
+        columns = zip(*parts, strict=True)
+        return like(first, [join(list(column), what) for column in columns])
     return first
 
 

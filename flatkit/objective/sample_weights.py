@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, NonAdditiveLossError
-from flatkit.objective.pytree import named_leaves
+from flatkit.objective.pytree import Bundle, named_leaves
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
@@ -40,7 +40,9 @@ def find_own_weights(function: "Objective") -> tuple[Tensor, str]:
     (tensor([1., 1.], dtype=torch.float64), 'samples')
     """
     loss, targets, size = function.loss_function, function.samples.targets, len(function.samples)
-    if function.model_takes_mean:
+    if function.samples.counts is not None:
+        weights, what = _of_batches(loss, targets, function.samples.counts)
+    elif function.model_takes_mean:
         weights, what = find_weights(
             partial(function.mean_of, nearby(function.theta)),
             _of_labels(targets, size),
@@ -49,12 +51,25 @@ def find_own_weights(function: "Objective") -> tuple[Tensor, str]:
         )
     elif hasattr(loss, "weights"):
         weights = loss.weights(targets).double().cpu()
-        what = "samples" if bool(((weights == 1) | (weights == 0)).all()) else "loss"
+        alike = bool(((weights == 1) | (weights == 0)).all())
+        what = "samples" if alike else getattr(loss, "mean_over", "loss")
     else:
         weights, what = torch.ones(size, dtype=torch.float64), "samples"
     if not bool((weights > 0).any()):
         raise InvalidArgumentError("no sample counts: every target is ignored by the loss")
     return weights, what
+
+
+def _of_batches(loss: Any, targets: Bundle, counts: Tensor) -> tuple[Tensor, str]:
+    """Return how much each batch that cannot be cut counts, and what the mean is over."""
+    if getattr(loss, "reduction", "") == "sum":
+        raise NonAdditiveLossError(
+            "the loss is a sum, and these batches count by their means; give reduction='mean'"
+        )
+    if not hasattr(loss, "weights"):
+        return counts.double(), "samples, batch by batch"
+    sums = [float(loss.weights(part).sum()) for part in targets.units]
+    return torch.tensor(sums, dtype=torch.float64), getattr(loss, "mean_over", "loss")
 
 
 def nearby(theta: Tensor) -> Tensor:

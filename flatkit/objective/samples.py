@@ -1,129 +1,40 @@
-"""The samples of an objective: drawn from any kind of data, in memory, with their numbers.
+"""The samples of an objective: drawn from any kind of data, with their numbers.
 
 What counts as data: a pair of tensors (inputs, targets), a dictionary or a longer tuple of tensors,
-a map-style data set of samples, an iterable one, or a `DataLoader` over either.
+a map-style data set of samples, an iterable one, or a `DataLoader` over either. Batches that cannot
+be cut into samples are taken as the loader makes them.
 """
 
-import hashlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from flatkit.checks import check_count
-from flatkit.errors import FlatkitError, InvalidArgumentError, NonDeterministicError
-from flatkit.objective.pytree import Tree, dtype_like, join, leaves, map_tree, same
+from flatkit.errors import InvalidArgumentError, NonDeterministicError
+from flatkit.objective.batches import collated, counted, divided, inputs_in, plain, targets_in
+from flatkit.objective.pytree import Bundle, Tree, join, leaves, same, tensors_in
 from flatkit.objective.randomness import undisturbed
-from flatkit.objective.samplers import chosen_by
-from flatkit.objective.users_code import users_code, users_error
-
-_CHUNK_ELEMENTS = 2**20
-"""Input numbers a chunk, so that activations of common networks stay below a gigabyte or so."""
-_WIDTH = 1024
-"""A whole number is an index into a table of vectors: so many numbers are behind it."""
+from flatkit.objective.sample_set import Drawn, Samples
+from flatkit.objective.samplers import Chosen, chosen_by
+from flatkit.objective.users_code import users_code
 
 Data: TypeAlias = Any
 """Tensors, a data set or a DataLoader: what `collect` takes."""
-Drawn: TypeAlias = Literal["all", "random", "first"]
+Collate: TypeAlias = Callable[[list[Any]], Any]
 
-_TARGETS = ("labels", "label", "targets", "target", "y")
 _KINDS = (
     "two tensors (inputs, targets), a dictionary or a longer tuple of tensors, a data set or a "
     "DataLoader"
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples in memory.
-
-    Attributes:
-        inputs: a tree of tensors [N, ...]; a dict is passed to the model by name, a tuple by
-            position.
-        targets: a tree of tensors [N, ...], or the whole batch where none is told apart.
-        indices: int64 [N], which of the data they are: positions in a map-style data set, numbers
-            in the order of an iterable one.
-        available: how many the data hold; None for an iterable of which only the first were read.
-        drawn: `all`, `random` (without replacement) or `first` (of an iterable).
-        converted: how the targets were changed into the form that the loss takes; empty if not.
-    """
-
-    inputs: Tree
-    targets: Tree
-    indices: Tensor
-    available: int | None
-    drawn: Drawn
-    converted: str = ""
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def rows(self, rows: slice | Tensor) -> "Samples":
-        """Return some of the samples."""
-        return replace(
-            self,
-            inputs=map_tree(lambda leaf: leaf[rows], self.inputs),
-            targets=map_tree(lambda leaf: leaf[rows], self.targets),
-            indices=self.indices[rows.cpu() if isinstance(rows, Tensor) else rows],
-        )
-
-    def to(self, dtype: torch.dtype, device: torch.device) -> "Samples":
-        """Return the samples on a device, with floating-point numbers in a dtype."""
-
-        def convert(leaf: Tensor) -> Tensor:
-            found = leaf.detach().to(device, dtype_like(leaf.dtype, dtype))
-            # What the user holds is nobody's to change, nor a tensor of the inference mode of use.
-            shared = found.data_ptr() == leaf.data_ptr() or found.is_inference()
-            return found.clone() if shared else found
-
-        return replace(
-            self, inputs=map_tree(convert, self.inputs), targets=map_tree(convert, self.targets)
-        )
-
-    def laid_out(self, memory_format: torch.memory_format) -> "Samples":
-        """Return the samples with images [N, C, H, W] in a memory format."""
-
-        def convert(leaf: Tensor) -> Tensor:
-            images = leaf.ndim == 4 and leaf.is_floating_point()
-            return leaf.contiguous(memory_format=memory_format) if images else leaf
-
-        return replace(self, inputs=map_tree(convert, self.inputs))
-
-    def describe(self) -> dict[str, Any]:
-        """Return which samples these are, ready for JSON."""
-        return {
-            "samples": len(self),
-            "samples_available": self.available,
-            "drawn": self.drawn,
-            "indices": self.numbers(),
-            "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
-            **({"targets_converted": self.converted} if self.converted else {}),
-        }
-
-    def numbers(self) -> str:
-        """Return the indices as ranges.
-
-        >>> collect((torch.ones(5), torch.ones(5)), samples=None, seed=0).numbers()
-        '0-4'
-        """
-        found: list[list[int]] = []
-        for index in self.indices.tolist():
-            if found and index == found[-1][1] + 1:
-                found[-1][1] = index
-            else:
-                found.append([index, index])
-        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in found)
-
-
-def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
+def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> Samples:
     """Return all or some samples of any kind of data.
 
     From data with a length, `samples` are drawn at random without replacement, and only these are
@@ -134,6 +45,8 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         data: see the module.
         samples: how many; all by default.
         seed: of the draw.
+        cut: whether batches are cut into samples where they can be; else a row is a batch, with all
+            that is in it.
 
     Raises:
         InvalidArgumentError: another kind of data, too few, or samples that cannot be stacked.
@@ -150,26 +63,17 @@ def collect(data: Any, *, samples: int | None, seed: int) -> Samples:
         return data if samples is None else _draw_rows(data, samples, seed)
     check_data("data", data)
     if _is_batch(data):
-        return _draw_rows(_samples(data, len(next(leaves(data)))), samples, seed)
+        return _draw_rows(_as_rows(data, len(next(leaves(data)))), samples, seed)
     loader = data if isinstance(data, DataLoader) else None
     source = data.dataset if isinstance(data, DataLoader) else data
     with undisturbed(loader.generator if loader is not None else None), users_code("the data set"):
+        if loader is not None and _goes_its_own_way(loader):
+            return _from_batches(loader, samples, cut=cut)
         if _has_length(source):
-            return _from_map(source, loader, samples, seed)
-        return _from_iterable(source, loader, samples)
-
-
-def default_chunk_size(samples: Samples) -> int:
-    """Return how many samples go through a model at once, by default.
-
-    >>> default_chunk_size(collect((torch.ones(9, 2**18), torch.ones(9)), samples=None, seed=0))
-    4
-    """
-    sizes = (
-        leaf[0].numel() * (1 if leaf.is_floating_point() else _WIDTH)
-        for leaf in leaves(samples.inputs)
-    )
-    return min(len(samples), max(1, _CHUNK_ELEMENTS // max(1, sum(sizes))))
+            return _from_map(source, loader, samples, seed, cut=cut)
+        if loader is not None and loader.batch_size is not None:
+            return _from_batches(loader, samples, cut=cut)
+        return _from_items(source if loader is None else loader, samples, cut=cut)
 
 
 def num_available(data: Any) -> int | None:
@@ -180,7 +84,7 @@ def num_available(data: Any) -> int | None:
     """
     if isinstance(data, DataLoader):
         known = num_available(data.dataset)
-        return None if known is None else len(_sampled(data, known))
+        return None if known is None else len(_chosen(data, known).rows)
     if _is_batch(data):
         return len(next(leaves(data)))
     return len(data) if isinstance(data, Samples) or _has_length(data) else None
@@ -219,136 +123,196 @@ def check_data(name: str, data: Any) -> None:
 
 
 def _from_map(
-    source: Any, loader: DataLoader[Any] | None, samples: int | None, seed: int
+    source: Any, loader: DataLoader[Any] | None, samples: int | None, seed: int, *, cut: bool
 ) -> Samples:
-    chosen = _sampled(loader, len(source))
+    found = _chosen(loader, len(source))
+    chosen, collate = found.rows, default_collate if loader is None else loader.collate_fn
     if samples is not None:
         if samples > len(chosen):
             raise _too_many(samples, len(chosen))
         chosen = chosen[_random_rows(len(chosen), samples, seed)]
     if not len(chosen):
         raise InvalidArgumentError("the data hold no samples")
-    collate: Callable[[list[Any]], Any] = default_collate if loader is None else loader.collate_fn
-    some = source[int(chosen[0])]
-    if not isinstance(some, (Mapping, Sequence, Tensor)) or isinstance(some, str):
-        raise InvalidArgumentError(
-            f"data must be {_KINDS}, got a {type(source).__name__} of {type(some).__name__}"
-        )
-    first, again = (_stack([source[int(chosen[0])]], collate) for _ in range(2))
-    if not same(first, again):
-        raise NonDeterministicError(
-            "the data set gives a different sample each time it is asked (random augmentation?); "
-            "give the data without augmentation"
-        )
-    batch = _stack([source[index] for index in chosen.tolist()], collate)
     drawn: Drawn = "all" if samples is None or samples == len(source) else "random"
-    return replace(_samples(batch, len(source)), indices=chosen, drawn=drawn)
-
-
-def _sampled(loader: DataLoader[Any] | None, length: int) -> Tensor:
-    """Return the positions that a loader goes through, ascending."""
+    _check_items(source, int(chosen[0]), collate)
+    if cut and _can_be_cut(source, chosen[:2].tolist(), collate):
+        batch = collated([source[index] for index in chosen.tolist()], collate)
+        tree = plain(batch, len(chosen))
+        if tree is not None:
+            return replace(_as_rows(tree, len(source), chosen), drawn=drawn)
     if loader is None:
-        return torch.arange(length)
+        units = [_batch_of([source[index]], collate) for index in chosen.tolist()]
+        counts = [counted(unit, 1) for unit in units]
+        return _as_units(units, counts, chosen, len(source), drawn)
+    batches = found.batches if samples is None else None
+    if batches is None:
+        batches = [part.tolist() for part in chosen.split(_batch_size(loader))]
+    units = [collated([source[index] for index in batch], collate) for batch in batches]
+    counts = [counted(unit, len(batch)) for unit, batch in zip(units, batches, strict=True)]
+    order = torch.tensor([row % len(source) for batch in batches for row in batch])
+    return _as_units(units, counts, order, len(source), drawn)
+
+
+def _chosen(loader: DataLoader[Any] | None, length: int) -> Chosen:
+    """Return the positions that a loader goes through."""
+    if loader is None:
+        return Chosen(torch.arange(length), None)
     if loader.batch_sampler is None:
         raise InvalidArgumentError(
             "the DataLoader has batch_size=None: its data set makes the batches; give a batch_size"
         )
-    return chosen_by(loader, length).rows
+    return chosen_by(loader, length)
 
 
-def _from_iterable(source: Any, loader: DataLoader[Any] | None, samples: int | None) -> Samples:
-    if isinstance(iter(source), type(source)) and iter(source) is source:
-        raise InvalidArgumentError("the data can be read only once; give a data set")
-    batched = loader is not None and loader.batch_size is not None
-    stream: Iterable[Any] = source if loader is None else loader
-    if batched:
-        parts, count = [], 0
-        for batch in stream:
-            parts.append(_plain(batch))
-            count += len(next(leaves(parts[-1])))
-            if samples is not None and count >= samples:
-                break
-        if not parts:
-            raise InvalidArgumentError("the data hold no samples")
-        batch = join(parts)
+def _batch_size(loader: DataLoader[Any]) -> int:
+    """Return how many samples go into a batch, for those that are made anew."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else 1
+
+
+def _check_items(source: Any, row: int, collate: Collate) -> None:
+    """Refuse items that are no samples, and those that differ when they are asked for again."""
+    first, again = source[row], source[row]
+    sample = isinstance(first, (Mapping, Sequence, Tensor)) and not isinstance(first, str)
+    if collate is default_collate and not (sample or tensors_in(first)):
+        raise InvalidArgumentError(
+            f"data must be {_KINDS}, got a {type(source).__name__} of {type(first).__name__}"
+        )
+    one, two = (tensors_in(_batch_of([item], collate)) for item in (first, again))
+    if len(one) != len(two) or not same(one, two):
+        raise NonDeterministicError(
+            "the data set gives a different sample each time it is asked (random augmentation?); "
+            "give the data without augmentation"
+        )
+
+
+def _batch_of(items: list[Any], collate: Collate) -> Any:
+    """Return items as a batch; those that torch has no way to stack as they are."""
+    return items[0] if _unknown_to_torch(items[0], collate) else collated(items, collate)
+
+
+def _unknown_to_torch(item: Any, collate: Collate) -> bool:
+    known = isinstance(item, (Mapping, Sequence, Tensor))
+    return collate is default_collate and not known
+
+
+def _can_be_cut(source: Any, rows: list[int], collate: Collate) -> bool:
+    """Whether batches of one and of two samples are trees of as many rows.
+
+    Two sizes, because a batch [T, B, C] or a list of images of three channels may look like one of
+    another size by chance.
+    """
+    items = [source[row] for row in rows]
+    if _unknown_to_torch(items[0], collate):
+        return False
+    sizes = range(1, len(items) + 1)
+    return all(plain(collated(items[:size], collate), size) is not None for size in sizes)
+
+
+def _goes_its_own_way(loader: DataLoader[Any]) -> bool:
+    """Whether a subclass decides itself what it yields."""
+    own = type(loader)
+    return (
+        own.__iter__ is not DataLoader.__iter__ or own._get_iterator is not DataLoader._get_iterator  # pyright: ignore[reportPrivateUsage]
+    )
+
+
+class _Counted:
+    """A collate function that also says how many items went into a batch."""
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+
+    def __call__(self, items: list[Any]) -> tuple[int, Any]:
+        return len(items), self._collate(items)
+
+
+def _stream(loader: DataLoader[Any]) -> Iterator[tuple[int | None, Any]]:
+    """Yield the batches of a loader with their sizes; workers that it keeps stay as they are."""
+    private = copy.copy(loader)
+    private._iterator = None  # pyright: ignore[reportPrivateUsage]
+    if _goes_its_own_way(loader):
+        yield from ((None, batch) for batch in private)
     else:
-        items = list(islice(stream, samples))
-        if not items:
-            raise InvalidArgumentError("the data hold no samples")
-        batch = _stack(items, default_collate)
-    count = len(next(leaves(batch)))
+        private.collate_fn = _Counted(loader.collate_fn)
+        yield from private
+
+
+def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) -> Samples:
+    """Return the batches of a loader in its order, the first ones where `samples` are asked for."""
+    raw: list[Any] = []
+    counts: list[int] = []
+    trees: list[Any] = []
+    for size, batch in _stream(loader):
+        tree = plain(batch, size) if cut else None
+        raw.append(batch)
+        trees.append(tree)
+        counts.append(counted(batch, size) if tree is None else len(next(leaves(tree))))
+        if samples is not None and sum(counts) >= samples:
+            break
+    if not raw:
+        raise InvalidArgumentError("the data hold no samples")
+    count = sum(counts)
     if samples is not None and count < samples:
         raise _too_many(samples, count)
+    if all(tree is not None for tree in trees):
+        return _first(_as_rows(join(trees), count), samples)
+    drawn: Drawn = "all" if samples is None else "first"
+    known = count if samples is None else None
+    return _as_units(raw, counts, torch.arange(count), known, drawn)
+
+
+def _from_items(stream: Iterable[Any], samples: int | None, *, cut: bool) -> Samples:
+    """Return the samples of an iterable data set."""
+    if isinstance(iter(stream), type(stream)) and iter(stream) is stream:
+        raise InvalidArgumentError("the data can be read only once; give a data set")
+    items = list(islice(stream, samples))
+    if not items:
+        raise InvalidArgumentError("the data hold no samples")
+    if samples is not None and len(items) < samples:
+        raise _too_many(samples, len(items))
+    if isinstance(stream, DataLoader) and all(_is_batch_of_several(item) for item in items):
+        return _first(_as_rows(join([plain(item, None) for item in items]), 0), None)
+    tree = None
+    if cut and not _unknown_to_torch(items[0], default_collate):
+        tree = plain(collated(items, default_collate), len(items))
+    if tree is not None:
+        return _first(_as_rows(tree, len(items)), samples)
+    counts = [counted(item, 1) for item in items]
+    rows = torch.arange(len(items))
+    known = len(items) if samples is None else None
+    return _as_units(items, counts, rows, known, "all" if samples is None else "first")
+
+
+def _first(found: Samples, samples: int | None) -> Samples:
     if samples is None:
-        return _samples(batch, count)
-    kept = _samples(batch, count).rows(slice(samples))
-    return replace(kept, available=None, drawn="first")
+        return replace(found, available=len(found))
+    return replace(found.rows(slice(samples)), available=None, drawn="first")
 
 
-def _stack(items: list[Any], collate: Callable[[list[Any]], Any]) -> Tree:
-    """Return samples as one batch of tensors."""
-    try:
-        return _plain(collate([_as_tensors(item) for item in items]))
-    except FlatkitError:
-        raise
-    except Exception as error:  # whatever a collate function says to samples it cannot stack
-        if collate is not default_collate:
-            raise users_error("the collate_fn of the DataLoader", error) from error
-        raise InvalidArgumentError(
-            f"the samples cannot be stacked: {type(error).__name__}: {error}; give them one shape, "
-            "or a DataLoader whose collate_fn pads them"
-        ) from error
+def _is_batch_of_several(item: Any) -> bool:
+    """Whether an item is a batch already: tensors of one length, none of them a number."""
+    tree = plain(item, None) if isinstance(item, (Mapping, tuple, list)) else None
+    numbers = isinstance(item, (tuple, list)) and not all(isinstance(x, Tensor) for x in item)
+    return tree is not None and not numbers
 
 
-def _as_tensors(item: Any) -> Any:
-    """Return a sample with the lists of numbers of a dictionary as tensors."""
-    if not isinstance(item, Mapping):
-        return item
-    return {
-        key: torch.as_tensor(value)
-        if isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float, list))
-        else value
-        for key, value in item.items()
-    }
+def _as_rows(batch: Tree, available: int, indices: Tensor | None = None) -> Samples:
+    """Return samples of a plain tree, each a row."""
+    inputs, targets = divided(batch)
+    if indices is None:
+        indices = torch.arange(len(next(leaves(batch))))
+    return Samples(inputs, targets, indices, available, "all", whole=batch)
 
 
-def _plain(batch: Any) -> Tree:
-    """Return a batch without what is no tensor."""
-    if isinstance(batch, Mapping):
-        return {
-            str(key): _plain(part) for key, part in batch.items() if any(True for _ in leaves(part))
-        }
-    if isinstance(batch, (list, tuple)):
-        return tuple(_plain(part) for part in batch)
-    if not isinstance(batch, Tensor):
-        raise InvalidArgumentError(
-            f"a batch must be tensors, or dictionaries and tuples of them, got "
-            f"{type(batch).__name__}"
-        )
-    return batch
-
-
-def _samples(batch: Tree, available: int) -> Samples:
-    inputs, targets = _split(batch)
-    sizes = {len(leaf) if leaf.ndim else 0 for tree in (inputs, targets) for leaf in leaves(tree)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise InvalidArgumentError(
-            f"all tensors of a batch must have one length above 0, got {sorted(sizes)}"
-        )
-    return Samples(inputs, targets, torch.arange(sizes.pop()), available, "all")
-
-
-def _split(batch: Tree) -> tuple[Tree, Tree]:
-    """Return what goes into the model and what the loss holds it against."""
-    if isinstance(batch, Mapping):
-        found = [key for key in _TARGETS if key in batch]
-        return batch, batch[found[0]] if len(found) == 1 else batch
-    if isinstance(batch, Tensor):
-        return batch, batch
-    if len(batch) == 1:
-        return _split(batch[0])
-    *first, targets = batch
-    return first[0] if len(first) == 1 else tuple(first), targets
+def _as_units(
+    batches: list[Any], counts: list[int], indices: Tensor, available: int | None, drawn: Drawn
+) -> Samples:
+    """Return samples of batches as they come, a row each."""
+    whole = Bundle(batches)
+    inputs, targets = (whole.map(part) for part in (inputs_in, targets_in))
+    number = torch.tensor(counts, dtype=torch.int64)
+    return Samples(inputs, targets, indices, available, drawn, whole=whole, counts=number)
 
 
 def _draw_rows(whole: Samples, samples: int | None, seed: int) -> Samples:

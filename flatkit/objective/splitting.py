@@ -70,7 +70,7 @@ class Look:
         """
         if function.batchnorm == "train":
             return cls(
-                function, torch.arange(function.num_samples)[: function.chunk_size], function.theta
+                function, torch.arange(function.num_rows)[: function.chunk_size], function.theta
             )
         rows, key = _telling_rows(function)
         look = cls(function, rows, nearby(function.theta), key)
@@ -144,7 +144,7 @@ def _prove_mean(look: Look, found: Gap, chosen: bool) -> Found:
     if not is_weighted_mean(*points, len(look.rows), tolerance=100 * slack):
         return _as_one_batch(look, found, _where(look), chosen)
     if function.model_takes_mean or not _reweigh(look):
-        if chosen and function.chunk_size >= function.num_samples:
+        if chosen and function.chunk_size >= function.num_rows:
             function.as_one_batch()
             return False, "a mean in which samples count differently: measured as one batch", None
         raise refuse_mean(found)
@@ -159,7 +159,7 @@ def _reweigh(look: Look) -> bool:
     """Weigh the samples by what shows in their targets, if that explains the mean."""
     function = look.function
     # Of single labels a class may be left out or weighted: whoever wrote the loss is to say so.
-    ways = counts_that_differ(function.samples.targets, function.num_samples, classes=False)
+    ways = counts_that_differ(function.samples.targets, function.num_rows, classes=False)
     if not ways:
         return False
 
@@ -167,7 +167,7 @@ def _reweigh(look: Look) -> bool:
         weights, look.mean_over = find_weights(
             partial(function.mean_of, look.theta),
             ways,
-            function.num_samples,
+            function.num_rows,
             tolerance=0.1 * function.slack,
         )
     except NonAdditiveLossError:
@@ -195,7 +195,7 @@ def _prove_loss(look: Look) -> Found:
         raise refuse_sum(found, len(look.rows), function.num_samples)
     if function.num_chunks > 1:
         what = "samples depend on each other in the loss, whatever the model does"
-        raise refuse_coupled(found, what, function.num_samples, "BatchNorm takes each chunk alone")
+        raise refuse_coupled(found, what, function.num_rows, "BatchNorm takes each chunk alone")
     return False, "does not split: measured as one batch", None
 
 
@@ -213,7 +213,7 @@ def _where(look: Look) -> str:
 
 def _as_one_batch(look: Look, found: Gap | None, where: str, chosen: bool) -> Found:
     """Measure all samples at once, if that is not against what was asked for."""
-    function, samples = look.function, look.function.num_samples
+    function, samples = look.function, look.function.num_rows
     if found is not None:
         where = f"samples depend on each other in {where}"
     if chosen and function.chunk_size < samples:
@@ -247,7 +247,7 @@ def _fits_in_memory(function: "Objective", few: "Chunk", theta: Tensor) -> bool:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         function.chunk_loss(theta.detach().requires_grad_(), few)
     # A product by double backward keeps about three times what a gradient does.
-    needed = 3 * sum(held.values()) * function.num_samples / few.size
+    needed = 3 * sum(held.values()) * function.num_rows / few.size
     return needed <= _SHARE * free_bytes(function.device)
 
 
@@ -257,11 +257,11 @@ def _telling_rows(function: "Objective") -> tuple[Tensor, Tensor | None]:
     Beside them what tells these apart [rows], or None where nothing shows.
     """
     size = min(_LOOKED_AT, max(function.chunk_size, _FEWEST))
-    rows = spread_rows(function.num_samples, size)
-    ways = counts_that_differ(function.samples.targets, function.num_samples)
+    rows = spread_rows(function.num_rows, size)
+    ways = counts_that_differ(function.samples.targets, function.num_rows)
     if not ways:
         return rows, None
-    if len(rows) < function.num_samples:
+    if len(rows) < function.num_rows:
         ends = [row for way in ways.values() for row in (int(way.argmax()), int(way.argmin()))]
         told = torch.tensor(ends[: size // 2], dtype=torch.int64)
         kept = rows[torch.linspace(0, size - 1, size - len(told)).long()]

@@ -6,14 +6,14 @@ another form. What is converted is recorded; a form that would change a number i
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
-from flatkit.objective.pytree import Tree, leaves, main_tensor, map_tree
+from flatkit.objective.pytree import Tree, leaves, main_tensor, map_object, map_tree
 from flatkit.objective.users_code import users_code
 
 
@@ -21,48 +21,55 @@ class Form(NamedTuple):
     """Targets in one form.
 
     Attributes:
-        targets: of all samples.
+        targets: as many trees as were given.
         how: what was done to them; empty for nothing.
     """
 
-    targets: Tree
+    targets: list[Tree]
     how: str
 
 
-def fitted(loss: Callable[[Any, Any], Any], outputs: Any, few: Tree, targets: Tree) -> Form:
+def fitted(
+    loss: Callable[[Any, Any], Any], outputs: Any, few: Tree, targets: Sequence[Tree]
+) -> Form:
     """Return targets in the first form that a loss takes.
 
     Args:
         loss: of (outputs, targets).
         outputs: of a few samples, without a graph.
         few: their targets.
-        targets: of all samples.
+        targets: those of all samples as one tree, or a tree a batch.
 
     Raises:
         InvalidArgumentError: the loss spreads outputs over targets of another shape.
         UserCodeError: the loss takes no form; the error is that of the targets as they are.
 
     >>> labels = torch.tensor([[1], [0]], dtype=torch.int32)
-    >>> fitted(torch.nn.CrossEntropyLoss(), torch.zeros(2, 3), labels, labels)
-    Form(targets=tensor([1, 0]), how='int32 [2, 1] to int64 [2]')
+    >>> fitted(torch.nn.CrossEntropyLoss(), torch.zeros(2, 3), labels, [labels])
+    Form(targets=[tensor([1, 0])], how='int32 [2, 1] to int64 [2]')
     """
     try:
         _tried(loss, outputs, few)
     except FlatkitError as error:
         first = error
     else:
-        _refuse_spreading(loss, outputs, targets)
-        return Form(targets, "")
+        _refuse_spreading(loss, outputs, targets[0])
+        for tree in targets:
+            check_classes(loss, outputs, tree)
+        return Form(list(targets), "")
     scores = main_tensor(outputs)
-    for some, whole in zip(_forms(few, scores), _forms(targets, scores), strict=False):
-        if some is None or whole is None:
+    for some, *all_of_them in zip(*(_forms(tree, scores) for tree in (few, *targets)), strict=True):
+        if some is None or any(tree is None for tree in all_of_them):
             continue
         try:
             _tried(loss, outputs, some)
         except FlatkitError:
             continue  # the error to be told is the first
-        return Form(whole, f"{_told(targets)} to {_told(whole)}")
-    check_classes(loss, outputs, targets)
+        for tree in all_of_them:
+            check_classes(loss, outputs, tree)
+        return Form(all_of_them, f"{_told(targets[0])} to {_told(all_of_them[0])}")
+    for tree in targets:
+        check_classes(loss, outputs, tree)
     raise _explained(first, outputs, few)
 
 
@@ -105,7 +112,7 @@ def _tried(loss: Callable[[Any, Any], Any], outputs: Any, targets: Tree) -> None
     leaf = outputs.detach().requires_grad_() if isinstance(outputs, Tensor) else outputs
     with users_code("the loss"), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = loss(leaf, targets)
+        value = loss(leaf, map_object(torch.clone, targets))  # it may write into them
         if not isinstance(value, Tensor):
             raise InvalidArgumentError(
                 f"the loss must return a tensor, a value per sample or their mean, got a "
@@ -122,6 +129,8 @@ def _refuse_spreading(loss: Any, outputs: Any, targets: Tree) -> None:
     the target of one sample moves the slope of another, and no longer does in one shape.
     """
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return
+    if not (outputs.ndim and targets.ndim):
         return
     if (
         outputs.shape == targets.shape
@@ -162,7 +171,7 @@ def _slope(loss: Any, scores: Tensor, targets: Tree) -> Tensor:
 def _forms(targets: Tree, scores: Tensor | None) -> Iterator[Tree | None]:
     """Yield other forms of the same labels, always as many; None where one would not be exact."""
     yield _mapped(targets, _whole)
-    if not isinstance(targets, Tensor) or scores is None:
+    if not isinstance(targets, Tensor) or scores is None or not (targets.ndim and scores.ndim):
         return
     column = targets.squeeze(1) if targets.ndim > 1 and targets.shape[1] == 1 else None
     yield column
