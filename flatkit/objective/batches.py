@@ -14,6 +14,8 @@ from flatkit.objective.users_code import users_error
 
 LABELS = ("labels", "label", "targets", "target", "y")
 """Entries of a batch that are its targets."""
+WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
+"""Entries of a batch that say how much each of its samples counts."""
 
 
 def collated(items: list[Any], collate: Callable[[list[Any]], Any]) -> Any:
@@ -129,6 +131,18 @@ def labels_in(batch: Any) -> Any:
         found = [getattr(batch, key, None) for key in LABELS]
         found = [part for part in found if isinstance(part, Tensor)]
     return found[0] if len(found) == 1 else batch
+
+
+def weights_of(batch: Any) -> str:
+    """Return the name of the entry of a batch that weights its samples; empty if there is none.
+
+    >>> weights_of({"x": torch.ones(2), "weight": torch.ones(2)}), weights_of({"x": 1})
+    ('weight', '')
+    """
+    if not isinstance(batch, Mapping):
+        return ""
+    found = [key for key in WEIGHTS if isinstance(batch.get(key), Tensor)]
+    return found[0] if len(found) == 1 else ""
 
 
 def _tree(batch: Any) -> Tree | None:

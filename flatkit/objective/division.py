@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from flatkit.objective.batches import labels_in
+from flatkit.objective.batches import labels_in, weights_of
 from flatkit.objective.habits import Around, Guarded
 from flatkit.objective.pytree import Tree, Whole
-from flatkit.objective.weighted_samples import weights_of
 
 Pick = Callable[[Any], Any]
 """A batch -> a part of it."""

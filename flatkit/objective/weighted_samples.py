@@ -1,6 +1,5 @@
 """Weights of samples, as a batch gives them by an entry of its own."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +7,6 @@ from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.habits import Around
-
-WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
-"""Entries of a batch that say how much each of its samples counts."""
 
 
 class WeightedTargets(NamedTuple):
@@ -55,18 +51,6 @@ class Weighted(Around):
         if hasattr(self.loss, "weights"):
             return own * self.loss.weights(targets.targets).double().cpu()
         return own
-
-
-def weights_of(batch: Any) -> str:
-    """Return the name of the entry of a batch that weights its samples; empty if there is none.
-
-    >>> weights_of({"x": torch.ones(2), "weight": torch.ones(2)}), weights_of({"x": 1})
-    ('weight', '')
-    """
-    if not isinstance(batch, Mapping):
-        return ""
-    found = [key for key in WEIGHTS if isinstance(batch.get(key), Tensor)]
-    return found[0] if len(found) == 1 else ""
 
 
 def check_weights(weights: Tensor) -> Tensor:
