@@ -36,7 +36,8 @@ def diagonal(
     The standard errors are widened as Student's t. With fewer than 16 probes that of an entry is at
     least that of an average one, as draws of a single coordinate then often agree by chance. The
     variance of the sum over a part lies between once and twice the sum of the variances of its
-    entries, which are known better than the spread of a few sums tells; it is kept there.
+    entries, which are known better than the spread of a few sums tells: it is kept there, and taken
+    for no less than it is where a part is coupled alike to itself and to all others.
 
     Cost: a product a probe; memory 5 vectors of 64 bits.
 
@@ -98,10 +99,10 @@ def _sampled(
     if count < _TRUSTED:
         spread = spread.clamp(min=float(spread.mean()))
     least = _sums(spread, parts)
-    variance = (sum_spread / (count - 1)).clamp(least, 2 * least)
+    share = torch.tensor(parts, device=least.device) / operator.size
+    variance = (sum_spread / (count - 1)).clamp((1 + share) * least, 2 * least)
     value, error = _sums(average, parts), (variance / count).sqrt() * stretch(count - 1)
-    share = (torch.tensor(parts, device=value.device) / operator.size).sqrt()
-    rounding = operator.rounding * torch.maximum(value.abs(), share * norm(average))
+    rounding = operator.rounding * torch.maximum(value.abs(), share.sqrt() * norm(average))
     return scale * value, scale * torch.hypot(error, rounding)
 
 

@@ -4,6 +4,7 @@ import math
 import time
 
 import torch
+from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.spectrum.dot import norm
@@ -14,7 +15,7 @@ from flatkit.spectrum.sign_draws import AGREED, random_signs
 from flatkit.spectrum.standard_error import mean, stretch
 from flatkit.spectrum.unit_vectors import unit_products
 
-_FIRST = 16  # probes before the standard error is trusted
+_FIRST = 16  # probes before the standard error is trusted, and images that it stands on
 
 
 def frobenius_norm(
@@ -31,7 +32,7 @@ def frobenius_norm(
     squared relative error. Where P products with the unit vectors are cheaper, these are made: then
     nothing but rounding is left of the error.
 
-    Cost: a product a probe; memory 2 vectors.
+    Cost: a product a probe; memory 18 vectors.
 
     Args:
         operator: A, symmetric.
@@ -54,12 +55,12 @@ def frobenius_norm(
 def _sample(
     operator: SymmetricOperator, tolerance: float, budget: int, generator: torch.Generator
 ) -> Sampled:
-    lengths: list[float] = []
+    draws = _Lengths()
     look = min(_FIRST, budget)
-    while operator.size > look - len(lengths):
-        while len(lengths) < look:
-            lengths.append(norm(finite_product(operator, random_signs(operator, generator))))
-        value, error, agree = _root_of_mean(lengths)
+    while operator.size > look - len(draws):
+        while len(draws) < look:
+            draws.add(finite_product(operator, random_signs(operator, generator)))
+        value, error, agree = draws.root_of_mean()
         found = Sampled(value, error, operator.rounding * value, look)
         doubtful = agree and look < AGREED
         if (found.meets(tolerance) and not doubtful) or look >= budget:
@@ -68,19 +69,57 @@ def _sample(
             break
         look = min(budget, AGREED) if doubtful else found.next_look(look, tolerance, budget)
     _, columns = unit_products(operator, range(operator.size))
-    value, spent = norm(columns), len(lengths) + operator.size
+    value, spent = norm(columns), len(draws) + operator.size
     return Sampled(value, 0.0, operator.rounding * value, spent, exact=True)
 
 
-def _root_of_mean(lengths: list[float]) -> tuple[float, float, bool]:
-    """Return the root of the mean of squares, its standard error, and whether all draws agree.
+class _Lengths:
+    """Draws ‖Az‖², and the first images Az."""
 
-    The error is to first order. As those of the trace, draws of few values agree by chance.
-    """
-    count, largest = len(lengths), max(lengths)
-    if largest == 0:
-        return 0.0, 0.0, True
-    square, error = mean([(length / largest) ** 2 for length in lengths])
-    hidden = square * math.sqrt(2 * 2.0 ** (1 - count) / count) * stretch(count - 1)
-    value = math.sqrt(square)
-    return largest * value, largest * math.hypot(error, hidden) / (2 * value), error <= hidden
+    def __init__(self) -> None:
+        self._lengths: list[float] = []
+        self._images: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def add(self, image: Tensor) -> None:
+        """Take a draw."""
+        self._lengths.append(norm(image))
+        if len(self._images) < _FIRST:
+            self._images.append(image)
+
+    def root_of_mean(self) -> tuple[float, float, bool]:
+        """Return the root of the mean of squares, its standard error, and whether all draws agree.
+
+        The error is to first order. As those of the trace, draws of few values agree by chance.
+        """
+        count, largest = len(self), max(self._lengths)
+        if largest == 0:
+            return 0.0, 0.0, True
+        square, error = mean([(length / largest) ** 2 for length in self._lengths])
+        once = square * stretch(count - 1) / math.sqrt(count)
+        hidden = once * math.sqrt(2 * 2.0 ** (1 - count))
+        known = once * math.sqrt(self._relative_variance(largest))
+        value = math.sqrt(square)
+        spread = max(error, known)
+        error = math.hypot(spread, hidden) / (2 * value)
+        return largest * value, largest * error, spread <= hidden
+
+    def _relative_variance(self, scale: float) -> float:
+        """Return the variance of a draw in units of its squared mean, as pairs of images tell it.
+
+        It is 2 Σ_{i≠j} (A²)_ij². The products (Az)ᵀAz' of two probes have the mean square
+        Σ (A²)_ij², and a coordinate of Az has the mean square (A²)_ii: with one large eigenvalue
+        that shows in few draws what their own spread does not.
+        """
+        count = len(self._images)
+        if count < 2:
+            return 0.0
+        images = torch.stack(self._images).double() / scale  # [n, P]
+        products = (images @ images.T).square()
+        own = products.diagonal().sqrt()
+        squares = images.square()
+        entries = (squares.sum(0).square() - squares.square().sum(0)).sum()
+        excess = float(products.sum() - products.diagonal().sum() - entries)
+        return 2 * max(0.0, excess) / float(own.sum().square() - own.square().sum())
