@@ -114,7 +114,7 @@ def spectral_density(
         weights=weights,
         grid=grid,
         curve=curves.mean(0),
-        error=curves.std(0, ddof=1) / np.sqrt(num_probes) * stretch(num_probes - 1),
+        error=_curve_error(curves * sigma) / sigma,  # squares overflow
         bandwidth=sigma,
         mean=mean,
         mean_error=mean_error,
@@ -122,6 +122,11 @@ def spectral_density(
         matvecs=sum(len(rule_nodes) for rule_nodes, _ in rules),
         seconds=time.perf_counter() - started,
     )
+
+
+def _curve_error(curves: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean of curves [n, G]."""
+    return curves.std(0, ddof=1) / np.sqrt(len(curves)) * stretch(len(curves) - 1)
 
 
 def _mean(rules: Sequence[Rule], operator: SymmetricOperator) -> tuple[float, float]:

@@ -93,7 +93,7 @@ class SignDraws:
     @property
     def agree(self) -> bool:
         """Whether the draws differ by no more than chance may hide."""
-        return self.spread <= self._hidden
+        return self._count < 2 or self.spread <= self._hidden
 
     @property
     def error(self) -> float:

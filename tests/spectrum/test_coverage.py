@@ -1,0 +1,44 @@
+"""The true value lies within the stated errors as often as it should: a slice of the benchmark."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.coverage import SPECTRA, distances, too_few
+from flatkit.spectrum.standard_error import mean, stretch
+
+# Of seven spectra those where early stops, skewed draws and draws of few values once did harm.
+MATRICES = [SPECTRA[name]() for name in ("bulk", "decay", "one pair")]
+
+
+@pytest.mark.parametrize(
+    ("method", "seeds"),
+    [
+        ("hutchinson, 0.1", 30),
+        ("hutchinson, 0.2", 25),
+        ("auto, 0.02", 8),
+        ("hutch++, 0.1", 6),
+        ("frobenius_norm, 0.1", 12),
+        ("diagonal, parts", 6),
+        ("density, mean", 20),
+        ("average_sharpness", 6),
+    ],
+)
+def test_true_values_lie_within_the_stated_errors_as_often_as_a_normal_would(method, seeds):
+    away = np.concatenate([distances(method, matrix, range(seeds)) for matrix in MATRICES])
+    assert away.max() <= 6
+    for errors in (1, 2):
+        assert not too_few(int((away <= errors).sum()), len(away), errors)
+
+
+def test_two_widened_errors_hold_what_two_of_a_normal_hold():
+    for freedom in (1, 2, 7, 30):
+        within = stats.t.cdf(2 * stretch(freedom), freedom)
+        assert within == pytest.approx(stats.norm.cdf(2), abs=1e-12)
+
+
+def test_few_normal_draws_are_covered_as_often_as_many():
+    draws = np.random.default_rng(0).standard_normal((1000, 5))
+    found = np.array([mean(row) for row in draws])
+    within = int((np.abs(found[:, 0]) <= 2 * found[:, 1]).sum())
+    assert not too_few(within, 1000, 2)
