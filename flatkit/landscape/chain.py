@@ -160,8 +160,12 @@ class Chain:
         """The calls of `linear`, in order."""
         return [step for step in self.steps if isinstance(step, Layer)]
 
+    @torch.enable_grad()
     def plain_values(self, inputs: Tensor) -> dict[str, Any]:
-        """Return what does not depend on the parameters, by name, from the inputs [B, ...]."""
+        """Return what does not depend on the parameters, by name, from the inputs [B, ...].
+
+        Gradients are recorded, as they are where the whole model runs: it may ask for that.
+        """
         values: dict[str, Any] = {}
         for node in self.plain:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: values[used.name])
@@ -175,7 +179,10 @@ class Chain:
                 values[node.name] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             else:
                 values[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return values
+        return {
+            name: value.detach() if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
 
     def run(self, run: Run, kept: Mapping[str, Any]) -> Tensor:
         """Return the outputs [K, out, B].

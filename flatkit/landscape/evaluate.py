@@ -1,16 +1,14 @@
-"""Evaluate points of a line or plane: weights written in place, or several points at once.
+"""Evaluate points of a line or plane: one after the other, or several at once.
 
 `evaluator` decides which of the two it is from the network, the loss and the data alone, never by
 a clock, so that the same job gives the same bits; the reason is kept in the result.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError, NonFiniteError
@@ -20,9 +18,7 @@ from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedPoints
 from flatkit.objective.copier import duplicate
 from flatkit.objective.function import Objective
-from flatkit.objective.passes import Chunk, arguments
-from flatkit.objective.pytree import Bundle
-from flatkit.parameters import as_real
+from flatkit.objective.passes import Chunk, differentiate
 from flatkit.spectrum.lanczos import lanczos
 
 Values = dict[str, float]
@@ -133,42 +129,25 @@ def _single_reason(
 
 
 class MovableModel:
-    """A private copy of an objective's model, whose parameters are views of ONE vector.
-
-    A point then costs one addition and one pass.
+    """An objective on a model of its own, whose buffers may move, at a point that is written over.
 
     Args:
         objective: L.
 
     Attributes:
-        module: the copy.
-        place: the vector [P].
-        parameters: of the module, those that move.
+        module: the copy of the objective's model.
+        objective: L on this copy.
+        place: the point [P].
     """
 
     def __init__(self, objective: Objective) -> None:
         self.module = duplicate(objective.model)
         self.objective = objective.with_model(self.module)
         self.place = torch.empty_like(objective.theta)
-        own = dict(self.module.named_parameters())
-        of_loss = objective.space.unflatten(objective.theta)
-        self.parameters = [
-            own[name] if name in own else of_loss[name].clone().requires_grad_()
-            for name in objective.space.names
-        ]
-        self._pairs: list[tuple[Tensor, Tensor]] = []  # complex ones, which no view of reals can be
-        for parameter, part in zip(
-            self.parameters, self.place.split(objective.space.sizes), strict=True
-        ):
-            if parameter.is_complex():
-                pairs = torch.view_as_real(parameter.detach())
-                self._pairs.append((pairs, part.view(pairs.shape)))
-            else:
-                parameter.data = part.view(parameter.shape)
 
     @torch.no_grad()
     def move(self, theta: Tensor, directions: Tensor, steps: Steps) -> None:
-        """Write θ + (Σᵢ tᵢ·dᵢ) into the model; in this order, so that the bits are the same."""
+        """Go to θ + (Σᵢ tᵢ·dᵢ), added in this order, so that the bits are the same."""
         moves = [(d, t) for d, t in zip(directions, steps, strict=True) if t]
         if len(moves) < 2:
             self.place.copy_(theta)
@@ -180,23 +159,10 @@ class MovableModel:
             self.place.add_(moves[-1][0], alpha=moves[-1][1])
         if len(moves) > 1:
             self.place.add_(theta)
-        for pairs, part in self._pairs:
-            pairs.copy_(part)
-
-    @contextmanager
-    def standing(self) -> Generator[None]:
-        """Let the present point stand in other places too, where functions hold weights."""
-        elsewhere = self.objective.elsewhere
-        parts = dict(zip(self.objective.space.names, self.parameters, strict=True))
-        with nullcontext() if elsewhere is None else elsewhere.standing(parts):
-            yield
 
     def outputs(self, chunk: Chunk) -> Any:
-        """Return what the model makes of a chunk."""
-        if chunk.units:
-            return Bundle([self.outputs(unit) for unit in chunk.units])
-        args, kwargs = arguments(chunk.inputs)
-        return self.module(*args, **kwargs)
+        """Return what the model makes of a chunk at the point."""
+        return self.objective.outputs(self.place, chunk)
 
 
 class InPlace:
@@ -230,34 +196,31 @@ class InPlace:
 
     def values(self, steps: Sequence[Steps]) -> list[Values]:
         """Return the quantities at points [n, D]."""
-        # The flash kernels of attention round otherwise than the plain one of the objective.
-        with sdpa_kernel(SDPBackend.MATH):
-            return [self._values(point) for point in steps]
+        return [self._values(point) for point in steps]
 
     def _values(self, steps: Steps) -> Values:
         self._model.move(self._theta, self._directions, steps)
-        with self._model.standing():
-            if self._settle is not None:
-                self._settle(steps)
-            values = self._first_order()
+        if self._settle is not None:
+            self._settle(steps)
+        values = self._first_order()
         if "top_eigenvalue" in self.quantities:
             values |= self._top_eigenvalue()
         return values
 
     def _first_order(self) -> Values:
         """Return loss, accuracy and gradient norm, from one pass."""
-        objective, parameters = self._model.objective, self._model.parameters
-        with_gradient = "gradient_norm" in self.quantities
-        decision = objective.decision if "accuracy" in self.quantities else None
-        loss, correct, asked = 0.0, 0, 0
-        for parameter in parameters:
-            parameter.grad = None
-        with torch.set_grad_enabled(with_gradient):
-            for chunk in objective.chunks(losses=not with_gradient, gradients=with_gradient):
-                outputs = self._model.outputs(chunk)
+        objective, with_accuracy = self._model.objective, "accuracy" in self.quantities
+        if "gradient_norm" not in self.quantities:
+            loss, accuracy = objective.evaluate(self._model.place)
+            shown = with_accuracy and accuracy is not None
+            return {"loss": loss} | ({"accuracy": accuracy} if shown else {})
+        decision = objective.decision if with_accuracy else None
+        loss, correct, asked, gradient = 0.0, 0, 0, torch.zeros_like(self._model.place)
+        with objective.placed(self._model.place) as point:
+            for chunk in objective.chunks(gradients=1):
+                outputs = objective.outputs(point, chunk)
                 part = objective.share(outputs, chunk)
-                if with_gradient:
-                    part.backward()
+                gradient += differentiate(part, point)
                 loss += float(part.detach())
                 if decision is not None:
                     correct += decision.correct(outputs, chunk.targets)
@@ -265,18 +228,17 @@ class InPlace:
         values = {"loss": loss}
         if decision is not None:
             values["accuracy"] = correct / asked
-        if with_gradient:
-            gradients = [as_real(p.grad) for p in parameters if p.grad is not None]
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
-            values["gradient_norm"] = float(torch.linalg.vector_norm(torch.stack(norms)))
+        values["gradient_norm"] = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         return values
 
     def _top_eigenvalue(self) -> Values:
         """Return λmax at the present point; no number where the curvature is none."""
-        objective = self._model.objective
         # Chosen by name: `auto` looks at the clock, and the same job must give the same bits.
         hessian = HessianOperator(
-            objective, self._model.place.clone(), engine="double_backward", memory=self._memory
+            self._model.objective,
+            self._model.place.clone(),
+            engine="double_backward",
+            memory=self._memory,
         )
         generator = torch.Generator().manual_seed(0)
         try:
@@ -332,14 +294,14 @@ def _reestimation(model: MovableModel, samples: Objective) -> Settle:
     if not norms:
         raise InvalidArgumentError("statistics='reestimate' needs a model with BatchNorm")
 
-    @torch.no_grad()
     def settle(_: Steps) -> None:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.train()
-        for chunk in samples.chunks():
-            model.outputs(chunk)
+        with model.objective.placed(model.place) as point:
+            for chunk in samples.chunks():
+                model.objective.outputs(point, chunk)
         model.objective.count(losses=1)
         for norm in norms:
             norm.eval()

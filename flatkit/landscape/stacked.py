@@ -166,7 +166,7 @@ class StackedPoints:
         parts: list[_Part] = []
         taken = 0
         for chunk in self._objective.chunks():
-            plain = self._chain.plain_values(chunk.inputs)
+            plain = self._chain.plain_values(self._objective.inputs_of(chunk))
             for start in range(0, chunk.size, self._plan.rows):
                 rows = slice(start, start + self._plan.rows)
                 part = _part(self._chain, points, plain, chunk.targets, rows)
@@ -251,7 +251,7 @@ def _watched_samples(objective: Objective) -> Chunk:
 
 def _check_shapes(objective: Objective, chain: Chain, chunk: Chunk) -> None:
     """Refuse tensors that are not [samples, features], and losses that are one number."""
-    plain = chain.plain_values(chunk.inputs)
+    plain = chain.plain_values(objective.inputs_of(chunk))
     of_samples = {layer.source: True for layer in chain.layers if layer.is_first}
     for name, rows in {**chain.kept, **of_samples}.items():
         value = plain[name]

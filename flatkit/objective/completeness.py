@@ -168,6 +168,7 @@ class Search:
     def __init__(self, private: PrivateModel, loss: Any, private_loss: Any) -> None:
         self._copier = private.copier
         self._own = {id(p): n for n, p in private.model.named_parameters() if p.requires_grad}
+        self._constants = {id(p) for p in private.model.parameters() if not p.requires_grad}
         self.spots: dict[int, Spot] = {}
         self.modules: list[tuple[nn.Module, nn.Module | None]] = list(private.modules)
         self._of_model = {id(module) for module, _ in self.modules}
@@ -199,8 +200,9 @@ class Search:
         return self.spots.get(id(leaf)) or twins.get(id(leaf))
 
     def foreign(self, trial: Trial) -> list[Tensor]:
-        """Return the leaves of a loss that are not the point."""
-        return [leaf for leaf in graph_leaves([trial.loss]) if leaf is not trial.point]
+        """Return the leaves of a loss that are not the point, nor constants of the model."""
+        known = {id(trial.point), *self._constants}
+        return [leaf for leaf in graph_leaves([trial.loss]) if id(leaf) not in known]
 
     def labels(self, leaves: Iterable[Tensor]) -> list[str]:
         """Return what to call leaves."""

@@ -130,13 +130,13 @@ class Objective(PlacedModel):
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
-        make_one_function(self._model)
         self.batchnorm: BatchNormMode = batchnorm
         self.divisible = batchnorm == "eval"
         """Whether L is the same however the samples are cut into chunks."""
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
         search = Search(private, named, users)
+        make_one_function(self._model)
         self.elsewhere = search.watched
         taker = Taker(self._model, self.loss_function, self._run, self.dtype, self.device, at_once)
         with self.standing_elsewhere():
@@ -345,6 +345,7 @@ class Objective(PlacedModel):
         return precise
 
     @cached_property
+    @ordinary_torch()
     def decision(self) -> Decision | None:
         """How the outputs name a class; None where they are none."""
         return decision_of(self.losses, self._trial, self.samples.targets)

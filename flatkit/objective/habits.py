@@ -40,11 +40,14 @@ class Habits:
         edits_inputs: the model changes its inputs in place.
         draws: random numbers are drawn.
         sparse: there are sparse gradients.
+        values_only: it raises where gradients are recorded (it asks tensors for arrays of NumPy),
+            and else does not: it has a value, and no derivative.
     """
 
     edits_inputs: bool = True
     draws: bool = True
     sparse: bool = True
+    values_only: bool = False
 
 
 def observe(
@@ -106,8 +109,10 @@ class Guarded:
         """Return what the loss returns."""
         if self.edits:
             return self.inner(outputs, _copied(targets))
+        before = versions(targets)
         values = self.inner(outputs, targets)
-        check_unchanged("the loss changes its targets", targets)
+        if versions(targets) != before:
+            raise unexpected_edit("the loss changes its targets")
         return values
 
     def __getattr__(self, name: str) -> Any:
@@ -157,20 +162,25 @@ def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
     return other
 
 
-def check_unchanged(what: str, tree: Tree) -> None:
-    """Refuse that private samples were changed in place, where that was not seen before.
+def versions(tree: Tree) -> int:
+    """Return how often the tensors of a tree were changed in place.
+
+    >>> versions((torch.ones(1), torch.ones(1).add_(1)))
+    1
+    """
+    return tree._version if isinstance(tree, Tensor) else sum(x._version for x in leaves(tree))
+
+
+def unexpected_edit(what: str) -> InvalidArgumentError:
+    """Return the error that private samples were changed in place, where that was not seen before.
 
     Args:
-        what: would have changed them.
-        tree: of tensors that are as they were made.
-
-    >>> check_unchanged("the model changes its inputs", torch.ones(1))
+        what: changed them.
     """
-    if any(leaf._version for leaf in leaves(tree)):
-        raise InvalidArgumentError(
-            f"{what} in place at some samples or weights, and not at others; let it work on a "
-            "copy (`x = x.clone()` before the in-place operation)"
-        )
+    return InvalidArgumentError(
+        f"{what} in place at some samples or weights, and not at others; let it work on a "
+        "copy (`x = x.clone()` before the in-place operation)"
+    )
 
 
 @final

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.habits import REENTRANT
 from flatkit.objective.pytree import Bundle, Tree, Whole, dtype_like, leaves, map_object, map_tree
 from flatkit.results import Cost
@@ -115,7 +115,9 @@ def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) 
     except RuntimeError as error:  # of torch: there is no other sign of it
         if "use_reentrant=True" in str(error):
             raise InvalidArgumentError(REENTRANT) from error
-        raise
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UserCodeError(f"the model or the loss has no gradient: {error}") from error
     if point.grad is not None:  # a backward pass inside of this one took it, and it is lost
         point.grad = None
         raise InvalidArgumentError(REENTRANT)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import ordinary_torch
+from flatkit.errors import UserCodeError
 from flatkit.objective.elsewhere import Elsewhere
-from flatkit.objective.habits import Habits, check_unchanged, observe
+from flatkit.objective.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.passes import Chunk, arguments
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
 from flatkit.objective.randomness import undisturbed
@@ -95,7 +96,7 @@ class PlacedModel(ABC):
         """
         with self._places.ready(smooth):
             theta = self.theta if theta is None else theta
-            point = theta.detach().clone().requires_grad_()
+            point = theta.detach().clone().requires_grad_(not self._places.habits.values_only)
             with self._places.holding(point, self.space, self._own_parts(point)):
                 yield point
 
@@ -139,16 +140,14 @@ class PlacedModel(ABC):
         """
         if chunk.units:
             return Bundle([self.outputs(theta, unit, smooth=smooth) for unit in chunk.units])
-        if chunk.counted is not None:  # of any form, and few: as a copy each time
-            chunk = chunk._replace(inputs=map_object(torch.clone, chunk.inputs))
-        edits = self._places.habits.edits_inputs and chunk.counted is None
-        inputs = map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs
+        inputs = self.inputs_of(chunk)
+        before = versions(inputs)
         args, kwargs = arguments(inputs)
         around = nullcontext() if self.stands(theta) else self.standing(theta, smooth=smooth)
         with around, users_code("the model", self._model):
             outputs = self._model(*args, **kwargs)
-        if not edits and chunk.counted is None:
-            check_unchanged("the model changes its inputs", inputs)
+        if inputs is chunk.inputs and versions(inputs) != before:
+            raise unexpected_edit("the model changes its inputs")
         return outputs
 
     def losses(self, outputs: Any, targets: Any) -> Any:
@@ -160,7 +159,7 @@ class PlacedModel(ABC):
             return self.loss_function(outputs, targets)
 
     def _run(self, inputs: Tree) -> Any:
-        outputs = self.outputs(self.theta, Chunk(inputs, None, 1.0))
+        outputs = self._outputs_or_values(self.theta, Chunk(inputs, None, 1.0))
         return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
     def _put_into(self, model: nn.Module) -> None:
@@ -169,6 +168,25 @@ class PlacedModel(ABC):
         self._model, self._places = model, Places(model)
         if known is not None:
             self._places.habits = known.habits
+
+    def inputs_of(self, chunk: Chunk) -> Tree:
+        """Return the inputs of a chunk to run the model on: copies, if it changes them in place."""
+        if chunk.counted is not None:  # of any form, and few: as a copy each time
+            return map_object(torch.clone, chunk.inputs)
+        edits = self._places.habits.edits_inputs
+        return map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs
+
+    def _outputs_or_values(self, theta: Tensor, chunk: Chunk) -> Any:
+        """Return outputs; of a model that runs without gradients alone, from then on without."""
+        try:
+            return self.outputs(theta, chunk)
+        except UserCodeError as error:
+            known, self._places.habits = self._places.habits, Habits(draws=False, values_only=True)
+            try:
+                return self.outputs(theta, chunk)
+            except UserCodeError:
+                self._places.habits = known
+                raise error from None
 
     def _observe(self, loss: Any, inputs: Tree, targets: Tree) -> Habits:
         """Look at what the model and a loss do beside computing, and copy only if need be."""
@@ -180,6 +198,7 @@ class PlacedModel(ABC):
 
         with self.placed():
             habits = observe(run, loss, first_unit(inputs), first_unit(targets))
+        habits = replace(habits, values_only=self._places.habits.values_only)
         self._places.habits = replace(habits, draws=False)
         return habits
 
@@ -193,10 +212,10 @@ class PlacedModel(ABC):
         if point.shape != (self.space.size,):
             self.space.unflatten(point)  # tells what is wrong
         parts = torch.unsafe_split_with_sizes(point, self.space.sizes)
-        if self._places.habits.sparse:
-            for part in parts:
-                part.register_hook(_dense)
-        return self.space.shaped(parts)
+        shaped = self.space.shaped(parts)
+        if self._places.habits.sparse and point.requires_grad:
+            return {name: _Dense.apply(part) for name, part in shaped.items()}
+        return shaped
 
 
 @final
@@ -300,5 +319,14 @@ def parameter_places(model: nn.Module) -> dict[tuple[str, str], str]:
     return places
 
 
-def _dense(gradient: Tensor | None) -> Tensor | None:
-    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+@final
+class _Dense(torch.autograd.Function):
+    """The same tensor, of which no gradient is sparse: views of a vector take none."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return part.clone()  # a view could not be written into
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
+        return gradient.to_dense() if gradient.is_sparse else gradient

@@ -48,7 +48,7 @@ class Tape:
     def __init__(self, network: Network, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
         self._space = objective.space
         parameters = {**network.constants, **self._space.unflatten(theta)}
-        known = Recording(network, chunk.inputs, frozenset(self._space.names))
+        known = Recording(network, objective.inputs_of(chunk), frozenset(self._space.names))
         self._steps: list[Step] = []
         with torch.no_grad():
             for node in network.graph.nodes:

@@ -1,5 +1,6 @@
 """A model as a graph of layers, where `torch.fx` can follow it."""
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -7,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from flatkit.hessian.layers.tracer import QuietTracer
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.copier import duplicate
+from flatkit.objective.randomness import undisturbed
 
 
 @final
@@ -18,6 +21,7 @@ class Network:
     Attributes:
         graph: nodes in the order of execution.
         modules: by path.
+        in_place: paths of modules that wrote into their input, and here do not.
         constants: frozen parameters and buffers by name.
         names: id of a parameter -> its name; tied parameters have one.
 
@@ -27,9 +31,11 @@ class Network:
 
     def __init__(self, model: nn.Module) -> None:
         self._module = duplicate(model)
-        for module in self._module.modules():
-            if hasattr(module, "inplace"):
-                module.inplace = False  # type: ignore[assignment]
+        self.in_place = {
+            path for path, m in self._module.named_modules() if getattr(m, "inplace", False)
+        }
+        for path in self.in_place:
+            self._module.get_submodule(path).inplace = False  # type: ignore[assignment]
         self.graph = _traced(self._module)
         self.modules = dict(self._module.named_modules())
         self.names = {id(p): name for name, p in self._module.named_parameters()}
@@ -68,15 +74,17 @@ def trace(model: nn.Module) -> Network:
     ['placeholder', 'call_module', 'call_module', 'output']
     """
     _refuse_hooks(model)
-    network = Network(model)
+    with undisturbed():  # the user's forward runs
+        network = Network(model)
     _refuse_unknown(network)
+    _refuse_aliases(network)
     return network
 
 
 def _traced(module: nn.Module) -> fx.Graph:
     try:
-        return fx.Tracer().trace(module)
-    except Exception as error:  # fx runs the user's forward with proxies: anything may be raised
+        return QuietTracer().trace(module)
+    except Exception as error:  # it runs the user's forward with proxies: anything may be raised
         raise UnsupportedError(
             f"torch.fx cannot follow the model: {type(error).__name__}: {error}"
         ) from error
@@ -101,6 +109,29 @@ def _refuse_unknown(network: Network) -> None:
         name = getattr(node.target, "__name__", str(node.target))
         if node.op in ("call_function", "call_method") and name.endswith("_"):
             raise UnsupportedError(f"{name} changes a tensor in place")
+
+
+def _refuse_aliases(network: Network) -> None:
+    """Refuse tensors that are used again once something has written into them."""
+    order = {node: number for number, node in enumerate(network.graph.nodes)}
+    for node, number in order.items():
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or not _writes(network, node):
+            continue
+        if any(order[user] > number for user in first.users):
+            raise UnsupportedError(f"{first.name} is used again after {node.name} wrote into it")
+
+
+def _writes(network: Network, node: fx.Node) -> bool:
+    """Whether a node changes its first argument, as the user wrote it."""
+    if node.op == "call_module":
+        return str(node.target) in network.in_place
+    return bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE
+
+
+_IN_PLACE = frozenset(
+    getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul")
+)
 
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (

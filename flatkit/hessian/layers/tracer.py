@@ -1,0 +1,177 @@
+"""A tracer that leaves the process alone: stand-ins lie in the instances that it traces.
+
+`torch.fx` traces by replacing methods of `nn.Module` and functions of `math` in the whole process:
+models that run in other threads land in the tracer. Here the copy that is traced gets them instead:
+its parameters are proxies, its modules have a `forward` of their own, and its functions find the
+stand-ins among their globals.
+"""
+
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch  # pyright: ignore
+
+
+class QuietTracer(fx.Tracer):
+    """`fx.Tracer` for a module that is nobody else's.
+
+    >>> graph = QuietTracer().trace(nn.Sequential(nn.Linear(2, 3), nn.Tanh()))
+    >>> [node.op for node in graph.nodes]
+    ['placeholder', 'call_module', 'call_module', 'output']
+    """
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of a module; while it is traced it is of no other use."""
+        self.root = root
+        self.root_module_name = type(root).__name__
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.tensor_attrs = _plain_tensors(root)
+        self.graph = fx.Graph(tracer_cls=type(self))
+        forward, arguments = self.create_args_for_root(
+            _with_stand_ins(type(root).forward, {}), True, concrete_args
+        )
+        with self._standing_in(root):
+            made = self.create_arg(forward(*arguments))
+        self.create_node("output", "output", (made,), {})
+        for node in self.graph.find_nodes(op="get_attr"):
+            if not node.users:
+                self.graph.erase_node(node)
+        return self.graph
+
+    @contextmanager
+    def _standing_in(self, root: nn.Module) -> Generator[None]:
+        """Let proxies stand for parameters, and calls of modules come here."""
+        kept = [(m._parameters, dict(m._parameters)) for m in root.modules()]
+        named: list[tuple[dict[str, Any], str, Any]] = []
+        proxies: dict[int, fx.Proxy] = {
+            id(parameter): self.create_proxy("get_attr", name, (), {})
+            for name, parameter in root.named_parameters()
+        }
+        try:
+            for module in root.modules():
+                stand_ins = self._stand_ins(module, is_root=module is root)
+                attributes = vars(module)
+                named += [(attributes, name, attributes.get(name)) for name in stand_ins]
+                attributes.update(stand_ins)
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        module._parameters[name] = proxies[id(parameter)]  # type: ignore[assignment]
+            yield
+        finally:
+            for parameters, before in kept:
+                parameters.update(before)
+            for attributes, name, before in named:
+                attributes.pop(name, None)
+                attributes |= {} if before is None else {name: before}
+
+    def _stand_ins(self, module: nn.Module, *, is_root: bool) -> dict[str, Any]:
+        """Return what is to stand for the methods of a module."""
+        attributes, found = vars(module), dict[str, Any]()
+        if not is_root:
+            forward = attributes.get("forward") or _bound(type(module).forward, module)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return self.call_module(module, forward, args, kwargs)
+
+            found["forward"] = call
+        if not type(module).__module__.startswith("torch."):
+            for name, function in _methods(type(module)).items():
+                changed = _with_stand_ins(function, {})
+                if changed is not function and name not in attributes:
+                    found[name] = MethodType(changed, module)
+        return found
+
+
+def _plain_tensors(root: nn.Module) -> dict[Any, str]:
+    """Return the tensors that are attributes, neither parameters nor buffers, and their paths."""
+    return {
+        value: f"{path}.{name}" if path else name
+        for path, module in root.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _methods(kind: type) -> dict[str, FunctionType]:
+    """Return the methods of a class and of those above it, but for those of `nn.Module`."""
+    found: dict[str, FunctionType] = {}
+    for each in kind.__mro__:
+        if each is nn.Module:
+            break
+        for name, value in vars(each).items():
+            if isinstance(value, FunctionType) and not name.startswith("__") and name != "forward":
+                found.setdefault(name, value)
+    return found
+
+
+def _bound(function: Any, module: nn.Module) -> Callable[..., Any]:
+    plain = isinstance(function, FunctionType)
+    return MethodType(_with_stand_ins(function, {}) if plain else function, module)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose calls with proxies become nodes of their graph."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, fx.Proxy):
+                return given.tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+_MATH = SimpleNamespace(
+    **{
+        name: _recorded(value) if callable(value) else value
+        for name, value in vars(math).items()
+        if not name.startswith("_")
+    }
+)
+_OF_MATH = {id(value): name for name, value in vars(math).items() if callable(value)}
+
+
+def _with_stand_ins(function: FunctionType, known: dict[FunctionType, FunctionType]) -> Any:
+    """Return a function that finds stand-ins for `math`, and what `fx.wrap` named, in its globals.
+
+    Args:
+        function: of the user.
+        known: functions that were done, or are under way.
+    """
+    if function in known:
+        return known[function]
+    known[function] = function
+    around, changed = function.__globals__, dict[str, Any]()
+    for name in _names(function.__code__):
+        value = around.get(name)
+        if value is math:
+            changed[name] = _MATH
+        elif id(value) in _OF_MATH:
+            changed[name] = getattr(_MATH, _OF_MATH[id(value)])
+        elif (id(around), name) in _wrapped_fns_to_patch and callable(value):
+            changed[name] = _recorded(value)
+        elif isinstance(value, FunctionType) and value.__globals__ is around:
+            other = _with_stand_ins(value, known)
+            changed |= {name: other} if other is not value else {}
+    if changed:
+        known[function] = _copy(function, {**around, **changed})
+    return known[function]
+
+
+def _copy(function: FunctionType, around: dict[str, Any]) -> FunctionType:
+    copy = FunctionType(
+        function.__code__, around, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the global names of a code and of the functions in it."""
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
