@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, get_args
 
@@ -258,10 +259,9 @@ class Objective(PlacedModel):
             chunk: one of `chunks`.
             smooth: twice differentiable; without, attention may use its faster kernels.
         """
-        if self.stands(theta):
-            return self.share(self.outputs(theta, chunk), chunk)
-        with self.standing(theta, smooth=smooth) as point:
-            part = self.chunk_loss(point, chunk)
+        around = nullcontext(theta) if self.stands(theta) else self.standing(theta, smooth=smooth)
+        with around as point:
+            part = self.share(self.outputs(point, chunk), chunk)
         return part if point is theta else part.detach()
 
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
