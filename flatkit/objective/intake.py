@@ -21,6 +21,8 @@ from flatkit.objective.randomness import undisturbed
 from flatkit.objective.sample_set import Samples, default_chunk_size
 from flatkit.objective.samples import Data, collect
 from flatkit.objective.targets import fitted
+from flatkit.objective.unit_means import check_unit_means
+from flatkit.objective.users_code import users_code
 from flatkit.objective.weighted_samples import Weighted, WeightedTargets, check_weights
 
 
@@ -96,6 +98,7 @@ def _leaves_out(data: Data) -> bool:
 def _first_that_fits(drawn: Samples, taker: Taker) -> Taken:
     of_model: list[FlatkitError] = []
     of_loss: list[FlatkitError] = []
+    usual: Any = None
     example = drawn.whole.units[0] if isinstance(drawn.whole, Bundle) else drawn.whole
     for way in _input_ways(drawn, example, taker):
         given = _picked(drawn, way.inputs)
@@ -104,14 +107,29 @@ def _first_that_fits(drawn: Samples, taker: Taker) -> Taken:
         except UserCodeError as error:
             of_model.append(error)
             continue
+        usual = way.rest(example) if usual is None else usual
         for ending in _target_ways(drawn, way.rest(example), taker):
             try:
                 return _fitted(drawn, given, way, ending, rows, trial, taker)
             except FlatkitError as error:
                 of_loss.append(error)
     if of_loss:
-        raise of_loss[0]
+        raise _with_parts(of_loss[0], usual)
     raise _unfit(of_model[0], example, taker.model)
+
+
+def _with_parts(error: FlatkitError, rest: Any) -> FlatkitError:
+    """Return an error that also says that a loss was given several parts of a batch."""
+    several = isinstance(rest, (tuple, list)) and len(rest) > 1
+    if not several or not isinstance(error, InvalidArgumentError):
+        return error
+    told = InvalidArgumentError(
+        f"{error}; of the batch {len(rest)} parts are left for the loss: give one that takes them, "
+        "loss(outputs, a, b), or, where the last ones are weights, dictionaries with an entry "
+        "`weight`"
+    )
+    told.__cause__ = error
+    return told
 
 
 def _input_ways(drawn: Samples, example: Any, taker: Taker) -> Iterator[InputWay]:
@@ -188,7 +206,34 @@ def _fitted(
         trees = [WeightedTargets(tree, part.to(taker.device)) for tree, part in pairs]
         loss = Weighted(loss)
         fitted(loss, trial, trees[0] if bundled else take(trees[0], rows), trees)
+    if drawn.probe is not None:
+        _check_means(drawn, way, ending, loss, form.how, taker)
     return Taken(replace(found, targets=Bundle(trees) if bundled else trees[0]), loss, trial)
+
+
+def _check_means(
+    drawn: Samples, way: InputWay, ending: TargetWay, loss: Any, converted: str, taker: Taker
+) -> None:
+    """Refuse batches whose loss is not the mean of those of their samples."""
+    if converted or isinstance(loss, Weighted) or hasattr(loss, "weights"):
+        return  # losses of flatkit's own, or of targets in another form: one value a sample
+    picks: list[Pick] = [way.inputs, lambda batch: ending.targets(way.rest(batch))]
+    inputs, targets = (drawn.probe.map(pick) for pick in picks)
+    probe = replace(drawn, inputs=inputs, targets=targets, counts=torch.ones(3).long())
+    probe = replace(probe, indices=torch.arange(3)).to(taker.dtype, taker.device)
+
+    def loss_of(number: int) -> Any:
+        part = probe.rows(slice(number, number + 1))
+        with undisturbed():
+            return loss(taker.run(part.inputs.units[0]), part.targets.units[0])
+
+    eps = torch.finfo(taker.dtype).eps
+    try:
+        with users_code("the loss"):
+            losses = [loss_of(number) for number in range(3)]
+    except UserCodeError:  # it may take no single samples, and then nothing is known
+        return
+    check_unit_means(losses, fixed=not drawn.mixed, tolerance=1e3 * eps)
 
 
 def _unfit(error: FlatkitError, example: Any, model: nn.Module) -> FlatkitError:

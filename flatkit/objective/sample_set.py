@@ -33,6 +33,8 @@ class Samples:
         whole: the undivided batch that inputs and targets come from, until they are divided as the
             model and the loss take them.
         counts: of batches that cannot be cut, how many samples each holds, int64; a row is a batch.
+        probe: of such, one of two samples, of the first and of the second; None if unknown.
+        mixed: whether the batches are made anew on every pass of the loader.
     """
 
     inputs: Tree
@@ -43,6 +45,8 @@ class Samples:
     converted: str = ""
     whole: Tree = None
     counts: Tensor | None = None
+    probe: Tree = None
+    mixed: bool = False
 
     def __len__(self) -> int:
         """Return the number of rows: samples, or batches that cannot be cut."""

@@ -150,7 +150,12 @@ def _from_map(
     units = [collated([source[index] for index in batch], collate) for batch in batches]
     counts = [counted(unit, len(batch)) for unit, batch in zip(units, batches, strict=True)]
     order = torch.tensor([row % len(source) for batch in batches for row in batch])
-    return _as_units(units, counts, order, len(source), drawn)
+    made = _as_units(units, counts, order, len(source), drawn)
+    two = [source[row] for row in chosen[:2].tolist()]
+    if len(two) < 2 or max(counts) < 2:
+        return made
+    probe = Bundle([collated(items, collate) for items in (two, two[:1], two[1:])])
+    return replace(made, probe=probe, mixed=found.batches is None)
 
 
 def _chosen(loader: DataLoader[Any] | None, length: int) -> Chosen:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import flatkit
 from flatkit import HessianOperator, Objective
-from flatkit.errors import InvalidArgumentError, UserCodeError
+from flatkit.errors import InvalidArgumentError, NonAdditiveLossError, UserCodeError
 from flatkit.flatness import m_sharpness
 from flatkit.landscape.evaluate import evaluator
 
@@ -398,6 +398,35 @@ def test_a_report_of_graphs_says_that_they_are_batches():
     assert found["accuracy"] == objective.accuracy(objective.theta + 0.1)
 
 
+def summed(outputs, targets):
+    return F.cross_entropy(outputs, targets, reduction="sum")
+
+
+def over_the_batch(outputs, targets):
+    return F.cross_entropy(outputs - outputs.mean(0), targets)
+
+
+@pytest.mark.parametrize("loss", [summed, nn.CrossEntropyLoss(reduction="sum")])
+def test_a_sum_over_graphs_is_refused(loss):
+    loader = DataLoader(graphs(), batch_size=4, collate_fn=joined)
+    with pytest.raises(NonAdditiveLossError, match="a sum"):
+        Objective(GraphNet(), loss, loader)
+
+
+def test_a_loss_of_the_batch_is_measured_by_fixed_batches_alone():
+    loader = DataLoader(graphs(), batch_size=4, collate_fn=joined)
+    model, parts = GraphNet(), [graphs()[n : n + 4] for n in (0, 4, 8)]
+    expected = sum(
+        len(part) * float(over_the_batch(model(joined(part)), joined(part).y).detach())
+        for part in parts
+    )
+    objective = Objective(model, over_the_batch, loader)
+    assert objective.loss() == pytest.approx(expected / N, rel=1e-12)
+    mixed = DataLoader(graphs(), batch_size=4, collate_fn=joined, shuffle=True)
+    with pytest.raises(NonAdditiveLossError, match="mixes its batches anew"):
+        Objective(model, over_the_batch, mixed)
+
+
 def test_some_graphs_are_drawn_and_said():
     loader = DataLoader(graphs(), batch_size=4, collate_fn=joined, shuffle=True)
     objective = Objective(GraphNet(), "cross_entropy", loader, samples=6, seed=1)
@@ -579,5 +608,5 @@ def test_the_first_error_is_told_with_the_users_line():
 
 
 def test_several_targets_of_a_named_loss_are_explained():
-    with pytest.raises(InvalidArgumentError, match=r"got \[2, 3\] and a tuple"):
+    with pytest.raises(InvalidArgumentError, match=r"and a tuple; .* 2 parts are left"):
         Objective(net(), "cross_entropy", (X, Y, Y))
