@@ -17,11 +17,11 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 MAX_BYTES = 2**26
-"""Largest pickle that is read; it holds names and numbers, and the tensors lie beside it."""
+"""Largest pickle of a file whose tensors lie beside it, so that it holds names and numbers."""
 # A checkpoint of ten thousand tensors has 300,000 instructions; the labels and names of CIFAR-100
 # are some 200,000.
 MAX_NODES = 2_000_000
-_KEY_PARTS = 32
+_KEY_PARTS = 32  # of a key that is a tuple: honest ones, (module, name), have two or three
 MAX_DEPTH = 100  # Python's own recursion ends at 1000, in whoever walks the content later
 
 
@@ -256,7 +256,7 @@ class _Machine:
 
     def _put(self, parts: list[Any]) -> None:
         target = self._stack[-1]
-        if isinstance(target, Record):
+        if isinstance(target, Record):  # a dictionary of a class of its own; its items are data
             target.items = target.items if isinstance(target.items, dict) else {}
             target = target.items
         if not isinstance(target, dict) or len(parts) % 2:
@@ -300,7 +300,7 @@ class _Machine:
         self._reduce(argument)
 
     def _newobj_ex(self, _: Any) -> None:
-        _, args, function = self.pop(), self.pop(), self.pop()
+        _, args, function = self.pop(), self.pop(), self.pop()  # without its keywords
         self._call(function, args)
 
     def _call(self, function: Any, args: Any) -> None:
@@ -319,7 +319,7 @@ class _Machine:
 
     def _build(self, _: Any) -> None:
         state, target = self.pop(), self._stack[-1]
-        if isinstance(target, (Record, Table)):
+        if isinstance(target, (Record, Table)):  # kept, and given to no `__setstate__`
             target.state = state
         elif target is None or isinstance(target, (Name, str, bytes, int, float)):
             raise MalformedPickleError("a state for what is no object")
@@ -349,6 +349,6 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": list,
+    "EMPTY_SET": list,  # of anything, where a set would ask for hashes
 }
 _TUPLES: Mapping[str, int] = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
