@@ -74,7 +74,7 @@ def held_by(functions: Iterable[Any]) -> dict[str, nn.Module | Tensor]:
         seen[id(thing)] = thing
         if isinstance(thing, (nn.Module, Tensor)) and name:
             found.setdefault(name, thing)
-        stack.extend(_parts(name, thing))
+        stack.extend(reversed(list(_parts(name, thing))))  # in their order
     return found
 
 

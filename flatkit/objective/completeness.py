@@ -20,7 +20,7 @@ from flatkit.parameters import ParameterSpace
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
 
-_FEW = 16
+_FEW = 8
 """Samples on which it is looked at where the function does not depend on the batch."""
 
 
@@ -176,7 +176,7 @@ class Search:
         self._register("", private.source)
         if isinstance(loss, nn.Module):
             self._register("", loss)
-        if isinstance(private_loss, nn.Module):
+        if isinstance(private_loss, nn.Module) and not isinstance(loss, torch.jit.ScriptModule):
             known = {id(module) for module in private.model.modules()}
             own = [(m, None) for m in private_loss.modules() if id(m) not in known]
             self.modules += own
@@ -268,7 +268,7 @@ class Search:
     def _register(self, prefix: str, root: nn.Module) -> None:
         known = {id(module) for module, _ in self.modules}
         for path, module in root.named_modules(prefix=prefix):
-            if id(module) not in known:
+            if id(module) not in known and not isinstance(module, torch.jit.ScriptModule):
                 self.modules.append((module, None))
             for own, tensor in registered(module):
                 self._add(tensor, f"{path}.{own}" if path else own, in_module=True)

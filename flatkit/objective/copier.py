@@ -71,8 +71,23 @@ class Copier:
         """Return the copy of a tensor, module or object, if there is one."""
         return self._memo.get(id(thing))
 
+    def adopt(self, old: nn.Module, new: nn.Module) -> None:
+        """Take a module for the copy of another one of the same names, with all its parts."""
+        for name, module in old.named_modules():
+            twin = new.get_submodule(name)
+            pairs = [(module, twin)]
+            pairs += zip(  # pyright: ignore
+                [tensor for _, tensor in registered(module)],
+                [tensor for _, tensor in registered(twin)],
+                strict=True,
+            )
+            for thing, other in pairs:
+                self._seen[id(thing)], self._memo[id(thing)] = thing, other
+
     def copied(self, loss: T) -> T:
         """Return a copy of a loss that is a module, and any other function as it is."""
+        if isinstance(loss, torch.jit.ScriptModule):  # has no parts that could be shared
+            return copy.deepcopy(loss).to(self._device, self._dtype)
         return self.copy(loss) if isinstance(loss, nn.Module) else loss
 
     @torch.inference_mode(False)
@@ -271,7 +286,7 @@ def registered(module: nn.Module) -> list[tuple[str, Tensor]]:
     >>> [name for name, _ in registered(nn.Linear(1, 1))]
     ['weight', 'bias']
     """
-    own = chain(vars(module)["_parameters"].items(), vars(module)["_buffers"].items())
+    own = chain(module._parameters.items(), module._buffers.items())  # pyright: ignore
     return [(name, tensor) for name, tensor in own if tensor is not None]
 
 

@@ -8,7 +8,7 @@ modules, and, where a function holds a tensor itself, in every call of torch tha
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -119,27 +119,15 @@ class Elsewhere:
 
     def moved(self, copier: Copier) -> "Elsewhere":
         """Return the same places for copies of the private model and loss."""
-        return self._moved(
-            lambda tensor: copier.twin(tensor, constant=False),
-            lambda module: module if (twin := copier.known(module)) is None else twin,
-        )
-
-    def moved_between(self, old: nn.Module, new: nn.Module) -> "Elsewhere":
-        """Return the same places for another private model of the same names."""
-        others: dict[int, Any] = {id(m): new.get_submodule(n) for n, m in old.named_modules()}
-        for kind in ("named_parameters", "named_buffers"):
-            theirs = dict(getattr(new, kind)(remove_duplicate=False))
-            others |= {id(t): theirs[n] for n, t in getattr(old, kind)(remove_duplicate=False)}
-        return self._moved(*[lambda part: others.get(id(part), part)] * 2)
-
-    def _moved(
-        self, twin_of: Callable[[Tensor], Tensor], module_of: Callable[[nn.Module], nn.Module]
-    ) -> "Elsewhere":
+        twin_of = partial(copier.twin, constant=False)
         spots: dict[int, Spot] = {}
         for spot in self.spots.values():
             tensor = spot.tensor if spot.is_users else twin_of(spot.tensor)
             spots[id(tensor)] = replace(spot, tensor=tensor, copy=_both(spot.copy, twin_of))
-        modules = [(module_of(module), twin) for module, twin in self.modules]
+        modules = [
+            (module if (copied := copier.known(module)) is None else copied, twin)
+            for module, twin in self.modules
+        ]
         other = Elsewhere(spots, modules, in_modules=self.in_modules, in_calls=self.in_calls)
         other.in_model, other.beyond_outputs = self.in_model, self.beyond_outputs
         return other

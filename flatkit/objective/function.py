@@ -158,11 +158,6 @@ class Objective(PlacedModel):
         self._places.habits = habits  # from now on random states are put back by each evaluation
 
     @property
-    def num_parameters(self) -> int:
-        """P."""
-        return self.space.size
-
-    @property
     def num_samples(self) -> int:
         """N, the samples in use."""
         return self.samples.count
@@ -327,9 +322,11 @@ class Objective(PlacedModel):
 
     def with_model(self, model: nn.Module) -> "Objective":
         """Return the same function of θ with the buffers of a model of the same parameters."""
-        other = copy.copy(self)
+        other, copier = copy.copy(self), Copier()
+        copier.adopt(self._model, model)
         other._put_into(model)
-        other.elsewhere = self.elsewhere and self.elsewhere.moved_between(self._model, model)
+        other.loss_function = moved(self.loss_function, copier.copied)
+        other.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         return other
 
     def in_double(self) -> "Objective":

@@ -41,6 +41,11 @@ class PlacedModel(ABC):
     _places: "Places"
 
     @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self.space.size
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of θ and of the computation."""
         return self.theta.dtype

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from flatkit import Objective, Task
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.hessian import GaussNewtonOperator, HessianOperator
+from flatkit.landscape.evaluate import evaluator
 from flatkit.objective.settings import ObjectiveSettings
 
 INPUTS = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
@@ -456,3 +457,60 @@ def test_tasks_and_settings_ask_for_parameters_of_the_loss():
     assert other.objective(ObjectiveSettings(loss_parameters=True)).num_parameters == 52
     described = task.objective(ObjectiveSettings()).describe()
     assert described["loss_parameters"] == ["loss.weight"]
+
+
+class Scaled(nn.Module):
+    """Holds the user's model and a parameter of its own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.scale = model, nn.Parameter(torch.tensor([1.5]))
+
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs * self.scale, targets) + penalty_of(self.model.parameters())
+
+
+def test_a_loss_with_the_model_and_a_parameter_of_its_own_is_right_along_a_line():
+    model = mlp()
+    objective = Objective(
+        model, Scaled(model), (INPUTS, CLASSES), dtype=torch.float64, loss_parameters=True
+    )
+    assert objective.space.names == ("0.weight", "0.bias", "2.weight", "2.bias", "loss.scale")
+    theta, step = objective.theta, torch.ones(44, dtype=torch.float64)
+    quantities = ("loss", "gradient_norm", "top_eigenvalue")
+    found = evaluator(objective, theta, step[None], quantities=quantities).values([[0.0], [0.1]])
+    for values, at in zip(found, (0.0, 0.1), strict=True):
+
+        def mean_loss(runs, placed):
+            outputs = runs[0](INPUTS.double()) * placed[1]["scale"]
+            return F.cross_entropy(outputs, CLASSES) + penalty_of(placed[0].values())
+
+        holder = nn.Module()
+        holder.scale = nn.Parameter(torch.tensor([1.5]))
+        value, gradient, hessian = dense([model, holder], mean_loss, at)
+        assert values["loss"] == pytest.approx(value, rel=1e-10)
+        assert values["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-10)
+        top = float(torch.linalg.eigvalsh(hessian)[-1])
+        assert values["top_eigenvalue"] == pytest.approx(top, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_loss_is_called_in_a_copy():
+    loss = torch.jit.script(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])))
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    expected = F.cross_entropy(mlp()(INPUTS[:3]), CLASSES[:3], weight=weight).item()
+    found = Objective(mlp(), loss, (INPUTS[:3], CLASSES[:3]), examine=False).loss()
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert loss.weight.dtype == torch.float32
+
+
+def test_parameters_of_losses_keep_the_order_in_which_they_are_held():
+    held = [torch.zeros(1, requires_grad=True) for _ in range(3)]
+
+    def loss(outputs, targets):
+        return held[2] * F.cross_entropy(outputs, targets) + (held[0] - held[1]).square()
+
+    objective = Objective(
+        mlp(), lambda o, t: loss(o, t).sum(), (INPUTS, CLASSES), loss_parameters=True
+    )
+    assert objective.space.names[4:] == tuple(f"loss.held.{n}" for n in range(3))
