@@ -5,6 +5,7 @@ The references use `torch.autograd.functional` on a full-batch loss written out 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -183,8 +184,9 @@ def reference_function(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     return function, theta
 
 
+@cache
 def dense_hessian(case: Case) -> Tensor:
-    """Return the float64 Hessian [P, P] by torch's own nested differentiation."""
+    """Return the float64 Hessian [P, P] by torch's own nested differentiation, computed once."""
     function, theta = reference_function(case)
     hessian = torch.autograd.functional.hessian(function, theta)
     assert isinstance(hessian, Tensor)

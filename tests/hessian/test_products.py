@@ -20,7 +20,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @every_case
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_equals_the_dense_hessian(engine, case):
-    objective = Objective(case.build(), case.loss, case.data(), chunk_size=7)
+    objective = Objective(case.build(), case.loss, case.data(), chunk_size=12)  # and fewer at last
     hessian = HessianOperator(objective, engine=engine)
     if engine == "reverse_over_forward" and case.name == "dropout and layernorm":
         assert (hessian.choice.error or 0) > 0.01  # torch is wrong here, and the choice knows it
