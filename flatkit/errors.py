@@ -77,5 +77,9 @@ class NonAdditiveLossError(FlatkitError, ValueError):
     """The loss of a batch is not the mean of the losses of its samples."""
 
 
+class WrongGradientError(FlatkitError, ArithmeticError):
+    """What autograd gives is not the derivative of the loss, or the loss has none at the point."""
+
+
 class TrainingDivergedError(NonFiniteError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""

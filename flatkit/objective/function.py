@@ -90,6 +90,7 @@ class Objective(PlacedModel):
         NonDeterministicError: two evaluations differ.
         NonAdditiveLossError: the loss is not a mean over samples.
         NonFiniteError: the weights or the inputs are not finite.
+        WrongGradientError: what autograd gives is not the derivative of the loss.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from flatkit.objective.tables import settle_tables
+
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Modules that take another path, of other values at padded places, where nothing of theirs
 requires gradients."""
@@ -13,8 +15,9 @@ _SPARSE = (nn.Embedding, nn.EmbeddingBag)
 def make_one_function(model: nn.Module) -> None:
     """Switch off what computes or differentiates a private model in more than one way.
 
-    Fused paths of encoders, flags that make gradients sparse, and caches of parametrizations, which
-    a caller may have switched on for the whole process.
+    Tables whose gradients are not their derivatives, fused paths of encoders, flags that make
+    gradients sparse, and caches of parametrizations, which a caller may have switched on for the
+    whole process.
 
     Args:
         model: a private copy, changed in place; which of its parameters require gradients says
@@ -25,6 +28,7 @@ def make_one_function(model: nn.Module) -> None:
     >>> table.sparse
     False
     """
+    settle_tables(model)
     for module in list(model.modules()):
         if isinstance(module, _SPARSE):
             module.sparse = False

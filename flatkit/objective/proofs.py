@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import NonDeterministicError, NonFiniteError
-from flatkit.objective.examination import Examination, Found, prove
+from flatkit.objective.derivative import prove_gradient
+from flatkit.objective.examination import Check, Examination, Found, prove
 from flatkit.objective.pytree import Tree, leaves
-from flatkit.objective.splitting import Look, prove_parts
+from flatkit.objective.splitting import Look, prove_parts, telling_rows
+from flatkit.objective.tables import padded_tables
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
+
+GRADIENTS_OF = 8
+"""Samples whose gradient is held against differences, in float64: a hundredth of one of 500."""
 
 
 def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Examination:
@@ -26,14 +31,30 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
     Raises:
         NonDeterministicError: two evaluations differ.
         NonAdditiveLossError: the loss is not a mean over samples, nor can it be measured whole.
+        WrongGradientError: its gradient is not its derivative.
     """
     device = function.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         look = Look.at(function)
-        checks = [prove("deterministic", lambda: _deterministic(look))]
-        parts = prove("additive", lambda: prove_parts(look, chosen=chosen))
-    return Examination(look.mean_over or mean_over, (*checks, parts))
+        checks = [
+            prove("deterministic", lambda: _deterministic(look)),
+            prove("additive", lambda: prove_parts(look, chosen=chosen)),
+            *_padding(function),
+        ]
+        remark = f"; {checks[1].how}" if checks[1].passed is False else ""
+        few = telling_rows(function, GRADIENTS_OF)[0]
+        checks.append(prove("gradient", lambda: prove_gradient(function, few, remark)))
+    return Examination(look.mean_over or mean_over, tuple(checks))
+
+
+def _padding(function: "Objective") -> list[Check]:
+    """Return which vectors of padding are held constant."""
+    names = [name for name in padded_tables(function.model) if name in function.space.names]
+    if not names:
+        return []
+    how = f"the vectors of padding_idx are held constant, as in training: {', '.join(names)}"
+    return [Check("padding", True, how)]
 
 
 def _deterministic(look: Look) -> Found:

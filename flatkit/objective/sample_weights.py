@@ -177,7 +177,7 @@ def counts_that_differ(targets: Any, size: int, *, classes: bool = True) -> dict
     """
     found: dict[str, Tensor] = {}
     for name, leaf in named_leaves(targets, "labels"):
-        if leaf.is_complex():
+        if leaf.is_complex() or not leaf.ndim or len(leaf) != size:
             continue
         if leaf.is_floating_point() and leaf.numel() == size and bool((leaf >= 0).all()):
             found[f"the weights {name}"] = leaf.reshape(size).double().cpu()

@@ -21,6 +21,7 @@ from flatkit.objective.additivity import (
     refuse_sum,
 )
 from flatkit.objective.examination import Found
+from flatkit.objective.pytree import Tree, leaves
 from flatkit.objective.sample_weights import counts_that_differ, find_weights, nearby
 from flatkit.objective.spread import spread_rows
 
@@ -72,7 +73,7 @@ class Look:
             return cls(
                 function, torch.arange(function.num_rows)[: function.chunk_size], function.theta
             )
-        rows, key = _telling_rows(function)
+        rows, key = telling_rows(function, _LOOKED_AT)
         look = cls(function, rows, nearby(function.theta), key)
         return look if look.whole.isfinite().all() else cls(function, rows, function.theta, key)
 
@@ -148,7 +149,7 @@ def _prove_mean(look: Look, found: Gap, chosen: bool) -> Found:
             function.as_one_batch()
             return False, "a mean in which samples count differently: measured as one batch", None
         raise refuse_mean(found)
-    rows, key = _telling_rows(function)
+    rows, key = telling_rows(function, _LOOKED_AT)
     error = Look(function, rows, look.theta, key).gap().error
     if error > slack:
         raise refuse_mean(found)
@@ -251,21 +252,31 @@ def _fits_in_memory(function: "Objective", few: "Chunk", theta: Tensor) -> bool:
     return needed <= _SHARE * free_bytes(function.device)
 
 
-def _telling_rows(function: "Objective") -> tuple[Tensor, Tensor | None]:
-    """Return samples spread over the data, and those whose targets count most and least.
+def telling_rows(function: "Objective", most: int) -> tuple[Tensor, Tensor | None]:
+    """Return samples spread over the data, and those that have most and least of what may be odd.
 
     Beside them what tells these apart [rows], or None where nothing shows.
+
+    Args:
+        function: the objective.
+        most: how many; fewer where a chunk has fewer.
     """
-    size = min(_LOOKED_AT, max(function.chunk_size, _FEWEST))
+    size = min(most, max(function.chunk_size, _FEWEST))
     rows = spread_rows(function.num_rows, size)
-    ways = counts_that_differ(function.samples.targets, function.num_rows)
+    given = {"": function.samples.targets, "inputs": _whole_numbers(function.samples.inputs)}
+    ways = counts_that_differ(given, function.num_rows)
     if not ways:
         return rows, None
     if len(rows) < function.num_rows:
         ends = [row for way in ways.values() for row in (int(way.argmax()), int(way.argmin()))]
-        told = torch.tensor(ends[: size // 2], dtype=torch.int64)
+        told = torch.tensor(list(dict.fromkeys(ends))[: size // 2], dtype=torch.int64)
         kept = rows[torch.linspace(0, size - 1, size - len(told)).long()]
         rows = torch.cat([kept, told]).unique()
     counts = torch.stack([way[rows] / way.max() for way in ways.values()])
     mixed = torch.rand(len(counts), generator=torch.Generator().manual_seed(0)).double()
     return rows, mixed @ counts
+
+
+def _whole_numbers(inputs: Tree) -> list[Tensor]:
+    """Return inputs that may be words, among which are those of padding, or masks."""
+    return [leaf for leaf in leaves(inputs) if not (leaf.is_floating_point() or leaf.is_complex())]
