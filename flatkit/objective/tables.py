@@ -29,9 +29,10 @@ def settle_tables(model: nn.Module) -> None:
     [0.0, 5.0]
     """
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward:
-            if module.padding_idx is not None or module.max_norm is not None:
-                _settle(module)
+        if not isinstance(module, nn.Embedding) or type(module).forward is not nn.Embedding.forward:
+            continue
+        if module.padding_idx is not None or module.max_norm is not None:
+            _settle(module)
 
 
 def padded_tables(model: nn.Module) -> Iterator[str]:
