@@ -133,8 +133,7 @@ class Objective(PlacedModel):
         self.space = ParameterSpace.of(free)
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
         self.batchnorm: BatchNormMode = batchnorm
-        self.divisible = batchnorm == "eval"
-        """Whether L is the same however the samples are cut into chunks."""
+        self.divisible = batchnorm == "eval"  # whether L is the same however samples are cut
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
         search = Search(private, named, users)

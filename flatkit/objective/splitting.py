@@ -263,8 +263,9 @@ def telling_rows(function: "Objective", most: int) -> tuple[Tensor, Tensor | Non
     """
     size = min(most, max(function.chunk_size, _FEWEST))
     rows = spread_rows(function.num_rows, size)
-    given = {"": function.samples.targets, "inputs": _whole_numbers(function.samples.inputs)}
-    ways = counts_that_differ(given, function.num_rows)
+    of_targets = counts_that_differ(function.samples.targets, function.num_rows)
+    inputs = _whole_numbers(function.samples.inputs)
+    ways = {**counts_that_differ({"inputs": inputs}, function.num_rows), **of_targets}
     if not ways:
         return rows, None
     if len(rows) < function.num_rows:
@@ -272,7 +273,7 @@ def telling_rows(function: "Objective", most: int) -> tuple[Tensor, Tensor | Non
         told = torch.tensor(list(dict.fromkeys(ends))[: size // 2], dtype=torch.int64)
         kept = rows[torch.linspace(0, size - 1, size - len(told)).long()]
         rows = torch.cat([kept, told]).unique()
-    counts = torch.stack([way[rows] / way.max() for way in ways.values()])
+    counts = torch.stack([way[rows] / way.max() for way in (of_targets or ways).values()])
     mixed = torch.rand(len(counts), generator=torch.Generator().manual_seed(0)).double()
     return rows, mixed @ counts
 
