@@ -40,6 +40,16 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def is_ordinary() -> bool:
+    """Whether no context is around that `ordinary_torch` would leave without effect.
+
+    >>> is_ordinary()
+    True
+    """
+    around = torch.is_inference_mode_enabled() or _get_current_function_mode_stack()
+    return not around and not any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+
+
 @contextmanager
 def ordinary_torch() -> Generator[None]:
     """Leave the caller's autocast, inference mode and default device without effect inside.
@@ -52,6 +62,9 @@ def ordinary_torch() -> Generator[None]:
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
     torch.float32
     """
+    if is_ordinary():
+        yield
+        return
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))

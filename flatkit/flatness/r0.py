@@ -1,6 +1,7 @@
 """Zeroth-order sharpness: the largest increase of the loss within a ρ-ball."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def max_loss_increase(
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
     function = LossIncrease(objective, theta, geometry)
-    return search_ball(
+    best = search_ball(
         function,
         rho=rho,
         starts=starts,
@@ -63,4 +64,12 @@ def max_loss_increase(
         tolerance=tolerance,
         noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
         generator=generator,
+    )
+    return best if best.value >= 0 else _centre(best, theta)
+
+
+def _centre(best: BallMaximum, theta: Tensor) -> BallMaximum:
+    """Return the centre, which the ball holds: R0 is 0 at least, whatever a search found."""
+    return replace(
+        best, value=0.0, displacement=torch.zeros_like(theta), coordinates=torch.zeros_like(theta)
     )

@@ -40,6 +40,7 @@ class Habits:
         edits_inputs: the model changes its inputs in place.
         draws: random numbers are drawn.
         sparse: there are sparse gradients.
+        attends: attention is computed, which has kernels without a second derivative.
         values_only: it raises where gradients are recorded (it asks tensors for arrays of NumPy),
             and else does not: it has a value, and no derivative.
     """
@@ -47,6 +48,7 @@ class Habits:
     edits_inputs: bool = True
     draws: bool = True
     sparse: bool = True
+    attends: bool = True
     values_only: bool = False
 
 
@@ -86,6 +88,7 @@ def observe(
         loss.edits = _differ(wanted, targets)
     return Habits(
         edits_inputs=_differ(given, inputs),
+        attends=watch.attends,
         draws=not _same_states(before, _random_states()),
         sparse=any(getattr(node, "_saved_sparse", False) for node in _nodes(values.grad_fn)),
     )
@@ -185,11 +188,11 @@ def unexpected_edit(what: str) -> InvalidArgumentError:
 
 @final
 class _Watch(TorchFunctionMode):
-    """Looks for operations within re-entrant checkpoints, which compute without gradients."""
+    """Looks for attention, and for re-entrant checkpoints, which compute without gradients."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.reentrant = False
+        self.reentrant = self.attends = False
 
     def __torch_function__(
         self,
@@ -201,6 +204,7 @@ class _Watch(TorchFunctionMode):
         if not (self.reentrant or torch.is_grad_enabled()):
             code = CheckpointFunction.forward.__code__
             self.reentrant = any(frame.f_code is code for frame in _frames())
+        self.attends |= "attention" in getattr(func, "__name__", "attention")
         return func(*args, **(kwargs or {}))
 
 

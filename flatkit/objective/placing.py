@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatkit.devices import ordinary_torch
+from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
 from flatkit.objective.elsewhere import Elsewhere
 from flatkit.objective.habits import Habits, observe, unexpected_edit, versions
@@ -292,17 +292,22 @@ class Places:
         Args:
             smooth: without kernels that have no second derivative.
         """
+        attends, recurs = smooth and self.habits.attends, smooth and self._has_recurrence
+        plain = not (attends or recurs or self.habits.draws)
+        if plain and torch.is_grad_enabled() and is_ordinary():
+            yield  # to enter nothing takes a tenth of a gradient of a small network
+            return
         with ExitStack() as stack:
             stack.enter_context(ordinary_torch())
             if self.habits.draws:
                 stack.enter_context(undisturbed())
             if not torch.is_grad_enabled():
                 stack.enter_context(torch.enable_grad())
-            if smooth:
+            if attends:
                 # The flash kernels of attention have no second derivative; the plain one has.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                if self._has_recurrence:  # nor have those of cuDNN
-                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if recurs:  # nor have those of cuDNN
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
+from flatkit.devices import ordinary_torch
 from flatkit.spectrum.dot import norm
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
@@ -18,6 +19,7 @@ from flatkit.spectrum.unit_vectors import unit_products
 _FIRST = 16  # probes before the standard error is trusted, and images that it stands on
 
 
+@ordinary_torch()
 def frobenius_norm(
     operator: SymmetricOperator,
     *,

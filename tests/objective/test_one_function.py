@@ -269,3 +269,11 @@ def test_models_of_other_threads_run_while_one_is_traced(measure):
     data = (FLAT.float(), Y)
     flatkit.analyze(Watching(failures), "cross_entropy", data, measures=[measure])
     assert not failures
+
+
+def test_the_largest_increase_around_a_maximum_is_none():
+    data = torch.ones(4, 1), torch.zeros(4, 1)
+    layer = nn.Linear(1, 1, bias=False)
+    objective = Objective(layer, lambda a, b: -(a - b).square().mean(1), data)
+    found = max_loss_increase(objective, torch.zeros(1), rho=0.5)
+    assert found.value == 0 and not found.displacement.any()
