@@ -58,6 +58,16 @@ class Spread(Around):
         return self.loss(outputs, *targets)
 
 
+def spread(loss: Any) -> Any:
+    """Return a loss of (outputs, targets) from one of several arguments after the outputs.
+
+    >>> spread(lambda outputs, a, b: a + b)(0, (1, 2))
+    3
+    """
+    inner = _inner(loss)
+    return loss if isinstance(inner, Spread) else Guarded(Spread(inner))
+
+
 def input_ways(batch: Any, model: nn.Module, loss: Any) -> Iterator[InputWay]:
     """Yield the ways to give a batch to a model.
 
@@ -95,11 +105,11 @@ def target_ways(rest: Any, loss: Any) -> Iterator[TargetWay]:
     """
     names = _names(loss)
     if _extra(loss) > 1:
-        spread = Guarded(Spread(_inner(loss)))
+        of_parts = spread(loss)
         if isinstance(rest, Mapping) and names and set(names) <= set(rest):
-            yield TargetWay(lambda part: {name: part[name] for name in names}, spread)
+            yield TargetWay(lambda part: {name: part[name] for name in names}, of_parts)
         if isinstance(rest, tuple) and len(rest) == _extra(loss):
-            yield TargetWay(_itself, spread)
+            yield TargetWay(_itself, of_parts)
     if isinstance(rest, (Tensor, list, tuple)):
         yield TargetWay(_itself, loss)
         if isinstance(rest, (list, tuple)) and sum(isinstance(x, Tensor) for x in rest) == 1:

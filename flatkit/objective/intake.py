@@ -14,6 +14,7 @@ from flatkit.objective.division import (
     TargetWay,
     input_ways,
     missing_names,
+    spread,
     target_ways,
 )
 from flatkit.objective.pytree import Bundle, Tree, map_object, take
@@ -23,7 +24,7 @@ from flatkit.objective.samples import Data, collect
 from flatkit.objective.targets import fitted
 from flatkit.objective.unit_means import check_unit_means
 from flatkit.objective.users_code import users_code
-from flatkit.objective.weighted_samples import Weighted, WeightedTargets, check_weights
+from flatkit.objective.weighted_samples import Weighted, WeightedTargets, check_weights, weighted
 
 
 class Taken(NamedTuple):
@@ -141,7 +142,10 @@ def _input_ways(drawn: Samples, example: Any, taker: Taker) -> Iterator[InputWay
 
 def _target_ways(drawn: Samples, rest: Any, taker: Taker) -> Iterator[TargetWay]:
     if drawn.whole is None:
-        yield TargetWay(lambda _: drawn.targets, taker.loss)
+        loss = taker.loss
+        for wrap in drawn.around:
+            loss = wrap(loss)
+        yield TargetWay(lambda _: drawn.targets, loss)
     else:
         yield from target_ways(rest, taker.loss)
 
@@ -197,17 +201,20 @@ def _fitted(
     trees = list(found.targets.units) if bundled else [found.targets]
     few = trees[0] if bundled else take(trees[0], rows)
     form = fitted(ending.loss, trial, few, trees)
-    found, loss, trees = replace(found, converted=form.how), ending.loss, form.targets
+    loss, trees, around = ending.loss, form.targets, drawn.around
+    if drawn.whole is not None and loss is not taker.loss:
+        around = (*around, spread)
     if ending.weights is not None:
         pick = ending.weights
         weights = _picked(drawn, lambda batch: check_weights(pick(way.rest(batch))))
         of_each = weights.units if bundled else [weights]
         pairs = zip(trees, of_each, strict=True)
         trees = [WeightedTargets(tree, part.to(taker.device)) for tree, part in pairs]
-        loss = Weighted(loss)
+        loss, around = weighted(loss), (*around, weighted)
         fitted(loss, trial, trees[0] if bundled else take(trees[0], rows), trees)
     if drawn.probe is not None:
         _check_means(drawn, way, ending, loss, form.how, taker)
+    found = replace(found, converted=form.how or drawn.converted, around=around)
     return Taken(replace(found, targets=Bundle(trees) if bundled else trees[0]), loss, trial)
 
 

@@ -1,6 +1,7 @@
 """Samples in memory: what goes into the model, what the loss takes, and which they are."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -35,6 +36,7 @@ class Samples:
         counts: of batches that cannot be cut, how many samples each holds, int64; a row is a batch.
         probe: of such, one of two samples, of the first and of the second; None if unknown.
         mixed: whether the batches are made anew on every pass of the loader.
+        around: what goes around a loss, in order, so that it takes the targets as they are.
     """
 
     inputs: Tree
@@ -47,6 +49,7 @@ class Samples:
     counts: Tensor | None = None
     probe: Tree = None
     mixed: bool = False
+    around: tuple[Callable[[Any], Any], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows: samples, or batches that cannot be cut."""

@@ -53,6 +53,15 @@ class Weighted(Around):
         return own
 
 
+def weighted(loss: Any) -> Any:
+    """Return a loss that takes `WeightedTargets`.
+
+    >>> isinstance(weighted(weighted(print)).loss, Weighted)
+    False
+    """
+    return loss if isinstance(loss, Weighted) else Weighted(loss)
+
+
 def check_weights(weights: Tensor) -> Tensor:
     """Return weights [B], from [B] or [B, 1], if they are weights.
 

@@ -236,6 +236,16 @@ def test_the_curvature_is_that_of_the_weighted_mean():
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", lambda o, label, weight: per_sample(o, label)])
+def test_samples_that_were_taken_can_be_taken_again(loss):
+    data = {"x": X, "label": Y[:, None].int() if isinstance(loss, str) else Y, "weight": W}
+    first = Objective(ByBatch(), loss, data)
+    for again in (loss, first.loss_function):
+        second = Objective(ByBatch(), again, first.samples, chunk_size=3)
+        assert second.loss() == pytest.approx(first.loss(), rel=1e-12)
+        assert second.describe()["indices"] == first.describe()["indices"]
+
+
 def test_a_loss_that_takes_weights_gets_them_instead():
     def mean(outputs, label, weight):
         return per_sample(outputs, label) * weight * N / W.sum()
