@@ -22,6 +22,7 @@ MAX_BYTES = 2**26
 # are some 200,000.
 MAX_NODES = 2_000_000
 _KEY_PARTS = 32  # of a key that is a tuple: honest ones, (module, name), have two or three
+_PRUNED_LEVELS = 3  # as deep as weights are looked for
 MAX_DEPTH = 100  # Python's own recursion ends at 1000, in whoever walks the content later
 
 
@@ -120,32 +121,70 @@ def read_pickle(stream: BinaryIO | bytes, vocabulary: Vocabulary) -> Any:
         raise
     except Exception as error:  # of bytes that mean nothing, anything may be raised
         raise MalformedPickleError(f"{type(error).__name__}: {error}") from error
-    check_size(content)
+    _prune(content, Budget(MAX_NODES), _PRUNED_LEVELS)
     return content
 
 
-def check_size(content: Any) -> None:
+@dataclass
+class Budget:
+    """How many items may still be walked.
+
+    Attributes:
+        left: that number.
+    """
+
+    left: int
+
+
+def check_size(content: Any, budget: Budget | None = None) -> None:
     """Refuse containers that repeat each other into something huge, endless or very deep.
 
+    Args:
+        content: of a pickle.
+        budget: of this and other content together; `MAX_NODES` by default.
+
     Raises:
-        MalformedPickleError: more than `MAX_NODES` items or `MAX_DEPTH` levels.
+        MalformedPickleError: more items than the budget, or `MAX_DEPTH` levels.
     """
-    waiting, count = [(content, 0)], 0
+    budget = budget or Budget(MAX_NODES)
+    waiting = [(content, 0)]
     while waiting:
         item, depth = waiting.pop()
-        count += 1
-        if count > MAX_NODES or depth > MAX_DEPTH:
-            raise MalformedPickleError("its containers repeat each other, or are too deep")
+        parts: list[Any] = []
         if isinstance(item, dict):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+            parts = [part for pair in item.items() for part in pair]
         elif isinstance(item, (list, tuple)):
-            waiting += [(part, depth + 1) for part in item]
+            parts = list(item)
         elif isinstance(item, Record):
             # Its arguments and state are walked by nobody, and may be an honest circle (a node that
             # knows its parent): they take no more memory than the pickle itself.
-            waiting.append((item.items, depth + 1))
-        if len(waiting) > MAX_NODES:
-            raise MalformedPickleError("its containers repeat each other")
+            parts = [item.items]
+        budget.left -= len(parts)  # before they are walked: a bomb is paid for by who lights it
+        if budget.left < 0 or depth > MAX_DEPTH:
+            raise MalformedPickleError("its containers repeat each other, or are too deep")
+        waiting += [(part, depth + 1) for part in parts]
+
+
+def _prune(content: Any, budget: Budget, levels: int) -> None:
+    """Replace what is endless or very deep by a record, where it stands beside other things.
+
+    Raises:
+        MalformedPickleError: there is nothing beside it, or it repeats itself beyond the budget.
+    """
+    if not isinstance(content, dict):
+        return check_size(content, budget)
+    for key, value in [*content.items()]:
+        try:
+            check_size(key, budget)
+            check_size(value, budget)
+        except MalformedPickleError:
+            if budget.left < 0:  # a bomb, and no log that somebody has nested
+                raise
+            if isinstance(value, dict) and value is not content and levels:
+                _prune(value, budget, levels - 1)  # of which a part may be sound
+            else:
+                content[key] = Record("a structure that holds itself, or is very deep", ())
+    return None
 
 
 def check_key(key: Any) -> None:

@@ -290,14 +290,44 @@ BOMBS = {
     + b"\x85"
     + b"q\x00h\x00\x86q\x00h\x00\x86" * 60
     + b"K\x01s.",
+    "a bomb under many names": b"\x80\x02}q\x01]q\x00("
+    + b"h\x00" * 100
+    + b"e0h\x01("
+    + b"".join(b"J" + number.to_bytes(4, "little") + b"h\x00" for number in range(10**3))
+    + b"u.",
     "items of records of records": b"\x80\x02cx\ny\n)Rq\x00(K\x01h\x00K\x02h\x00u.",
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_records_are_no_way_around_the_limits(name):
+def test_records_are_no_way_around_the_limits(name, monkeypatch):
+    monkeypatch.setattr("flatkit.files.plain_pickle.MAX_NODES", 50_000)  # to be quick
     with pytest.raises(MalformedPickleError):
         read_pickle(BOMBS[name], vocabulary())
+
+
+def circles() -> dict[str, Any]:
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    own_list: list[Any] = [1]
+    own_list.append(own_list)
+    own_dict: dict[str, Any] = {}
+    own_dict["me"] = own_dict
+    return {"deep": deep, "list in itself": own_list, "dictionary in itself": own_dict}
+
+
+@pytest.mark.parametrize("name", circles())
+def test_what_is_endless_or_deep_costs_nothing_else(tmp_path, name):
+    model = nn.Linear(3, 2)
+    content = {"log": circles()[name], "model": model.state_dict()}
+    torch.save(content, tmp_path / "x.pt")
+    assert_read(tmp_path / "x.pt", model)
+    torch.save({"run": content}, tmp_path / "x.pt")
+    assert_read(tmp_path / "x.pt", model)
+    content["me"] = content
+    torch.save(content, tmp_path / "x.pt")
+    assert_read(tmp_path / "x.pt", model)
 
 
 @pytest.mark.parametrize(
