@@ -12,8 +12,8 @@ from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_v
 from flatkit.spectrum.rank import Probe
 
 KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
-# Part of a random vector in a warm start. It alone says what the given vectors may lack, and a small
-# part says it late: with 0.05 the rank takes one or two products more than from a random start.
+# Part of a random vector in a warm start. It alone says what the given vectors may lack, and a
+# small part says it late: with 0.05 the rank takes a product or two more than from a random start.
 _RANDOM_PART = 0.3
 # Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
 # about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976).
