@@ -1,7 +1,7 @@
 """How far the gradient at a checkpoint can be trusted: its rounding, and its jumps."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,12 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
 def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
     """Return by how much rounding in the dtype in use changes the gradient, [P]."""
     own, settings = session.objective, session.own(ObjectiveSettings)
-    given = {"data": own.samples, "samples": None, "device": device, "examine": False}
+    given: dict[str, Any] = {
+        "data": own.samples,
+        "samples": None,
+        "device": device,
+        "examine": False,
+    }
     single, double = (
         session.task.objective(settings, dtype=dtype, **given).gradient()
         for dtype in (torch.float32, torch.float64)

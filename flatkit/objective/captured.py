@@ -12,6 +12,8 @@ from flatkit.objective.pytree import leaves
 
 _MOST = 10_000
 """Entries of a collection up to which it is looked through: longer ones are data."""
+_MOST_SEEN = 100_000
+"""Objects that are looked at: names of what lies beyond are not known, but its leaves are found."""
 _UNTOUCHED = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType)
 
 
@@ -67,7 +69,7 @@ def held_by(functions: Iterable[Any]) -> dict[str, nn.Module | Tensor]:
     found: dict[str, nn.Module | Tensor] = {}
     seen: dict[int, Any] = {}
     stack: list[tuple[str, Any]] = [("", function) for function in functions]
-    while stack:
+    while stack and len(seen) < _MOST_SEEN:
         name, thing = stack.pop()
         if isinstance(thing, _UNTOUCHED) or id(thing) in seen:
             continue

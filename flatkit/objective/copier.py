@@ -99,7 +99,9 @@ class Copier:
         """
         modules = list(thing.modules()) if isinstance(thing, nn.Module) else []
         for module in modules:
-            inner = module._modules.get("_orig_mod")  # what a compiled part of a model wraps
+            inner = vars(module)["_modules"].get(
+                "_orig_mod"
+            )  # what a compiled part of a model wraps
             if inner is not None and id(module) not in self._memo:
                 self._memo[id(module)] = self.copy(inner)
         for tensor in _all_registered(modules):
@@ -214,9 +216,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     >>> unwrapped(torch.optim.swa_utils.AveragedModel(nn.Linear(1, 1)))
     Linear(in_features=1, out_features=1, bias=True)
     """
-    inner = model._modules.get("_orig_mod")
+    parts = dict(model.named_children())
+    inner = parts.get("_orig_mod")
     if inner is None and _only_wraps(model):
-        inner = model._modules.get("module")
+        inner = parts.get("module")
     return model if inner is None else unwrapped(inner)
 
 
