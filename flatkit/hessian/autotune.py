@@ -88,18 +88,12 @@ class Choice:
         }
 
     @property
-    def excess(self) -> float:
-        """The relative error of a product where it is beyond the tolerance, else 0."""
-        error = self.error or 0.0
-        return error if error > self.tolerance else 0.0
-
-    @property
     def remark(self) -> str:
         """What a report must say of the error; nothing where the tolerance is met."""
-        if not self.excess:
+        if self.error is None or self.error <= self.tolerance:
             return ""
         return (
-            f"products with the Hessian are right to {self.excess:.1e} (relative), not to the "
+            f"products with the Hessian are right to {self.error:.1e} (relative), not to the "
             f"{self.tolerance:.0e} that was asked for: {self.engine} is the most accurate engine "
             "here. The errors include this; dtype=float64 makes products more exact"
         )

@@ -209,13 +209,10 @@ class Session:
         self, measure: str, estimate: Estimate, settings: Mapping[str, Any], cost: Cost
     ) -> Result:
         """Return an estimate of the curvature as a result."""
-        error, excess = estimate.error, self.curvature.choice.excess
-        if excess and estimate.error_kind == "standard_error":  # residuals include it already
-            error = torch.hypot(error, excess * estimate.value.abs())
         return Result(
             measure,
             estimate.value.tolist(),
-            error.tolist(),
+            estimate.error.tolist(),
             error_kind=estimate.error_kind,
             status=estimate.status,
             settings={**settings, **self.measured_on, **estimate.notes},
