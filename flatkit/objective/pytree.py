@@ -52,8 +52,7 @@ class _Tensors(TorchFunctionMode):
         if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         tensor, memo = args
-        with torch._C.DisableTorchFunction():
-            memo[id(tensor)] = self._function(tensor)
+        memo[id(tensor)] = self._function(tensor)
         return memo[id(tensor)]
 
 

@@ -65,7 +65,7 @@ def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> S
     if _is_batch(data):
         return _draw_rows(_as_rows(data, len(next(leaves(data)))), samples, seed)
     loader = data if isinstance(data, DataLoader) else None
-    source = data.dataset if isinstance(data, DataLoader) else data
+    source: Any = data.dataset if isinstance(data, DataLoader) else data
     with undisturbed(loader.generator if loader is not None else None), users_code("the data set"):
         if loader is not None and _goes_its_own_way(loader):
             return _from_batches(loader, samples, cut=cut)
