@@ -99,7 +99,7 @@ class Copier:
         """
         modules = list(thing.modules()) if isinstance(thing, nn.Module) else []
         for module in modules:
-            inner = vars(module)["_modules"].get(
+            inner = dict(module.named_children()).get(
                 "_orig_mod"
             )  # what a compiled part of a model wraps
             if inner is not None and id(module) not in self._memo:
