@@ -421,6 +421,9 @@ def truth(composition: Composition) -> dict[str, Any]:
     mean_loss = LOSSES[composition.loss]()[1]
     model = _widened(model) if composition.architecture == "complex" else model.double()
     model = (model.module if isinstance(model, _CARRIERS) else model).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = False  # sparse gradients have no second derivative
     free = {name: p for name, p in model.named_parameters() if p.requires_grad}
     inputs = inputs.double() if inputs.is_floating_point() else inputs
 
