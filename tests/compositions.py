@@ -110,6 +110,8 @@ class Words(nn.Module):
     def __init__(self, *, attend: bool = False, **table: Any) -> None:
         super().__init__()
         self.table = nn.Embedding(WORDS, 4, **table)
+        if table.get("max_norm"):
+            nn.init.normal_(self.table.weight, 0, 0.1)
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True) if attend else None
         self.head = nn.Linear(4, CLASSES)
 
@@ -424,6 +426,7 @@ def truth(composition: Composition) -> dict[str, Any]:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = False  # sparse gradients have no second derivative
+            module.max_norm = None  # it shortens in place; the vectors here are short
     free = {name: p for name, p in model.named_parameters() if p.requires_grad}
     inputs = inputs.double() if inputs.is_floating_point() else inputs
 
