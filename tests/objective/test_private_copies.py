@@ -117,7 +117,19 @@ def is_right(model, reference):
         lambda: io,
         lambda: torch.Generator(),
     ],
-    ids=str,
+    ids=[
+        "lock",
+        "condition",
+        "local",
+        "file",
+        "generator",
+        "logger",
+        "namespace",
+        "activation",
+        "graph",
+        "module",
+        "random generator",
+    ],
 )
 def test_what_cannot_be_copied_is_shared_and_the_model_is_measured(held):
     model = Plain()
