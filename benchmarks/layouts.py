@@ -1,7 +1,7 @@
 """What channels-last images save: passes over them, against the same with the channels second.
 
 `python -m benchmarks.layouts [THREADS ...]`. The rule of
-`flatkit.objective.layout` is taken from it.
+`flatkit.objective.model.layout` is taken from it.
 """
 
 import sys

@@ -10,7 +10,7 @@ HOMES = {
     "flatkit.analysis": "flatkit.measures",
     "flatkit.losses": "flatkit.objective.losses",
     "flatkit.operators": "flatkit.spectrum.operators",
-    "flatkit.samples": "flatkit.objective.samples",
+    "flatkit.samples": "flatkit.objective.reading.samples",
     "flatkit.task": "flatkit.objective.task",
 }
 """Old name -> new name. They go with version 0.3."""

@@ -12,8 +12,8 @@ from flatkit.errors import UserCodeError
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
-from flatkit.objective.sample_weights import nearby
-from flatkit.objective.spread import spread_rows
+from flatkit.objective.proofs.sample_weights import nearby
+from flatkit.objective.proofs.spread import spread_rows
 
 
 class Multiplies(Protocol):

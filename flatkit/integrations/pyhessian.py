@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
-from flatkit.objective.copier import duplicate
 from flatkit.objective.function import Objective
+from flatkit.objective.model.copier import duplicate
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import check_k
 from flatkit.status import Status

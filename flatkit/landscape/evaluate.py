@@ -16,8 +16,8 @@ from flatkit.hessian.operator import HessianOperator
 from flatkit.landscape.chain import CannotStackError
 from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedPoints
-from flatkit.objective.copier import duplicate
 from flatkit.objective.function import Objective
+from flatkit.objective.model.copier import duplicate
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.spectrum.lanczos import lanczos
 

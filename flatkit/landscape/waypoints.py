@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.errors import CheckpointError, InvalidArgumentError
-from flatkit.objective.copier import unwrapped
 from flatkit.objective.function import Objective
+from flatkit.objective.model.copier import unwrapped
 from flatkit.objective.pytree import dtype_like
 from flatkit.objective.task import Task
 

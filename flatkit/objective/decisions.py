@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flatkit.objective.pytree import Bundle, first_unit, main_tensor
-from flatkit.objective.randomness import undisturbed
-from flatkit.objective.weighted_samples import WeightedTargets, plain_targets
+from flatkit.objective.reading.randomness import undisturbed
+from flatkit.objective.reading.weighted_samples import WeightedTargets, plain_targets
 
 NAME_CLASSES = (
     "that name classes: scores [B, C] of classes [B], or one score a sample of two classes, and a "

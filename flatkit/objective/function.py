@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from flatkit.checks import check_choice, check_count
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.completeness import Search, complete
-from flatkit.objective.copier import Copier
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
-from flatkit.objective.examination import NOT_EXAMINED, Examination
-from flatkit.objective.habits import WATCHED, guarded, moved
-from flatkit.objective.intake import Taker, take_in
-from flatkit.objective.layout import lay_out, prefers_channels_last
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
+from flatkit.objective.model.copier import Copier
+from flatkit.objective.model.habits import WATCHED, guarded, moved
+from flatkit.objective.model.layout import lay_out, prefers_channels_last
+from flatkit.objective.model.one_function import make_one_function
+from flatkit.objective.model.placing import PlacedModel
+from flatkit.objective.model.private_model import BatchNormMode, private_copy
 from flatkit.objective.names import LOSSES
-from flatkit.objective.one_function import make_one_function
 from flatkit.objective.passes import (
     Chunk,
     Counter,
@@ -31,15 +30,16 @@ from flatkit.objective.passes import (
     losses_of,
     share_of,
 )
-from flatkit.objective.placing import PlacedModel
-from flatkit.objective.private_model import BatchNormMode, private_copy
-from flatkit.objective.proofs import check_finite, examine_all
+from flatkit.objective.proofs.completeness import Search, complete
+from flatkit.objective.proofs.examination import NOT_EXAMINED, Examination
+from flatkit.objective.proofs.prove import check_finite, examine_all
+from flatkit.objective.proofs.sample_weights import find_own_weights
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.pytree import Bundle
-from flatkit.objective.randomness import undisturbed
-from flatkit.objective.sample_set import Samples, default_chunk_size
-from flatkit.objective.sample_weights import find_own_weights
-from flatkit.objective.samples import Data
-from flatkit.objective.spread import spread_rows
+from flatkit.objective.reading.intake import Taker, take_in
+from flatkit.objective.reading.randomness import undisturbed
+from flatkit.objective.reading.sample_set import Samples, default_chunk_size
+from flatkit.objective.reading.samples import Data
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
 

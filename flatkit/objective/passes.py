@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
-from flatkit.objective.habits import REENTRANT
+from flatkit.objective.model.habits import REENTRANT
 from flatkit.objective.pytree import Bundle, Tree, Whole, dtype_like, leaves, map_object, map_tree
 from flatkit.results import Cost
 

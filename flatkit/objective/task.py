@@ -12,7 +12,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.names import LOSSES
-from flatkit.objective.samples import Data, check_data, num_available
+from flatkit.objective.reading.samples import Data, check_data, num_available
 from flatkit.objective.settings import ObjectiveSettings
 
 Split: TypeAlias = Literal["train", "test"]

@@ -15,7 +15,7 @@ from flatkit.files.atomic import write_text_atomically
 from flatkit.hessian import HessianOperator
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import CrossEntropy, LossFunction
-from flatkit.objective.samples import Data
+from flatkit.objective.reading.samples import Data
 from flatkit.spectrum import lanczos
 from flatkit.training.config import TrainingConfig
 from flatkit.training.folder import RunFolder

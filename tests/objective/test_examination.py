@@ -7,7 +7,7 @@ from torch import nn
 
 import flatkit
 from flatkit.objective.function import Objective
-from flatkit.objective.spread import spread_rows
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.render import report_table
 from flatkit.results import Report
 

@@ -19,7 +19,7 @@ from flatkit import Objective
 from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.evaluate import MovableModel
-from flatkit.objective.copier import duplicate
+from flatkit.objective.model.copier import duplicate
 from flatkit.parameters import ParameterSpace
 
 INPUTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from flatkit.errors import InvalidArgumentError, NonAdditiveLossError
 from flatkit.flatness import m_sharpness
 from flatkit.landscape.evaluate import evaluator
 from flatkit.objective.losses import TokenCrossEntropy
-from flatkit.objective.sample_weights import counts_that_differ, find_weights
+from flatkit.objective.proofs.sample_weights import counts_that_differ, find_weights
 from tests.cases import CASES
 
 CASE = CASES[0]

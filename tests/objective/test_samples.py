@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
-from flatkit.objective.samples import collect
+from flatkit.objective.reading.samples import collect
 from tests.cases import CASES
 
 CASE = CASES[0]  # an MLP that takes 4 numbers

@@ -130,7 +130,7 @@ def test_what_does_not_split_goes_at_once_also_where_chunks_would_be_smaller(mon
     monkeypatch.setattr("flatkit.objective.function.default_chunk_size", lambda samples: 5)
     data = (X, classes())
     assert Objective(scores(), dice, data).chunk_size == N
-    monkeypatch.setattr("flatkit.objective.splitting.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("flatkit.objective.proofs.splitting.free_bytes", lambda device: 1000)
     with pytest.raises(NonAdditiveLossError, match=r"free memory.*`chunk_size` to 12"):
         Objective(scores(), dice, data)
 

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from flatkit.hessian.layers.tracer import QuietTracer
 from flatkit.hessian.unsupported import UnsupportedError
-from flatkit.objective.copier import duplicate
-from flatkit.objective.randomness import undisturbed
+from flatkit.objective.model.copier import duplicate
+from flatkit.objective.reading.randomness import undisturbed
 
 
 @final

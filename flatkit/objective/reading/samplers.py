@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.randomness import seed_all, undisturbed
+from flatkit.objective.reading.randomness import seed_all, undisturbed
 from flatkit.objective.users_code import users_code
 
 _OFTEN = 8

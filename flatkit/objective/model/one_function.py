@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from flatkit.objective.tables import settle_tables
+from flatkit.objective.proofs.tables import settle_tables
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Modules that take another path, of other values at padded places, where nothing of theirs

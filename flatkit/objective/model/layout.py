@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from flatkit.objective.sample_set import Samples
+from flatkit.objective.reading.sample_set import Samples
 
 
 def prefers_channels_last(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import NonDeterministicError, NonFiniteError
-from flatkit.objective.derivative import prove_gradient
-from flatkit.objective.examination import Check, Examination, Found, prove
+from flatkit.objective.proofs.derivative import prove_gradient
+from flatkit.objective.proofs.examination import Check, Examination, Found, prove
+from flatkit.objective.proofs.splitting import Look, prove_parts, telling_rows
+from flatkit.objective.proofs.tables import padded_tables
 from flatkit.objective.pytree import Tree, leaves
-from flatkit.objective.splitting import Look, prove_parts, telling_rows
-from flatkit.objective.tables import padded_tables
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective

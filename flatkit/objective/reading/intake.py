@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
-from flatkit.objective.division import (
+from flatkit.objective.pytree import Bundle, Tree, map_object, take
+from flatkit.objective.reading.division import (
     InputWay,
     Pick,
     TargetWay,
@@ -17,14 +18,18 @@ from flatkit.objective.division import (
     spread,
     target_ways,
 )
-from flatkit.objective.pytree import Bundle, Tree, map_object, take
-from flatkit.objective.randomness import undisturbed
-from flatkit.objective.sample_set import Samples, default_chunk_size
-from flatkit.objective.samples import Data, collect
-from flatkit.objective.targets import fitted
-from flatkit.objective.unit_means import check_unit_means
+from flatkit.objective.reading.randomness import undisturbed
+from flatkit.objective.reading.sample_set import Samples, default_chunk_size
+from flatkit.objective.reading.samples import Data, collect
+from flatkit.objective.reading.targets import fitted
+from flatkit.objective.reading.unit_means import check_unit_means
+from flatkit.objective.reading.weighted_samples import (
+    Weighted,
+    WeightedTargets,
+    check_weights,
+    weighted,
+)
 from flatkit.objective.users_code import users_code
-from flatkit.objective.weighted_samples import Weighted, WeightedTargets, check_weights, weighted
 
 
 class Taken(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.habits import Around
+from flatkit.objective.model.habits import Around
 
 
 class WeightedTargets(NamedTuple):

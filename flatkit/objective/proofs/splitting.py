@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatkit.devices import free_bytes
 from flatkit.errors import NonAdditiveLossError, UserCodeError
-from flatkit.objective.additivity import (
+from flatkit.objective.proofs.additivity import (
     Gap,
     as_values,
     cuts,
@@ -20,10 +20,10 @@ from flatkit.objective.additivity import (
     refuse_mean,
     refuse_sum,
 )
-from flatkit.objective.examination import Found
+from flatkit.objective.proofs.examination import Found
+from flatkit.objective.proofs.sample_weights import counts_that_differ, find_weights, nearby
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.pytree import Tree, leaves
-from flatkit.objective.sample_weights import counts_that_differ, find_weights, nearby
-from flatkit.objective.spread import spread_rows
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective

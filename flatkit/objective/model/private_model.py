@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from flatkit.objective.copier import Copier, refuse_uncopyable, unwrapped
+from flatkit.objective.model.copier import Copier, refuse_uncopyable, unwrapped
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 

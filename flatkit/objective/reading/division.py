@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from flatkit.objective.batches import labels_in, weights_of
-from flatkit.objective.habits import Around, Guarded
+from flatkit.objective.model.habits import Around, Guarded
 from flatkit.objective.pytree import Tree, Whole
+from flatkit.objective.reading.batches import labels_in, weights_of
 
 Pick = Callable[[Any], Any]
 """A batch -> a part of it."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.captured import graph_leaves, held_by, tensors_of
-from flatkit.objective.copier import registered
-from flatkit.objective.elsewhere import Elsewhere, Spot
-from flatkit.objective.examination import Check, Found, prove
+from flatkit.objective.model.captured import graph_leaves, held_by, tensors_of
+from flatkit.objective.model.copier import registered
+from flatkit.objective.model.elsewhere import Elsewhere, Spot
+from flatkit.objective.model.private_model import PrivateModel
 from flatkit.objective.passes import Chunk, chunk_of, share_of
-from flatkit.objective.private_model import PrivateModel
-from flatkit.objective.randomness import undisturbed
+from flatkit.objective.proofs.examination import Check, Found, prove
+from flatkit.objective.reading.randomness import undisturbed
 from flatkit.parameters import ParameterSpace
 
 if TYPE_CHECKING:

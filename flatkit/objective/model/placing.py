@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
-from flatkit.objective.elsewhere import Elsewhere
-from flatkit.objective.habits import Habits, observe, unexpected_edit, versions
+from flatkit.objective.model.elsewhere import Elsewhere
+from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.passes import Chunk, arguments
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
-from flatkit.objective.randomness import undisturbed
+from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.users_code import users_code
 from flatkit.parameters import ParameterSpace
 

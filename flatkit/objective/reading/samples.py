@@ -17,11 +17,18 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
-from flatkit.objective.batches import collated, counted, divided, inputs_in, plain, targets_in
 from flatkit.objective.pytree import Bundle, Tree, join, leaves, same, tensors_in
-from flatkit.objective.randomness import undisturbed
-from flatkit.objective.sample_set import Drawn, Samples
-from flatkit.objective.samplers import Chosen, chosen_by
+from flatkit.objective.reading.batches import (
+    collated,
+    counted,
+    divided,
+    inputs_in,
+    plain,
+    targets_in,
+)
+from flatkit.objective.reading.randomness import undisturbed
+from flatkit.objective.reading.sample_set import Drawn, Samples
+from flatkit.objective.reading.samplers import Chosen, chosen_by
 from flatkit.objective.users_code import users_code
 
 Data: TypeAlias = Any

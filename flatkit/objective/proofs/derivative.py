@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatkit.errors import UserCodeError, WrongGradientError
-from flatkit.objective.examination import Found
+from flatkit.objective.proofs.examination import Found
 from flatkit.objective.users_code import users_code
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flatkit.objective.copier import Copier
+from flatkit.objective.model.copier import Copier
 
 
 @dataclass(eq=False)

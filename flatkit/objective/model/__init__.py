@@ -1,0 +1,1 @@
+"""The private copy of a model, and how a point stands in it."""

@@ -1,0 +1,1 @@
+"""What an objective proves of itself before anything is measured."""

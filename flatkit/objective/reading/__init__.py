@@ -1,0 +1,1 @@
+"""How data of any kind become samples in memory."""
