@@ -184,7 +184,7 @@ def _start(
 
 def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:
     """Return an orthonormal basis of the rows, without what lies in known orthonormal rows."""
-    kept: list[Tensor] = []
+    rows, kept = torch.empty_like(vectors), 0
     for vector in vectors:
         size = norm(vector)
         if size == 0:
@@ -193,9 +193,10 @@ def _orthonormal(vectors: Tensor, *, against: Tensor | None = None) -> Tensor:
         for _ in range(2):  # twice is enough for orthogonality to rounding
             if against is not None and len(against):
                 vector = project_out(against, vector)
-            for other in kept:
-                vector = vector - float(dot(other, vector)) * other
+            if kept:
+                vector = project_out(rows[:kept], vector)
         rest = norm(vector)
         if rest > 100 * torch.finfo(vector.dtype).eps:
-            kept.append(vector / rest)
-    return torch.stack(kept) if kept else vectors[:0]
+            rows[kept] = vector / rest
+            kept += 1
+    return rows[:kept]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flatkit.spectrum.rank import RISK, Probe, chance, log_unseen, sides
+from flatkit.spectrum.rank import RISK, Probe, chance, logs_unseen, sides
 
 
 def displacements(
@@ -47,8 +47,10 @@ def displacements(
         nearest = sign * (values - sign * np.broadcast_to(reach, values.shape))[places]
         doubtful = np.ones(len(places), dtype=bool)
         if probes:
-            logs = [_log_unseen_beyond(nearest, sign, probe, size, rounding) for probe in probes]
-            doubtful = chance(np.stack(logs)) > RISK
+            logs = logs_unseen(sign * nearest, probes, size=size, rounding=rounding)
+            tops = np.array([[_top(probe, sign)] for probe in probes])
+            seen = nearest - rounding <= tops  # as much, or more, was seen
+            doubtful = chance(np.where(seen, 0.0, logs)) > RISK
         if doubtful.any():
             first = places[int(np.argmax(doubtful))]
             after = np.arange(len(values)) if which == "magnitude" else places
@@ -70,14 +72,6 @@ def saw_copy(
         for places, sign in sides(values, which)
         for probe in probes
     )
-
-
-def _log_unseen_beyond(
-    points: np.ndarray, sign: float, probe: Probe, size: int, rounding: float
-) -> np.ndarray:
-    """Return the log of the risk at points of an end, 0 where the probe saw as much."""
-    logs = log_unseen(sign * points, probe, size=size, rounding=rounding)
-    return np.where(points - rounding > _top(probe, sign), logs, 0.0)
 
 
 def _top(probe: Probe, sign: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonFiniteError, NotSymmetricError
-from flatkit.spectrum.dot import dot, norm, project_out
+from flatkit.spectrum.dot import inner, norm, project_out
 
 _INEXACT = 1e-2
 """Asymmetry that inexact products may explain at most."""
@@ -153,7 +153,11 @@ class ProjectedOperator(SymmetricOperator):
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return P A P v."""
-        return self.project(self.operator.matvec(self.project(vector)))
+        return self.image(self.project(vector))
+
+    def image(self, vector: Tensor) -> Tensor:
+        """Return P A v of a vector that is orthogonal to the known ones already."""
+        return self.project(self.operator.matvec(vector))
 
 
 def check_symmetric(
@@ -179,7 +183,7 @@ def check_symmetric(
     u, v = (random_vector(operator, generator=generator) for _ in range(2))
     au, av = operator.matvec(u), operator.matvec(v)
     scale = norm(u) * norm(av) + norm(v) * norm(au)
-    asymmetry = abs(float(dot(u, av)) - float(dot(v, au))) / scale if scale > 0 else 0.0
+    asymmetry = abs(inner(u, av) - inner(v, au)) / scale if scale > 0 else 0.0
     allowed = tolerance or (1e-8 if operator.dtype == torch.float64 else 1e-3)
     if tolerance is None:  # products that are known to be less exact are no fault of the matrix
         allowed = max(allowed, min(2 * operator.rounding, _INEXACT))

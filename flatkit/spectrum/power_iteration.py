@@ -9,11 +9,10 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.devices import ordinary_torch
-from flatkit.spectrum.dot import dot, norm
+from flatkit.spectrum.dot import inner, norm
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.operators import (
     ProjectedOperator,
-    ShiftedOperator,
     SymmetricOperator,
     check_finite,
     check_k,
@@ -190,14 +189,16 @@ def _iterate(
     operator: SymmetricOperator, shift: float, search: _Search, start: Tensor
 ) -> tuple[float, float, Tensor, float]:
     """Return μ, its residual, v and ‖(A + σI)v‖ of a power iteration with A + σI."""
-    shifted = ShiftedOperator(operator, shift)
     vector, errors = _unit(operator, start), []
+    multiply = operator.image if isinstance(operator, ProjectedOperator) else operator.matvec
     while True:
-        product = shifted.matvec(vector)
+        product = multiply(vector)
+        if shift:
+            product = product.add(vector, alpha=shift)
         search.matvecs += 1
-        value, size = float(dot(vector, product)), norm(product)
+        value, size = inner(vector, product), norm(product)
         check_finite(size)
-        errors.append(norm(product - value * vector))
+        errors.append(norm(product.sub(vector, alpha=value)))
         search.scale = max(search.scale, size - shift)  # ‖(A + σI)v‖ ≤ ‖Av‖ + σ
         done = errors[-1] <= search.allowed
         tie = shift == 0 and _is_stuck(errors, size)

@@ -8,14 +8,14 @@ import torch
 from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor
 
-from flatkit.spectrum.dot import dot, norm
+from flatkit.spectrum.dot import inner, norm
 from flatkit.spectrum.operators import (
     ProjectedOperator,
     SymmetricOperator,
     check_finite,
     random_vector,
 )
-from flatkit.spectrum.rank import Probe, margins
+from flatkit.spectrum.rank import Probe, margins, too_far
 
 # As many products as a multiple of those of the search, or so few that it does not matter.
 _PATIENCE, _FEW = 3, 40
@@ -86,8 +86,12 @@ def look_again(
         start = max(least, float(ritz[-1]))
         if start - least > allowed:
             return SecondStart(start - least, True, lanczos.steps)
-        probe = Probe(ritz, lanczos.log_couplings)
-        further, _ = margins(np.array([start]), "largest", [probe], size=operator.size)
+        probe, at = Probe(ritz, lanczos.log_couplings), np.array([start])
+        left = allowed - (start - least)
+        last = lanczos.ended or lanczos.steps == most
+        if not last and too_far(at, "largest", [probe], size=operator.size, allowed=left):
+            continue
+        further, _ = margins(at, "largest", [probe], size=operator.size)
         beyond = start - least + float(further[0])
         if beyond <= allowed or lanczos.ended:
             break
@@ -117,12 +121,12 @@ class _ThreeTerms:
 
     def step(self) -> None:
         """Multiply the newest vector and find the next."""
-        product = self._operator.matvec(self._vector)
+        product = self._operator.image(self._vector)
         check_finite(norm(product))
         if self._couplings:
-            product -= self._couplings[-1] * self._before
-        self._diagonal.append(float(dot(self._vector, product)))
-        product -= self._diagonal[-1] * self._vector
+            product.sub_(self._before, alpha=self._couplings[-1])
+        self._diagonal.append(inner(self._vector, product))
+        product.sub_(self._vector, alpha=self._diagonal[-1])
         product = self._operator.project(product)
         coupling = norm(product)
         self._couplings.append(coupling)
