@@ -38,6 +38,7 @@ def plan_landscapes(
         InvalidArgumentError: the settings do not fit the sources.
         CheckpointError: sources of different architectures, or with weights that are not finite.
 
+    >>> import torch
     >>> from torch import nn
     >>> task = Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1)), name="line")
     >>> settings = LandscapeSettings(dimensions=1, points=3)
@@ -70,6 +71,7 @@ def measure_landscape(
         InvalidArgumentError: the settings do not fit together or the sources.
         CheckpointError: sources of different architectures, or with weights that are not finite.
 
+    >>> import torch
     >>> from torch import nn
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)  # L(w) = w², and the direction is as long as w
@@ -108,6 +110,7 @@ def measure_into(
         OutputError: another process measures into this file, or it cannot be written.
 
     >>> import tempfile
+    >>> import torch
     >>> from torch import nn
     >>> task = Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1)))
     >>> (job,) = plan_landscapes([task], LandscapeSettings(dimensions=1, points=3))

@@ -341,7 +341,7 @@ class Frozen(TwoLayers):
         (lambda: Looking(lambda h: h.abs().max() > 1), "control flow"),
         (
             lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=0), nn.Linear(8, 4)),
-            "every sample",
+            "one batch",
         ),
         (Beside, "cat joins what moves with what does not"),
         (Named, "no single tensor"),
@@ -391,7 +391,7 @@ def test_samples_that_depend_on_each_other_are_not_split_anew():
 def test_a_loss_of_samples_that_depends_on_others_sees_all_of_them(n):
     def relative(outputs, targets):
         values = F.cross_entropy(outputs, targets, reduction="none")
-        return values / values.detach().max()
+        return values / values.max()
 
     model, (x, y), objective, directions = problem(NETWORKS["relu"], n, loss=relative)
     evaluate = evaluator(objective, objective.theta, directions)
@@ -464,13 +464,13 @@ def test_a_softmax_goes_over_the_features_though_all_losses_are_almost_zero():
         assert values["loss"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_outputs_by_name_and_targets_that_do_not_count_take_one_point_at_a_time():
+def test_outputs_by_name_take_one_point_at_a_time_targets_that_do_not_count_many():
     _, (x, y), objective, directions = problem(Named)
     ignored = torch.where(torch.arange(len(y)) % 3 == 0, -100, y)
     some = Objective(NETWORKS["one layer"](), "cross_entropy", (x.float(), ignored))
-    for case in (objective, some):
+    for case, at_once in ((objective, False), (some, True)):  # what does not count is left out
         evaluate = evaluator(case, case.theta, directions, quantities=("loss", "accuracy"))
-        assert evaluate.batch == 1
+        assert (evaluate.batch > 1) == at_once
         assert evaluate.values([[0.0, 0.0]])[0]["loss"] == pytest.approx(case.loss(), rel=1e-6)
 
 

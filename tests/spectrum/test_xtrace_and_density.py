@@ -73,14 +73,15 @@ def test_both_ends_come_in_turn():
     np.testing.assert_allclose(found.value.numpy(), [5, -4, 5 - step, -4 + step], rtol=1e-6)
 
 
-def test_a_warm_start_saves_products():
+def test_a_warm_start_costs_no_more_than_a_cold_one():
+    """It saves none: that no larger eigenvalue is left only a random start shows."""
     spectrum = [9.0, 7.0, 5.0, *np.linspace(0, 2, 200)]
     matrix = random_symmetric(spectrum)
     first = lanczos(DenseOperator(matrix), k=1, tolerance=1e-3, generator=seeded())
     near = DenseOperator(matrix + 1e-3 * random_symmetric(spectrum, 1))
     cold = lanczos(near, k=1, tolerance=1e-2, generator=seeded())
     warm = lanczos(near, k=1, tolerance=1e-2, initial=first.vectors, generator=seeded())
-    assert warm.converged and warm.matvecs < cold.matvecs
+    assert warm.converged and warm.matvecs <= cold.matvecs
 
 
 def test_xtrace_is_the_mean_over_sketches_that_leave_one_vector_out():

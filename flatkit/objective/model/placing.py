@@ -191,7 +191,7 @@ class PlacedModel(ABC):
                 return self.outputs(theta, chunk)
             except UserCodeError:
                 self._places.habits = known
-                raise error from None
+                raise error from error.__cause__
 
     def _observe(self, loss: Any, inputs: Tree, targets: Tree) -> Habits:
         """Look at what the model and a loss do beside computing, and copy only if need be."""

@@ -265,7 +265,8 @@ def telling_rows(function: "Objective", most: int) -> tuple[Tensor, Tensor | Non
     rows = spread_rows(function.num_rows, size)
     of_targets = counts_that_differ(function.samples.targets, function.num_rows)
     inputs = _whole_numbers(function.samples.inputs)
-    ways = {**counts_that_differ({"inputs": inputs}, function.num_rows), **of_targets}
+    # Targets first: only so many rows are looked at.
+    ways = {**of_targets, **counts_that_differ({"inputs": inputs}, function.num_rows)}
     if not ways:
         return rows, None
     if len(rows) < function.num_rows:
