@@ -13,7 +13,7 @@ from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sampled import Sampled
 from flatkit.spectrum.sign_draws import AGREED, random_signs
-from flatkit.spectrum.standard_error import mean, stretch
+from flatkit.spectrum.standard_error import half_more, mean, stretch
 from flatkit.spectrum.unit_vectors import unit_products
 
 _FIRST = 16  # probes before the standard error is trusted, and images that it stands on
@@ -62,14 +62,14 @@ def _sample(
     while operator.size > look - len(draws):
         while len(draws) < look:
             draws.add(finite_product(operator, random_signs(operator, generator)))
-        value, error, agree = draws.root_of_mean()
+        value, error, trusted = draws.root_of_mean()
         found = Sampled(value, error, operator.rounding * value, look)
-        doubtful = agree and look < AGREED
+        doubtful = look < trusted
         if (found.meets(tolerance) and not doubtful) or look >= budget:
             return found
         if operator.size <= min(look * found.share_needed(tolerance), budget) - look:
             break
-        look = min(budget, AGREED) if doubtful else found.next_look(look, tolerance, budget)
+        look = min(budget, trusted) if doubtful else found.next_look(look, tolerance, budget)
     _, columns = unit_products(operator, range(operator.size))
     value, spent = norm(columns), len(draws) + operator.size
     return Sampled(value, 0.0, operator.rounding * value, spent, exact=True)
@@ -91,22 +91,24 @@ class _Lengths:
         if len(self._images) < _FIRST:
             self._images.append(image)
 
-    def root_of_mean(self) -> tuple[float, float, bool]:
-        """Return the root of the mean of squares, its standard error, and whether all draws agree.
+    def root_of_mean(self) -> tuple[float, float, int]:
+        """Return the root of the mean of squares, its error, and from how many draws it is trusted.
 
         The error is to first order. As those of the trace, draws of few values agree by chance.
         """
         count, largest = len(self), max(self._lengths)
         if largest == 0:
-            return 0.0, 0.0, True
+            return 0.0, 0.0, AGREED
         square, error = mean([(length / largest) ** 2 for length in self._lengths])
         once = square * stretch(count - 1) / math.sqrt(count)
         hidden = once * math.sqrt(2 * 2.0 ** (1 - count))
-        known = once * math.sqrt(self._relative_variance(largest))
+        relative = self._relative_variance(largest)
+        known = once * math.sqrt(relative)
         value = math.sqrt(square)
         spread = max(error, known)
         error = math.hypot(spread, hidden) / (2 * value)
-        return largest * value, largest * error, spread <= hidden
+        trusted = AGREED if spread <= hidden else half_more(_FIRST, skewed=relative > 0.25)
+        return largest * value, largest * error, trusted
 
     def _relative_variance(self, scale: float) -> float:
         """Return the variance of a draw in units of its squared mean, as pairs of images tell it.

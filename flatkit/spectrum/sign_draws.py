@@ -96,6 +96,11 @@ class SignDraws:
         return self._count < 2 or self.spread <= self._hidden
 
     @property
+    def skewed(self) -> bool:
+        """Whether few eigenvalues decide, so that by chance all of a few draws are too small."""
+        return self._freedom < 4 * (self._count - 1)
+
+    @property
     def error(self) -> float:
         """The standard error of the mean; infinite before the first draw."""
         if self._count == 0:

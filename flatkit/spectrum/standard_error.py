@@ -93,6 +93,18 @@ def rounding_error(rounding: float, *, frobenius: float, value: float) -> float:
     return rounding * max(frobenius, abs(value))
 
 
+def half_more(first: int, *, skewed: bool) -> int:
+    """Return how many draws a standard error takes to be trusted.
+
+    Where one or two eigenvalues decide, all of 16 draws are far too small once in 70,000 runs, with
+    errors to match; of 24 once in ten million.
+
+    >>> half_more(16, skewed=False), half_more(16, skewed=True)
+    (16, 24)
+    """
+    return first + first // 2 if skewed else first
+
+
 def next_look(count: int, needed: float, most: int) -> int:
     """Return at how many draws to look at the error again.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sampled import Sampled
 from flatkit.spectrum.sign_draws import AGREED, SignDraws, random_signs
-from flatkit.spectrum.standard_error import rounding_error
+from flatkit.spectrum.standard_error import half_more, rounding_error
 from flatkit.spectrum.unit_vectors import exact_trace
 
 MIN_PROBES = 8  # probes of the whole vector before their standard error is trusted
@@ -180,7 +180,8 @@ def probed_trace(
         while len(probes.whole) < look and probes.products < budget:
             probes.draw()
         found = probes.pooled(known)
-        doubtful = probes.whole.agree and look < AGREED
+        trusted = AGREED if probes.whole.agree else half_more(first, skewed=probes.whole.skewed)
+        doubtful = look < trusted
         if (found.meets(tolerance) and not doubtful) or probes.products >= budget:
             return found
         left = min(budget - probes.products, look * (found.share_needed(tolerance) - 1))
@@ -193,7 +194,7 @@ def probed_trace(
             return entry_by_entry(operator, known, spent=probes.products)
         else:
             most = look + budget - probes.products
-            look = AGREED if doubtful else found.next_look(look, tolerance, most)
+            look = trusted if doubtful else found.next_look(look, tolerance, most)
 
 
 def entry_by_entry(operator: SymmetricOperator, known: float = 0.0, spent: int = 0) -> Sampled:
