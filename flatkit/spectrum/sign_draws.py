@@ -98,7 +98,7 @@ class SignDraws:
     @property
     def skewed(self) -> bool:
         """Whether few eigenvalues decide, so that by chance all of a few draws are too small."""
-        return self._freedom < 4 * (self._count - 1)
+        return self._freedom < 8 * (self._count - 1)
 
     @property
     def error(self) -> float:
