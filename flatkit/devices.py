@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.overrides import _get_current_function_mode_stack  # pyright: ignore
+from torch.utils._device import DeviceContext
 
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError
@@ -72,8 +73,10 @@ def ordinary_torch() -> Generator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        # A default device is one of these modes; to ask for it costs more than a small model.
-        if _get_current_function_mode_stack() and torch.get_default_device().type != "cpu":
+        # Until torch 2.5 `torch.get_default_device` does not know those of `with torch.device(...)`.
+        modes = _get_current_function_mode_stack()
+        devices = [mode.device for mode in modes if isinstance(mode, DeviceContext)]
+        if devices and devices[-1].type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
 
