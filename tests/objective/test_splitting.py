@@ -126,6 +126,11 @@ def test_samples_that_depend_on_each_other_are_one_batch_or_refused(name):
         agrees(objective, make(), lambda run: plain(run(*inputs), targets).mean())
 
 
+def test_a_sum_over_samples_that_depend_on_each_other_is_refused_as_a_sum():
+    with pytest.raises(NonAdditiveLossError, match=r"a sum.*of the mean"):
+        Objective(whitened(), nn.CrossEntropyLoss(reduction="sum"), (X, classes()))
+
+
 def test_what_does_not_split_goes_at_once_also_where_chunks_would_be_smaller(monkeypatch):
     monkeypatch.setattr("flatkit.objective.function.default_chunk_size", lambda samples: 5)
     data = (X, classes())

@@ -201,7 +201,11 @@ def _prove_loss(look: Look) -> Found:
 
 
 def _where(look: Look) -> str:
-    """Return whether the loss or the model makes samples depend on each other."""
+    """Return whether the loss or the model makes samples depend on each other.
+
+    Raises:
+        NonAdditiveLossError: the model does, and the loss of its outputs is a sum.
+    """
     function = look.function
     chunk = function.rows(look.rows.to(function.device))
     found = loss_splits(
@@ -209,6 +213,8 @@ def _where(look: Look) -> str:
     )
     if found is None:
         return "the model or the loss"
+    if found.error > function.slack >= found.sum_error:
+        raise refuse_sum(found, chunk.size, function.num_samples)
     return "the model" if found.error <= function.slack else "the loss"
 
 
