@@ -73,7 +73,7 @@ def ordinary_torch() -> Generator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        # Until torch 2.5 `torch.get_default_device` does not know those of `with torch.device(...)`.
+        # Until torch 2.5 `get_default_device` does not know those of `with torch.device(...)`.
         modes = _get_current_function_mode_stack()
         devices = [mode.device for mode in modes if isinstance(mode, DeviceContext)]
         if devices and devices[-1].type != "cpu":
