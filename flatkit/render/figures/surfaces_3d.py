@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from scipy.interpolate import RegularGridInterpolator
 
@@ -74,24 +75,43 @@ def _draw(axis: Axes3D, plane: Surface, array: Any, scale: Scale) -> None:
     low, top = scale.range
     share = (heights - low) / (top - low)
     colours = colormaps[COLOURS](numpy.nan_to_num(share))
-    axis.plot_surface(
-        right,
-        up,
-        heights,
-        facecolors=colours,
-        rcount=_FINE,
-        ccount=_FINE,
-        linewidth=0,
-        antialiased=False,
-        shade=True,
-        rasterized=True,
+    facets, finite = _facets(right, up, heights)
+    shown = colours[:-1, :-1].reshape(-1, 4)[finite]
+    # What `plot_surface` draws, without its loop over facets, most of the time of a figure.
+    axis.add_collection3d(
+        Poly3DCollection(
+            facets,
+            facecolors=shown,
+            edgecolors=shown,
+            linewidth=0,
+            antialiased=False,
+            shade=True,
+            rasterized=True,
+        )
     )
+    axis.auto_scale_xyz(right, up, heights)
     path = plane.header.get("path")
     if path:
         _line(axis, numpy.array(path["at"], dtype=float), smooth, x, y)
     centre = float(smooth([[0.0, 0.0]])[0]) if x[0] <= 0 <= x[-1] and y[0] <= 0 <= y[-1] else None
     for marker in plane.header.get("markers", ()) or ([{"at": [0.0, 0.0]}] if centre else []):
         _line(axis, numpy.array([marker["at"]], dtype=float), smooth, x, y)
+
+
+def _facets(right: Any, up: Any, heights: Any) -> tuple[Any, Any]:
+    """Return the facets [N, 4, 3] of a grid [ny, nx] with three finite corners or four; which.
+
+    The last corner of a triangle comes twice.
+    """
+    grid = numpy.stack([right, up, heights], axis=-1)
+    corners = (grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1])
+    facets = numpy.stack(corners, axis=2).reshape(-1, 4, 3)
+    finite = numpy.isfinite(facets[..., 2])
+    shown = finite.sum(1) >= 3
+    facets, finite = facets[shown], finite[shown]
+    order = numpy.argsort(~finite, axis=1, kind="stable")  # the finite ones first
+    order[~finite.all(1), 3] = order[~finite.all(1), 2]
+    return numpy.take_along_axis(facets, order[..., None], axis=1), shown
 
 
 def _line(axis: Axes3D, at: Any, smooth: Any, x: Any, y: Any) -> None:
