@@ -82,7 +82,8 @@ class ParameterSpace:
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the parameters as views of the vector, differentiable with respect to it.
 
-        Complex ones are copies: no view of reals has a complex dtype at every offset.
+        Complex ones are copies: no view of reals has a complex dtype at every offset. So are those
+        of pairs, of which a model may make complex numbers.
 
         Raises:
             InvalidArgumentError: the vector does not have the shape [P].
@@ -95,8 +96,9 @@ class ParameterSpace:
         >>> ParameterSpace(("bias",), ((1, 2),), frozenset({"bias"})).shaped([torch.ones(2)])
         {'bias': tensor([1.+1.j])}
         """
+        of_complex = self.complex_names
         return {
-            name: _as_complex(part.view(shape)) if name in self.complex_names else part.view(shape)
+            name: _as_complex(part.view(shape)) if name in of_complex else _placed(part.view(shape))
             for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
         }
 
@@ -204,8 +206,43 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def check_like(name: str, given: Tensor, like: Tensor) -> None:
+    """Refuse what is no tensor of the shape and dtype, and on the device, of another.
+
+    Raises:
+        InvalidArgumentError: it is another.
+
+    >>> check_like("theta", torch.zeros(3), torch.zeros(2))
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: theta must have the shape [2], got [3]
+    """
+    if not isinstance(given, Tensor):
+        raise InvalidArgumentError(
+            f"{name} must be a tensor of {like.dtype} on {like.device}, got a "
+            f"{type(given).__name__}; convert it: torch.as_tensor({name}, dtype={like.dtype})"
+        )
+    if given.dtype != like.dtype or given.device != like.device:
+        raise InvalidArgumentError(
+            f"{name} must be a tensor of {like.dtype} on {like.device}, got {given.dtype} on "
+            f"{given.device}; convert it: {name}.to({str(like.device)!r}, {like.dtype})"
+        )
+    if given.shape != like.shape:
+        raise InvalidArgumentError(
+            f"{name} must have the shape {list(like.shape)}, got {list(given.shape)}"
+        )
+
+
 def _as_complex(pairs: Tensor) -> Tensor:
     return torch.complex(pairs[..., 0], pairs[..., 1])
+
+
+def _placed(part: Tensor) -> Tensor:
+    """Return entries where `torch.view_as_complex` takes them: pairs not at an odd place.
+
+    Its derivatives of every order lie so too, which is why it is no clone; nor is it a product,
+    which autograd could not go back through once for every chunk.
+    """
+    return part.neg().neg() if part.shape[-1:] == (2,) else part
 
 
 def _layer_of(name: str) -> str:

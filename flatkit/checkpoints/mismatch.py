@@ -73,7 +73,7 @@ class Mismatch:
                 )
             )
         rows += _more("shape", self.misshaped)
-        return [*_aligned(rows), *self._help(pairs)]
+        return [*_aligned(rows), *self._help(pairs), *self._nameless(state, own)]
 
     def _help(self, pairs: Mapping[str, str]) -> list[str]:
         lines = []
@@ -99,6 +99,19 @@ class Mismatch:
         elif lacking and not alone and not self.misshaped:
             lines.append("the file has nothing for what is missing: build the model that was saved")
         return lines
+
+    def _nameless(self, state: Mapping[str, Shape], own: Mapping[str, Shape]) -> list[str]:
+        """Return what would help a list of tensors, such as the shadow of an average."""
+        numbers = [name.rpartition(".")[2].removeprefix("arr_") for name in self.unexpected]
+        shapes = [state[name] for name in self.unexpected]
+        if not numbers or not all(number.isdigit() for number in numbers):
+            return []
+        fit = shapes == [own[name] for name in self.missing]
+        return [
+            "the file has tensors without names"
+            + (", in number and shape those that are missing, in their order" if fit else "")
+            + "; save them by name, e.g. dict(zip(dict(model.named_parameters()), tensors))"
+        ]
 
 
 def _pairs(
@@ -148,11 +161,11 @@ def _reshaping(theirs: Sequence[int], ours: Sequence[int]) -> str:
         return "empty, as DeepSpeed ZeRO-3 and FSDP leave it; join the parts of the ranks first"
     if len(theirs) == len(ours) == 2 and theirs == [*reversed(ours)]:
         return "transposed: one of them multiplies as x @ W; store it transposed"
-    if theirs[1:] == ours[1:]:
+    if theirs and ours and theirs[1:] == ours[1:]:
         return f"build the model for {theirs[0]} outputs (classes, words), not {ours[0]}"
     if [n for n in theirs if n != 1] == [n for n in ours if n != 1]:
         return "the same but for dimensions of 1; reshape it"
-    if len(theirs) == len(ours) and theirs[0] == ours[0] and theirs[2:] == ours[2:]:
+    if len(theirs) == len(ours) > 1 and theirs[0] == ours[0] and theirs[2:] == ours[2:]:
         return f"build the model for {theirs[1]} inputs (channels, width), not {ours[1]}"
     return "build the model with the widths of the file"
 

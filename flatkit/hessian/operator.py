@@ -15,6 +15,7 @@ from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
 from flatkit.hessian.reference import errors_along
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk
+from flatkit.parameters import check_like
 from flatkit.spectrum.operators import SymmetricOperator
 
 
@@ -68,7 +69,9 @@ class HessianOperator(SymmetricOperator):
         memory: int | None = None,
     ) -> None:
         self.objective = objective
-        self.theta = (objective.theta if theta is None else theta).detach()
+        theta = objective.theta if theta is None else theta
+        check_like("theta", theta, objective.theta)
+        self.theta = theta.detach()
         self.size = objective.num_parameters
         self.dtype, self.device = self.theta.dtype, self.theta.device
         self.memory = memory
@@ -152,6 +155,7 @@ class HessianOperator(SymmetricOperator):
     @ordinary_torch()
     def matvec(self, vector: Tensor) -> Tensor:
         """Return H v for v of shape [P]."""
+        check_like("vector", vector, self.theta)
         total = torch.zeros_like(vector)
         for prepared in self._prepared(self.choice.engine, matvecs=1):
             total += prepared.products(vector[None])[0]
@@ -161,6 +165,7 @@ class HessianOperator(SymmetricOperator):
     @ordinary_torch()
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
+        check_like("vectors", vectors, self.theta.expand(len(vectors), -1))
         total = torch.zeros_like(vectors)
         at_once = len(vectors) if self.memory is None else 1
         for prepared in self._prepared(self.choice.engine, matvecs=len(vectors)):

@@ -145,12 +145,23 @@ def test_what_is_beside_the_model_is_named_and_can_be_ignored():
         ("3.weight", (3, 8), "build the model for 8 inputs (channels, width), not 4"),
         ("3.weight", (3, 4, 1, 1), "dimensions of 1"),
         ("0.weight", (7, 9), "build the model with the widths of the file"),
+        ("0.bias", (), "build the model with the widths of the file"),
     ],
 )
 def test_another_shape_comes_with_what_may_be_the_matter(name, shape, hint):
     state = dict(trained().state_dict())
     state[name] = torch.ones(shape)
     assert hint in mismatch(network(), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "shadow.", "arr_"])
+def test_tensors_without_names_are_told_to_be_saved_by_name(prefix):
+    tensors = [p.detach() for p in nn.Linear(2, 4).parameters()]
+    state = {f"{prefix}{number}": tensor for number, tensor in enumerate(tensors)}
+    message = mismatch(nn.Linear(2, 4), state)
+    assert "without names, in number and shape those that are missing, in their order" in message
+    assert "dict(zip(dict(model.named_parameters()), tensors))" in message
+    assert "without names; save" in mismatch(network(), state)
 
 
 def test_a_long_table_is_cut_and_counted():

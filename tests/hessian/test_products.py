@@ -234,3 +234,69 @@ def test_a_zero_hessian_is_zero_and_linear_losses_have_no_curvature():
     for engine in ("auto", "double_backward", "central_difference"):
         product = HessianOperator(objective, engine=engine) @ torch.ones(2).double()
         assert float(product.abs().max()) <= 1e-9
+
+
+class Spectral(nn.Module):
+    """Reads pairs of a real weight as complex numbers, which torch does at even places alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.weight = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, inputs):
+        filtered = torch.fft.rfft(inputs) * torch.view_as_complex(self.weight)
+        return self.head(torch.fft.irfft(filtered, n=4))
+
+
+class Mixed(nn.Module):
+    """Multiplies with a sparse matrix, of which torch counts no bytes."""
+
+    def __init__(self, *, registered):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+        matrix = torch.diag(torch.tensor([1.0, 2.0, 0.0, 1.0], dtype=torch.float64)).to_sparse()
+        if registered:
+            self.register_buffer("matrix", matrix)
+        else:
+            self.matrix = matrix
+
+    def forward(self, inputs):
+        return self.layer(torch.sparse.mm(self.matrix, inputs.T).T)
+
+
+def _dense(model, inputs, targets):
+    names, parts = zip(*[(n, p.detach()) for n, p in model.named_parameters()], strict=True)
+
+    def value(theta):
+        pieces = theta.split([p.numel() for p in parts])
+        placed = {
+            n: v.reshape(p.shape).clone() for n, v, p in zip(names, pieces, parts, strict=True)
+        }
+        return F.cross_entropy(functional_call(model, placed, (inputs,)), targets)
+
+    theta = torch.cat([p.flatten() for p in parts])
+    slope = torch.func.grad(value)
+    steps = 1e-5 * torch.eye(len(theta), dtype=theta.dtype)
+    return torch.stack([(slope(theta + h) - slope(theta - h)) / 2e-5 for h in steps])
+
+
+@pytest.mark.parametrize("engine", ["auto", *sorted(set(ENGINES) - {"layers"})])
+def test_weights_that_are_read_as_complex_numbers_at_an_odd_place(engine):
+    model = Spectral().double()
+    inputs, targets = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    objective = Objective(model, "cross_entropy", (inputs, targets))
+    hessian = HessianOperator(objective, engine=engine)
+    rows = torch.eye(hessian.size, dtype=torch.float64)  # every other begins at an odd place
+    found = torch.stack([hessian.matvec(row) for row in rows])
+    torch.testing.assert_close(found, _dense(model, inputs, targets), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_models_that_hold_a_sparse_matrix(registered):
+    model = Mixed(registered=registered).double()
+    inputs, targets = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    hessian = HessianOperator(Objective(model, "cross_entropy", (inputs, targets)))
+    found = hessian @ torch.eye(hessian.size, dtype=torch.float64)
+    torch.testing.assert_close(found, _dense(model, inputs, targets), rtol=0, atol=1e-7)

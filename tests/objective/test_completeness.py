@@ -514,3 +514,51 @@ def test_parameters_of_losses_keep_the_order_in_which_they_are_held():
         mlp(), lambda o, t: loss(o, t).sum(), (INPUTS, CLASSES), loss_parameters=True
     )
     assert objective.space.names[4:] == tuple(f"loss.held.{n}" for n in range(3))
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.rnn, self.state = nn.GRU(4, 3, batch_first=True), None
+
+    def forward(self, inputs):
+        known = (
+            self.state if self.state is not None and self.state.shape[1] == len(inputs) else None
+        )
+        hidden, self.state = self.rnn(inputs[:, None], known)
+        return hidden[:, -1]
+
+
+def test_what_is_kept_of_an_earlier_pass_with_its_graph_is_named_as_that():
+    with pytest.raises(InvalidArgumentError, match=r"keeps between calls.*`detach\(\)`"):
+        Objective(Stateful(), "cross_entropy", (INPUTS, CLASSES))
+
+
+class Equation(nn.Module):
+    """Takes derivatives in its own inputs, which it lets require gradients in place."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.inner = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+
+    def forward(self, inputs):
+        inputs.requires_grad_()
+        (slope,) = torch.autograd.grad(self.inner(inputs).sum(), inputs, create_graph=True)
+        return slope
+
+
+def test_inputs_that_the_model_lets_require_gradients_are_no_weights():
+    inputs = INPUTS.double()
+    objective = Objective(Equation().double(), "mse", (inputs, INPUTS.double()))
+
+    def mean_loss(runs, _):
+        return F.mse_loss(runs[0](INPUTS.double()), INPUTS.double())
+
+    value, gradient, hessian = dense([Equation()], mean_loss)
+    assert objective.loss() == pytest.approx(value)
+    torch.testing.assert_close(objective.gradient(), gradient)
+    rows = torch.eye(len(gradient), dtype=torch.float64)
+    torch.testing.assert_close(HessianOperator(objective) @ rows, hessian, rtol=0, atol=1e-9)
+    assert not inputs.requires_grad

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatkit import Objective
+from flatkit import HessianOperator, Objective
 from flatkit.errors import (
     InvalidArgumentError,
     NonAdditiveLossError,
@@ -338,3 +338,32 @@ def test_a_module_in_two_places_moves_in_a_landscape(quantities):
         if "gradient_norm" in quantities:
             (gradient,) = torch.autograd.grad(loss, point)
             assert found["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (
+            lambda theta: theta.float(),
+            r"got torch\.float32 on cpu; convert it: theta\.to\('cpu', t",
+        ),
+        (lambda theta: theta.long(), "got torch.int64"),
+        (lambda theta: theta.numpy(), "got a ndarray; convert it: torch.as_tensor"),
+        (lambda theta: theta.tolist(), "got a list"),
+        (lambda theta: theta[None], r"have the shape \["),
+        (lambda theta: theta[1:], r"have the shape \["),
+    ],
+)
+def test_a_point_of_another_kind_is_refused_by_what_it_is(made, words):
+    objective = objective_of(CASES[0])
+    hessian = HessianOperator(objective)
+    point = made(objective.theta)
+    for call in (objective.loss, objective.gradient):
+        with pytest.raises(InvalidArgumentError, match=f"theta must .*{words}"):
+            call(point)
+    with pytest.raises(InvalidArgumentError, match="theta must"):
+        HessianOperator(objective, point)
+    with pytest.raises(
+        InvalidArgumentError, match=f"vector must .*{words.replace('theta', 'vector')}"
+    ):
+        hessian.matvec(point)

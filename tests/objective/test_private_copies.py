@@ -418,3 +418,47 @@ def test_a_copy_is_made_once_of_what_two_share():
     assert twin[0] is twin[1] is twin.list[1]
     assert twin.list[0] is twin[0].weight
     assert twin[0].weight.dtype == torch.float64
+
+
+def test_parameters_in_one_memory_are_refused_by_name():
+    """An optimizer that moves one moves the other: neither is a coordinate of θ."""
+    tied, views = Plain(), Plain()
+    tied.second = nn.Linear(4, 5)
+    tied.second.weight.data = tied.first.weight.data
+    memory = torch.randn(40)
+    views.first.weight.data = memory[:20].view(5, 4)
+    views.second.weight.data = memory[15:30].view(3, 5)
+    for model in (tied, views):
+        with pytest.raises(InvalidArgumentError, match=r"first\.weight and second\.weight.*clone"):
+            Objective(model, "cross_entropy", DATA)
+
+
+def test_parameters_that_share_a_storage_and_no_entry_are_measured():
+    apart, woven = Plain(), Plain()
+    memory = torch.cat([woven.first.weight.data.flatten(), torch.zeros(20)]).view(2, 20)
+    memory[1, :15] = woven.second.weight.data.flatten()
+    memory = memory.T.contiguous()  # the entries of one lie between those of the other
+    woven.first.weight.data = memory[:, 0].view(5, 4)
+    woven.second.weight.data = memory[:15, 1].view(3, 5)
+    found = [Objective(model, "cross_entropy", DATA).gradient() for model in (apart, woven)]
+    torch.testing.assert_close(*found)
+
+
+class Ensemble(nn.Module):
+    """Runs a skeleton without values, into which it puts its weights by name."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 3, 4)), nn.Parameter(torch.zeros(2, 3))
+        self.skeleton = [nn.Linear(4, 3, device="meta")]
+
+    def forward(self, x):
+        def run(weight, bias):
+            return functional_call(self.skeleton[0], {"weight": weight, "bias": bias}, (x,))
+
+        return torch.vmap(run)(self.weight, self.bias).mean(0)
+
+
+def test_a_skeleton_without_values_stays_one():
+    is_right(Ensemble(), Ensemble())

@@ -255,3 +255,38 @@ def test_regression_losses_of_torch_are_means_over_samples(loss):
     expected = float(loss(CASE.build()(X), targets).detach())
     found = Objective(CASE.build(), loss, (X, targets), chunk_size=4)
     assert found.loss() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (torch.Tensor.to_sparse, "sparse_coo"),
+        (lambda x: x.to("meta"), "meta tensor, which has no values"),
+        (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "jagged"),
+    ],
+)
+def test_tensors_of_which_no_samples_can_be_taken_are_named(made, words):
+    with pytest.raises(InvalidArgumentError, match=f"{words}.*to_dense"):
+        Objective(nn.Linear(4, 3), "cross_entropy", (made(X.float()), Y))
+
+
+def test_sparse_samples_are_named_in_a_data_set_and_in_a_loader():
+    pairs = [(x.to_sparse(), int(y)) for x, y in zip(X.float(), Y, strict=True)]
+
+    def stacked(items):
+        return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
+
+    for data in (pairs, DataLoader(pairs, batch_size=4, collate_fn=stacked)):
+        with pytest.raises(InvalidArgumentError, match=r"sparse_coo.*to_dense"):
+            Objective(nn.Linear(4, 3), "cross_entropy", data)
+
+
+def test_labels_that_are_text_are_named():
+    pairs = [(x, str(int(y))) for x, y in zip(X, Y, strict=True)]
+    with pytest.raises(InvalidArgumentError, match=r"hold text, e\.g\. '\d'.*whole numbers"):
+        Objective(CASE.build(), CASE.loss, pairs)
+
+
+def test_a_model_that_needs_all_parts_of_a_batch_is_told_where_targets_stand():
+    with pytest.raises(InvalidArgumentError, match=r"needs 2 inputs.*targets after the inputs"):
+        Objective(nn.Bilinear(4, 4, 3), lambda outputs: outputs.mean(), (X, X))

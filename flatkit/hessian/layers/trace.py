@@ -48,7 +48,7 @@ class Network:
     @property
     def nbytes(self) -> int:
         """The bytes of the network's own copies of parameters and buffers."""
-        return sum(tensor.nbytes for tensor in self.constants.values())
+        return sum(map(_bytes_of, self.constants.values()))
 
     def tensor(self, target: str) -> tuple[str, Tensor]:
         """Return the canonical name and the value of a parameter or buffer by path."""
@@ -60,6 +60,12 @@ class Network:
         """Return the module's own names of its parameters -> canonical names."""
         own = module.named_parameters(remove_duplicate=False)
         return {name: self.names[id(p)] for name, p in own}
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    if tensor.is_sparse:  # torch counts those of its parts alone
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.nbytes
 
 
 def trace(model: nn.Module) -> Network:

@@ -181,6 +181,9 @@ class Copier:
         """
         if id(tensor) in self._memo:
             return self._memo[id(tensor)]
+        if constant and tensor.is_meta:  # a skeleton, into which the model puts weights by name
+            self._seen[id(tensor)] = self._memo[id(tensor)] = tensor
+            return tensor
         refuse_without_values(tensor)
         dtype = self._dtype_for(tensor, constant=constant)
         twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)

@@ -22,7 +22,7 @@ from flatkit.objective.passes import Chunk, arguments
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.users_code import users_code
-from flatkit.parameters import ParameterSpace
+from flatkit.parameters import ParameterSpace, check_like
 
 
 class PlacedModel(ABC):
@@ -101,6 +101,7 @@ class PlacedModel(ABC):
         """
         with self._places.ready(smooth):
             theta = self.theta if theta is None else theta
+            check_like("theta", theta, self.theta)
             point = theta.detach().clone().requires_grad_(not self._places.habits.values_only)
             with self._places.holding(point, self.space, self._own_parts(point)):
                 yield point
@@ -124,6 +125,7 @@ class PlacedModel(ABC):
 
         What can be differentiated already is the point itself, all else is `placed`.
         """
+        check_like("theta", theta, self.theta)
         # Of what is taken at a mere value the model must not know: there is one function.
         if not (theta.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(theta)):
             with self.placed(theta, smooth=smooth) as point:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from flatkit.objective.model.copier import Copier, refuse_uncopyable, unwrapped
+from flatkit.objective.model.shared_memory import refuse_shared_memory
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
 
@@ -49,6 +50,7 @@ def private_copy(
     """
     refuse_uncopyable(model)
     model = unwrapped(model)
+    refuse_shared_memory(model)
     copier = Copier(_dtype_of(model) if dtype is None else dtype, device)
     private = copier.copy(model).eval()
     if batchnorm == "train":

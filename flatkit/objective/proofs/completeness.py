@@ -14,6 +14,7 @@ from flatkit.objective.model.elsewhere import Elsewhere, Spot
 from flatkit.objective.model.private_model import PrivateModel
 from flatkit.objective.passes import Chunk, chunk_of, share_of
 from flatkit.objective.proofs.examination import Check, Found, prove
+from flatkit.objective.pytree import tensors_in
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.parameters import ParameterSpace
 
@@ -32,12 +33,14 @@ class Trial(NamedTuple):
         outputs: of the model.
         loss: what the samples add to it, a scalar.
         used_by_model: ids of tensors that the forward pass gave to calls of torch.
+        given: ids of the tensors of the samples, which a model may let require gradients.
     """
 
     point: Tensor
     outputs: Any
     loss: Tensor
     used_by_model: frozenset[int]
+    given: frozenset[int]
 
 
 Run = Callable[[Elsewhere | None, Mapping[str, Tensor]], Trial]
@@ -107,7 +110,8 @@ def _on(function: "Objective", chunk: Chunk) -> Trial:
         outputs = function.outputs(point, chunk)
         used = frozenset(() if function.elsewhere is None else function.elsewhere.used)
         share = share_of(function.losses(outputs, chunk.targets), chunk, 1.0)
-    return Trial(point, outputs, share, used)
+    given = frozenset(map(id, tensors_in((chunk.inputs, chunk.targets))))
+    return Trial(point, outputs, share, used, given)
 
 
 def _find(
@@ -201,7 +205,7 @@ class Search:
 
     def foreign(self, trial: Trial) -> list[Tensor]:
         """Return the leaves of a loss that are not the point, nor constants of the model."""
-        known = {id(trial.point), *self._constants}
+        known = {id(trial.point), *self._constants, *trial.given}
         return [leaf for leaf in graph_leaves([trial.loss]) if id(leaf) not in known]
 
     def labels(self, leaves: Iterable[Tensor]) -> list[str]:
@@ -234,6 +238,9 @@ class Search:
         computed = [leaf for leaf in (*in_model, *in_loss) if self._is_computed(leaf)]
         if computed:
             raise InvalidArgumentError(_COMPUTED.format(_named(self.labels(computed))))
+        kept = [x for x in foreign if x.shape == trial.point.shape and self.spot(x) is None]
+        if kept:
+            raise InvalidArgumentError(_KEPT)
         if in_model:
             raise InvalidArgumentError(_OF_MODEL.format(_named(self.labels(in_model))))
         if in_loss and not loss_parameters:
@@ -312,6 +319,11 @@ _OF_LOSS = (
 _COMPUTED = (
     "the loss depends on {}, which was computed from weights beforehand: at another point it would "
     "be that of this one. Compute it in every call, or, if it is a constant, `detach()` it"
+)
+_KEPT = (
+    "the model or the loss keeps between calls what was computed in an earlier one, with its "
+    "graph (a hidden state, a cache, a queue): `detach()` what is kept, and start each call anew, "
+    "so that the loss is a function of the weights"
 )
 _OF_MODEL = (
     "the model uses tensors that require gradients and are not among its parameters: {}; they "

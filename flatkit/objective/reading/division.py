@@ -132,6 +132,15 @@ def missing_names(batch: Any, model: nn.Module) -> tuple[list[str], list[str]] |
     return [str(key) for key in batch], list(signature(model.forward).parameters)
 
 
+def num_needed(model: nn.Module) -> int:
+    """Return how many arguments a model cannot do without.
+
+    >>> num_needed(nn.Bilinear(1, 1, 1))
+    2
+    """
+    return sum(map(_is_needed, signature(model.forward).parameters.values()))
+
+
 def _by_position(batch: Any, size: int, model: nn.Module) -> Iterator[InputWay]:
     def rest(whole: Any) -> Any:
         return whole[size] if size == len(whole) - 1 else tuple(whole[size:])

@@ -1,6 +1,6 @@
 """How data come into an objective: collected, divided between model and loss, tried, converted."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
-from flatkit.objective.pytree import Bundle, Tree, map_object, take
+from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, take
 from flatkit.objective.reading.division import (
     InputWay,
     Pick,
     TargetWay,
     input_ways,
     missing_names,
+    num_needed,
     spread,
     target_ways,
 )
@@ -92,8 +93,24 @@ def take_in(data: Data, taker: Taker, *, samples: int | None, seed: int) -> Take
         try:
             return _first_that_fits(whole, taker)
         except FlatkitError:
-            pass  # the error to be told is the first
+            first = _with_text(first, first_unit(whole.whole))
     raise first
+
+
+def _with_text(error: FlatkitError, batch: Any) -> FlatkitError:
+    """Return the error of what was taken from a batch, which also names text that was left out."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = parts if isinstance(parts, (list, tuple, ValuesView)) else ()
+    firsts = [p[0] if isinstance(p, (list, tuple)) and p else p for p in parts]
+    text = [part for part in firsts if isinstance(part, str)]
+    if not text or not isinstance(error, InvalidArgumentError):
+        return error
+    told = InvalidArgumentError(
+        f"the samples hold text, e.g. {text[0][:20]!r}, which no model or loss took, and without "
+        f"it {error}; give labels as whole numbers"
+    )
+    told.__cause__ = error
+    return told
 
 
 def _leaves_out(data: Data) -> bool:
@@ -252,7 +269,15 @@ def _unfit(error: FlatkitError, example: Any, model: nn.Module) -> FlatkitError:
     """Return what is told of a model that takes a batch in no way."""
     names = missing_names(example, model)
     if names is None:
-        return error
+        needed = num_needed(model)
+        if not isinstance(example, (tuple, list)) or needed < max(2, len(example)):
+            return error
+        told = InvalidArgumentError(
+            f"the model needs {needed} inputs, and of the {len(example)} parts of a batch the last "
+            f"is for the loss: give targets after the inputs, be they zeros. {error}"
+        )
+        told.__cause__ = error
+        return told
     told = InvalidArgumentError(
         f"the batch has {', '.join(names[0])}, but the model takes {', '.join(names[1])}; name the "
         f"entries of the batch after the arguments of the model. As one argument: {error}"

@@ -106,6 +106,7 @@ def check_data(name: str, data: Any) -> None:
     if isinstance(data, (Samples, DataLoader, IterableDataset)):
         return
     if _is_batch(data):
+        _refuse_what_has_no_rows(name, data)
         lengths = [len(leaf) if leaf.ndim else 0 for leaf in leaves(data)]
         if len(set(lengths)) != 1 or lengths[0] == 0:
             raise InvalidArgumentError(
@@ -127,6 +128,19 @@ def check_data(name: str, data: Any) -> None:
         or not (_has_length(data) or isinstance(data, Iterable))
     ):
         raise InvalidArgumentError(f"{name} must be {_KINDS}, got {type(data).__name__}")
+
+
+def _refuse_what_has_no_rows(name: str, data: Any) -> None:
+    """Refuse tensors that are not plain arrays of numbers: of them no samples can be taken."""
+    for tensor in tensors_in(data):
+        if tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized):
+            continue
+        what = "meta tensor, which has no values" if tensor.is_meta else str(tensor.layout)
+        raise InvalidArgumentError(
+            f"{name} must hold plain tensors, got a {what.removeprefix('torch.')}; make a sparse "
+            "one dense, tensor.to_dense(), pad a nested one, tensor.to_padded_tensor(0), and let "
+            "one that belongs to all samples (an adjacency) be a buffer of the model"
+        )
 
 
 def _from_map(
@@ -190,6 +204,7 @@ def _check_items(source: Any, row: int, collate: Collate) -> None:
         raise InvalidArgumentError(
             f"data must be {_KINDS}, got a {type(source).__name__} of {type(first).__name__}"
         )
+    _refuse_what_has_no_rows("the data set", first)
     one, two = (tensors_in(_batch_of([item], collate)) for item in (first, again))
     if len(one) != len(two) or not same(one, two):
         raise NonDeterministicError(
@@ -256,6 +271,7 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
     counts: list[int] = []
     trees: list[Any] = []
     for size, batch in _stream(loader):
+        _refuse_what_has_no_rows("the batches", batch)
         tree = plain(batch, size) if cut else None
         raw.append(batch)
         trees.append(tree)
