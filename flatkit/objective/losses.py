@@ -272,7 +272,9 @@ class WeightedMean:
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the sum of the weighted losses of every sample, [B]."""
         outputs = _main(outputs)
-        values = self._module.to(outputs.device, outputs.dtype)(outputs, targets)
+        if self._module.weight is not None:  # else nothing is to be moved, and asking is dear
+            self._module.to(outputs.device, outputs.dtype)
+        values = self._module(outputs, targets)
         return values.reshape(len(values), -1).sum(1)
 
     def weights(self, targets: Tensor) -> Tensor:

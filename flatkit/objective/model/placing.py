@@ -162,7 +162,8 @@ class PlacedModel(ABC):
         if isinstance(outputs, Bundle):
             pairs = zip(outputs.units, targets.units, strict=True)
             return torch.stack([self.losses(*pair).mean() for pair in pairs]).mean()
-        with self.standing_elsewhere(), users_code("the loss"):
+        around = nullcontext() if self.elsewhere is None else self.standing_elsewhere()
+        with around, users_code("the loss"):
             return self.loss_function(outputs, targets)
 
     def _run(self, inputs: Tree) -> Any:

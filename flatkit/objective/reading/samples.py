@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
@@ -155,6 +155,9 @@ def _from_map(
     if not len(chosen):
         raise InvalidArgumentError("the data hold no samples")
     drawn: Drawn = "all" if samples is None or samples == len(source) else "random"
+    if cut and collate is default_collate and _is_of_tensors(source):
+        batch = [tensor[chosen].contiguous() for tensor in source.tensors]
+        return replace(_as_rows(batch, len(source), chosen), drawn=drawn)
     _check_items(source, int(chosen[0]), collate)
     if cut and _can_be_cut(source, chosen[:2].tolist(), collate):
         batch = collated([source[index] for index in chosen.tolist()], collate)
@@ -177,6 +180,14 @@ def _from_map(
         return made
     probe = Bundle([collated(items, collate) for items in (two, two[:1], two[1:])])
     return replace(made, probe=probe, mixed=found.batches is None)
+
+
+def _is_of_tensors(source: Any) -> bool:
+    """Whether a data set is of torch's own class, whose rows are those of plain tensors."""
+    return type(source) is TensorDataset and all(
+        type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.is_nested
+        for tensor in source.tensors
+    )
 
 
 def _chosen(loader: DataLoader[Any] | None, length: int) -> Chosen:
