@@ -93,6 +93,7 @@ class GradientNorm:
                 grad_outputs=self.geometry.displacement(self._steepest(scaled)),
                 materialize_grads=True,
             )
+            products = products.detach()  # torch 2.4 makes zeros that require gradients
             return self.geometry.displacement(products)
 
         return FunctionValues(self.geometry.dual_norm(scaled), ascents)

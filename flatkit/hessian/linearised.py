@@ -19,7 +19,7 @@ from flatkit.hessian.products import Formula
 from flatkit.hessian.unsupported import torch_derivatives
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import ModelLoss
-from flatkit.objective.passes import Chunk
+from flatkit.objective.passes import Chunk, gradients
 
 Directions: TypeAlias = Sequence[Tensor]
 """A direction of each of the values."""
@@ -65,7 +65,7 @@ def outputs_head(objective: Objective, outputs: Any, chunk: Chunk) -> Linearised
                 f"dictionaries of them, on which the loss depends; got {type(outputs).__name__}"
             )
         with torch_derivatives():
-            slopes = torch.autograd.grad(share, leaves, create_graph=True, materialize_grads=True)
+            slopes = gradients(share, leaves, create_graph=True)
     curved = [slope.requires_grad for slope in slopes]
 
     def bend(along: Directions) -> Directions:
@@ -74,9 +74,7 @@ def outputs_head(objective: Objective, outputs: Any, chunk: Chunk) -> Linearised
         bent = [slope for slope, has in zip(slopes, curved, strict=True) if has]
         given = [part for part, has in zip(along, curved, strict=True) if has]
         with torch_derivatives():
-            return torch.autograd.grad(
-                bent, leaves, given, retain_graph=True, materialize_grads=True
-            )
+            return gradients(bent, leaves, given, retain_graph=True)
 
     return Linearised(values, bend)
 
@@ -111,9 +109,7 @@ def by_graph(head: Head, objective: Objective, theta: Tensor, chunk: Chunk) -> F
         with objective.placed_again(point):
             for row, vector in zip(found, vectors, strict=True):
                 with torch_derivatives():
-                    along = torch.autograd.grad(
-                        pulled, duals, vector, retain_graph=True, materialize_grads=True
-                    )
+                    along = gradients(pulled, duals, vector, retain_graph=True)
                 row.copy_(_pulled(values, point, bend(along)))
         return found
 
@@ -168,9 +164,7 @@ def by_layers(
 
     def bend_outputs(direction: Tensor) -> Tensor:
         with torch_derivatives():
-            along = torch.autograd.grad(
-                pulled, duals, direction, retain_graph=True, materialize_grads=True
-            )
+            along = gradients(pulled, duals, direction, retain_graph=True)
         return _pulled(values, outputs, bend(along))
 
     def products(vectors: Tensor) -> Tensor:
@@ -189,11 +183,6 @@ def _pulled(
 ) -> Tensor:
     """Return Jᵀu."""
     with torch.enable_grad(), torch_derivatives():
-        return torch.autograd.grad(
-            list(values),
-            point,
-            list(duals),
-            create_graph=create_graph,
-            retain_graph=True,
-            materialize_grads=True,
+        return gradients(
+            list(values), point, list(duals), create_graph=create_graph, retain_graph=True
         )[0]

@@ -16,7 +16,7 @@ from flatkit.hessian.layers.tape import Tape
 from flatkit.hessian.layers.trace import trace
 from flatkit.hessian.unsupported import UnsupportedError, torch_derivatives
 from flatkit.objective.function import Objective
-from flatkit.objective.passes import Chunk, differentiate
+from flatkit.objective.passes import Chunk, differentiate, gradients
 
 EngineName: TypeAlias = Literal[
     "layers",
@@ -87,11 +87,7 @@ def double_backward(objective: Objective, theta: Tensor, chunk: Chunk) -> Formul
         # What the model recomputes needs the weights of the forward pass once more.
         with objective.placed_again(point), torch_derivatives():
             for row, vector in zip(found, vectors, strict=True):
-                row.copy_(
-                    torch.autograd.grad(
-                        slope, point, vector, retain_graph=True, materialize_grads=True
-                    )[0]
-                )
+                row.copy_(gradients(slope, point, vector, retain_graph=True)[0])
         return found
 
     return Formula(products, slope.detach())

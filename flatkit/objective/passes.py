@@ -1,7 +1,7 @@
 """One pass over the samples: its parts, its result, and the count of passes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -90,6 +90,33 @@ class Counter:
         )
 
 
+def gradients(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    along: Tensor | Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> tuple[Tensor, ...]:
+    """Return what `torch.autograd.grad` does, and zeros where nothing depends on an input.
+
+    The zeros that torch 2.4 itself makes require gradients, whether a graph is wanted or not.
+
+    >>> x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    >>> gradients(x.sum(), [x, y])
+    (tensor([1., 1.]), tensor([0., 0.]))
+    """
+    found = torch.autograd.grad(
+        outputs,
+        inputs,
+        along,
+        create_graph=create_graph,
+        retain_graph=create_graph if retain_graph is None else retain_graph,
+        materialize_grads=True,
+    )
+    return found if create_graph else tuple(part.detach() for part in found)
+
+
 def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) -> Tensor:
     """Return the gradient of a scalar with respect to a point [P].
 
@@ -109,9 +136,7 @@ def differentiate(scalar: Tensor, point: Tensor, *, create_graph: bool = False) 
             "or from detached outputs?"
         )
     try:
-        (found,) = torch.autograd.grad(
-            scalar, point, create_graph=create_graph, materialize_grads=True
-        )
+        (found,) = gradients(scalar, point, create_graph=create_graph)
     except RuntimeError as error:  # of torch: there is no other sign of it
         if "use_reentrant=True" in str(error):
             raise InvalidArgumentError(REENTRANT) from error

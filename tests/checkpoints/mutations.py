@@ -75,7 +75,7 @@ def write_all(folder: Path) -> dict[str, Path]:
     (paths["hub"] / "config.json").write_text('{"model_type": "x", "architectures": ["X"]}')
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save_distributed({"model": state}, checkpoint_id=paths["distributed"], no_dist=True)
+        save_distributed({"model": state}, checkpoint_id=paths["distributed"])
     write_others(paths, state)
     return paths
 

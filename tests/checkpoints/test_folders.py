@@ -113,7 +113,7 @@ def test_the_folder_of_fsdp_inside_another_is_found(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inner = tmp_path / "pytorch_model_fsdp_0"
-        save({"model": model().state_dict()}, checkpoint_id=inner, no_dist=True)
+        save({"model": model().state_dict()}, checkpoint_id=inner)
     (tmp_path / "optimizer_0").mkdir()
     assert_reads(tmp_path)
 

@@ -371,6 +371,8 @@ def test_an_average_is_not_taken_for_a_model_that_was_pickled_whole(tmp_path):
     assert flatkit.load(tmp_path / "x.pt", entry="ema").entry == "ema"
 
 
+# of torch before 2.6, which calls itself within `pickle.loads`
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
 @pytest.mark.parametrize("kind", ["torch", "torch, in a dictionary", "pickle"])
 def test_the_recipe_for_a_whole_model_works_as_it_is_printed(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from flatkit.checkpoints import load
 from flatkit.checkpoints.inspection import inspect
 from flatkit.errors import CheckpointError, InvalidArgumentError
+from tests.versions import UNSAVED, before
 
 DTYPES = [
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32",
@@ -32,7 +34,10 @@ def assert_holds(path, state, *, entry=None):
     assert checkpoint.state_dict.keys() == state.keys()
     for name, tensor in state.items():
         assert checkpoint.state_dict[name].dtype == tensor.dtype
-        assert torch.equal(checkpoint.state_dict[name], tensor), name
+        found = checkpoint.state_dict[name]
+        if "float8" in str(tensor.dtype):  # which torch 2.4 cannot compare
+            found, tensor = found.view(torch.uint8), tensor.view(torch.uint8)
+        assert torch.equal(found, tensor), name
     return checkpoint
 
 
@@ -57,7 +62,7 @@ def test_a_raw_state_dict_is_found_by_its_content(tmp_path, way, suffix):
 @every_way
 def test_every_dtype_and_layout_comes_back_as_torch_reads_it(tmp_path, way):
     file = tmp_path / "all.pt"
-    dtypes = DTYPES
+    dtypes = [name for name in DTYPES if name not in UNSAVED]
     if "_use_new_zipfile_serialization" in way:  # for which torch cannot read these itself
         dtypes = [name for name in dtypes if "float8" not in name and name[:5] != "uint1"]
         dtypes = [name for name in dtypes if name not in ("uint32", "uint64")]
@@ -131,7 +136,11 @@ def test_of_several_networks_none_is_taken_by_chance(tmp_path):
 
 
 def test_safetensors_are_read(tmp_path):
-    state = {name: (3 * torch.rand(2, 3)).to(getattr(torch, name)) for name in DTYPES[:-1]}
+    dtypes = DTYPES[:-1]
+    if before(safetensors, 0, 5):  # which knows fewer
+        dtypes = [name for name in dtypes if "complex" not in name and name[:5] != "uint1"]
+        dtypes = [name for name in dtypes if name not in ("uint32", "uint64")]
+    state = {name: (3 * torch.rand(2, 3)).to(getattr(torch, name)) for name in dtypes}
     save_file(state, tmp_path / "weights", metadata={"format": "pt"})
     assert assert_holds(tmp_path / "weights", state).format == "safetensors"
 
@@ -191,7 +200,7 @@ def test_a_folder_of_torch_distributed_is_read_without_its_pickle(tmp_path):
     model(torch.randn(5, 3)).sum().backward()
     optimizer.step()
     content = {"model": model.state_dict(), "optim": optimizer.state_dict(), "epoch": 3}
-    save_distributed(content, checkpoint_id=tmp_path, no_dist=True)
+    save_distributed(content, checkpoint_id=tmp_path)
     checkpoint = assert_holds(tmp_path, model.state_dict())
     assert checkpoint.format == "torch.distributed.checkpoint"
     assert checkpoint.entry == "model"

@@ -244,7 +244,7 @@ def distributed(tmp_path):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save_distributed({"model": {"w": torch.arange(6.0)}}, checkpoint_id=tmp_path, no_dist=True)
+        save_distributed({"model": {"w": torch.arange(6.0)}}, checkpoint_id=tmp_path)
     return tmp_path
 
 

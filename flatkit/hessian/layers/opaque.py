@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.hessian.layers.layer import Layer, Parameters, Sum
 from flatkit.hessian.unsupported import UnsupportedError, torch_derivatives
+from flatkit.objective.passes import gradients
 
 
 @final
@@ -44,13 +45,7 @@ class Opaque(Layer):
         """Return J(x)ᵀ g."""
         with torch.enable_grad(), torch_derivatives():
             self._above = gradient.detach().requires_grad_()
-            self._below = torch.autograd.grad(
-                self._y,
-                self._smooth(),
-                self._above,
-                create_graph=True,
-                materialize_grads=True,
-            )
+            self._below = gradients(self._y, self._smooth(), self._above, create_graph=True)
         return self._deliver([g.detach() for g in self._below], total)
 
     def push(self, inputs: Sequence[Tensor | None], directions: Parameters) -> Tensor | None:
@@ -66,13 +61,8 @@ class Opaque(Layer):
             return None
         outputs, along = zip(*pairs, strict=True)
         with torch_derivatives():
-            result, *self._bend = torch.autograd.grad(
-                outputs,
-                [self._above, *self._smooth()],
-                along,
-                retain_graph=True,
-                materialize_grads=True,
-                allow_unused=True,
+            result, *self._bend = gradients(
+                outputs, [self._above, *self._smooth()], along, retain_graph=True
             )
         return result
 
@@ -82,10 +72,7 @@ class Opaque(Layer):
         parts: list[Tensor | None] = [None] * len(smooth)
         if gradient is not None:
             with torch_derivatives():
-                found = torch.autograd.grad(
-                    self._y, smooth, gradient, retain_graph=True, materialize_grads=True
-                )
-            parts = list(found)
+                parts = list(gradients(self._y, smooth, gradient, retain_graph=True))
         if curved and self._bend is not None:
             parts = [
                 bend if part is None else part + bend

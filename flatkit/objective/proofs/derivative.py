@@ -73,7 +73,7 @@ class _Place:
             if self.depends:
                 with users_code("the backward pass"):
                     (slope,) = torch.autograd.grad(loss, point, materialize_grads=True)
-                self.gradient = slope
+                self.gradient = slope.detach()
             self.loss = float(loss.detach())
 
     def value(self, step: Tensor) -> float:
