@@ -231,7 +231,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "frozen": lambda: nn.Sequential(
         nn.Linear(4, 5).requires_grad_(False), nn.Tanh(), nn.Linear(5, 3)
     ),
-    "dictionary": lambda: Fold(mlp(nn.Tanh()), lambda out: {"logits": out, "aux": out.sum()}),
+    "dictionary": lambda: Fold(mlp(nn.Tanh()), lambda out: {"logits": out, "aux": out.sum()}),  # pyright: ignore
     "words": Words,
     "words, sparse": lambda: Words(sparse=True),
     "words, padding": lambda: Words(padding_idx=0),
@@ -284,7 +284,7 @@ LOSSES: dict[str, Callable[[], tuple[Any, Callable[[Any, Tensor], Tensor]]]] = {
     # What flatkit is given, and the mean over one batch of everything.
     "cross_entropy": lambda: ("cross_entropy", lambda o, t: F.cross_entropy(logits(o), t)),
     "mse": lambda: ("mse", lambda o, t: (logits(o) - F.one_hot(t, CLASSES)).square().mean()),
-    "function": lambda: 2 * (lambda o, t: F.cross_entropy(logits(o), t),),
+    "function": lambda: 2 * (lambda o, t: F.cross_entropy(logits(o), t),),  # pyright: ignore
     "module": lambda: (nn.CrossEntropyLoss(), lambda o, t: F.cross_entropy(logits(o), t)),
     "ignored class": lambda: (
         nn.CrossEntropyLoss(ignore_index=1),

@@ -212,8 +212,9 @@ class InPlace:
         objective, with_accuracy = self._model.objective, "accuracy" in self.quantities
         if "gradient_norm" not in self.quantities:
             loss, accuracy = objective.evaluate(self._model.place)
-            shown = with_accuracy and accuracy is not None
-            return {"loss": loss} | ({"accuracy": accuracy} if shown else {})
+            if accuracy is None or not with_accuracy:
+                return {"loss": loss}
+            return {"loss": loss, "accuracy": accuracy}
         decision = objective.decision if with_accuracy else None
         loss, correct, asked, gradient = 0.0, 0, 0, torch.zeros_like(self._model.place)
         with objective.placed(self._model.place) as point:

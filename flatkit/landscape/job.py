@@ -89,7 +89,7 @@ class LandscapeJob:
         self._batch = min(each.batch for each in self._evaluators.values())
         self._objectives, self._quantities = objectives, tuple(quantities)
         self._memory = memory
-        self._header = {
+        self._header: dict[str, Any] = {
             **(about or {}),
             "directions": subspace.describe(),
             "objective": {split: _timeless(o.describe()) for split, o in objectives.items()},
@@ -100,7 +100,7 @@ class LandscapeJob:
     @cached_property
     def job(self) -> dict[str, Any]:
         """All that the values depend on, ready for JSON."""
-        found = {
+        found: dict[str, Any] = {
             "flatkit": __version__,
             "torch": torch.__version__,
             **self._header,

@@ -368,8 +368,8 @@ class Objective(PlacedModel):
     def _value(self, point: Tensor, chunk: Chunk) -> tuple[float, int, int]:
         """Return what a chunk adds to L at a placed point, and how many of how many are right."""
         outputs, decision = self.outputs(point, chunk), self.decision
-        right = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
-        return float(self.share(outputs, chunk).detach()), *right
+        right, asked = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
+        return float(self.share(outputs, chunk).detach()), right, asked
 
     def mean_of(self, theta: Tensor, rows: Tensor) -> float:
         """Return the loss of some samples at θ, where that is one number."""

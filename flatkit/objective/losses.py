@@ -86,7 +86,7 @@ class CrossEntropy(_Registered):
         """Check the range."""
         check_fraction("label_smoothing", self.label_smoothing)
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, targets: Any) -> Tensor:
         """Return the loss of every sample; of images, the sum over its pixels.
 
         Args:

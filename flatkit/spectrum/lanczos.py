@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -249,7 +249,7 @@ class _Search:
             self.beyond = self.displaced = np.zeros(len(wanted))
             self.ranked = self.certain = True
             return
-        given = {"size": basis.size, "rounding": basis.rounding}
+        given: dict[str, Any] = {"size": basis.size, "rounding": basis.rounding}
         known = self.ranked and len(self.beyond) == len(wanted) and not basis.broke_down
         if always or not (known and np.abs(wanted - self._ranked_values).max() < 1e-3 * allowed):
             starts = basis.starts

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,4 +137,5 @@ class _ThreeTerms:
 
     def ritz(self) -> np.ndarray:
         """Return the Ritz values, ascending."""
-        return eigvalsh_tridiagonal(np.array(self._diagonal), np.array(self._couplings[:-1]))
+        found: Any = eigvalsh_tridiagonal(np.array(self._diagonal), np.array(self._couplings[:-1]))
+        return found

@@ -85,8 +85,8 @@ def write_others(paths: dict[str, Path], state: dict[str, torch.Tensor]) -> None
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
     paths["plain.pkl"].write_bytes(pickle.dumps({"model": state}))
     paths["arrays.pkl"].write_bytes(pickle.dumps({"model": arrays}, 2))
-    np.savez(paths["arrays.npz"], **arrays)
-    np.savez_compressed(paths["packed.npz"], **arrays)
+    np.savez(paths["arrays.npz"], **arrays)  # pyright: ignore
+    np.savez_compressed(paths["packed.npz"], **arrays)  # pyright: ignore
     other = [Namespace(a=nn.Linear(2, 2)), torch.eye(2).to_sparse(), {Path("x"): defaultdict(list)}]
     torch.save({"models": [state, other], "other": other}, paths["objects.pt"])
     step = paths["deepspeed"] / "global_step1"

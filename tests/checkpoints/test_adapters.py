@@ -1,5 +1,9 @@
 """Adapters of PEFT: added to the weights of a base as its formula says, or put in their places."""
 
+# torch types what a module holds as Tensor | Module.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportUnusedExpression=false
+
 import json
 from typing import Any
 

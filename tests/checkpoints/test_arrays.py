@@ -46,7 +46,7 @@ def test_an_archive_of_arrays_is_read(tmp_path, save):
 
 
 def test_a_dictionary_that_numpy_saved_as_an_object_is_read(tmp_path):
-    np.save(tmp_path / "x.npy", arrays(), allow_pickle=True)
+    np.save(tmp_path / "x.npy", arrays(), allow_pickle=True)  # pyright: ignore
     assert_reads(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", np.ones(3))
     with pytest.raises(CheckpointError, match=r"a lone tensor of shape \[3\]"):

@@ -221,7 +221,7 @@ class Harm:
 def harmful(trace: str) -> dict[str, Any]:
     command, harm = f"mkdir {trace}", Harm((os.mkdir, (trace,)))
     return {
-        "system": Harm((os.system, (command,))),
+        "system": Harm((os.system, (command,))),  # pyright: ignore
         "mkdir": harm,
         "eval": Harm((eval, (f"__import__('os').mkdir({trace!r})",))),
         "exec": Harm((exec, (f"import os; os.mkdir({trace!r})",))),

@@ -1,5 +1,9 @@
 """What a message advises is done as it is printed, and helps."""
 
+# torch types what a module holds as Tensor | Module.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportUnusedExpression=false
+
 import re
 import shlex
 from collections import OrderedDict

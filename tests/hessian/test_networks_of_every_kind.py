@@ -1,5 +1,9 @@
 """Engines on networks of every kind: each product is the dense Hessian's, or states its error."""
 
+# torch types what a module holds as Tensor | Module.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportUnusedExpression=false
+
 from collections.abc import Callable
 from typing import Any
 

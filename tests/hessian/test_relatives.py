@@ -175,7 +175,7 @@ def truths(net: Net, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Te
     """Return the Gauss-Newton and the Fisher matrix, dense."""
     if net.name == "no second derivative":
         model = copy.deepcopy(model)
-        model.sine = torch.sin
+        model.sine = torch.sin  # pyright: ignore
     named = dict(model.named_parameters())
     sizes = [p.numel() for p in named.values()]
     theta = torch.cat([p.detach().flatten() for p in named.values()])

@@ -64,4 +64,4 @@ def test_rounding_is_found_also_where_float64_cannot_be_had(model, loss):
     assert 0.1 * expected < noise < 10 * expected
     vector = torch.ones(session.objective.num_parameters)
     products = [HessianOperator(each.objective) @ vector for each in (session, other)]
-    assert torch.allclose(*products, atol=1e-5)
+    assert torch.allclose(*products, atol=1e-5)  # pyright: ignore

@@ -1,5 +1,9 @@
 """How batches reach model and loss: whole, in parts, weighted; graphs and boxes as they come."""
 
+# torch types what a module holds as Tensor | Module.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportUnusedExpression=false
+
 import copy
 import dataclasses
 import threading
@@ -163,7 +167,7 @@ class Record:
     label: torch.Tensor
 
 
-Named = namedtuple("Named", "x y")
+Named = namedtuple("Named", "x y")  # pyright: ignore
 
 
 def attributed(items):

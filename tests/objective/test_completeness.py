@@ -1,5 +1,9 @@
 """Nothing that a loss depends on is left out of θ, wherever functions hold it."""
 
+# torch types what a module holds as Tensor | Module.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportUnusedExpression=false
+
 import copy
 from functools import partial
 

@@ -174,7 +174,7 @@ def test_vectors_of_padding_are_held_constant_and_named(tied):
     """Against a table whose looked-up row 0 is a constant, differentiated densely."""
     model = Reader(tied).double()
     if tied:
-        model.last = nn.Identity()
+        model.last = nn.Identity()  # pyright: ignore
     objective = Objective(model, CE, (WORDS, Y), chunk_size=7)
     parts = {name: p.detach() for name, p in model.named_parameters()}
     row = parts["table.weight"][0]
@@ -195,7 +195,7 @@ def test_vectors_of_padding_are_held_constant_and_named(tied):
         torch.testing.assert_close(objective.gradient(point), gradient)
     hessian = torch.autograd.functional.hessian(value, theta)
     vector = torch.linspace(1, 2, len(theta)).double()
-    torch.testing.assert_close(HessianOperator(objective) @ vector, hessian @ vector)
+    torch.testing.assert_close(HessianOperator(objective) @ vector, hessian @ vector)  # pyright: ignore
     assert "table.weight" in objective.examination["padding"].how
     assert model.table.padding_idx == 0 and type(model.table) is nn.Embedding
 

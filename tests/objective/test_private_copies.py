@@ -1,5 +1,9 @@
 """Copies of models that are hard to copy, and complex ones, against dense float64 references."""
 
+# torch types what a module holds as Tensor | Module.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportUnusedExpression=false
+
 import argparse
 import copy
 import io
@@ -330,7 +334,7 @@ def test_compiled_and_parallel_parts_of_a_model_are_measured():
     plain = nn.Sequential(first, nn.Tanh(), nn.Linear(5, 3))
     hessian = dense(plain, F.cross_entropy, DATA)[2]
     for part in (Compiled(first), nn.DataParallel(first)):
-        model = nn.Sequential(part, *plain[1:])
+        model = nn.Sequential(part, *plain[1:])  # pyright: ignore
         objective = Objective(model, "cross_entropy", DATA, dtype=torch.float64)
         assert multiply(objective, hessian) < 1e-8
 

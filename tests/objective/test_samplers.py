@@ -34,7 +34,7 @@ MODEL = nn.Linear(3, 2)
 class Balanced(Sampler):
     """A batch sampler: one sample of each class a batch, three batches."""
 
-    rows = tuple(int(i) for c in (0, 1) for i in (c == Y).nonzero().flatten()[:3])
+    rows = tuple(int(i) for c in (0, 1) for i in (c == Y).nonzero().flatten()[:3])  # pyright: ignore
 
     def __iter__(self):
         for i in range(3):
@@ -204,7 +204,7 @@ def test_nothing_of_a_sampler_or_of_the_random_states_changes():
             *(g.get_state().tolist() for g in generators),
             torch.get_rng_state().tolist(),
             random.getstate(),
-            np.random.get_state()[1].tolist(),  # noqa: NPY002
+            np.random.get_state()[1].tolist(),  # noqa: NPY002  # pyright: ignore
             list(sampler.rows),
             sampler.passes,
         )

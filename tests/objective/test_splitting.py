@@ -31,7 +31,7 @@ def agrees(objective, model, value):
     torch.testing.assert_close(objective.gradient(), gradient, rtol=1e-9, atol=1e-12)
     vector = torch.linspace(-1, 1, len(gradient)).double()
     product = HessianOperator(objective) @ vector
-    torch.testing.assert_close(product, hessian @ vector, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(product, hessian @ vector, rtol=1e-8, atol=1e-10)  # pyright: ignore
 
 
 def scores(wide=3):

@@ -25,7 +25,7 @@ def _bytes(thing):
 
 
 def random_states() -> tuple:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002  # pyright: ignore
 
 
 class Base(nn.Module):
@@ -127,7 +127,7 @@ def test_curvature_of_models_that_edit_their_inputs_is_that_of_copies(kind):
     dense = torch.autograd.functional.hessian(function, objective.theta)
     hessian = flatkit.hessian.HessianOperator(objective)
     vector = torch.randn(len(objective.theta)).double()
-    torch.testing.assert_close(hessian @ vector, dense @ vector, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(hessian @ vector, dense @ vector, rtol=1e-4, atol=1e-6)  # pyright: ignore
 
 
 def editing(outputs, targets):

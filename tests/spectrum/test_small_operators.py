@@ -37,7 +37,7 @@ def test_the_trace_of_a_small_operator_is_exact_by_as_many_products_as_it_has_co
     values = spectrum(size)
     for seed, method in enumerate(METHODS):
         operator = DenseOperator(random_symmetric(list(values), seed))
-        found = trace(operator, method=method, generator=seeded(seed))
+        found = trace(operator, method=method, generator=seeded(seed))  # pyright: ignore
         if found.matvecs == size:
             assert found.converged and float(found.error) < 1e-13 * np.abs(values).sum()
         else:
@@ -93,7 +93,7 @@ def test_squares_that_overflow_or_vanish_do_no_harm(dtype, scale):
     matrix = (scale * random_symmetric([30.0, 10.0, 3.0, *np.linspace(0, 1, 60)])).to(dtype)
     operator, exact = DenseOperator(matrix), matrix.double() / scale
     for method in METHODS:
-        found = trace(operator, method=method, max_matvecs=60, generator=seeded())
+        found = trace(operator, method=method, max_matvecs=60, generator=seeded())  # pyright: ignore
         value, error = float(found.value) / scale, float(found.error) / scale
         assert abs(value - float(exact.trace())) <= 4 * error < 100
     norm = frobenius_norm(operator, max_matvecs=60, generator=seeded())

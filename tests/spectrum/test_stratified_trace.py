@@ -185,7 +185,7 @@ def test_the_trace_of_an_untrained_relu_network_takes_few_products_and_is_right(
     hessian = HessianOperator(Objective(model, "cross_entropy", (inputs, targets)))
     truth = exact_trace(model, inputs)
     layered, plain = (
-        trace(hessian, method=method, tolerance=0.02, max_matvecs=budget, generator=seeded())
+        trace(hessian, method=method, tolerance=0.02, max_matvecs=budget, generator=seeded())  # pyright: ignore
         for method, budget in (("auto", 20_000), ("hutchinson", 400))
     )
     assert layered.converged and layered.notes["by_part"]

@@ -42,8 +42,8 @@ class Network:
         every = [*self._module.named_parameters(), *self._module.named_buffers()]
         self.constants = {name: tensor.detach() for name, tensor in every}
         for node in self.graph.nodes:  # tensors that are attributes, and no buffers
-            if node.op == "get_attr" and isinstance(value := self.tensor(node.target)[1], Tensor):
-                self.constants.setdefault(node.target, value.detach())
+            if node.op == "get_attr":
+                self.constants.setdefault(node.target, self.tensor(node.target)[1].detach())
 
     @property
     def nbytes(self) -> int:

@@ -46,7 +46,7 @@ class QuietTracer(fx.Tracer):
     @contextmanager
     def _standing_in(self, root: nn.Module) -> Generator[None]:
         """Let proxies stand for parameters, and calls of modules come here."""
-        kept = [(m._parameters, dict(m._parameters)) for m in root.modules()]
+        kept = [(vars(m)["_parameters"], dict(vars(m)["_parameters"])) for m in root.modules()]
         named: list[tuple[dict[str, Any], str, Any]] = []
         proxies: dict[int, fx.Proxy] = {
             id(parameter): self.create_proxy("get_attr", name, (), {})
@@ -58,9 +58,10 @@ class QuietTracer(fx.Tracer):
                 attributes = vars(module)
                 named += [(attributes, name, attributes.get(name)) for name in stand_ins]
                 attributes.update(stand_ins)
-                for name, parameter in module._parameters.items():
+                parameters: dict[str, Any] = attributes["_parameters"]
+                for name, parameter in parameters.items():
                     if parameter is not None:
-                        module._parameters[name] = proxies[id(parameter)]  # type: ignore[assignment]
+                        parameters[name] = proxies[id(parameter)]
             yield
         finally:
             for parameters, before in kept:

@@ -228,7 +228,8 @@ def _differ(given: Tree, original: Tree) -> bool:
 def _random_states() -> tuple[Any, ...]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     arrays = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
-    kind, keys, *rest = numpy.random.get_state()  # noqa: NPY002
+    state: Any = numpy.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = state
     return random.getstate(), kind, bytes(keys), *rest, *(bytes(a.numpy()) for a in arrays)
 
 

@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import is_ordinary, ordinary_torch
@@ -127,7 +128,7 @@ class PlacedModel(ABC):
         """
         check_like("theta", theta, self.theta)
         # Of what is taken at a mere value the model must not know: there is one function.
-        if not (theta.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(theta)):
+        if not (theta.requires_grad or is_functorch_wrapped_tensor(theta)):
             with self.placed(theta, smooth=smooth) as point:
                 yield point
             return
