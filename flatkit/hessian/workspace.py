@@ -23,7 +23,8 @@ def scratch_bytes(operation: Any, arguments: Sequence[Any], result: Any) -> int:
     few channels; other precisions multiply with a matrix of all patches, which holds every pixel
     as often as the kernel has entries. An estimate: 1 to 3 times what malloc gave out in torch 2.13
     (up to 5 times with groups or channels last in float64, 0.6 at worst in bfloat16); for the LSTM
-    half of what goes in and comes out, 0.9 to 6 times. Zero for everything else.
+    half of what goes in and comes out, 0.9 to 6 times, and half of what torch 2.4 takes. Zero for
+    everything else.
 
     Args:
         operation: an overload of `torch.ops`.

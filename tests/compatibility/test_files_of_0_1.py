@@ -22,6 +22,7 @@ from flatkit.training import read_history, train
 from flatkit.training.run import stored_config
 from flatkit.version import __version__
 from flatkit_cli.main import main
+from tests.versions import before
 
 FILES = Path(__file__).parent / "files"
 RUNS = sorted(path.name for path in (FILES / "runs").iterdir())
@@ -92,6 +93,7 @@ def test_surfaces_are_read_and_whole(name):
     assert surface.at_centre("loss") == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.skipif(before(torch, 2, 5), reason="torch 2.4 rounds the directions otherwise")
 def test_a_half_done_landscape_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     name = "gam-random-line.npz"
     lines = (FILES / "half" / f"{name}.journal").read_bytes().splitlines()
@@ -121,10 +123,10 @@ def test_a_half_done_landscape_goes_on_where_it_was(tmp_path, monkeypatch, capsy
 def test_a_run_goes_on_to_the_weights_that_it_would_have_had(name, tmp_path):
     folder = shutil.copytree(FILES / "runs" / name, tmp_path / name)
     assert checkpoints.load(folder / "ckpt.pt").epoch == 2
-    before = read_history(FILES / "runs" / name / "history.json")
+    earlier = read_history(FILES / "runs" / name / "history.json")
     assert train(stored_config(folder), folder, resume=True).epochs_run == 1
     rows = read_history(folder / "history.json")
-    assert rows[:2] == before and len(rows) == 3
+    assert rows[:2] == earlier and len(rows) == 3
     expected = json.loads((FILES / "final-weights.json").read_text())[name]
     for key, tensor in checkpoints.load(folder / "ckpt.pt").state_dict.items():
         np.testing.assert_allclose(tensor.flatten(), expected[key], rtol=1e-4, atol=1e-6)

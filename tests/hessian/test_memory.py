@@ -16,6 +16,7 @@ from flatkit import HessianOperator, Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.hessian.memory import largest_chunk, measure_bytes
 from flatkit.models import MODELS
+from tests.versions import before
 
 
 def allocated(function: Callable[[], object], folder: Path) -> int:
@@ -113,7 +114,8 @@ def test_an_lstm_takes_what_is_counted(tmp_path):
     torch.manual_seed(0)
     model, x = nn.LSTM(16, 64, batch_first=True).requires_grad_(False), torch.randn(32, 20, 16)
     true, (counted, _, _) = allocated(lambda: model(x), tmp_path), measure_bytes(lambda: model(x))
-    assert 0.95 * true <= counted <= 2 * true
+    least = 0.7 if before(torch, 2, 5) else 0.95  # which takes twice the scratch space
+    assert least * true <= counted <= 2 * true
 
 
 @pytest.mark.parametrize("engine", ["layers", "double_backward", "central_difference"])

@@ -10,6 +10,7 @@ from torch import nn
 from flatkit.errors import InvalidArgumentError
 from flatkit.integrations.hugging_face import PerturbedTrainerMixin
 from flatkit.optim import GAM, SAM
+from tests.versions import before
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the library, at import
@@ -130,6 +131,8 @@ def test_the_trainer_reaches_the_same_weights_as_a_plain_loop(tmp_path, kind):
 
 
 def test_accumulated_parts_are_one_batch_with_one_perturbation(tmp_path):
+    if before(transformers, 4, 46, 1):
+        pytest.skip("this transformers counts one label too few in each part")
     whole = fit("gam", tmp_path, loss=sum_over_batch)
     halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     parts = fit("gam", tmp_path, loss=sum_over_batch, **halves)

@@ -9,6 +9,7 @@ from torch import Tensor
 import flatkit
 from flatkit.checkpoints.inspection import inspect
 from tests.libraries.reference import top_eigenvalue
+from tests.versions import before
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -122,6 +123,8 @@ def test_from_a_folder_to_the_top_eigenvalue(make, batch, mean_over, tmp_path):
     assert facts["format"] == "Hugging Face folder (safetensors)"
     assert facts["metadata"]["model_type"] == config.model_type
 
+    if kind.__name__.startswith("GPT2") and before(transformers, 4, 47):
+        config._attn_implementation = "eager"  # its mask of the other overflows in float64
     fresh = kind(config)  # with the attention that transformers chooses
     flatkit.load(tmp_path).load_into(fresh, rename=RENAMED.get(config.model_type))
     data = batch()

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import scipy
 from scipy import stats
 
 from benchmarks.coverage import SPECTRA, distances, too_few
 from flatkit.spectrum.standard_error import mean, stretch
+from tests.versions import before
 
 # Of seven spectra those where early stops, skewed draws and draws of few values once did harm.
 MATRICES = [SPECTRA[name]() for name in ("bulk", "decay", "one pair")]
@@ -32,9 +34,10 @@ def test_true_values_lie_within_the_stated_errors_as_often_as_a_normal_would(met
 
 
 def test_two_widened_errors_hold_what_two_of_a_normal_hold():
+    off = 1e-10 if before(scipy, 1, 12) else 1e-12  # scipy 1.11 itself is 3e-11 off
     for freedom in (1, 2, 7, 30):
         within = stats.t.cdf(2 * stretch(freedom), freedom)
-        assert within == pytest.approx(stats.norm.cdf(2), abs=1e-12)
+        assert within == pytest.approx(stats.norm.cdf(2), abs=off)
 
 
 def test_few_normal_draws_are_covered_as_often_as_many():
