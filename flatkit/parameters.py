@@ -216,7 +216,7 @@ def check_like(name: str, given: Tensor, like: Tensor) -> None:
     Traceback (most recent call last):
     flatkit.errors.InvalidArgumentError: theta must have the shape [2], got [3]
     """
-    if not isinstance(given, Tensor):
+    if not isinstance(given, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError(
             f"{name} must be a tensor of {like.dtype} on {like.device}, got a "
             f"{type(given).__name__}; convert it: torch.as_tensor({name}, dtype={like.dtype})"

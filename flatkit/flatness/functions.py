@@ -11,6 +11,7 @@ from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import Quantity
 from flatkit.hessian.operator import HessianOperator
 from flatkit.objective.function import Objective
+from flatkit.objective.model.one_function import has_fused_paths
 from flatkit.objective.passes import Chunk
 from flatkit.objective.pytree import leaves
 from flatkit.spectrum.operators import SymmetricOperator
@@ -131,7 +132,8 @@ def batch_rows(objective: Objective, theta: Tensor) -> int:
     numbers = sum(leaf.numel() for leaf in leaves(objective.samples.inputs))
     work = max(1, objective.num_parameters * objective.num_samples)
     rows = min(_MOST_ROWS, _MULTIPLICATIONS // work, _INPUT_NUMBERS // max(1, numbers))
-    return rows if rows >= 4 and _can_batch(objective, theta) else 1
+    fused = has_fused_paths(objective.model)  # what vmap wraps requires no gradient for them
+    return rows if rows >= 4 and not fused and _can_batch(objective, theta) else 1
 
 
 def _can_batch(objective: Objective, theta: Tensor) -> bool:

@@ -277,3 +277,12 @@ def test_the_largest_increase_around_a_maximum_is_none():
     objective = Objective(layer, lambda a, b: -(a - b).square().mean(1), data)
     found = max_loss_increase(objective, torch.zeros(1), rho=0.5)
     assert found.value == 0 and not found.displacement.any()
+
+
+def test_searches_of_encoders_leave_their_fused_paths_alone(recwarn):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0)
+    model = nn.Sequential(nn.Embedding(7, 4), encoder, nn.Flatten(), nn.Linear(12, 3)).eval()
+    data = torch.randint(0, 7, (6, 3)), torch.randint(0, 3, (6,))
+    flatkit.analyze(model, "cross_entropy", data, measures=["first_order_flatness"], rho=[0.01])
+    assert not [warning for warning in recwarn if "batching rule" in str(warning.message)]

@@ -276,7 +276,7 @@ def test_sparse_samples_are_named_in_a_data_set_and_in_a_loader():
     def stacked(items):
         return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
 
-    for data in (pairs, DataLoader(pairs, batch_size=4, collate_fn=stacked)):
+    for data in (pairs, DataLoader(pairs, batch_size=4, collate_fn=stacked)):  # pyright: ignore
         with pytest.raises(InvalidArgumentError, match=r"sparse_coo.*to_dense"):
             Objective(nn.Linear(4, 3), "cross_entropy", data)
 
@@ -289,4 +289,4 @@ def test_labels_that_are_text_are_named():
 
 def test_a_model_that_needs_all_parts_of_a_batch_is_told_where_targets_stand():
     with pytest.raises(InvalidArgumentError, match=r"needs 2 inputs.*targets after the inputs"):
-        Objective(nn.Bilinear(4, 4, 3), lambda outputs: outputs.mean(), (X, X))
+        Objective(nn.Bilinear(4, 4, 3), lambda outputs: outputs.mean(), (X, X))  # pyright: ignore

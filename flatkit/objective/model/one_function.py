@@ -39,6 +39,15 @@ def make_one_function(model: nn.Module) -> None:
             _compute_always(module)
 
 
+def has_fused_paths(model: nn.Module) -> bool:
+    """Whether a model has modules that under `torch.vmap` would take their other path.
+
+    >>> has_fused_paths(nn.Sequential(nn.Linear(1, 1)))
+    False
+    """
+    return any(isinstance(module, _FUSED) for module in model.modules())
+
+
 def _compute_always(module: nn.Module) -> None:
     """Let parametrized tensors of a module be computed whenever they are asked for."""
     kind = type(module)
