@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 32
 """Samples that are looked at: six evaluations of them are a few hundredths of a gradient of 500."""
-_FEWEST = 4
+_FEWEST = 8
 _SHARE = 0.5
 """Of the free memory, that a gradient of all samples at once may take."""
 
