@@ -2,13 +2,13 @@
 
 import ast
 import re
-import zipfile
 from io import SEEK_END, BytesIO
 from math import prod
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from flatkit.checkpoints.readers.archives import opened
 from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor, contiguous
 from flatkit.checkpoints.readers.torch_words import vocabulary
 from flatkit.errors import CheckpointError
@@ -157,21 +157,12 @@ def read_npz(file: BinaryIO, path: str) -> dict[str, Any]:
         CheckpointError: damaged, encrypted, or unpacking into something huge.
     """
     size = file.seek(0, SEEK_END)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-            if sum(record.file_size for record in records) > _UNPACKS * size + _FREE:
-                raise CheckpointError(f"{path} is refused: it would unpack into something huge")
-            if len({record.filename for record in records}) < len(records):
-                raise CheckpointError(f"{path} is refused: two records of one name")
-            # The module zipfile gives no more bytes than a record claims, and checks their sum.
-            data = {record.filename: archive.read(record) for record in records}
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile raises a dozen types for bytes that are no archive
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({error or type(error).__name__}); copy it again"
-        ) from error
+    with opened(file, path) as archive:
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > _UNPACKS * size + _FREE:
+            raise CheckpointError(f"{path} is refused: it would unpack into something huge")
+        # The module zipfile gives no more bytes than a record claims, and checks their sum.
+        data = {record.filename: archive.read(record) for record in records}
     return {
         name.removesuffix(".npy"): read_npy(BytesIO(raw), f"{path}, {name}")
         for name, raw in data.items()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from io import SEEK_END, BytesIO
 from typing import Any, BinaryIO, cast
 
+from flatkit.checkpoints.readers.archives import opened
 from flatkit.checkpoints.readers.stored import StoredTensor
 from flatkit.checkpoints.readers.torch_words import (
     Storage,
@@ -96,36 +97,27 @@ def _read_archive(file: BinaryIO, path: str, size: int) -> Any:
 def _extents(file: BinaryIO, path: str, size: int) -> Mapping[str, tuple[int, int]]:
     """Return name -> (first byte, bytes) of the records of an archive, all of them checked."""
     found: dict[str, tuple[int, int]] = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-            if any(record.filename.endswith("/constants.pkl") for record in records):
+    with opened(file, path) as archive:
+        records = archive.infolist()
+        if any(record.filename.endswith("/constants.pkl") for record in records):
+            raise CheckpointError(
+                f"{path} is refused: a TorchScript archive holds code; save a state_dict. "
+                "Where you trust the file, convert it once: import torch; "
+                f"torch.save(torch.jit.load({path!r}).state_dict(), 'weights.pt')"
+            )
+        for record in records:
+            if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                 raise CheckpointError(
-                    f"{path} is refused: a TorchScript archive holds code; save a state_dict. "
-                    "Where you trust the file, convert it once: import torch; "
-                    f"torch.save(torch.jit.load({path!r}).state_dict(), 'weights.pt')"
+                    f"{path} is refused: {record.filename[:80]} is compressed or encrypted, "
+                    "which torch.save never does; it may unpack into something huge"
                 )
-            for record in records:
-                if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
-                    raise CheckpointError(
-                        f"{path} is refused: {record.filename[:80]} is compressed or encrypted, "
-                        "which torch.save never does; it may unpack into something huge"
-                    )
-                if record.filename in found:
-                    raise CheckpointError(f"{path} is refused: two records of one name")
-                # The local header has an extra field of its own: torch aligns the data with it.
-                file.seek(record.header_offset)
-                names, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
-                start = record.header_offset + _LOCAL_HEADER + names + extra
-                found[record.filename] = (start, record.file_size)
-            _check_extents(found.values(), size)
-            damaged = archive.testzip()  # torch.load does not look at the checksums
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile raises a dozen types for bytes that are no archive
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({error or type(error).__name__}); copy it again"
-        ) from error
+            # The local header has an extra field of its own: torch aligns the data with it.
+            file.seek(record.header_offset)
+            names, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
+            start = record.header_offset + _LOCAL_HEADER + names + extra
+            found[record.filename] = (start, record.file_size)
+        _check_extents(found.values(), size)
+        damaged = archive.testzip()  # torch.load does not look at the checksums
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong")
     return found
