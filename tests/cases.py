@@ -113,6 +113,20 @@ class PartlyFrozen(nn.Module):
         return self.head(torch.tanh(self.frozen(x)))
 
 
+class SineOnce(torch.autograd.Function):
+    """A sine that has no second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):  # pyright: ignore
+        return g * ctx.saved_tensors[0].cos()
+
+
 def batchnorm_net() -> nn.Module:
     net = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)

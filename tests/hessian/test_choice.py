@@ -12,7 +12,7 @@ import flatkit
 from flatkit import HessianOperator, Objective
 from flatkit.render.tables.report import report_table
 from flatkit.spectrum import lanczos, lobpcg, power_iteration
-from tests.cases import Case, classes, dense_hessian, seeded
+from tests.cases import Case, SineOnce, classes, dense_hessian, seeded
 
 
 def network(width: int = 6) -> nn.Module:
@@ -62,20 +62,6 @@ def test_errors_of_products_are_measured_along_eigenvectors_and_stand_in_the_bar
     assert bool(((found.value - exact).abs() <= found.error).all())
 
 
-class Rough(torch.autograd.Function):
-    """A sine that has no second derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):  # pyright: ignore
-        return g * ctx.saved_tensors[0].cos()
-
-
 class OnlyDifferences(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +69,7 @@ class OnlyDifferences(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert float(x.sum()) < 1e9  # torch.fx, which sees the sine inside, cannot follow this
-        return self.second(Rough.apply(self.first(x)))  # pyright: ignore
+        return self.second(SineOnce.apply(self.first(x)))  # pyright: ignore
 
 
 def test_a_report_says_where_products_are_less_exact_than_they_should_be():

@@ -12,7 +12,7 @@ from flatkit import HessianOperator, Objective
 from flatkit.hessian import ENGINES, FisherOperator, GaussNewtonOperator
 from flatkit.hessian.memory import measure_bytes
 from flatkit.models import MODELS
-from tests.cases import CASES, dense_hessian, quadratic_task, random_symmetric
+from tests.cases import CASES, SineOnce, dense_hessian, quadratic_task, random_symmetric
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -78,18 +78,6 @@ def test_auto_works_where_layers_or_flash_kernels_fail_and_says_how_well(build):
     torch.testing.assert_close(hessian @ vector, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-7)
 
 
-class NoSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):  # pyright: ignore
-        return g * ctx.saved_tensors[0].cos()
-
-
 class Kernel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +86,7 @@ class Kernel(nn.Module):
     def forward(self, x):
         if float(x.sum()) > 1e9:  # torch.fx cannot follow this
             return x
-        return self.second(NoSecondDerivative.apply(self.first(x)))
+        return self.second(SineOnce.apply(self.first(x)))
 
 
 def test_auto_falls_back_to_differences_where_there_is_no_second_derivative():

@@ -17,7 +17,7 @@ from flatkit.errors import NonDeterministicError, NonFiniteError
 from flatkit.hessian import ENGINES
 from flatkit.spectrum import lanczos
 from flatkit.spectrum.operators import check_symmetric
-from tests.cases import CASES, Case, classes, dense_hessian, quadratic_task, seeded
+from tests.cases import CASES, Case, SineOnce, classes, dense_hessian, quadratic_task, seeded
 
 
 class Recurrent(nn.Module):
@@ -182,20 +182,14 @@ def test_differences_are_as_exact_for_long_vectors_as_for_short_ones():
         assert float((found - truth).norm() / truth.norm()) <= 2e-3
 
 
-class OnlyOnce(torch.autograd.Function):
-    """A sine that refuses float64 and a second derivative."""
+class OnlyOnce(SineOnce):
+    """One that refuses float64 too."""
 
     @staticmethod
     def forward(ctx, x):
         if x.dtype == torch.float64:
             raise RuntimeError("float32 only")
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):  # pyright: ignore
-        return g * ctx.saved_tensors[0].cos()
+        return SineOnce.forward(ctx, x)
 
 
 class Kernel(nn.Module):

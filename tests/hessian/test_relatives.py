@@ -18,6 +18,7 @@ from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.hessian import FisherOperator, GaussNewtonOperator
 from flatkit.hessian.gauss_newton import _Positive
+from tests.cases import SineOnce
 
 Parts = tuple[Tensor, ...]
 N, T, C = 11, 3, 4
@@ -95,22 +96,8 @@ class Tied(nn.Module):
         return self.weight(torch.tanh(self.weight(x)))
 
 
-class OneSided(torch.autograd.Function):
-    """A sine without a second derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):  # pyright: ignore
-        return g * ctx.saved_tensors[0].cos()
-
-
 class Once(nn.Module):
-    def __init__(self, sine: Callable[[Tensor], Tensor] = OneSided.apply) -> None:  # pyright: ignore
+    def __init__(self, sine: Callable[[Tensor], Tensor] = SineOnce.apply) -> None:  # pyright: ignore
         super().__init__()
         self.first, self.second, self.sine = nn.Linear(4, 3), nn.Linear(3, C), sine
 
