@@ -221,20 +221,25 @@ class Unused(nn.Module):
         return self.used(inputs)
 
 
-def dense_top(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], data: Any) -> float:
-    """Return the top eigenvalue of the dense Hessian in float64."""
+def dense_hessian(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], data: Any) -> Tensor:
+    """Return the dense Hessian [P, P] in float64."""
     model = copy.deepcopy(model).double().eval()
     names, parameters = zip(*model.named_parameters(), strict=True)
-    sizes, inputs = [p.numel() for p in parameters], data[0]
+    sizes = [p.numel() for p in parameters]
 
     def value(theta: Tensor) -> Tensor:
         parts = theta.split(sizes)
         weights = {n: v.view_as(p) for n, v, p in zip(names, parts, parameters, strict=True)}
-        x = inputs.double() if inputs.is_floating_point() else inputs
-        return loss(torch.func.functional_call(model, weights, (x,)), data[1])
+        return loss(torch.func.functional_call(model, weights, (data[0].double(),)), data[1])
 
     theta = torch.cat([p.detach().reshape(-1) for p in parameters])
-    return float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(value, theta))[-1])
+    found: Any = torch.autograd.functional.hessian(value, theta)
+    return found
+
+
+def dense_top(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], data: Any) -> float:
+    """Return the top eigenvalue of the dense Hessian."""
+    return float(torch.linalg.eigvalsh(dense_hessian(model, loss, data))[-1])
 
 
 @fault("PyHessian", "a layer that the forward pass does not use")
@@ -323,14 +328,7 @@ def ragged() -> Outcome:
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=64)
     vector = torch.randn(18)
 
-    def value(theta: Tensor) -> Tensor:
-        parts = {"weight": theta[:15].view(3, 5), "bias": theta[15:]}
-        outputs = torch.func.functional_call(model.double(), parts, (inputs.double(),))
-        return F.cross_entropy(outputs, targets)
-
-    theta = torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
-    truth = torch.autograd.functional.hessian(value, theta) @ vector.double()
-    model.float()
+    truth = dense_hessian(model, F.cross_entropy, (inputs, targets)) @ vector.double()
 
     def error(product: Tensor) -> str:
         return f"off by {100 * float((product.double() - truth).norm() / truth.norm()):.2g} %"

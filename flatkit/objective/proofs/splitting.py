@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LOOKED_AT = 32
 """Samples that are looked at: six evaluations of them are a few hundredths of a gradient of 500."""
 _FEWEST = 8
+"""Of them also where chunks are smaller: a few may agree by chance, where classes have weights."""
 _SHARE = 0.5
 """Of the free memory, that a gradient of all samples at once may take."""
 
@@ -86,6 +87,11 @@ class Look:
         return as_values(function.values(outputs, chunk))
 
     @property
+    def chunk(self) -> "Chunk":
+        """The samples."""
+        return self.function.rows(self.rows.to(self.function.device))
+
+    @property
     def weights(self) -> Tensor:
         """How much each of the samples counts, float64."""
         return self.function.weights[self.rows]
@@ -101,9 +107,8 @@ class Look:
     def gap_of_loss(self) -> Gap | None:
         """Return the gap of the loss alone, given the outputs; None if these cannot be cut."""
         function = self.function
-        chunk = function.rows(self.rows.to(function.device))
-        outputs = function.outputs(self.theta, chunk)
-        return loss_splits(function.loss_function, outputs, chunk, function.slack)
+        outputs = function.outputs(self.theta, self.chunk)
+        return loss_splits(function.loss_function, outputs, self.chunk, function.slack)
 
 
 def prove_parts(look: Look, *, chosen: bool) -> Found:
@@ -180,10 +185,7 @@ def _reweigh(look: Look) -> bool:
 def _prove_loss(look: Look) -> Found:
     """Look at the loss alone, where the model's outputs depend on the batch by choice."""
     function = look.function
-    chunk = function.rows(look.rows.to(function.device))
-    found = loss_splits(
-        function.loss_function, function.outputs(look.theta, chunk), chunk, function.slack
-    )
+    found = look.gap_of_loss()
     if found is None:
         return None, "BatchNorm depends on the batch, and the outputs cannot be cut", None
     if found.error <= function.slack:
@@ -207,14 +209,11 @@ def _where(look: Look) -> str:
         NonAdditiveLossError: the model does, and the loss of its outputs is a sum.
     """
     function = look.function
-    chunk = function.rows(look.rows.to(function.device))
-    found = loss_splits(
-        function.loss_function, function.outputs(look.theta, chunk), chunk, function.slack
-    )
+    found = look.gap_of_loss()
     if found is None:
         return "the model or the loss"
     if found.error > function.slack >= found.sum_error:
-        raise refuse_sum(found, chunk.size, function.num_samples)
+        raise refuse_sum(found, look.chunk.size, function.num_samples)
     return "the model" if found.error <= function.slack else "the loss"
 
 
@@ -225,8 +224,7 @@ def _as_one_batch(look: Look, found: Gap | None, where: str, chosen: bool) -> Fo
         where = f"samples depend on each other in {where}"
     if chosen and function.chunk_size < samples:
         raise refuse_coupled(found, where, samples, f"got chunk_size={function.chunk_size}")
-    few = function.rows(look.rows.to(function.device))
-    if function.chunk_size < samples and not _fits_in_memory(function, few, look.theta):
+    if function.chunk_size < samples and not _fits_in_memory(function, look.chunk, look.theta):
         raise refuse_coupled(
             found, where, samples, "all at once would take more than half of the free memory"
         )
