@@ -5,7 +5,7 @@ The references use `torch.autograd.functional` on a full-batch loss written out 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,25 +180,38 @@ CASES = [
 ]
 
 
-def reference_function(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Return L as a function of the flat vector, and the vector at the model, without flatkit."""
-    model, (x, y) = case.build().eval(), case.data()
-    free = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    theta = torch.cat([p.detach().flatten() for p in free.values()])
+def function_of(
+    model: nn.Module, value: Callable[[Callable[..., Any]], Tensor]
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return a value of a model as a function of the flat vector, and the vector at the model.
+
+    Args:
+        model: its free parameters are the vector.
+        value: (what runs the model at a vector) -> the value there.
+    """
+    free = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def function(flat: Tensor) -> Tensor:
-        at, parameters = 0, {}
-        for name, p in free.items():
-            parameters[name] = flat[at : at + p.numel()].reshape(p.shape)
-            at += p.numel()
-        math_only = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        with math_only:
-            return case.mean_loss(functional_call(model, parameters, (x,)), y)
+        pieces = flat.split([p.numel() for p in free.values()])
+        given = {
+            n: part.reshape(p.shape) for (n, p), part in zip(free.items(), pieces, strict=True)
+        }
+        return value(lambda *inputs: functional_call(model, given, inputs))
 
-    return function, theta
+    return function, torch.cat([p.detach().flatten() for p in free.values()])
 
 
-@cache
+def reference_function(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return L as a function of the flat vector, and the vector at the model, without flatkit."""
+    x, y = case.data()
+
+    def value(run: Callable[..., Any]) -> Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return case.mean_loss(run(x), y)
+
+    return function_of(case.build().eval(), value)
+
+
 def dense_hessian(case: Case) -> Tensor:
     """Return the float64 Hessian [P, P] by torch's own nested differentiation, computed once."""
     function, theta = reference_function(case)

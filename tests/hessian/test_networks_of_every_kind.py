@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit import HessianOperator, Objective
 from flatkit.errors import FlatkitError
 from flatkit.hessian import EngineName
+from tests.cases import function_of
 
 N = 7
 ENGINES: tuple[EngineName, ...] = ("layers", "double_backward", "forward_over_reverse")
@@ -211,16 +211,9 @@ def hooked() -> nn.Module:
 
 def dense(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
     """Return the Hessian [P, P] by torch's own nested differentiation."""
-    named = dict(model.named_parameters())
-    theta = torch.cat([p.detach().flatten() for p in named.values()])
-
-    def loss(point: Tensor) -> Tensor:
-        pieces = zip(named.items(), point.split([p.numel() for p in named.values()]), strict=True)
-        given = {name: piece.view_as(p) for (name, p), piece in pieces}
-        return F.cross_entropy(functional_call(model, given, inputs), targets)
-
+    function, theta = function_of(model, lambda run: F.cross_entropy(run(*inputs), targets))
     with sdpa_kernel(SDPBackend.MATH):
-        hessian = torch.autograd.functional.hessian(loss, theta)
+        hessian = torch.autograd.functional.hessian(function, theta)
     assert isinstance(hessian, Tensor)
     return hessian
 

@@ -7,20 +7,14 @@ from torch import nn
 
 from flatkit import HessianOperator, Objective
 from flatkit.errors import NonAdditiveLossError
+from tests.cases import function_of
 
 N = 12
 
 
 def dense(model, value):
     """Return L, ∇L and ∇²L of value(model) by plain autograd."""
-    parts = dict(model.named_parameters())
-
-    def function(theta):
-        pieces = theta.split([part.numel() for part in parts.values()])
-        given = {n: t.view_as(p) for (n, p), t in zip(parts.items(), pieces, strict=True)}
-        return value(lambda *args: torch.func.functional_call(model, given, args))
-
-    theta = torch.cat([part.detach().flatten() for part in parts.values()])
+    function, theta = function_of(model, value)
     jacobian, hessian = torch.autograd.functional.jacobian, torch.autograd.functional.hessian
     return function(theta), jacobian(function, theta), hessian(function, theta)
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import flatkit
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
+from tests.cases import function_of
 
 
 def digest(*things) -> str:
@@ -116,14 +117,7 @@ def test_curvature_of_models_that_edit_their_inputs_is_that_of_copies(kind):
     x, y = data()
     model = kind().double()
     objective = Objective(model, "cross_entropy", (x, y))
-    names = dict(model.named_parameters())
-
-    def function(theta):
-        parts = theta.split([p.numel() for p in names.values()])
-        named = {k: t.view(p.shape) for (k, p), t in zip(names.items(), parts, strict=True)}
-        given = x.double()
-        return F.cross_entropy(torch.func.functional_call(model, named, given), y)
-
+    function, _ = function_of(model, lambda run: F.cross_entropy(run(x.double()), y))
     dense = torch.autograd.functional.hessian(function, objective.theta)
     hessian = flatkit.hessian.HessianOperator(objective)
     vector = torch.randn(len(objective.theta)).double()
