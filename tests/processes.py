@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from flatkit import checkpoints
+from flatkit.files import Store
 from flatkit.landscape import LandscapeJob, LandscapeSettings, measure_into, plan_landscapes
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
@@ -30,6 +31,15 @@ def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     process = CONTEXT.Process(target=function, args=arguments)
     process.start()
     return process
+
+
+def store_until_killed(path: Path, identity: dict[str, Any], count: int) -> None:
+    """Keep so many records and blobs, and kill the process with the store open."""
+    with Store(path, identity) as store:
+        for number in range(count):
+            store.put("record", str(number), number / 3)
+            store.put_blob(str(number), bytes([number]) * 10_000)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_until_killed(settings: dict[str, Any], out: Path, fatal: int) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and pickles that are read without being run."""
+"""Files that are whole or absent, stores that survive a kill, and pickles that are not run."""
 
 from flatkit.files.atomic import (
     check_writable,
@@ -7,8 +7,10 @@ from flatkit.files.atomic import (
     write_atomically,
     write_text_atomically,
 )
+from flatkit.files.store import Store
 
 __all__ = [
+    "Store",
     "check_writable",
     "make_folder",
     "sole_writer",
