@@ -76,7 +76,6 @@ class Session:
         return self.task.objective(
             self.own(ObjectiveSettings),
             split="test",
-            samples=None,
             batchnorm="eval",
             dtype=own.dtype,
             device=own.device,
@@ -228,10 +227,16 @@ class Session:
 
     def make_report(self, results: Sequence[Result], command: Sequence[str]) -> Report:
         """Return results with where they come from."""
+        # Read only where a measure asked for it.
+        test = self.test_objective if "test_objective" in vars(self) else None
         return Report(
             results,
             checkpoint={"name": self.task.name, **self.task.origin},
-            objective={**self.objective.describe(), "seed": self.own(ObjectiveSettings).seed},
+            objective={
+                **self.objective.describe(),
+                "seed": self.own(ObjectiveSettings).seed,
+                **({} if test is None else {"test": test.samples.describe()}),
+            },
             command=command,
             environment=environment(),
         )

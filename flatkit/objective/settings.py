@@ -29,11 +29,19 @@ class ObjectiveSettings:
 
     samples: int | None = setting(
         None,
-        "Use N random training samples.",
+        "Use N random training samples, and at most so many of the test samples.",
         check=check_count,
         group="Objective",
         metavar="N",
         default_text="all",
+    )
+    test_samples: int | None = setting(
+        None,
+        "Use N random test samples.",
+        check=check_count,
+        group="Objective",
+        metavar="N",
+        default_text="as many as training samples, or all",
     )
     batchnorm: Literal["eval", "train"] = setting(
         "eval",

@@ -12,7 +12,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.names import LOSSES
-from flatkit.objective.reading.samples import Data, check_data, num_available
+from flatkit.objective.reading.samples import Data, TooFewSamplesError, check_data
 from flatkit.objective.settings import ObjectiveSettings
 
 Split: TypeAlias = Literal["train", "test"]
@@ -73,12 +73,13 @@ class Task:
 
         Args:
             settings: samples, seed, BatchNorm mode, chunk size, dtype and device.
-            split: of the test data all are used where `samples` asks for more than there are.
+            split: of the test data as many are used as `test_samples` says, or else `samples`; all
+                where the latter asks for more than there are.
             **changes: arguments of `Objective` to be used in place of those of the settings; `data`
                 in place of the split.
 
         Raises:
-            InvalidArgumentError: there are no test data.
+            InvalidArgumentError: there are no test data, or fewer than `test_samples`.
         """
         data = changes.pop("data", self.data if split == "train" else self.test_data)
         if data is None:
@@ -94,7 +95,19 @@ class Task:
         }
         given |= changes
         given.setdefault("device", resolve_device(settings.device))
-        available = num_available(data) if split == "test" else None
-        if available is not None and given["samples"] is not None:
-            given["samples"] = min(given["samples"], available)
-        return Objective(self.model, self.loss, data, **given)
+        if split == "train":
+            return Objective(self.model, self.loss, data, **given)
+        return self._over_test_data(data, settings.test_samples, given)
+
+    def _over_test_data(self, data: Data, wanted: int | None, given: dict[str, Any]) -> Objective:
+        """Return the objective over as many test samples as wanted, or at most as `given` says."""
+        samples = given["samples"] if wanted is None else wanted
+        try:
+            return Objective(self.model, self.loss, data, **{**given, "samples": samples})
+        except TooFewSamplesError as error:
+            if wanted is not None:
+                raise InvalidArgumentError(
+                    f"test_samples must be at most {error.available}, the size of the test data, "
+                    f"got {wanted}"
+                ) from error
+            return Objective(self.model, self.loss, data, **{**given, "samples": None})

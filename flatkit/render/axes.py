@@ -7,6 +7,7 @@ from flatkit.landscape.directions import DIRECTIONS, kind_named
 from flatkit.landscape.directions.kind import Kind, about
 from flatkit.landscape.surface import Surface
 from flatkit.render.notation import significant
+from flatkit.render.samples import over_surfaces
 
 _QUANTITIES: Mapping[str, str] = {
     "loss": "loss",
@@ -95,7 +96,7 @@ def common_label(lines: Sequence[Surface]) -> str:
 
 
 def explanation(surfaces: Sequence[Surface]) -> str:
-    """Return the footnote: along what, what stands still, what was interpolated.
+    """Return the footnote: along what, what stands still, what was interpolated, the samples.
 
     >>> said = {"kind": "random", "normalization": "filter", "one_dimensional": "zero"}
     >>> explanation([Surface({"t": [0.0, 1.0]}, {}, {"directions": said})])
@@ -112,7 +113,7 @@ def explanation(surfaces: Sequence[Surface]) -> str:
     everything = sum(surface.measured.size for surface in surfaces)
     if measured < everything:
         parts.append(f"{measured} of {everything} points measured, the others interpolated")
-    return "; ".join(parts)
+    return "; ".join(parts) + over_surfaces(surfaces)
 
 
 def tick_text(value: float) -> str:

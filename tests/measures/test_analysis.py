@@ -55,6 +55,17 @@ def test_loss_accuracy_and_gradient_norm_equal_the_reference(report):
     assert value(report, "accuracy", split="test") == float(right)
 
 
+def test_a_subset_of_the_test_data_is_measured_and_said():
+    x, y = CASES[0].data()
+    task = task_of(CASES[0], test_data=(x[:7] + 0.5, y[:7]))
+    found = flatkit.analyze(task, measures=["loss"], samples=9, test_samples=4)
+    assert [result.settings["samples"] for result in found.all("loss")] == [9, 4]
+    said = found.objective["test"]
+    assert (said["samples"], said["samples_available"], said["drawn"]) == (4, 7, "random")
+    rows = [int(row) for part in said["indices"].split(",") for row in [part.partition("-")[0]]]
+    assert set(rows) <= set(range(7))
+
+
 def test_curvature_equals_the_dense_one_within_its_error(report):
     truth = np.linalg.eigvalsh(dense_hessian(CASES[0]).numpy())
     top, trace = report.result("top_eigenvalues"), report.result("trace")

@@ -4,6 +4,7 @@ import math
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib
@@ -398,6 +399,17 @@ def test_no_text_overlaps_another_or_leaves_the_figure(name, comparison):
         width = min(one.x1, other.x1) - max(one.x0, other.x0)
         height = min(one.y1, other.y1) - max(one.y0, other.y0)
         assert width <= 2 or height <= 2, (name, one, other)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "history"])
+def test_every_figure_names_the_samples_that_it_holds_for(name):
+    test = {"samples": 1000, "samples_available": 10_000}
+    objective = {"samples": 500, "samples_available": 50_000, "test": test}
+    runs = [replace(report(), objective={**objective, "samples": count}) for count in (500, 600)]
+    text = NAMES[name](alone(sgd=runs[0], gam=runs[1]))._supxlabel.get_text().replace("\n", " ")
+    assert "; over 500 of 50,000 training samples or 600 of 50,000 training samples" in text
+    shows_accuracy = name == "curvature"
+    assert ("samples and 1,000 of 10,000 test samples" in text) == shows_accuracy
 
 
 def test_drawing_changes_no_setting_of_matplotlib_and_opens_no_window(tmp_path):

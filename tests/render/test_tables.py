@@ -109,9 +109,9 @@ def test_rounding_never_turns_a_bound_into_a_false_statement():
 def test_the_report_says_which_function_was_measured_and_every_error():
     text = " ".join(text_of(report_table(report())).split())
     for part in (
-        "mean cross_entropy over 1,000 of 1,438 samples, BatchNorm eval, float64",
+        "mean cross_entropy over 1,000 of 1,438 training samples, BatchNorm eval, float64",
         "P = 9,034 parameters",
-        "random subset of 70%",
+        "! 1,000 of 1,438 training samples, drawn at random: the numbers hold for these",
         "top eigenvalue λmax 3.0000 residual 1e-4 converged",
         "eigenvalue λ2 1.5000",
         "trace tr H 24.00 ± 0.50 converged 0 0 278",
@@ -128,6 +128,26 @@ def test_a_status_other_than_converged_is_visible_and_explained():
     assert "! budget" in text and "ran out" in text
     assert "!" not in text_of(report_table(report(samples=1438)))
     assert "! odd reason" in text_of(report_table(report(status="odd_reason")))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ((500, 50_000, "random"), (1000, 10_000, "random"), "! 500 of 50,000 training samples, "
+         "drawn at random and 1,000 of 10,000 test samples, drawn at random: the numbers"),
+        ((500, None, "first"), None, "! the first 500 training samples: the numbers"),
+        ((9, 9, "all"), (3, 10_000, "random"), "! 3 of 10,000 test samples, drawn"),
+    ],
+)  # fmt: skip
+def test_the_samples_of_both_splits_are_named_in_numbers(train, test, words):
+    keys = ("samples", "samples_available", "drawn")
+    objective = dict(zip(keys, train, strict=True))
+    if test:
+        objective["test"] = dict(zip(keys, test, strict=True))
+    found = Report([Result("loss", 0.5, 0.0)], objective=objective)
+    text = " ".join(text_of(report_table(found)).split())
+    assert words in text and "%" not in text
+    assert ("test data: " in text) == bool(test)
 
 
 def test_balls_of_another_shape_are_named_and_never_compared_with_round_ones():

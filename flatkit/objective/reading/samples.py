@@ -41,6 +41,20 @@ _KINDS = (
 )
 
 
+class TooFewSamplesError(InvalidArgumentError):
+    """More samples are asked for than the data hold.
+
+    Attributes:
+        available: how many they hold.
+    """
+
+    def __init__(self, samples: int, available: int) -> None:
+        super().__init__(
+            f"samples must be at most {available}, the size of the data, got {samples}"
+        )
+        self.available = available
+
+
 def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> Samples:
     """Return all or some samples of any kind of data.
 
@@ -81,20 +95,6 @@ def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> S
         if loader is not None and loader.batch_size is not None:
             return _from_batches(loader, samples, cut=cut)
         return _from_items(source if loader is None else loader, samples, cut=cut)
-
-
-def num_available(data: Any) -> int | None:
-    """Return how many samples data hold; None where only reading them would tell.
-
-    >>> num_available((torch.ones(5, 2), torch.ones(5))), num_available(DataLoader(range(3)))
-    (5, 3)
-    """
-    if isinstance(data, DataLoader):
-        known = num_available(data.dataset)
-        return None if known is None else len(_chosen(data, known).rows)
-    if _is_batch(data):
-        return len(next(leaves(data)))
-    return len(data) if isinstance(data, Samples) or _has_length(data) else None
 
 
 def check_data(name: str, data: Any) -> None:
@@ -150,7 +150,7 @@ def _from_map(
     chosen, collate = found.rows, default_collate if loader is None else loader.collate_fn
     if samples is not None:
         if samples > len(chosen):
-            raise _too_many(samples, len(chosen))
+            raise TooFewSamplesError(samples, len(chosen))
         chosen = chosen[_random_rows(len(chosen), samples, seed)]
     if not len(chosen):
         raise InvalidArgumentError("the data hold no samples")
@@ -293,7 +293,7 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
         raise InvalidArgumentError("the data hold no samples")
     count = sum(counts)
     if samples is not None and count < samples:
-        raise _too_many(samples, count)
+        raise TooFewSamplesError(samples, count)
     if all(tree is not None for tree in trees):
         return _first(_as_rows(join(trees), count), samples)
     drawn: Drawn = "all" if samples is None else "first"
@@ -309,7 +309,7 @@ def _from_items(stream: Iterable[Any], samples: int | None, *, cut: bool) -> Sam
     if not items:
         raise InvalidArgumentError("the data hold no samples")
     if samples is not None and len(items) < samples:
-        raise _too_many(samples, len(items))
+        raise TooFewSamplesError(samples, len(items))
     if isinstance(stream, DataLoader) and all(_is_batch_of_several(item) for item in items):
         return _first(_as_rows(join([plain(item, None) for item in items]), 0), None)
     tree = None
@@ -358,7 +358,7 @@ def _draw_rows(whole: Samples, samples: int | None, seed: int) -> Samples:
     if samples is None or samples == len(whole):
         return whole
     if samples > len(whole):
-        raise _too_many(samples, len(whole))
+        raise TooFewSamplesError(samples, len(whole))
     return replace(whole.rows(_random_rows(len(whole), samples, seed)), drawn="random")
 
 
@@ -383,9 +383,3 @@ def _is_batch(data: Any) -> bool:
 
 def _has_length(source: Any) -> bool:
     return hasattr(source, "__getitem__") and hasattr(source, "__len__")
-
-
-def _too_many(samples: int, available: int) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"samples must be at most {available}, the size of the data, got {samples}"
-    )

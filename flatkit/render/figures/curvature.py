@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from flatkit.errors import NothingToDrawError
 from flatkit.measures.reading import Reading
 from flatkit.render.readings import compared
+from flatkit.render.samples import over_runs
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison
 
@@ -50,7 +51,7 @@ def curvature_figure(comparison: Comparison) -> Figure:
         for axis, key in zip(axes, keys, strict=True):
             _draw(axis, {g: [run[key] for run in found] for g, found in columns.items()}, style)
         tidy(axes)
-        footnote(figure, _explanation(columns))
+        footnote(figure, _explanation(columns) + over_runs(comparison, test=True))
     return figure
 
 

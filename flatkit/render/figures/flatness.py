@@ -12,6 +12,7 @@ from flatkit.render.curvature_scale import FIRST_ORDER, SYMBOLS, ZEROTH_ORDER, o
 from flatkit.render.figures.heights import scale_heights
 from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius, significant
+from flatkit.render.samples import over_runs
 from flatkit.render.style import MUTED, Look, footnote, looks, panels, styled, tidy, title
 from flatkit.results import Comparison, Entry, Report
 
@@ -60,7 +61,7 @@ def flatness_figure(comparison: Comparison) -> Figure:
         _scale_axes(axes, [entry.report for entries in groups.values() for entry in entries])
         tidy(axes)
         legend_above(figure, _handles(axes), columns=4 if len(axes) > 2 else 2)
-        footnote(figure, _NOTE)
+        footnote(figure, _NOTE + over_runs(comparison))
     return figure
 
 

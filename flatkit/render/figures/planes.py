@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from flatkit.errors import NothingToDrawError
 from flatkit.landscape.surface import Surface
 from flatkit.render.figures.maps import map_figure
-from flatkit.results import Comparison, Result
+from flatkit.results import Comparison, Entry, Result
 
 
 def plane_figure(comparison: Comparison) -> Figure:
@@ -37,7 +37,7 @@ def plane_figure(comparison: Comparison) -> Figure:
 
 def _planes(comparison: Comparison) -> list[Surface]:
     return [
-        _plane(entry.name, result)
+        _plane(entry, result)
         for entry in comparison.entries
         if (result := entry.report.find("loss_plane")) is not None
     ]
@@ -47,7 +47,7 @@ def _any_finite(planes: Sequence[Surface]) -> bool:
     return any(numpy.isfinite(plane.quantities["loss"]).any() for plane in planes)
 
 
-def _plane(name: str, result: Result) -> Surface:
+def _plane(entry: Entry, result: Result) -> Surface:
     settings = result.settings
     directions = {
         "kind": "random",
@@ -58,5 +58,9 @@ def _plane(name: str, result: Result) -> Surface:
     return Surface(
         {"x": result.value["x"], "y": result.value["y"]},
         {"loss": numpy.array(result.value["loss"], dtype=float)},  # None becomes NaN
-        {"name": name, "directions": directions},
+        {
+            "name": entry.name,
+            "directions": directions,
+            "objective": {"train": entry.report.objective},
+        },
     )

@@ -20,6 +20,7 @@ from flatkit.render.curvature_scale import (
 from flatkit.render.figures.heights import scale_heights
 from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius
+from flatkit.render.samples import over_runs
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
 from flatkit.render.style import footnote, panels, styled, tidy, title
 from flatkit.results import Comparison, Report
@@ -65,7 +66,7 @@ def series_figure(comparison: Comparison) -> Figure:
         scale_heights(upper[0], [height for axis in upper for height in _heights(axis)])
         tidy(axes)
         legend_above(figure, _handles(colours), columns=2 if len(runs) == 1 else 4)
-        footnote(figure, _NOTE)
+        footnote(figure, _NOTE + over_runs(comparison))
     return figure
 
 

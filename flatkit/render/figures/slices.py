@@ -13,6 +13,7 @@ from flatkit.errors import NothingToDrawError
 from flatkit.render.figures.heights import rises_steeply
 from flatkit.render.figures.legend import legend_above
 from flatkit.render.figures.marks import mark_above, mark_handles
+from flatkit.render.samples import over_runs
 from flatkit.render.style import (
     MUTED,
     Look,
@@ -85,7 +86,8 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
             _draw(axis, curves, quantity, log_scale)
         tidy(axes)
         _legend(figure, [(group, name) for group, name, _ in found], style)
-        footnote(figure, _explanation([result for *_, result in found]))
+        note = _explanation([result for *_, result in found])
+        footnote(figure, note + over_runs(comparison))
     return figure
 
 

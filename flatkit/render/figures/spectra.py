@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import top_eigenvalue
 from flatkit.render.figures.legend import legend_above, run_handles
+from flatkit.render.samples import over_runs
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
 from flatkit.results import Comparison, Result
 
@@ -53,7 +54,7 @@ def density_figure(comparison: Comparison) -> Figure:
         footnote(
             figure,
             f"Gaussians of standard deviation {widths}; mass {masses}; band: ± one standard error; "
-            "dashed: λmax",
+            "dashed: λmax" + over_runs(comparison),
         )
     return figure
 
@@ -87,7 +88,8 @@ def layer_figure(comparison: Comparison) -> Figure:
             axis.grid(False, axis="x")
         legend_above(figure, run_handles(style, linewidth=5))
         tidy(axes)
-        footnote(figure, "black bars: residual of the eigenvalue, standard error of the trace")
+        note = "black bars: residual of the eigenvalue, standard error of the trace"
+        footnote(figure, note + over_runs(comparison))
     return figure
 
 

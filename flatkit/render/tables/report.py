@@ -10,6 +10,7 @@ from rich.text import Text
 
 from flatkit.measures.registry import MEASURES
 from flatkit.render.readings import error_text, readings, value_text
+from flatkit.render.samples import count_text, samples_text, subsets
 from flatkit.results import Cost, Report, Result
 from flatkit.status import Status, advice, in_words
 
@@ -57,19 +58,16 @@ def objective_text(objective: Mapping[str, Any]) -> str:
     """Return in one line which function was measured.
 
     >>> objective_text({"loss": "mse", "samples": 5, "samples_available": 9, "dtype": "float64"})
-    'mean mse over 5 of 9 samples, float64'
+    'mean mse over 5 of 9 training samples, float64'
     """
     if not objective:
         return "not recorded"
-    available = objective.get("samples_available")
-    of = f" of {available:,}" if isinstance(available, int) else ""
-    samples = objective.get("samples")
-    parts = [f"mean {objective.get('loss', 'loss')} over {_count(samples)}{of} samples"]
+    parts = [f"mean {objective.get('loss', 'loss')} over {samples_text(objective)}"]
     if objective.get("batchnorm"):
         parts.append(f"BatchNorm {objective['batchnorm']}")
     parts += [str(objective[key]) for key in ("dtype", "device") if objective.get(key)]
     if objective.get("parameters"):
-        parts.append(f"P = {_count(objective['parameters'])} parameters")
+        parts.append(f"P = {count_text(objective['parameters'])} parameters")
     return ", ".join(parts)
 
 
@@ -79,12 +77,11 @@ def _header(report: Report) -> Iterator[RenderableType]:
         yield Text(title, style="bold")
     yield Text(f"L: {objective_text(report.objective)}" if report.objective else "")
     yield from _examination(report.objective)
-    used, available = (report.objective.get(key) for key in ("samples", "samples_available"))
-    if isinstance(used, int) and isinstance(available, int) and used < available:
-        yield Text(
-            f"! a random subset of {used / available:.0%}: the numbers hold for these samples",
-            style="yellow",
-        )
+    if report.objective.get("test"):
+        yield Text(f"test data: {samples_text(report.objective['test'], 'test')}")
+    parts = subsets(report.objective)
+    if parts:
+        yield Text(f"! {' and '.join(parts)}: the numbers hold for these", style="yellow")
 
 
 def _examination(objective: Mapping[str, Any]) -> Iterator[Text]:
@@ -194,7 +191,3 @@ def _size(result: Result) -> str:
     if result.measure not in MEASURES or not isinstance(result.value, Mapping):
         return "-"
     return MEASURES[result.measure].size(result)
-
-
-def _count(number: Any) -> str:
-    return f"{number:,}" if isinstance(number, int) else "?"

@@ -16,6 +16,7 @@ _SURE = {"residual": 1.0, "standard_error": 2.0, "exact": 1.0}
 """How many errors a single run must lie below another before it is called flatter."""
 _ENOUGH_RUNS = 3
 """With fewer, the standard deviation says too little."""
+_TEST = "which test samples (sha256)"
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,10 @@ def objective_differences(comparison: Comparison) -> list[str]:
     ['loss: mse (a), cross_entropy (b)']
     """
     functions = [(entry.name, _function(entry.report)) for entry in comparison.entries]
-    lines = []
+    if not all(_TEST in function for _, function in functions):  # some read no test data
+        for _, function in functions:
+            function.pop(_TEST, None)
+    lines: list[str] = []
     for aspect in dict.fromkeys(key for _, function in functions for key in function):
         names: dict[str, list[str]] = {}
         for name, function in functions:
@@ -205,6 +209,8 @@ def _function(report: Report) -> dict[str, str]:
     found = {key: str(objective[key]) for key in aspects if key in objective}
     if "indices_sha256" in objective:
         found["which samples (sha256)"] = str(objective["indices_sha256"])[:12]
+    if objective.get("test"):
+        found[_TEST] = str(objective["test"].get("indices_sha256"))[:12]
     data = report.checkpoint.get("data")
     if data:
         found["data"] = _data_text(data)
