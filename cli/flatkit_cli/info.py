@@ -34,7 +34,9 @@ flatkit info weights.safetensors --json
 def info(checkpoint: Path, entry: str | None, as_json: bool) -> None:
     """Say it; the help text is that of the command."""
     from flatkit.checkpoints.inspection import inspect
+    from flatkit_cli.subject import refuse_report
 
+    refuse_report(checkpoint)
     facts = inspect(checkpoint, entry=entry)
     if facts["format"].startswith("flatkit "):
         from flatkit.checkpoints import load

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit.files import check_writable, make_folder
+from flatkit.files import check_writable
 from flatkit_cli.options import F, option
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Output:
     figures: Path | None
 
     def check(self) -> None:
-        """Refuse what cannot be written, before work starts.
+        """Refuse what cannot be written, before work starts; nothing is made yet.
 
         Raises:
             OutputError: the file or folder cannot be written.
@@ -35,7 +35,7 @@ class Output:
         if self.json_file not in (None, "-"):
             check_writable(self.json_file)
         if self.figures is not None:
-            check_writable(make_folder(self.figures) / "figure.png")
+            check_writable(self.figures / "figure.png")
 
     def write(self, result: "Report | Comparison", show: Callable[[], object]) -> None:
         """Save the result, then print it, as JSON or as `show` does."""
@@ -53,8 +53,8 @@ class Output:
 
     def draw(self, comparison: "Comparison") -> None:
         """Write the figures, if they are asked for."""
-        if self.figures is not None:
-            draw(comparison, self.figures)
+        if self.figures is not None and not draw(comparison, self.figures):
+            click.echo("figures: these results hold nothing to draw", err=True)
 
 
 def output_options(command: F) -> F:
@@ -87,11 +87,12 @@ def take_output(options: dict[str, Any]) -> Output:
 
 
 def draw(comparison: "Comparison", folder: Path) -> list[Path]:
-    """Write the figures of a comparison, and say how many."""
+    """Write the figures of a comparison, and say how many, if any."""
     from flatkit.render import save_figures
 
     written = save_figures(comparison, folder)
-    click.echo(f"figures: {len(written)} files in {folder}", err=True)
+    if written:
+        click.echo(f"figures: {len(written)} files in {folder}", err=True)
     return written
 
 

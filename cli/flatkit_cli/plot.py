@@ -54,7 +54,7 @@ def plot(
     level: float,
 ) -> None:
     """Draw; the help text is that of the command."""
-    from flatkit.files import check_writable, make_folder
+    from flatkit.files import check_writable
     from flatkit.landscape import load_surface
     from flatkit_cli.compare import merge, warn
 
@@ -62,7 +62,7 @@ def plot(
     surfaces = [load_surface(path) for path in files if path.suffix == ".npz"]
     reports = [path for path in files if path.suffix != ".npz"]
     comparison = merge(reports, repeats=repeats) if reports else None
-    check_writable(make_folder(figures) / "figure.png")
+    check_writable(figures / "figure.png")
     if comparison is not None:
         warn(comparison)
         _draw_reports(comparison, figures)

@@ -1,11 +1,13 @@
 """Options that say what a checkpoint belongs to: a task file, or model, data and loss by name."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatkit.checkpoints.parts import Parts
+from flatkit.errors import CheckpointError, ResultError
 from flatkit_cli.options import F, option, setting_options, take_settings
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def take_subject(options: dict[str, Any]) -> Callable[[Path], "Task"]:
     entry, parts = options.pop("entry"), Parts(**take_settings(Parts, options))
 
     def make(path: Path) -> "Task":
+        refuse_report(path)
         from flatkit.checkpoints.loading import load
         from flatkit.checkpoints.task_file import assemble
 
@@ -61,8 +64,30 @@ def take_subjects(
     make_task = take_subject(options)
 
     def make(path: Path) -> "Checkpoint | Callable[[], Task]":
+        refuse_report(path)
         from flatkit.checkpoints.loading import load
 
         return partial(make_task, path) if completed else load(path, entry=entry)
 
     return make
+
+
+def refuse_report(path: Path) -> None:
+    """Refuse a saved report in the place of a checkpoint, and say which command takes it.
+
+    Raises:
+        CheckpointError: the file is a report or a comparison.
+    """
+    if path.suffix != ".json" or not path.is_file():
+        return
+    from flatkit.results import load_results
+
+    try:
+        load_results(path)
+    except ResultError:
+        return  # an index of shards perhaps, which the readers of checkpoints know
+    name = shlex.quote(str(path))
+    raise CheckpointError(
+        f"{path} is a report, not a checkpoint: flatkit compare {name} shows it, "
+        f"flatkit plot {name} --figures DIR draws it"
+    )

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from flatkit.checkpoints import load
+from flatkit.errors import CheckpointError
 from flatkit.measures import MEASURES, Measure
-from flatkit.results import Report, Result
+from flatkit.results import Comparison, Entry, Report, Result
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
@@ -122,6 +124,29 @@ def test_files_that_are_no_checkpoints_are_exit_code_1_in_one_line(checkpoint, t
         assert err.startswith("error: ") and err.count("\n") == 1 and name in err, err
     code, out, err = run(capsys, "analyze", tmp_path)
     assert code == 1 and err.count("\n") == 1
+    (tmp_path / "runs" / "gam").mkdir(parents=True)
+    (tmp_path / "runs" / "gam" / "ckpt.pt").write_bytes(whole)
+    code, out, err = run(capsys, "analyze", tmp_path / "runs")
+    assert code == 1 and f"did you mean {tmp_path / 'runs' / 'gam' / 'ckpt.pt'}?" in err
+
+
+@pytest.mark.parametrize("command", ["analyze", "verify", "info"])
+@pytest.mark.parametrize("found", [Report([]), Comparison([Entry("a", "a", Report([]))])])
+def test_a_report_in_the_place_of_a_checkpoint_is_sent_to_the_command_that_takes_it(
+    command, found, tmp_path, capsys
+):
+    file = found.save(tmp_path / "report.json")
+    code, out, err = run(capsys, command, file)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert f"flatkit compare {file} shows it, flatkit plot {file} --figures" in err
+    with pytest.raises(CheckpointError, match="is a report of flatkit, not a checkpoint"):
+        load(file)
+
+
+def test_a_folder_of_figures_is_made_when_there_is_one(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "new" / "figures"
+    code, _, err = run(capsys, "analyze", checkpoint, "--measures", "loss", "--figures", folder)
+    assert code == 0 and "hold nothing to draw" in err and not folder.parent.exists()
 
 
 def test_a_pickle_that_would_execute_code_does_not(tmp_path, capsys):

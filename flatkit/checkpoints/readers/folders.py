@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from flatkit.errors import CheckpointError
 
 _MAX_JSON = 2**26  # bytes; an index of half a million tensors fits
+_MOST_LISTED = 10_000  # a folder of images is not searched to its end
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -71,6 +73,11 @@ def weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: it is no such index.
     """
+    if "schema" in index and ("results" in index or "comparison" in index):
+        raise CheckpointError(
+            f"{path} is a report of flatkit, not a checkpoint; "
+            "flatkit.results.load_results reads it"
+        )
     found = index.get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(
@@ -102,11 +109,17 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 def no_checkpoint(folder: Path) -> CheckpointError:
     """Return the refusal of a folder that holds none, with the files that may be meant."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    files = _weights(folder, "*") or _weights(folder, "*/*")
     if files:
         more = f" or one of {len(files) - 1} more" if len(files) > 1 else ""
-        first = folder / "ckpt.pt" if folder / "ckpt.pt" in files else files[0]
+        first = next((path for path in files if path.name == "ckpt.pt"), files[0])
         hint = f"did you mean {first}{more}?"
     else:
         hint = "name a file in it"
     return CheckpointError(f"{folder} is a folder, not a checkpoint; {hint}")
+
+
+def _weights(folder: Path, pattern: str) -> list[Path]:
+    """Return files that may be checkpoints, of the first that the folder lists."""
+    some = islice(folder.glob(pattern), _MOST_LISTED)
+    return sorted(path for path in some if path.suffix in _SUFFIXES)
