@@ -75,6 +75,11 @@ class KrylovBasis:
         return 10 * torch.finfo(self._rows.dtype).eps * float(np.abs(self._projection).max())
 
     @property
+    def lost(self) -> float:
+        """By how much residuals of the recurrence may be off: each restart rounds once more."""
+        return (1 + self.restarts) * self.rounding
+
+    @property
     def full(self) -> bool:
         """Whether there is no room for another vector."""
         return self._size == self._capacity
@@ -134,6 +139,11 @@ class KrylovBasis:
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Return Ritz values [M], ascending, and weights [M, M] in columns."""
         return np.linalg.eigh(self._projection[: self._size, : self._size])
+
+    def span(self) -> tuple[Tensor, Tensor | None]:
+        """Return the basis V [M, P], a copy, and A V if it is known."""
+        images = None if self._images is None else self._images[: self._size].clone()
+        return self._rows[: self._size].clone(), images
 
     def combine(self, weights: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return the vectors [K, P] of weights [M, K], normalised, and A times these if kept.

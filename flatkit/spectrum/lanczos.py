@@ -2,8 +2,10 @@
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -14,12 +16,15 @@ from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate, residual_status
 from flatkit.spectrum.krylov import KrylovBasis
-from flatkit.spectrum.multiplicity import displacements, saw_copy
+from flatkit.spectrum.multiplicity import saw_copy
 from flatkit.spectrum.operators import SymmetricOperator, check_k
-from flatkit.spectrum.rank import margins, notes, too_far
+from flatkit.spectrum.rank import margins, notes
+from flatkit.spectrum.ranks import Ranks
+from flatkit.spectrum.ritz import End, in_order, value_errors
+from flatkit.spectrum.space import Space
+from flatkit.spectrum.steps import Steps
 from flatkit.status import Status
 
-End: TypeAlias = Literal["largest", "smallest", "magnitude", "both"]
 StopRule: TypeAlias = Literal["residual", "value"]
 
 
@@ -90,222 +95,305 @@ def lanczos(
     >>> [round(x, 3) for x in lanczos(operator, k=2, generator=torch.Generator()).value.tolist()]
     [3.0, 1.0]
     """
-    check_k(operator, k)
-    check_choice("which", which, get_args(End))
-    check_choice("stop", stop, get_args(StopRule))
-    check_positive("tolerance", tolerance)
-    check_count("max_matvecs", max_matvecs)
-    capacity = min(operator.size, _capacity(k, max_basis))
-    started = time.perf_counter()
-    basis = KrylovBasis(operator, capacity, generator, initial, keep_images=True)
-    search = _Search(basis, capacity, k, which, stop, tolerance, max_matvecs, check_multiplicity)
-    found, vectors, errors, checks = _settle(search, operator)
-    estimated = search.estimated_errors(errors.numpy())
-    status = search.status(errors.numpy() if stop == "residual" else estimated)
-    rounding = operator.product_errors(vectors, found, scale=search.scale)
-    return Estimate(
-        value=found,
-        error=search.errors(errors) + rounding,
-        error_kind="residual",
-        status=status,
-        matvecs=basis.matvecs + checks,
-        seconds=time.perf_counter() - started,
-        vectors=vectors,
-        notes={
-            "basis": capacity,
-            "restarts": basis.restarts,
-            "stop": stop,
-            "value_error_estimate": estimated.tolist(),
-            "rounding": float(rounding.max()),
-            **notes(errors.numpy(), search.beyond),
-            "displacement": search.displaced.tolist() if check_multiplicity else None,
-            "warm_start": initial is not None,
-        },
+    search = Lanczos(
+        operator,
+        k=k,
+        which=which,
+        tolerance=tolerance,
+        max_matvecs=max_matvecs,
+        max_basis=max_basis,
+        stop=stop,
+        check_multiplicity=check_multiplicity,
+        initial=initial,
+        generator=generator,
     )
+    while not search.done:
+        search.step()
+    return search.estimate()
 
 
-def _settle(search: "_Search", operator: SymmetricOperator) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Run until the explicit residuals hold what the recurrence promises, or cannot.
+class Lanczos:
+    """Thick-restart Lanczos a product at a time; `lanczos` is its run to the end.
 
-    Returns:
-        values [K], vectors [K, P], residuals [K], products of these residuals.
-    """
-    checks, last = 0, math.inf
-    while True:
-        search.run()
-        found = torch.from_numpy(search.values[: search.k].copy())
-        vectors, images = search.vectors()
-        if images is None:
-            images = operator.matmat(vectors)
-            checks += len(found)
-        gaps = images - found.to(vectors)[:, None] * vectors  # [K, P]
-        errors = gaps.double().norm(dim=1).cpu()
-        status = search.status(
-            errors.numpy() if search.stop == "residual" else search.estimated_errors(errors.numpy())
-        )
-        # The recurrence promised more than the explicit residuals hold: its restarts drop small
-        # parts, which another direction brings back; what remains is rounding of the products.
-        worst = int(errors.argmax())
-        spent = search.basis.matvecs >= search.max_matvecs
-        if status is not Status.ROUNDING or spent or float(errors[worst]) > 0.5 * last:
-            return found, vectors, errors, checks
-        last = float(errors[worst])
-        search.refine(gaps[worst])
+    What it computes next depends on its arguments alone, never on what it was asked; `max_matvecs`
+    only ends it. Its answers before the end cost no product.
 
-
-@dataclass
-class _Search:
-    """The running state: a basis, its Ritz values, and what they say of the wanted ones.
+    Args:
+        operator: A, symmetric; the others as of `lanczos`.
 
     Attributes:
-        values: Ritz values, the wanted ones first.
-        beyond: how far beyond the wanted ones others may lie, but for a small risk.
-        ranked: whether that is within the tolerance.
-        displaced: by how much missing copies may displace the wanted ones.
-        searched: products until the residuals were small; 0 before.
-        ranked_at: products until nothing else could lie beyond; 0 before.
+        done: whether the wanted values converged, or the products are spent.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 1.0, -5.0])))
+    >>> search = Lanczos(operator, generator=torch.Generator())
+    >>> search.step()
+    >>> search.matvecs, search.done, bool(search.estimate().value <= 3)
+    (1, False, True)
     """
 
-    basis: KrylovBasis
-    capacity: int
-    k: int
-    which: End
-    stop: StopRule
-    tolerance: float
-    max_matvecs: int
-    check_multiplicity: bool
-    searched: int = 0
-    ranked_at: int = 0
-    ranked: bool = False
+    @ordinary_torch()
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        *,
+        k: int = 1,
+        which: End = "largest",
+        tolerance: float = 1e-4,
+        max_matvecs: int = 1000,
+        max_basis: int | None = None,
+        stop: StopRule = "residual",
+        check_multiplicity: bool = True,
+        initial: Tensor | None = None,
+        generator: torch.Generator,
+    ) -> None:
+        self.operator, self._k = operator, check_k(operator, k)
+        self._which = cast(End, check_choice("which", which, get_args(End)))
+        self._stop = check_choice("stop", stop, get_args(StopRule))
+        self._tolerance = check_positive("tolerance", tolerance)
+        self._max_matvecs = check_count("max_matvecs", max_matvecs)
+        self._capacity = min(operator.size, _capacity(k, max_basis))
+        self._check_multiplicity, self._warm_start = check_multiplicity, initial is not None
+        started = time.perf_counter()
+        self._basis = KrylovBasis(operator, self._capacity, generator, initial, keep_images=True)
+        self._seconds = time.perf_counter() - started
+        self._next: Callable[[], None] | None = None  # what comes before the next product
+        self._answer: Estimate | None = None
+        self._checks, self._last = 0, math.inf  # products of residuals; the largest when it settled
+        self._searched = 0  # products until the residuals were small
+        self._ranked_at = 0  # products until nothing else could lie beyond
+        self._ranks = Ranks(which, check_multiplicity=check_multiplicity)
 
-    def run(self) -> None:
-        """Expand until the wanted values converged and no copies are missing, or products end."""
-        basis = self.basis
-        while True:
-            basis.expand()
-            self._update()
-            done = self.converged and self.ranked and self.certain
-            if done or basis.matvecs >= self.max_matvecs:
-                break
-            if self.converged and self._looked_enough():
-                break
-            ready = self.converged and (self.ranked or basis.broke_down)
-            probe = ready and (basis.full or not basis.probes)
-            if probe or basis.full:
-                self._restart(probe=probe)
-        self._look_beyond(always=True)
+    @property
+    def done(self) -> bool:
+        """Whether no further step changes the answer."""
+        return self._answer is not None
 
-    def refine(self, direction: Tensor) -> None:
-        """Go on from the Ritz vectors and a direction that they lack."""
-        self._restart(direction=direction)
+    @property
+    def matvecs(self) -> int:
+        """Products so far."""
+        return self._basis.matvecs + self._checks
 
-    def vectors(self) -> tuple[Tensor, Tensor | None]:
-        """Return the wanted Ritz vectors [K, P], and A times these if it is known."""
-        return self.basis.combine(self._weights[:, : self.k])
+    @ordinary_torch()
+    def step(self) -> None:
+        """Multiply once, and draw what follows from it.
 
-    def estimated_errors(self, residuals: np.ndarray) -> np.ndarray:
+        Cost: a product; at the end k more where the images of the basis were given up.
+        """
+        if self.done:
+            return
+        started = time.perf_counter()
+        if self._next is not None:
+            self._next()
+            self._next = None
+        self._basis.expand()
+        self._update()
+        if self._is_over():
+            self._settle(started)
+        else:
+            self._prepare()
+            self._seconds += time.perf_counter() - started
+
+    def steps(self) -> Steps[Estimate]:
+        """Yield after each step how to ask for the estimate."""
+        while not self.done:
+            self.step()
+            yield self.estimate
+
+    @ordinary_torch()
+    def estimate(self) -> Estimate:
+        """Return what is known now; at the end the answer. Cost: no product.
+
+        Before k products there are fewer than k values. Until the end the status is `budget`, and
+        the rounding is taken for the most that it may be.
+
+        Raises:
+            InvalidArgumentError: no product was made.
+        """
+        if self._answer is not None:
+            return self._answer
+        self._check_begun()
+        ranks = copy(self._ranks)
+        self._look(ranks)
+        vectors, images = self._basis.combine(self._weights[:, : self._k])
+        if images is None:
+            residuals = torch.from_numpy(self._residuals[: self._k] + self._basis.lost)
+        else:
+            residuals = _gaps(vectors, images, self.values).double().norm(dim=1).cpu()
+        rounding = torch.full_like(residuals, self.operator.rounding * self._scale)
+        return self._estimate(ranks, vectors, residuals, rounding, Status.BUDGET)
+
+    @ordinary_torch()
+    def magnitude(self) -> tuple[float, float]:
+        """Return a lower bound of |λ|max, and how far beyond it |λ|max may be.
+
+        But for the probability `rank.RISK`. Cost: no product.
+
+        Raises:
+            InvalidArgumentError: no product was made.
+        """
+        self._check_begun()
+        starts = self._basis.starts  # also what restarts dropped bounds λ from within
+        values = np.concatenate([self._values, *(start.values for start in starts)])
+        largest = values[np.abs(values).argmax()][None]
+        beyond = np.zeros(1)
+        if not self._basis.complete:
+            beyond, _ = margins(
+                largest, "magnitude", starts, size=self._basis.size, rounding=self._basis.rounding
+            )
+        value = float(np.abs(largest[0]))
+        return value, float(beyond[0]) + self.operator.rounding * value
+
+    @ordinary_torch()
+    def space(self) -> Space:
+        """Return the Krylov space of now. Cost: no product, or M where images were given up."""
+        self._check_begun()
+        vectors, images = self._basis.span()
+        if images is not None:
+            return Space(vectors, images)
+        return Space.of(self.operator, vectors)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The wanted of the Ritz values, at most k."""
+        return self._values[: self._k]
+
+    def _check_begun(self) -> None:
+        if self._basis.matvecs == 0:
+            raise InvalidArgumentError("nothing is known before the first step of Lanczos")
+
+    def _is_over(self) -> bool:
+        """Whether the wanted values converged and no copies are missing, or products ended."""
+        done = self._converged and self._ranks.known and self._ranks.certain
+        if done or self._basis.matvecs >= self._max_matvecs:
+            return True
+        return self._converged and self._looked_enough()
+
+    def _prepare(self) -> None:
+        """Restart before the next product where there is no room, or others are to be seen."""
+        basis = self._basis
+        ready = self._converged and (self._ranks.known or basis.broke_down)
+        probe = ready and (basis.full or not basis.probes)
+        if probe or basis.full:
+            self._next = partial(self._restart, probe=probe)
+
+    def _settle(self, started: float) -> None:
+        """End, unless the explicit residuals hold less than the recurrence promises, and can more.
+
+        Its restarts drop small parts, which another direction brings back; what remains is rounding
+        of the products.
+        """
+        self._look(self._ranks)
+        vectors, images = self._basis.combine(self._weights[:, : self._k])
+        if images is None:
+            images = self.operator.matmat(vectors)
+            self._checks += len(vectors)
+        gaps = _gaps(vectors, images, self.values)
+        residuals = gaps.double().norm(dim=1).cpu()
+        worst = int(residuals.argmax())
+        status = self._status(residuals.numpy())
+        spent = self._basis.matvecs >= self._max_matvecs
+        if status is not Status.ROUNDING or spent or float(residuals[worst]) > 0.5 * self._last:
+            found = torch.from_numpy(self.values.copy())
+            rounding = self.operator.product_errors(vectors, found, scale=self._scale)
+            self._seconds += time.perf_counter() - started
+            self._answer = self._estimate(self._ranks, vectors, residuals, rounding, status)
+            return
+        self._last = float(residuals[worst])
+        self._next = partial(self._restart, direction=gaps[worst].clone())
+        self._seconds += time.perf_counter() - started
+
+    def _estimate(
+        self, ranks: Ranks, vectors: Tensor, residuals: Tensor, rounding: Tensor, status: Status
+    ) -> Estimate:
+        seen, narrow = residuals.numpy(), self._far + 2 * self._basis.lost
+        errors = ranks.errors(self.values, seen, narrow=narrow)
+        return Estimate(
+            value=torch.from_numpy(self.values.copy()),
+            error=torch.from_numpy(errors) + rounding,
+            error_kind="residual",
+            status=status,
+            matvecs=self.matvecs,
+            seconds=self._seconds,
+            vectors=vectors,
+            notes={
+                "basis": self._capacity,
+                "restarts": self._basis.restarts,
+                "stop": self._stop,
+                "value_error_estimate": self._estimated_errors(seen).tolist(),
+                "rounding": float(rounding.max()),
+                **notes(seen, ranks.beyond),
+                "displacement": ranks.displaced.tolist() if self._check_multiplicity else None,
+                "warm_start": self._warm_start,
+            },
+        )
+
+    def _estimated_errors(self, residuals: np.ndarray) -> np.ndarray:
         """Return estimates of the errors of the wanted values from their explicit residuals."""
         every = np.concatenate([residuals, self._residuals[len(residuals) :]])
-        return value_errors(self.values, every)[: self.k]
+        return value_errors(self._values, every)[: self._k]
 
-    def errors(self, residuals: Tensor) -> Tensor:
-        """Return how far the wanted values may be from those of their ranks, but for rounding."""
-        beyond, displaced = map(torch.from_numpy, (self.beyond, self.displaced))
-        return torch.maximum(residuals, beyond) + displaced
-
-    def status(self, errors: np.ndarray) -> Status:
-        """Return how it ended, given explicit errors of the wanted values."""
-        allowed = self.tolerance * self.scale
-        ended = residual_status(errors, allowed=allowed, converged=self.converged)
-        if ended is Status.CONVERGED and not self.ranked:
+    def _status(self, residuals: np.ndarray) -> Status:
+        """Return how it ended, given the explicit residuals of the wanted values."""
+        errors = residuals if self._stop == "residual" else self._estimated_errors(residuals)
+        allowed = self._tolerance * self._scale
+        ended = residual_status(errors, allowed=allowed, converged=self._converged)
+        if ended is Status.CONVERGED and not self._ranks.known:
             return Status.RANK
-        uncertain = ended is Status.CONVERGED and not self.certain
+        uncertain = ended is Status.CONVERGED and not self._ranks.certain
         return Status.MULTIPLICITY if uncertain else ended
 
     def _update(self) -> None:
-        basis, k = self.basis, self.k
-        self.values, self._weights = _in_order(*basis.ritz(), self.which)
-        self.scale = float(np.abs(self.values).max())
-        allowed = self.tolerance * self.scale
+        """Find what the new product says of the wanted values."""
+        basis, k = self._basis, self._k
+        self._values, self._weights = in_order(*basis.ritz(), self._which)
+        self._scale = float(np.abs(self._values).max())
+        allowed = self._tolerance * self._scale
         self._residuals = basis.coupling * np.abs(self._weights[-1])
         errors = self._residuals
-        if self.stop == "value":
-            errors = value_errors(self.values, errors)
+        if self._stop == "value":
+            errors = value_errors(self._values, errors)
         enough = k if basis.coupling == 0 else min(basis.size, k + _BEYOND)
-        self.converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
-        self.certain = False
-        if self.converged:
-            self._look_beyond()
+        self._converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
+        self._ranks.certain = False
+        if self._converged:
+            self._look(self._ranks, always=False)
 
-    def _look_beyond(self, *, always: bool = False) -> None:
-        """Find how far beyond the wanted values others may lie, and what copies may displace.
+    @property
+    def _far(self) -> float:
+        """How far beyond the wanted values others may lie."""
+        allowed = self._tolerance if self._stop == "residual" else math.sqrt(self._tolerance)
+        return allowed * self._scale
 
-        Not where a glance tells that it is too far, or where it was found already.
-        """
-        basis, wanted = self.basis, self.values[: self.k]
-        allowed = self.tolerance if self.stop == "residual" else math.sqrt(self.tolerance)
-        allowed *= self.scale
-        if basis.complete:
-            self.beyond = self.displaced = np.zeros(len(wanted))
-            self.ranked = self.certain = True
-            return
-        given: dict[str, Any] = {"size": basis.size, "rounding": basis.rounding}
-        known = self.ranked and len(self.beyond) == len(wanted) and not basis.broke_down
-        if always or not (known and np.abs(wanted - self._ranked_values).max() < 1e-3 * allowed):
-            starts = basis.starts
-            if not always and too_far(wanted, self.which, starts, **given, allowed=allowed):
-                self.ranked = False
-                return
-            self.beyond, self._before = margins(wanted, self.which, starts, **given)
-            self.ranked, self._ranked_values = bool((self.beyond <= allowed).all()), wanted
-        self.displaced = np.zeros(len(wanted))
-        if self.check_multiplicity:
-            self.displaced = displacements(
-                wanted, self.which, basis.probes, **given, reach=self._before
-            )
-        self.certain = bool((self.displaced <= self.tolerance * self.scale).all())
+    def _look(self, ranks: Ranks, *, always: bool = True) -> None:
+        displaced = self._tolerance * self._scale
+        ranks.look(self._basis, self.values, allowed=self._far, displaced=displaced, always=always)
 
     def _looked_enough(self) -> bool:
         """Whether a multiple of the products of the search did not settle what else is there."""
-        basis, wanted = self.basis, self.values[: self.k]
-        self.searched = self.searched or basis.matvecs
-        if not self.ranked:
-            return basis.matvecs >= max(_FEW, _PATIENCE * self.searched)
-        self.ranked_at = self.ranked_at or basis.matvecs
-        if saw_copy(wanted, self.which, basis.probes, rounding=basis.rounding):
+        basis = self._basis
+        self._searched = self._searched or basis.matvecs
+        if not self._ranks.known:
+            return basis.matvecs >= max(_FEW, _PATIENCE * self._searched)
+        self._ranked_at = self._ranked_at or basis.matvecs
+        if saw_copy(self.values, self._which, basis.probes, rounding=basis.rounding):
             basis.forget_probes()
-            self.ranked_at = basis.matvecs
-        return bool(basis.probes) and basis.full and basis.matvecs >= 2 * self.ranked_at
+            self._ranked_at = basis.matvecs
+        return bool(basis.probes) and basis.full and basis.matvecs >= 2 * self._ranked_at
 
     def _restart(self, *, probe: bool = False, direction: Tensor | None = None) -> None:
         # What a random direction saw in part must not be hidden from the next one.
-        more = 0 if probe and self.basis.has_probed else (self.capacity - self.k) // 3
-        kept = min(self.capacity - 1, len(self.values), self.k + more)
-        self.basis.restart(self.values, self._weights, kept=kept, probe=probe, direction=direction)
+        more = 0 if probe and self._basis.has_probed else (self._capacity - self._k) // 3
+        kept = min(self._capacity - 1, len(self._values), self._k + more)
+        self._basis.restart(
+            self._values, self._weights, kept=kept, probe=probe, direction=direction
+        )
 
 
 # Where the end of the spectrum is dense, what lies beyond is ruled out slowly: as many products are
 # spent on it as a multiple of those of the search, or so few that it does not matter.
 _PATIENCE, _FEW = 3, 40
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
-
-
-def value_errors(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """Return min(r, r²/gap) for each Ritz value, its gap to the other intervals μ ± r.
-
-    Args:
-        values: μ [M], in any order.
-        residuals: r [M].
-
-    >>> value_errors(np.array([3.0, 1.0]), np.array([0.1, 0.0])).round(4).tolist()
-    [0.005, 0.0]
-    """
-    distances = np.abs(values[:, None] - values[None, :]) - residuals[None, :]
-    np.fill_diagonal(distances, np.inf)
-    gaps = distances.min(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sharper = np.where(gaps > 0, residuals**2 / gaps, np.inf)
-    return np.minimum(residuals, sharper)
 
 
 def _capacity(k: int, max_basis: int | None) -> int:
@@ -316,16 +404,6 @@ def _capacity(k: int, max_basis: int | None) -> int:
     return max_basis
 
 
-def _in_order(values: np.ndarray, weights: np.ndarray, which: End) -> tuple[np.ndarray, np.ndarray]:
-    """Return Ritz values and weights, ascending before, with the wanted ones first."""
-    keys = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}
-    if which == "both":
-        order = np.array(_from_both_ends(len(values)))
-    else:
-        order = np.argsort(keys[which], kind="stable")
-    return values[order], weights[:, order]
-
-
-def _from_both_ends(count: int) -> list[int]:
-    """Return places of an ascending sequence: the last, the first, the last but one, ..."""
-    return [number // 2 if number % 2 else count - 1 - number // 2 for number in range(count)]
+def _gaps(vectors: Tensor, images: Tensor, values: np.ndarray) -> Tensor:
+    """Return Av − μv [K, P]."""
+    return images - torch.from_numpy(values.copy()).to(vectors)[:, None] * vectors

@@ -150,6 +150,36 @@ def margins(
     return beyond, before
 
 
+def hidden_beyond(
+    values: np.ndarray, which: str, beyond: np.ndarray, *, allowed: float
+) -> np.ndarray:
+    """Return how far beyond each value its rank's may lie, as those before it are not certain.
+
+    Where a margin is wider than what is allowed, several eigenvalues may lie within it, which
+    would all come before the values after it.
+
+    Args:
+        values: wanted Ritz values [K], in the order of `which`.
+        which: as of `lanczos`.
+        beyond: their margins [K].
+        allowed: margins up to which hold one eigenvalue, or copies of it.
+
+    >>> hidden_beyond(np.array([3.0, 1.0]), "largest", np.array([9.0, 1.0]), allowed=0.1)
+    array([ 0., 11.])
+    """
+    hidden = np.zeros(len(values))
+    ends = [(np.arange(len(values)), 0.0)] if which == "magnitude" else sides(values, which)
+    for places, sign in ends:
+        outward = sign * values[places] if sign else np.abs(values[places])
+        tops, wide = outward + beyond[places], beyond[places] > allowed
+        before = np.concatenate([[-math.inf], tops[:-1]])
+        # A margin that reaches half-way to the value before goes on in the margin of that one.
+        joined = np.where(wide | np.concatenate([[False], wide[:-1]]), before, -math.inf)
+        most = np.maximum.accumulate(joined)
+        hidden[places] = np.maximum(most - outward, 0.0)
+    return hidden
+
+
 def too_far(
     values: np.ndarray,
     which: str,

@@ -1,0 +1,62 @@
+"""A subspace on which an operator is known: orthonormal vectors and their images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatkit.spectrum.dot import dot
+from flatkit.spectrum.operators import SymmetricOperator, finite_product
+
+
+@dataclass(frozen=True)
+class Space:
+    """Orthonormal vectors V and their images A V, rows of the same order.
+
+    Attributes:
+        vectors: V [M, P].
+        images: A V [M, P].
+        matvecs: products that were made for the images alone.
+
+    >>> space = Space(torch.eye(3)[:2], torch.diag(torch.tensor([3.0, -5.0, 1.0]))[:2])
+    >>> space.ritz(1)[0].tolist(), space.projection.trace().item()
+    ([-5.0], -2.0)
+    """
+
+    vectors: Tensor
+    images: Tensor
+    matvecs: int = 0
+
+    @classmethod
+    def of(cls, operator: SymmetricOperator, vectors: Tensor) -> "Space":
+        """Return the space of orthonormal vectors [M, P]. Cost: M products."""
+        return cls(vectors, finite_product(operator, vectors), len(vectors))
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return len(self.vectors)
+
+    @property
+    def projection(self) -> Tensor:
+        """V A Vᵀ [M, M], symmetric, float64 on the CPU."""
+        projected = dot(self.vectors, self.images)
+        return (projected + projected.T) / 2
+
+    def ritz(self, count: int | None = None) -> tuple[Tensor, "Space", Tensor]:
+        """Return the Ritz pairs of largest magnitude. Cost: no product.
+
+        Args:
+            count: how many; by default all.
+
+        Returns:
+            values [K] in float64, their vectors and images, residuals ‖Av − μv‖ [K] in float64.
+        """
+        values, parts = np.linalg.eigh(self.projection.numpy())
+        order = np.argsort(-np.abs(values), kind="stable")[:count]
+        rows = torch.from_numpy(parts.T[order].copy()).to(self.vectors)  # [K, M]
+        found = torch.from_numpy(values[order])
+        pairs = Space(rows @ self.vectors, rows @ self.images)
+        gaps = pairs.images - found.to(pairs.vectors)[:, None] * pairs.vectors
+        return found, pairs, gaps.double().norm(dim=1).cpu()
