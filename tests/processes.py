@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flatkit import checkpoints
 from flatkit.files import Store
+from flatkit.hessian import HessianOperator
 from flatkit.landscape import LandscapeJob, LandscapeSettings, measure_into, plan_landscapes
+from flatkit.objective import Objective
+from flatkit.objective.digest import digest_of
+from flatkit.objective.kept import Passes
+from flatkit.spectrum.lanczos import lanczos
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
@@ -40,6 +46,35 @@ def store_until_killed(path: Path, identity: dict[str, Any], count: int) -> None
             store.put("record", str(number), number / 3)
             store.put_blob(str(number), bytes([number]) * 10_000)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def small_task() -> Objective:
+    """Return the mean loss of a network of 131 weights over 40 samples, in four chunks."""
+    draws = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    data = (torch.randn(40, 12, generator=draws), torch.randint(0, 3, (40,), generator=draws))
+    return Objective(model, "cross_entropy", data, chunk_size=10, examine=False)
+
+
+def eigenvalue_until_killed(path: Path, fatal: int) -> None:
+    """Search an eigenvalue with every pass kept, and kill the process in product `fatal`."""
+    products, prepared = 0, HessianOperator._prepared
+
+    def count(self: HessianOperator, *arguments: Any, **options: Any) -> Any:
+        nonlocal products
+        products += 1
+        if products == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepared(self, *arguments, **options)
+
+    HessianOperator._prepared = count
+    objective = small_task()
+    with Store(path, {}) as store:
+        objective.kept = Passes(store, digest_of(objective), least_seconds=0)
+        lanczos(HessianOperator(objective), generator=torch.Generator().manual_seed(0))
 
 
 def train_until_killed(settings: dict[str, Any], out: Path, fatal: int) -> None:

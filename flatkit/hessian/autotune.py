@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -86,6 +86,28 @@ class Choice:
             "engines_rejected": self.rejected,
             **({"engine_remark": self.remark} if self.remark else {}),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON; `from_json` makes the same choice of it."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.reference is not None:
+            recipe: Any = self.reference.recipe  # a formula, or one with another step
+            plain = getattr(recipe, "func", recipe)
+            names = [name for name, formula in FORMULAS.items() if formula is plain]
+            words = (self.reference.against, self.reference.in_double)
+            found["reference"] = [names, getattr(recipe, "keywords", {}), *words]
+        return found
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Choice":
+        """Return the choice of which `to_json` has told."""
+        given = dict(found)
+        if given["reference"] is not None:
+            names, steps, against, in_double = given["reference"]
+            recipe: Any = FORMULAS[names[0]] if names else None
+            recipe = partial(recipe, **steps) if steps else recipe
+            given["reference"] = Reference(recipe, against, in_double)
+        return cls(**given)
 
     @property
     def remark(self) -> str:

@@ -1,6 +1,7 @@
 """The Hessian of an objective at a point, through Hessian-vector products."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, final
 
@@ -14,6 +15,7 @@ from flatkit.hessian.plan import Plan, make_plan
 from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
 from flatkit.hessian.reference import errors_along
 from flatkit.objective.function import Objective
+from flatkit.objective.kept import Asked, ask, recall
 from flatkit.objective.passes import Chunk
 from flatkit.parameters import check_like
 from flatkit.spectrum.operators import SymmetricOperator
@@ -80,21 +82,36 @@ class HessianOperator(SymmetricOperator):
         self._retain = retain_graph
         self._engine: Engine | None = None
         self._kept: dict[int, Prepared] = {}
+        self._passed = False
 
     @cached_property
     def choice(self) -> Choice:
         """The engine and why; probed when it is first needed."""
-        return choose(
-            self.objective, self.theta, preference=self._preference, tolerance=self._tolerance
+        objective, name = self.objective, f"{self._preference}, {self._tolerance:g}"
+        known = recall(objective, "engine", name)
+        if known is not None:
+            return Choice.from_json(known)
+        before = objective.cost
+        choice = choose(
+            objective, self.theta, preference=self._preference, tolerance=self._tolerance
         )
+        if objective.kept is not None:
+            objective.kept.remember("engine", name, choice.to_json(), objective.cost - before)
+        return choice
 
     @cached_property
     def plan(self) -> Plan:
         """How a pass is cut; measured when it is first needed, after the engines were probed."""
+        objective, name = self.objective, f"{self.choice.engine}, {self._retain}, {self.memory}"
+        known = recall(objective, "plan", name)
+        if known is not None:
+            return Plan(**known)
+        before = objective.cost
         engine = self._built(self.choice.engine)
-        return make_plan(
-            self.objective, self.theta, engine, retain=self._retain, memory=self.memory
-        )
+        plan = make_plan(objective, self.theta, engine, retain=self._retain, memory=self.memory)
+        if objective.kept is not None:
+            objective.kept.remember("plan", name, asdict(plan), objective.cost - before)
+        return plan
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -137,42 +154,63 @@ class HessianOperator(SymmetricOperator):
         def recipe(_: Objective, __: Tensor, chunk: Chunk) -> Prepared:
             return prepare(chunk)
 
-        found = errors_along(reference, self.objective, self.theta, recipe, vectors, values)
-        return most if found is None else found + 4 * torch.finfo(self.dtype).eps * scale
+        asked = self._ask("errors", vectors, values)
+        (found,) = asked.answer or asked.keep(
+            errors_along(reference, self.objective, self.theta, recipe, vectors, values)
+        )
+        return most if found is None else found.cpu() + 4 * torch.finfo(self.dtype).eps * scale
 
     @ordinary_torch()
     def gradient(self) -> Tensor:
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
         if self.plan.kept * self.plan.chunk_size < self.objective.num_rows:
             return finite(self.objective.gradient(self.theta), "gradient")
-        self.objective.count(gradients=int(not self._kept))
+        new = int(not self._passed)
+        asked = self._ask("gradient", gradients=new)
+        if asked.answer:
+            return asked.answer[0]
+        self.objective.count(gradients=new)
         total = torch.zeros_like(self.theta)
         for prepared in self._prepared(self.choice.engine):
             assert prepared.gradient is not None  # every engine that keeps a chunk knows it
             total += prepared.gradient
-        return finite(total, "gradient")
+        return asked.keep(finite(total, "gradient"))[0]
 
     @ordinary_torch()
     def matvec(self, vector: Tensor) -> Tensor:
         """Return H v for v of shape [P]."""
         check_like("vector", vector, self.theta)
+        asked = self._ask("product", vector, matvecs=1)
+        if asked.answer:
+            return asked.answer[0]
         total = torch.zeros_like(vector)
         for prepared in self._prepared(self.choice.engine, matvecs=1):
             total += prepared.products(vector[None])[0]
             del prepared  # or the next chunk is prepared beside this one
-        return finite(total, "Hessian-vector product")
+        return asked.keep(finite(total, "Hessian-vector product"))[0]
 
     @ordinary_torch()
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         check_like("vectors", vectors, self.theta.expand(len(vectors), -1))
+        asked = self._ask("products", vectors, matvecs=len(vectors))
+        if asked.answer:
+            return asked.answer[0]
         total = torch.zeros_like(vectors)
         at_once = len(vectors) if self.memory is None else 1
         for prepared in self._prepared(self.choice.engine, matvecs=len(vectors)):
             for rows, sums in zip(vectors.split(at_once), total.split(at_once), strict=True):
                 sums += prepared.products(rows)
             del prepared
-        return finite(total, "Hessian-vector product")
+        return asked.keep(finite(total, "Hessian-vector product"))[0]
+
+    def _ask(self, what: str, *given: Tensor, **counts: int) -> Asked:
+        """Ask for what the chosen engine gives; what is counted is a pass, made from now on."""
+        self._passed = self._passed or bool(counts)
+        if self.objective.kept is not None:
+            how = f"{self.choice.engine}, {self.plan.chunk_size} at once, memory {self.memory}"
+            what = f"{what} by {how}"
+        return ask(self.objective, what, self.theta, *given, **counts)
 
     def _built(self, name: EngineName) -> Engine:
         if self._engine is None:

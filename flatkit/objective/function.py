@@ -13,6 +13,7 @@ from flatkit.checks import check_choice, check_count
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
+from flatkit.objective.kept import ask
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.model.copier import Copier
 from flatkit.objective.model.habits import WATCHED, guarded, moved
@@ -209,12 +210,7 @@ class Objective(PlacedModel):
         self._counter = other._counter
 
     def chunks(
-        self,
-        size: int | None = None,
-        *,
-        losses: int = 0,
-        gradients: int = 0,
-        matvecs: int = 0,
+        self, size: int | None = None, *, losses: int = 0, gradients: int = 0, matvecs: int = 0
     ) -> Iterator[Chunk]:
         """Yield the samples in parts, and count what is computed on this pass over them.
 
@@ -261,10 +257,13 @@ class Objective(PlacedModel):
 
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
+        asked = ask(self, "value", theta, losses=1)
+        if asked.answer:
+            return Evaluation(*asked.answer)
         with self.placed(theta) as point:
             found = [self._value(point, chunk) for chunk in self.chunks(losses=1)]
-        loss, correct, asked = map(sum, zip(*found, strict=True))
-        return Evaluation(loss, None if self.decision is None else correct / asked)
+        loss, correct, named = map(sum, zip(*found, strict=True))
+        return Evaluation(*asked.keep(loss, None if self.decision is None else correct / named))
 
     def loss(self, theta: Tensor | None = None) -> float:
         """Return L(θ); it may be infinite or NaN far away. Cost: one forward pass."""
@@ -283,6 +282,9 @@ class Objective(PlacedModel):
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
         """Return L(θ) and ∇L(θ) of shape [P]. Cost: one gradient."""
+        asked = ask(self, "gradient", theta, gradients=1)
+        if asked.answer:
+            return asked.answer
         loss, gradient = 0.0, None
         with self.placed(theta) as point:
             for chunk in self.chunks(gradients=1):
@@ -291,7 +293,7 @@ class Objective(PlacedModel):
                 gradient = slope if gradient is None else gradient.add_(slope)
                 loss += float(part.detach())
         assert gradient is not None  # there is at least one sample
-        return loss, gradient
+        return asked.keep(loss, gradient)
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """Return ∇L(θ) of shape [P]. Cost: one gradient."""
@@ -316,6 +318,7 @@ class Objective(PlacedModel):
         part = copy.copy(self)
         parts = self.space.unflatten(self.theta)
         part.engine_choices = {}
+        part.kept = self.kept and self.kept.part(names, self.theta)
         part.space = ParameterSpace.of({name: parts[name] for name in names})
         part.theta = part.space.flatten({name: parts[name] for name in names})
         return part
@@ -337,8 +340,7 @@ class Objective(PlacedModel):
         precise.loss_function = moved(self.loss_function, copier.copied)
         precise.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         precise.theta = self.theta.double()
-        precise._counter = Counter()
-        precise.engine_choices = {}
+        precise._counter, precise.engine_choices = Counter(), {}
         return precise
 
     @cached_property

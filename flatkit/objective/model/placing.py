@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
+from flatkit.objective.kept import Passes
 from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.passes import Chunk, arguments
@@ -33,9 +34,11 @@ class PlacedModel(ABC):
         space: the names and shapes of the parameters in θ.
         theta: the model's own point [P].
         loss_function: of (outputs, targets), as the user gave it or a copy.
+        kept: where dear passes are kept and looked for, if anywhere.
     """
 
     loss_function: Any
+    kept: Passes | None
     space: ParameterSpace
     theta: Tensor
     _model: nn.Module
@@ -175,6 +178,7 @@ class PlacedModel(ABC):
         """Run another copy of the model from now on, which has the same habits."""
         known = getattr(self, "_places", None)
         self._model, self._places = model, Places(model)
+        self.kept = None  # its buffers may be others, or be changed
         if known is not None:
             self._places.habits = known.habits
 

@@ -1,0 +1,249 @@
+"""Answers of dear passes over the samples, kept in a store: a run that was killed replays them.
+
+What is asked for is known by a digest of the function, the point and the vector, and what comes
+back is what was computed, bit for bit. Small networks pay nothing: what was quick is not kept, and
+is only looked for after something was slow.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from flatkit.files.store import Store
+from flatkit.results import Cost
+
+Answer: TypeAlias = tuple[Any, ...]
+"""What a pass gives: numbers (or None), and tensors on its device."""
+
+LEAST_SECONDS = 0.2
+_BYTES_A_SECOND, _FREE_BYTES = 20_000_000, 2**16
+"""Of a point, a vector and an answer, so many a second of the pass: to digest and to write them
+takes then a tenth of it at most, at the 150 MB a second of a slow disk."""
+_PIECE = 2**24
+_DEAR = "dear passes"
+
+
+class Counts(Protocol):
+    """What is asked for its passes: an objective."""
+
+    @property
+    def kept(self) -> "Passes | None":
+        """Where they are kept, if anywhere."""
+        ...
+
+    @property
+    def theta(self) -> Tensor:
+        """Its own point [P]."""
+        ...
+
+    def count(self, *, losses: int = 0, gradients: int = 0, matvecs: int = 0) -> None:
+        """Count what was computed."""
+        ...
+
+
+@final
+class Passes:
+    """The dear passes of one function over all the samples, in a store.
+
+    `Objective.kept` is one, or None; whoever makes a pass asks for it first.
+
+    Args:
+        store: open as long as this is in use; where it fails, nothing more is kept.
+        function: a digest of the function of θ; `digest_of` makes it.
+        least_seconds: of a pass that is kept.
+    """
+
+    def __init__(
+        self, store: Store, function: str, *, least_seconds: float = LEAST_SECONDS
+    ) -> None:
+        self.store, self.function, self._least = store, function, least_seconds
+        self._dear = set(store.records(_DEAR))
+        self._decided: set[str] = set()
+
+    def part(self, names: Sequence[str], theta: Tensor) -> "Passes":
+        """Return the passes of the same loss as a function of some parameters alone.
+
+        Args:
+            names: of the parameters.
+            theta: at which the others are held fixed [P].
+        """
+        digest = digest_of_tensors(json.dumps([self.function, *names]), [theta])
+        part = Passes(self.store, digest, least_seconds=self._least)
+        part._dear = self._dear
+        return part
+
+    def find(self, what: str, given: Sequence[Tensor]) -> Answer | None:
+        """Return what came of a pass, if it was dear and is kept.
+
+        Args:
+            what: is computed, with all that the last bits depend on.
+            given: the point, and further tensors.
+        """
+        if f"{self.function} {what}" not in self._dear:
+            return None
+        data = self.store.blob(self._key(what, given))
+        return None if data is None else _unpacked(data, given[0].device)
+
+    def keep(self, what: str, given: Sequence[Tensor], answer: Answer, seconds: float) -> None:
+        """Keep what came of a pass, if it took long enough."""
+        kind = f"{self.function} {what}"
+        if seconds < self._least or _size(given, answer) > _FREE_BYTES + _BYTES_A_SECOND * seconds:
+            self._dear.discard(kind)
+        elif self.store.put_blob(self._key(what, given), _packed(answer)):
+            if kind not in self._dear:
+                self.store.put(_DEAR, kind, True)
+            self._dear.add(kind)
+
+    def recall(self, what: str, name: str) -> tuple[Any, Mapping[str, int]]:
+        """Return what was decided before (None if nothing was), and its cost, the first time.
+
+        Args:
+            what: was decided, e.g. which engine multiplies.
+            name: of the case.
+        """
+        key = f"{self.function} {name}"
+        found = self.store.get(what, key)
+        if found is None:
+            return None, {}
+        cost = {} if f"{what} {key}" in self._decided else found["cost"]
+        self._decided.add(f"{what} {key}")
+        return found["content"], cost
+
+    def remember(self, what: str, name: str, content: Any, cost: Cost) -> None:
+        """Keep a decision, ready for JSON, with its cost; a later run decides the same."""
+        key = f"{self.function} {name}"
+        counts = {n: getattr(cost, n) for n in ("losses", "gradients", "matvecs")}
+        self.store.put(what, key, {"content": content, "cost": counts})
+        self._decided.add(f"{what} {key}")
+
+    def _key(self, what: str, given: Sequence[Tensor]) -> str:
+        return digest_of_tensors(f"{self.function} {what}", given)
+
+
+class Asked:
+    """A pass that was asked for.
+
+    Attributes:
+        answer: numbers and tensors, where they were kept; empty if they are to be computed.
+    """
+
+    def __init__(
+        self, passes: Passes | None, what: str, given: Sequence[Tensor], answer: Answer
+    ) -> None:
+        self.answer = answer
+        self._passes, self._what, self._given = passes, what, given
+        self._begun = time.perf_counter()
+
+    def keep(self, *answer: Any) -> Answer:
+        """Return what was computed since, and let it be kept."""
+        if self._passes is not None:
+            seconds = time.perf_counter() - self._begun
+            self._passes.keep(self._what, self._given, answer, seconds)
+        return answer
+
+
+_NOT_KEPT = Asked(None, "", (), ())
+
+
+def ask(objective: Counts, what: str, theta: Tensor | None, *given: Tensor, **counts: int) -> Asked:
+    """Ask for a pass over the samples; an answer is counted as if it were computed.
+
+    Args:
+        objective: what knows where its passes are kept.
+        what: is computed, with all that the last bits depend on beside the function.
+        theta: the point [P]; the objective's own by default.
+        *given: further tensors that the answer depends on.
+        **counts: what to count for an answer; see `Objective.count`.
+
+    >>> from tempfile import mkdtemp
+    >>> from flatkit.objective import Objective
+    >>> data = (torch.ones(1, 1), torch.zeros(1, 1))
+    >>> objective = Objective(torch.nn.Linear(1, 1), "mse", data)
+    >>> ask(objective, "value", None).answer
+    ()
+    >>> with Store(mkdtemp() + "/a.journal", {}) as store:
+    ...     objective.kept = Passes(store, "line", least_seconds=0)
+    ...     loss = objective.loss()
+    ...     ask(objective, "value", None).answer == objective.evaluate()
+    True
+    """
+    if objective.kept is None:
+        return _NOT_KEPT
+    where = (objective.theta if theta is None else theta, *given)
+    found = objective.kept.find(what, where)
+    if found is not None:
+        objective.count(**counts)
+    return Asked(objective.kept, what, where, found or ())
+
+
+def recall(objective: Counts, what: str, name: str) -> Any:
+    """Return what was decided before, its cost counted once; None if nothing was."""
+    if objective.kept is None:
+        return None
+    content, cost = objective.kept.recall(what, name)
+    objective.count(**cost)
+    return content
+
+
+def digest_of_tensors(text: str, tensors: Iterable[Tensor]) -> str:
+    """Return a digest of a text and the dtypes, shapes and bytes of tensors.
+
+    By SHA-256: processors compute it faster than BLAKE2.
+
+    >>> digest_of_tensors("", [torch.ones(2)]) == digest_of_tensors("", [torch.ones(1, 2)])
+    False
+    """
+    digest = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        digest.update(f"\n{tensor.dtype} {list(tensor.shape)}\n".encode())
+        for piece in _bytes(tensor):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor in its logical order, without a copy of all of it."""
+    rows = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+    each = max(1, rows.nbytes // max(1, len(rows)))
+    for part in rows.split(max(1, _PIECE // each)):
+        yield part.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _size(*answers: Sequence[Any]) -> int:
+    return sum(part.nbytes for answer in answers for part in answer if isinstance(part, Tensor))
+
+
+def _packed(answer: Answer) -> bytes:
+    """Return an answer as a line of JSON, with the form of each tensor, and the tensors' bytes."""
+    head: list[Any] = []
+    pieces: list[Any] = []
+    for part in answer:
+        if isinstance(part, Tensor):
+            head.append([str(part.dtype).removeprefix("torch."), list(part.shape)])
+            pieces += _bytes(part)
+        else:
+            head.append(part)
+    return b"".join([json.dumps(head).encode(), b"\n", *pieces])
+
+
+def _unpacked(data: bytes, device: torch.device) -> Answer:
+    """Return the answer that was packed."""
+    at = data.index(b"\n") + 1
+    answer: list[Any] = []
+    for part in json.loads(data[: at - 1]):
+        if isinstance(part, list):
+            dtype, shape = getattr(torch, part[0]), part[1]
+            found = torch.empty(shape, dtype=dtype)
+            end = at + found.nbytes
+            if end > at:  # copied: what is read is not aligned, and may not be written into
+                found.copy_(torch.frombuffer(bytearray(data[at:end]), dtype=dtype).view(shape))
+            answer.append(found.to(device))
+            at = end
+        else:
+            answer.append(part)
+    return tuple(answer)
