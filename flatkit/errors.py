@@ -83,3 +83,15 @@ class WrongGradientError(FlatkitError, ArithmeticError):
 
 class TrainingDivergedError(NonFiniteError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class InterruptedAnalysis(KeyboardInterrupt):
+    """An analysis was stopped by Ctrl-C.
+
+    Attributes:
+        report: what was measured until then, a `flatkit.Report`.
+    """
+
+    def __init__(self, report: object) -> None:
+        super().__init__()
+        self.report = report

@@ -138,6 +138,8 @@ class Report:
         objective: samples, indices_sha256, loss, batchnorm, dtype, device, parameters.
         command: the command line, or empty for a call from Python.
         environment: versions of Python and packages.
+        analysis: how the work went: `gradients` that were spent, which as a budget give the same
+            numbers; how it `ended`: `done`, `budget`, `time` or `interrupted`; `seconds`.
 
     >>> report = Report([Result("loss", 0.5, error=0.0)], objective={"samples": 10})
     >>> Report.from_json(report.to_json()) == report
@@ -150,6 +152,7 @@ class Report:
     command: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     flatkit: str = __version__
+    analysis: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Freeze the sequences."""
@@ -194,6 +197,7 @@ class Report:
             "checkpoint": dict(self.checkpoint),
             "objective": dict(self.objective),
             "environment": dict(self.environment),
+            **({"analysis": dict(self.analysis)} if self.analysis else {}),
             "results": [result.to_dict() for result in self.results],
         }
 
@@ -211,6 +215,7 @@ class Report:
             objective=data.get("objective", {}),
             command=data.get("command", ()),
             environment=data.get("environment", {}),
+            analysis=data.get("analysis", {}),
             flatkit=data.get("flatkit", "unknown"),
         )
 

@@ -23,6 +23,10 @@ class Status(str, Enum):
         "the budget ran out before the tolerance was met; value and error hold, "
         "more work may sharpen them",
     )
+    INTERRUPTED = (
+        "interrupted",
+        "stopped before the tolerance was met; value and error hold, the same command goes on",
+    )
     ROUNDING = (
         "rounding",
         "rounding of the dtype is as large as the tolerance; float64 helps",

@@ -6,7 +6,7 @@ import numpy
 
 from flatkit.errors import InvalidArgumentError
 
-_COARSEST = 4
+COARSEST = 4
 """The coarsest grid has at least so many intervals along an axis, where there are as many."""
 
 
@@ -43,16 +43,21 @@ def axis_steps(
     return numpy.array(sorted(set(steps)))
 
 
-def levels(count: int, *, centre: int) -> list[numpy.ndarray]:
+def levels(count: int, *, centre: int, coarsest: int = COARSEST) -> list[numpy.ndarray]:
     """Return the numbers of the steps on each level, each a part of the next; the last has all.
 
     Every level has both ends and the centre.
+
+    Args:
+        count: of the steps.
+        centre: the number of the one in the middle.
+        coarsest: the first level has about so many intervals, or up to twice as many.
 
     >>> [level.tolist() for level in levels(9, centre=4)]
     [[0, 2, 4, 6, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]]
     """
     stride = 1
-    while 2 * stride * _COARSEST < count:
+    while 2 * stride * coarsest < count:
         stride *= 2
     found = []
     while stride >= 1:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class LandscapeJob:
     Attributes:
         name: what is looked at.
         kind: of the directions.
+        axes: name -> steps.
+        batch: points that are measured at once.
 
     Raises:
         InvalidArgumentError: the arguments do not fit together.
@@ -72,7 +75,7 @@ class LandscapeJob:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.kind = str((about or {}).get("name", "surface")), subspace.kind
-        self._subspace, self._axes, self._refine = subspace, axes, refine
+        self._subspace, self.axes, self._refine = subspace, axes, refine
         self._evaluators = {
             split: evaluator(
                 objective,
@@ -86,7 +89,7 @@ class LandscapeJob:
             )
             for split, objective in objectives.items()
         }
-        self._batch = min(each.batch for each in self._evaluators.values())
+        self.batch = min(each.batch for each in self._evaluators.values())
         self._objectives, self._quantities = objectives, tuple(quantities)
         self._memory = memory
         self._header: dict[str, Any] = {
@@ -105,8 +108,8 @@ class LandscapeJob:
             "torch": torch.__version__,
             **self._header,
             "quantities": list(self._quantities),
-            "axes": {name: steps.tolist() for name, steps in self._axes.items()},
-            "batch": self._batch,
+            "axes": {name: steps.tolist() for name, steps in self.axes.items()},
+            "batch": self.batch,
             "tensors": _digest(self._subspace, self._objectives),
         }
         found["objective"] = {
@@ -123,9 +126,14 @@ class LandscapeJob:
         return hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
 
     @property
+    def num_points(self) -> int:
+        """How many points there are in all."""
+        return math.prod(len(steps) for steps in self.axes.values())
+
+    @property
     def dimensions(self) -> int:
         """1 or 2."""
-        return len(self._axes)
+        return len(self.axes)
 
     def measure(
         self,
@@ -150,28 +158,32 @@ class LandscapeJob:
             ResultError: the journal belongs to another job.
         """
         looked_at = preview is not None or journal is not None
-        points = Refinement(self._axes, tolerance=self._refine, coarse_first=looked_at)
+        points = Refinement(self.axes, tolerance=self._refine, coarse_first=looked_at)
         with nullcontext() if journal is None else Journal(journal, self.job) as kept:
             for todo in points.levels():
                 before = int(points.measured.sum())
                 total = before + len(todo) if self._refine else points.measured.size
-                for number, part in enumerate(batches(todo, self._batch)):
+                for number, part in enumerate(batches(todo, self.batch)):
                     found = None if kept is None else kept.find(part)
                     if found is None:
-                        found = self._values(part)
+                        found = self.values_at(part)
                         if kept is not None:
                             kept.add(part, found)
                         if progress is not None:
-                            progress(before + number * self._batch + len(part), total)
+                            progress(before + number * self.batch + len(part), total)
                     for point, values in zip(part, found, strict=True):
                         points.put(point, values)
                 if preview is not None and not points.measured.all():
                     preview(self._surface(points, complete=False))
         return self._surface(points, complete=True)
 
-    def _values(self, part: Sequence[Point]) -> list[Values]:
+    def growing(self) -> "GrowingSurface":
+        """Return the surface as one that is measured from coarse to fine."""
+        return GrowingSurface(self)
+
+    def values_at(self, part: Sequence[Point]) -> list[Values]:
         """Measure the points of a pass, given as indices [.., j, i]."""
-        axes = list(self._axes.values())
+        axes = list(self.axes.values())
         steps = [
             [float(axis[i]) for axis, i in zip(axes, reversed(point), strict=True)]
             for point in part
@@ -185,7 +197,12 @@ class LandscapeJob:
 
     def _surface(self, points: Refinement, *, complete: bool) -> Surface:
         values = {name: points.filled(name) for name in points.values}
-        header = {
+        header = self.about(points.measured, complete=complete)
+        return Surface(self.axes, values, header, points.measured.copy())
+
+    def about(self, measured: numpy.ndarray, *, complete: bool) -> dict[str, Any]:
+        """Return the header of a surface."""
+        return {
             "fingerprint": self.fingerprint,
             **self._header,
             "markers": [dict(marker) for marker in self._subspace.markers],
@@ -195,9 +212,52 @@ class LandscapeJob:
                 for split, each in self._evaluators.items()
             },
             "complete": complete,
-            "points_measured": int(points.measured.sum()),
+            "points_measured": int(measured.sum()),
         }
-        return Surface(self._axes, values, header, points.measured.copy())
+
+
+class GrowingSurface:
+    """A surface that is measured level by level, each a part of the next, and can be had at each.
+
+    Args:
+        job: what is measured; every point of it, in the end.
+
+    Attributes:
+        num_levels: the first has three points along an axis, the last has all.
+
+    >>> from torch import nn
+    >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", (torch.ones(1, 1),) * 2)
+    >>> subspace = Subspace("given", torch.ones(1), torch.ones(1, 1))  # L = t² from there
+    >>> job = LandscapeJob({"train": objective}, subspace, {"t": numpy.linspace(-1.0, 1.0, 5)})
+    >>> surface = job.growing()
+    >>> passes = len(list(surface.measure(0)))
+    >>> surface.at(0).quantities["loss"]
+    array([1., 0., 1.])
+    """
+
+    def __init__(self, job: LandscapeJob) -> None:
+        self._job, self._points = job, Refinement(job.axes, coarsest=1)
+        self._parts = [list(batches(todo, job.batch)) for todo in self._points.levels()]
+        self.num_levels = len(self._parts)
+
+    def measure(self, level: int) -> Iterator[int]:
+        """Measure what a level adds to those before; yield how many points are new, pass by pass."""
+        for part in self._parts[level]:
+            for point, values in zip(part, self._job.values_at(part), strict=True):
+                self._points.put(point, values)
+            yield len(part)
+
+    def at(self, level: int) -> Surface:
+        """Return a level that was measured, as a surface of its own steps."""
+        points, grid = self._points, self._points.grid(level)
+        values = {name: found[numpy.ix_(*grid)] for name, found in points.values.items()}
+        axes = {
+            name: steps[list(indices)]
+            for (name, steps), indices in zip(self._job.axes.items(), reversed(grid), strict=True)
+        }
+        measured = numpy.ones([len(part) for part in grid], bool)
+        header = self._job.about(measured, complete=measured.shape == points.shape)
+        return Surface(axes, values, header, measured)
 
 
 def _timeless(described: dict[str, Any]) -> dict[str, Any]:

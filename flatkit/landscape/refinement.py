@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy
 
-from flatkit.landscape.grids import interpolate, levels, weights
+from flatkit.landscape.grids import COARSEST, interpolate, levels, weights
 
 _Level = Sequence[Sequence[int] | numpy.ndarray]
 
@@ -44,6 +44,7 @@ class Refinement:
             range (logarithmic, see the module; of accuracies: of 1), e.g. 0.02.
         coarse_first: whether there are levels; without them (and without a tolerance) all points
             are one, in the order of their indices.
+        coarsest: the intervals of the first level, about.
 
     Attributes:
         values: name -> what is known so far, NaN elsewhere, in the shape of the surface.
@@ -64,13 +65,17 @@ class Refinement:
         *,
         tolerance: float | None = None,
         coarse_first: bool = True,
+        coarsest: int = COARSEST,
     ) -> None:
         self._steps = list(reversed(list(axes.values())))  # as the dimensions of the values
         self._tolerance = tolerance
         self.shape = tuple(len(steps) for steps in self._steps)
         self.values: dict[str, numpy.ndarray] = {}
         self.measured = numpy.zeros(self.shape, bool)
-        parts = [levels(len(s), centre=int(numpy.abs(s).argmin())) for s in self._steps]
+        parts = [
+            levels(len(s), centre=int(numpy.abs(s).argmin()), coarsest=coarsest)
+            for s in self._steps
+        ]
         depth = max(len(part) for part in parts)
         # A short axis is whole on the finest levels, and on those before them too.
         self._levels = [
@@ -101,6 +106,10 @@ class Refinement:
                 self.values[name] = numpy.full(self.shape, math.nan)
             self.values[name][point] = value
         self.measured[point] = True
+
+    def grid(self, number: int) -> Sequence[Sequence[int]]:
+        """Return the numbers of the steps of a level, of each dimension of the values."""
+        return [list(map(int, part)) for part in self._levels[number]]
 
     def filled(self, name: str) -> numpy.ndarray:
         """Return a quantity everywhere: measured, or interpolated from the whole levels so far."""

@@ -83,7 +83,7 @@ class Ball:
         return self.searches[which, rho]
 
     def _search(self, which: Quantity, rho: float) -> Search:
-        session, budget = self.session, self.session.own(BallSettings).budget
+        session, budget = self.session, self.session.search_budget
         with session.meter() as cost:
             starts = self._known(which, rho) | search_starts(
                 self.model,
@@ -122,7 +122,7 @@ class Ball:
             "rho": rho,
             "geometry": self.geometry.name,
             "frozen_parameters": self.geometry.frozen,
-            "budget": self.session.own(BallSettings).budget,
+            "budget": self.session.search_budget,
             "gradients_spent": found.gradients,
             "best_start": found.start,
             "starts": sorted(found.trails),

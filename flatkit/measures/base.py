@@ -5,15 +5,40 @@ take all that they know of a measure from there. The file must not import torch 
 so that help and the tables of saved results are quick: what needs torch is imported in `run`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from flatkit.measures.reading import Reader, plain_readings
 from flatkit.results import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a measure knows after a piece of its work.
+
+    Attributes:
+        results: makes its results as they stand; asked seldom.
+        wanting: how many times what is asked for its error still is; infinite without a value.
+
+    >>> Draft(lambda: [Result("loss", 0.5)]).results()[0].value
+    0.5
+    """
+
+    results: "Callable[[], Sequence[Result]]"
+    wanting: float = math.inf
+
+
+Run: TypeAlias = "Callable[[Session], Sequence[Result] | Iterator[Draft]]"
+"""Measures at once, or yields a draft after each piece of work, the last one of the end.
+
+What a piece does must depend on nothing but the pieces before it and what the session shares: then
+a run with a larger budget repeats one with a smaller budget, and goes on.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,7 @@ class Measure:
             `NothingToDrawError`. Measures of one figure name the same function.
         size: of a result without readings, in words, e.g. `5 × 31`.
         remarks: lines below the table of a report.
+        passes: how many gradients it takes, about, for a forecast.
 
     >>> Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0)]).on_request
     False
@@ -42,7 +68,7 @@ class Measure:
 
     name: str
     help: str
-    run: "Callable[[Session], Sequence[Result]]"
+    run: Run
     read: Reader = plain_readings
     settings: Sequence[type] = ()
     on_request: bool = False
@@ -51,3 +77,4 @@ class Measure:
     figures: Mapping[str, str] = field(default_factory=dict[str, str])
     size: Callable[[Result], str] = lambda result: "-"
     remarks: Callable[[Result], Sequence[str]] = lambda result: ()
+    passes: "Callable[[Session], float]" = lambda session: 1.0

@@ -1,10 +1,13 @@
 """Loss and accuracy on the plane of two random directions through the checkpoint."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flatkit.checks import check_odd
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.loss_slice import (
     ExtentSettings,
     about_directions,
@@ -12,10 +15,12 @@ from flatkit.measures.loss_slice import (
     as_json,
     random_directions,
 )
-from flatkit.results import Result
+from flatkit.results import Cost, Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:
+    from flatkit.landscape.subspaces import Subspace
+    from flatkit.landscape.surface import Surface
     from flatkit.measures.session import Session
 
 
@@ -28,19 +33,31 @@ class PlaneSettings:
     )
 
 
-def run(session: "Session") -> list[Result]:
-    """Return what was found on the plane of two filter-normalised directions."""
+def run(session: "Session") -> Iterator[Draft]:
+    """Measure the plane of two filter-normalised directions, from coarse to fine."""
     subspace = random_directions(session, session.generator("plane"), dimensions=2)
     points = session.own(PlaneSettings).plane_points
     with session.meter() as cost:
-        plane = around_checkpoint(session, subspace, points, ("loss", "accuracy")).measure(
-            progress=lambda done, total: session.report("loss_plane", done, total)
-        )
-        spent = cost()
+        plane = around_checkpoint(session, subspace, points, ("loss", "accuracy")).growing()
+        done = 0
+
+        def results(level: int) -> list[Result]:
+            return [_result(session, subspace, plane.at(level), cost())] if level >= 0 else []
+
+        for level in range(plane.num_levels):
+            for new in plane.measure(level):
+                done += new
+                session.report("loss_plane", done, points**2)
+                yield Draft(partial(results, level - 1), points**2 / done if level else math.inf)
+        yield Draft(partial(results, plane.num_levels - 1), 1.0)
+
+
+def _result(session: "Session", subspace: "Subspace", plane: "Surface", cost: Cost) -> Result:
+    """Return what was found on the plane."""
     value = {name: steps.tolist() for name, steps in plane.axes.items()}
     value |= {name: as_json(found) for name, found in plane.quantities.items()}
     used = {**about_directions(session, [subspace], plane), "cosine": subspace.cosine}
-    return [Result("loss_plane", value, 0.0, settings=used, cost=spent)]
+    return Result("loss_plane", value, 0.0, settings=used, cost=cost)
 
 
 def size(result: Result) -> str:
@@ -55,4 +72,5 @@ MEASURE = Measure(
     settings=(PlaneSettings, ExtentSettings),
     figures={"plane": "flatkit.render.figures.planes:plane_figure"},
     size=size,
+    passes=lambda session: session.own(PlaneSettings).plane_points ** 2 / 3,
 )

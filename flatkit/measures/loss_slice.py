@@ -1,7 +1,7 @@
 """Loss, accuracy and gradient norm along random directions through the checkpoint."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,9 @@ import numpy
 
 from flatkit.checks import check_count, check_odd, check_positive
 from flatkit.landscape.surface import Surface
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import Result
+from flatkit.results import Cost, Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:
@@ -49,37 +49,54 @@ class SliceSettings:
     )
 
 
+_FEWEST = 2
+"""Directions that show a spread."""
 _QUANTITIES: "tuple[Quantity, ...]" = ("loss", "accuracy", "gradient_norm")
 
 
-def run(session: "Session") -> list[Result]:
-    """Return what was found along filter-normalised directions, with standard errors over them."""
+def run(session: "Session") -> Iterator[Draft]:
+    """Measure along filter-normalised directions from coarse to fine, with errors over them."""
     own, generator = session.own(SliceSettings), session.generator("slice")
     number, points = own.slice_directions, own.slice_points
-    subspaces = [random_directions(session, generator, dimensions=1) for _ in range(number)]
-    lines: list[Surface] = []
     with session.meter() as cost:
-        for subspace in subspaces:
+        subspaces = [random_directions(session, generator, dimensions=1) for _ in range(number)]
+        lines = [
+            around_checkpoint(session, subspace, points, _QUANTITIES).growing()
+            for subspace in subspaces
+        ]
+        done = 0
 
-            def report(done: int, total: int, before: int = len(lines)) -> None:
-                session.report("loss_slice", before * total + done, number * total)
+        def results(level: int, count: int) -> list[Result]:
+            found = [line.at(level) for line in lines[:count]]
+            return [_result(session, subspaces[:count], found, cost())] if found else []
 
-            job = around_checkpoint(session, subspace, points, _QUANTITIES)
-            lines.append(job.measure(progress=report))
-        spent = cost()
+        for level in range(lines[0].num_levels):
+            for place, line in enumerate(lines):
+                # One direction alone has no spread: what all have of the level before says more.
+                known = (level, place) if place >= _FEWEST or not level else (level - 1, number)
+                for new in line.measure(level):
+                    done += new
+                    session.report("loss_slice", done, number * points)
+                    wanting = number * points / done if known[1] >= _FEWEST else math.inf
+                    yield Draft(partial(results, *known), wanting)
+        yield Draft(partial(results, lines[0].num_levels - 1, number), 1.0)
+
+
+def _result(
+    session: "Session", subspaces: "Sequence[Subspace]", lines: "Sequence[Surface]", cost: Cost
+) -> Result:
+    """Return what was found along some directions."""
     rows = {
         name: [as_json(line.quantities[name]) for line in lines] for name in lines[0].quantities
     }
-    return [
-        Result(
-            "loss_slice",
-            {"coordinate": lines[0].axes["t"].tolist(), **rows},
-            {name: _standard_errors(found) for name, found in rows.items()},
-            error_kind="standard_error",
-            settings=about_directions(session, subspaces, lines[0]),
-            cost=spent,
-        )
-    ]
+    return Result(
+        "loss_slice",
+        {"coordinate": lines[0].axes["t"].tolist(), **rows},
+        {name: _standard_errors(found) for name, found in rows.items()},
+        error_kind="standard_error",
+        settings=about_directions(session, subspaces, lines[0]),
+        cost=cost,
+    )
 
 
 def random_directions(session: "Session", generator: "Generator", *, dimensions: int) -> "Subspace":
@@ -144,7 +161,7 @@ def _standard_errors(rows: "list[list[float | None]]") -> "list[float | None]":
     errors: list[float | None] = []
     for column in zip(*rows, strict=True):
         numbers = [x for x in column if x is not None and math.isfinite(x)]
-        if len(numbers) < len(column):
+        if len(numbers) < max(_FEWEST, len(column)):
             errors.append(None)
             continue
         spread = torch.tensor(numbers, dtype=torch.float64).std()
@@ -164,4 +181,7 @@ MEASURE = Measure(
     settings=(SliceSettings, ExtentSettings),
     figures={"slice": "flatkit.render.figures.slices:slice_figure"},
     size=size,
+    passes=lambda session: math.prod(
+        (session.own(SliceSettings).slice_directions, session.own(SliceSettings).slice_points)
+    ),
 )

@@ -1,7 +1,8 @@
 """`analyze` and `compare`: measures run on one or many checkpoints."""
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,13 +11,15 @@ from torch import nn
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
 from flatkit.devices import ordinary_torch
-from flatkit.errors import FlatkitError, InvalidArgumentError, PluginError
-from flatkit.measures.registry import MEASURES
-from flatkit.measures.session import Progress, Session
+from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
+from flatkit.measures.effort import EffortSettings
+from flatkit.measures.schedule import Limit, Schedule
+from flatkit.measures.session import Session
 from flatkit.measures.settings import AnalysisSettings
+from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
-from flatkit.results import Comparison, Entry, Report, Result
+from flatkit.results import Comparison, Entry, Report
 
 Subject: TypeAlias = Task | Checkpoint | str | Path
 
@@ -29,7 +32,7 @@ def analyze(
     *,
     test_data: Any = None,
     settings: AnalysisSettings | None = None,
-    progress: Progress | None = None,
+    progress: Progress | Watcher | bool | None = None,
     command: Sequence[str] = (),
     **changes: Any,
 ) -> Report:
@@ -42,7 +45,8 @@ def analyze(
         data: the training data of a model: tensors, a data set or a DataLoader.
         test_data: the test data of a model, for its loss and accuracy there.
         settings: what to measure and how.
-        progress: called as the measures advance, with name, steps done and steps in all.
+        progress: called as the measures advance, with name, steps done and steps in all; by default
+            a live table in a terminal and a notebook; False for none.
         command: kept in the report.
         **changes: single settings by name, e.g. `rho=[0.05], dtype="float64"`.
 
@@ -55,6 +59,7 @@ def analyze(
         NonFiniteError: weights, loss or gradient are NaN or infinite.
         NonDeterministicError: the model gives different values at one point.
         PluginError: a measure of another package fails.
+        InterruptedAnalysis: Ctrl-C; what was measured until then is its `report`.
 
     >>> import torch
     >>> data = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
@@ -64,27 +69,38 @@ def analyze(
     [5.0]
     """
     settings = (settings or AnalysisSettings()).changed(changes)
+    effort, started = settings.of(EffortSettings), time.monotonic()
     task = as_task(subject, loss, data, test_data)
-    session = Session(task, settings, progress)
-    results: list[Result] = []
-    for done, name in enumerate(settings.measures):
-        session.report("analysis", done, len(settings.measures))
-        with _named(name):
-            results += MEASURES[name].run(session)
-    session.report("analysis", len(settings.measures), len(settings.measures))
-    return session.make_report(results, command)
-
-
-@contextmanager
-def _named(name: str) -> Generator[None, None, None]:
-    """Let an error of a measure from outside name it; flatkit's own stay as they are."""
+    session = Session(task, settings, progress if callable(progress) else None)
+    limit = Limit(effort.budget or math.inf, started + effort.seconds)
+    schedule, watcher = Schedule(session, limit), watcher_of(progress)
+    if effort.time is not None:
+        _check_time(schedule, effort.seconds)
     try:
-        yield
-    except Exception as error:  # the code of others may raise anything
-        outsider = MEASURES.outsider(name)
-        if not outsider or isinstance(error, FlatkitError):
-            raise
-        raise PluginError(f"{outsider} failed: {type(error).__name__}: {error}") from error
+        watcher.begin(schedule)
+        schedule.run(watcher.look)
+    except KeyboardInterrupt:
+        schedule.interrupt()
+        raise InterruptedAnalysis(_report(schedule, command)) from None
+    finally:
+        watcher.end(schedule)
+    return _report(schedule, command)
+
+
+def _report(schedule: Schedule, command: Sequence[str]) -> Report:
+    return schedule.session.make_report(schedule.results(), command, schedule.describe())
+
+
+def _check_time(schedule: Schedule, seconds: float) -> None:
+    """Refuse a time in which not even the first numbers are there."""
+    forecast, begun = schedule.forecast, schedule.session.seconds_of_setup
+    needed = begun + forecast.loss + forecast.gradient
+    if seconds < needed:
+        raise InvalidArgumentError(
+            f"time must be at least {math.ceil(needed)}s here, got {seconds:g}s: so long take the "
+            f"examination and the first numbers ({forecast.gradient:.2g} s a gradient over "
+            f"{forecast.samples:,} samples; fewer `samples` take less)"
+        )
 
 
 def compare(

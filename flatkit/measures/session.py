@@ -6,21 +6,31 @@ Everything is computed once, when it is first needed.
 import hashlib
 import math
 import statistics
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flatkit.errors import NonFiniteError
+from flatkit.flatness.functions import product_cost
 from flatkit.flatness.geometry import Geometry, geometry_of
 from flatkit.hessian.operator import HessianOperator
 from flatkit.integrations.pyhessian import pyhessian_eigenvalues
 from flatkit.measures.ball import Ball, prepare_ball
+from flatkit.measures.effort import EffortSettings
 from flatkit.measures.settings import AnalysisSettings
-from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
+from flatkit.measures.shared_settings import (
+    FULL_SEARCH_BUDGET,
+    SEARCH_BUDGET,
+    BallSettings,
+    CurvatureSettings,
+)
+from flatkit.measures.watching import Progress
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.settings import ObjectiveSettings
@@ -32,8 +42,6 @@ from flatkit.spectrum.lobpcg import lobpcg
 from flatkit.spectrum.operators import check_symmetric
 from flatkit.spectrum.power_iteration import power_iteration
 
-Progress: TypeAlias = Callable[[str, int, int], object]
-"""Called with the measure, the steps done and the steps in all."""
 S = TypeVar("S")
 
 
@@ -49,6 +57,8 @@ class Session:
         objective: L over the training samples in use.
         noise: how much of the gradient is rounding, by the name of the geometry.
         noise_from: by what that was found.
+        seconds_of_setup: what copying the model and examining the function took.
+        outside: what was spent by others than the process that is at work.
     """
 
     def __init__(
@@ -56,8 +66,10 @@ class Session:
     ) -> None:
         self.task, self.settings, self._progress = task, settings, progress
         self.noise: dict[str, float] = {}
-        self.noise_from = ""
+        self.noise_from, self.outside = "", Cost()
+        begun = time.monotonic()
         self.objective = task.objective(self.own(ObjectiveSettings))
+        self.seconds_of_setup = time.monotonic() - begun
 
     def own(self, part: type[S]) -> S:
         """Return the settings of one class, as a measure's file declares them.
@@ -66,6 +78,17 @@ class Session:
             PluginError: no chosen measure names the class in its `settings`.
         """
         return self.settings.of(part)
+
+    @property
+    def search_budget(self) -> int:
+        """Gradients for a search in a ball."""
+        usual = FULL_SEARCH_BUDGET if self.own(EffortSettings).full else SEARCH_BUDGET
+        return self.own(BallSettings).search_budget or usual
+
+    @cached_property
+    def product_price(self) -> int:
+        """What a Hessian-vector product counts, in gradients."""
+        return product_cost(self.objective)
 
     @cached_property
     def test_objective(self) -> Objective | None:
@@ -225,8 +248,13 @@ class Session:
         part = {"params": list(params)} if params else {}
         return {**part, "seed": self.own(ObjectiveSettings).seed, **self.curvature.settings}
 
-    def make_report(self, results: Sequence[Result], command: Sequence[str]) -> Report:
-        """Return results with where they come from."""
+    def make_report(
+        self,
+        results: Sequence[Result],
+        command: Sequence[str],
+        analysis: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Report:
+        """Return results with where they come from, and how the work went."""
         # Read only where a measure asked for it.
         test = self.test_objective if "test_objective" in vars(self) else None
         return Report(
@@ -239,6 +267,7 @@ class Session:
             },
             command=command,
             environment=environment(),
+            analysis=analysis,
         )
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -260,9 +289,16 @@ class Session:
 
     @contextmanager
     def meter(self) -> Generator[Callable[[], Cost], None, None]:
-        """Yield a function that returns the cost since the start of the block."""
-        before = self.objective.cost
-        yield lambda: self.objective.cost - before
+        """Yield a function that returns the cost since the start of the block.
+
+        What other processes spend in between is not counted: `outside` holds it.
+        """
+
+        def own() -> Cost:
+            return self.objective.cost - self.outside
+
+        before = own()
+        yield lambda: own() - before
 
     def _draw(self, number: int) -> HessianOperator:
         """Return the curvature over another draw of the samples."""

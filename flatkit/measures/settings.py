@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 from flatkit.checks import check_choice, nearest
 from flatkit.errors import InvalidArgumentError, PluginError
+from flatkit.measures.effort import EffortSettings
 from flatkit.measures.registry import MEASURES
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.settings import check_values, described, setting, settings_of
@@ -37,7 +38,7 @@ class ChosenMeasures:
 def _parts() -> tuple[type, ...]:
     """Return the classes whose fields the settings of an analysis have, each once."""
     own = (part for measure in MEASURES.own for part in measure.settings)
-    parts = tuple(dict.fromkeys((ObjectiveSettings, ChosenMeasures, *own)))
+    parts = tuple(dict.fromkeys((ObjectiveSettings, ChosenMeasures, EffortSettings, *own)))
     owners(parts)
     return parts
 

@@ -12,6 +12,9 @@ from flatkit.settings import setting
 Method: TypeAlias = Literal["auto", "lanczos", "power", "lobpcg", "pyhessian"]
 GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
 
+SEARCH_BUDGET, FULL_SEARCH_BUDGET = 150, 600
+"""Gradients for a search in a ball: usual, and with `full`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CurvatureSettings:
@@ -73,11 +76,12 @@ class BallSettings:
         "Shape of the balls; adaptive is relative to each weight, filter to each filter.",
         group="Flatness",
     )
-    budget: int = setting(
-        600,
+    search_budget: int | None = setting(
+        None,
         "Gradients for each search in a ball, about; a Hessian-vector product counts as 2.",
         check=check_count,
         group="Flatness",
+        default_text=f"{SEARCH_BUDGET}, with --full {FULL_SEARCH_BUDGET}",
     )
 
     def __post_init__(self) -> None:

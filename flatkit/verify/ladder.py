@@ -15,7 +15,7 @@ from flatkit.measures import (
     zeroth_order_sharpness,
 )
 from flatkit.measures.precision import gradient_jump, gradient_noise, rounding_radius
-from flatkit.measures.registry import MEASURES
+from flatkit.measures.schedule import run_whole
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
@@ -123,7 +123,7 @@ def verify_series(
 
 def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
     """Measure what the ladder and the claims need at the checkpoint itself."""
-    results = [result for name in _AT_CHECKPOINT for result in MEASURES[name].run(session)]
+    results = [result for name in _AT_CHECKPOINT for result in run_whole(name, session)]
     bottom = lanczos(
         session.hessian,
         which="smallest",

@@ -1,0 +1,144 @@
+"""How long an analysis will take and what it will hold, before it begins."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flatkit.hessian.memory import measure_bytes
+from flatkit.measures.registry import MEASURES
+from flatkit.objective.function import Objective
+from flatkit.objective.passes import differentiate
+from flatkit.spectrum.krylov import KEPT_BYTES
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+_FEW, _MORE = 8, 32
+"""Samples that are timed; the line through both leads on to all."""
+_WEIGHED = 2
+"""Samples whose bytes are counted; twice as many show what one more adds."""
+_PRODUCT = 2.2
+"""A Hessian-vector product in gradients, before one was timed."""
+_COPIES = 6
+"""Vectors of the size of θ beside a Krylov basis: the model, θ, gradients, a copy in float64."""
+_BASIS = 20
+"""Vectors of the Krylov basis of one eigenvalue."""
+_FIRST = 12
+"""Gradients until every usual measure has a first value, about."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an analysis takes.
+
+    Attributes:
+        loss: seconds of an evaluation of the loss over all samples.
+        gradient: seconds of a gradient.
+        product: seconds of a Hessian-vector product.
+        price: of a product, in gradients of the budget.
+        memory: bytes that it will hold, about.
+        passes: measure -> gradients that it takes if nothing stops it, about.
+        samples: over which that is.
+
+    >>> forecast = Forecast(1.0, 3.0, 7.0, price=2, memory=10**9, passes={"trace": 100.0})
+    >>> forecast.seconds(100.0)
+    325.0
+    """
+
+    loss: float
+    gradient: float
+    product: float
+    price: int
+    memory: int
+    passes: Mapping[str, float] = field(default_factory=dict[str, float])
+    samples: int = 0
+
+    @property
+    def gradients(self) -> float:
+        """What all measures take, in gradients."""
+        return math.fsum(self.passes.values())
+
+    def seconds(self, gradients: float) -> float:
+        """Return how long so many gradients of the budget take, half of them spent on products."""
+        return gradients * (self.gradient + self.product / self.price) / 2
+
+    def within(self, gradients: float, seconds: float) -> float:
+        """Return how many gradients are spent under limits, if nothing ends before them."""
+        most = min(self.gradients, gradients)
+        unit = self.seconds(1.0)
+        return min(most, seconds / unit) if unit > 0 else most
+
+    @property
+    def first_table(self) -> float:
+        """Seconds until every measure has a first value."""
+        return self.seconds(min(self.gradients, _FIRST))
+
+
+def forecast(session: "Session") -> Forecast:
+    """Measure a few samples and return what the analysis of a session will take.
+
+    Cost: the gradients of about 50 samples.
+    """
+    objective = session.objective
+    loss, gradient = (_over_all(objective, each) for each in (_loss, _gradient))
+    return Forecast(
+        loss,
+        gradient,
+        _PRODUCT * gradient,
+        session.product_price,
+        _bytes(objective),
+        {name: MEASURES[name].passes(session) for name in session.settings.measures},
+        objective.num_samples,
+    )
+
+
+def _over_all(objective: Objective, run: Callable[[Objective, int], object]) -> float:
+    """Return the seconds of a pass over all samples, from passes over a few."""
+    rows = objective.num_rows
+    if not objective.divisible:
+        return _seconds(objective, run, objective.chunk_size) * objective.num_chunks
+    few, more = min(_FEW, rows), min(_MORE, rows)
+    run(objective, few)  # the first pass makes what later ones find
+    short, long = _seconds(objective, run, few), _seconds(objective, run, more)
+    slope = max(0.0, long - short) / (more - few) if more > few else 0.0
+    slope = slope or long / more
+    fixed = max(0.0, short - slope * few)
+    return fixed * objective.num_chunks + slope * rows
+
+
+def _seconds(objective: Objective, run: Callable[[Objective, int], object], rows: int) -> float:
+    """Return the less of two times."""
+    found: list[float] = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        run(objective, rows)
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+def _loss(objective: Objective, rows: int) -> object:
+    chunk = objective.spread(rows)
+    with objective.placed(objective.theta) as point:
+        return float(objective.chunk_loss(point, chunk).detach())
+
+
+def _gradient(objective: Objective, rows: int) -> object:
+    chunk = objective.spread(rows)
+    with objective.placed(objective.theta) as point:
+        return differentiate(objective.chunk_loss(point, chunk), point)
+
+
+def _bytes(objective: Objective) -> int:
+    """Return what is held at once: vectors, a Krylov basis, and what a chunk of samples makes."""
+    vector = objective.theta.nbytes
+    basis = (_BASIS + 1) * vector
+    images = basis if 2 * basis <= KEPT_BYTES else 0
+    few = min(_WEIGHED, objective.num_rows)
+    least = measure_bytes(lambda: _gradient(objective, few))[0]
+    more = measure_bytes(lambda: _gradient(objective, min(2 * few, objective.num_rows)))[0]
+    chunk = min(objective.chunk_size, objective.num_rows)
+    each = max(0, more - least) / few
+    # A product keeps the gradient's graph and makes another one beside it.
+    return int(_COPIES * vector + basis + images + 2 * (least + each * (chunk - few)))

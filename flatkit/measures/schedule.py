@@ -1,0 +1,274 @@
+"""Measures as processes: the next gradients go to the number that gains most for them.
+
+Nothing here looks at a clock but to stop and to ask less often: whose turn it is follows from
+values and counts alone, so that a run with more budget repeats one with less, and goes on.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from flatkit.errors import FlatkitError, PluginError
+from flatkit.measures.base import Draft
+from flatkit.measures.forecast import Forecast, forecast
+from flatkit.measures.registry import MEASURES
+from flatkit.results import Cost, Result
+from flatkit.status import Status
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+Ended: TypeAlias = Literal["done", "budget", "time", "interrupted"]
+
+_LOSS = 1 / 3
+"""What the loss alone costs, in gradients."""
+_ASKED = 0.05
+"""Share of the time that asking for results may take."""
+
+
+def in_gradients(cost: Cost, product: float) -> float:
+    """Return a cost in gradients of the loss, at fixed prices.
+
+    Args:
+        cost: what was computed.
+        product: the price of a Hessian-vector product.
+
+    >>> in_gradients(Cost(gradients=1, matvecs=2, losses=3), 2.0)
+    6.0
+    """
+    return cost.gradients + product * cost.matvecs + _LOSS * cost.losses
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When to stop.
+
+    Attributes:
+        gradients: of the loss, at fixed prices; infinite without a budget.
+        until: a reading of `time.monotonic`; infinite without a limit.
+    """
+
+    gradients: float = math.inf
+    until: float = math.inf
+
+    def reached(self, spent: float) -> Ended | None:
+        """Return which limit was reached, if one was."""
+        if spent >= self.gradients - 1e-6:
+            return "budget"
+        return "time" if time.monotonic() >= self.until else None
+
+
+class Process:
+    """A measure at work, piece by piece.
+
+    Args:
+        name: of the measure.
+        session: what it measures.
+
+    Attributes:
+        done: whether nothing is left to do.
+        wanting: how many times what is asked for its error still is; infinite without a value.
+        cost: what it spent.
+        results: as they were last asked for; those at the end, when it is done.
+        pieces: how many pieces of work were done.
+    """
+
+    def __init__(self, name: str, session: "Session") -> None:
+        self.name, self._session = name, session
+        self.done, self.wanting, self.pieces = False, math.inf, 0
+        self.cost, self.results = Cost(), tuple[Result, ...]()
+        self._drafts: Iterator[Draft] | None = None
+        self._draft: Draft | None = None
+        self._asked_at, self._asking = -math.inf, 0.0
+
+    @property
+    def spent(self) -> float:
+        """What it spent, in gradients."""
+        return in_gradients(self.cost, self._session.product_price)
+
+    @property
+    def urgency(self) -> tuple[bool, float]:
+        """How much the next piece gains: those without a value first, the cheapest of them.
+
+        An error falls as a power of what was spent, so that the logarithm of what is wanting falls
+        by as much as its share of what was spent.
+        """
+        if math.isinf(self.wanting):
+            return True, -self.spent
+        return False, math.log(max(self.wanting, 1 + 1e-9)) / (1 + self.spent)
+
+    def advance(self) -> None:
+        """Do the next piece.
+
+        Raises:
+            PluginError: a measure of another package fails.
+        """
+        with self._at_work():
+            self._next()
+        self.pieces += 1
+        if self.done:
+            self.ask()
+
+    def ask(self) -> None:
+        """Take over the results as they stand."""
+        if self._draft is None:
+            return
+        with self._at_work():
+            begun = time.monotonic()
+            self.results = tuple(self._draft.results())
+            self._asked_at = time.monotonic()
+            self._asking = self._asked_at - begun
+        if self.done:
+            self._draft = None  # with all that it holds
+
+    def ask_if_cheap(self) -> None:
+        """Take over the results unless that takes more than a small share of the time."""
+        if not self.results or (
+            time.monotonic() - self._asked_at > max(0.5, self._asking / _ASKED)
+        ):
+            self.ask()
+
+    def _next(self) -> None:
+        if self._drafts is None:
+            found = MEASURES[self.name].run(self._session)
+            if not isinstance(found, Iterator):
+                self.results, self.done = tuple(found), True
+                return
+            self._drafts = found
+        draft = next(self._drafts, None)
+        if draft is None:
+            self.done = True
+        else:
+            self._draft, self.wanting = draft, draft.wanting
+
+    @contextmanager
+    def _at_work(self) -> Generator[None, None, None]:
+        """Charge to this process what is computed, and let errors from outside name it."""
+        session, before = self._session, self.cost
+        session.outside = session.objective.cost - before
+        try:
+            with named(self.name):
+                yield
+        finally:
+            self.cost = session.objective.cost - session.outside
+            session.outside = Cost()
+
+
+class Schedule:
+    """The processes of an analysis, and whose turn it is.
+
+    Args:
+        session: what is measured; its settings name the measures.
+
+        limit: when to stop.
+
+    Attributes:
+        processes: in the order of the report.
+        ended: how it ended; None while it goes on.
+        started: by `time.monotonic`.
+    """
+
+    def __init__(self, session: "Session", limit: Limit) -> None:
+        self.session, self.limit = session, limit
+        self.processes = [Process(name, session) for name in session.settings.measures]
+        self.started = time.monotonic()
+        self._before = session.objective.cost
+        self.ended: Ended | None = None
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What it will take; measured on a few samples when it is first asked for."""
+        return forecast(self.session)
+
+    @property
+    def spent(self) -> float:
+        """What was spent in all, in gradients."""
+        cost = self.session.objective.cost - self._before
+        return in_gradients(cost, self.session.product_price)
+
+    @property
+    def num_done(self) -> int:
+        """How many of the processes have nothing left to do."""
+        return sum(process.done for process in self.processes)
+
+    def run(self, look: "Callable[[Schedule], object]") -> None:
+        """Do piece after piece until all are done or the limit is reached.
+
+        Args:
+            look: called after each piece.
+
+        Raises:
+            KeyboardInterrupt: as it comes; what was asked for before stays.
+        """
+        while self.ended is None:
+            waiting = [process for process in self.processes if not process.done]
+            if not waiting:
+                self.ended = "done"
+                break
+            self.ended = self.limit.reached(self.spent)
+            if self.ended is not None:
+                break
+            turn = max(waiting, key=lambda process: process.urgency)
+            turn.advance()
+            if not turn.done:
+                turn.ask_if_cheap()
+            look(self)
+        for process in self.processes:
+            if not process.done:
+                process.ask()
+
+    def interrupt(self) -> None:
+        """Note that the run was stopped from outside: what was last asked for is what there is."""
+        self.ended = "interrupted"
+
+    def describe(self) -> dict[str, Any]:
+        """Return how it went, ready for JSON; the gradients are a budget that repeats it."""
+        return {
+            "ended": self.ended,
+            "gradients": round(self.spent, 6),
+            "seconds": time.monotonic() - self.started,
+            "unfinished": [process.name for process in self.processes if not process.done],
+        }
+
+    def results(self) -> list[Result]:
+        """Return the results of all, those that are not done with a status that says so."""
+        unfinished = Status.INTERRUPTED if self.ended == "interrupted" else Status.BUDGET
+        return [
+            result if process.done else stopped(result, unfinished)
+            for process in self.processes
+            for result in process.results
+        ]
+
+
+def stopped(result: Result, status: Status) -> Result:
+    """Return a result of a process that was stopped: one that said `converged` is not.
+
+    >>> stopped(Result("loss", 0.5), Status.BUDGET).status
+    <Status.BUDGET: 'budget'>
+    """
+    known = (Status.CONVERGED, Status.BUDGET)
+    return replace(result, status=status) if result.status in known else result
+
+
+def run_whole(name: str, session: "Session") -> Sequence[Result]:
+    """Run one measure to its end, outside of a schedule, and return its results."""
+    process = Process(name, session)
+    while not process.done:
+        process.advance()
+    return process.results
+
+
+@contextmanager
+def named(name: str) -> Generator[None, None, None]:
+    """Let an error of a measure from outside name it; flatkit's own stay as they are."""
+    try:
+        yield
+    except Exception as error:  # the code of others may raise anything
+        outsider = MEASURES.outsider(name)
+        if not outsider or isinstance(error, FlatkitError):
+            raise
+        raise PluginError(f"{outsider} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,208 @@
+"""An analysis as it goes on: a live table in a terminal and a notebook, lines in a pipe."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from flatkit.measures.watching import Silent, Watcher
+from flatkit.render.notation import duration, size
+from flatkit.render.readings import error_text, readings, value_text
+
+if TYPE_CHECKING:
+    from flatkit.measures.forecast import Forecast
+    from flatkit.measures.schedule import Process, Schedule
+
+_EVERY = 0.25
+"""Seconds between two pictures of a table."""
+_LINES = 10.0
+"""Seconds between two lines in a pipe that tell nothing new but closer values."""
+_WORTH_TELLING = 10.0
+"""Seconds from which on a forecast is worth a line."""
+
+
+def watcher_here() -> Watcher:
+    """Return what watches by itself: a table in a notebook or on a terminal, else nothing.
+
+    >>> type(watcher_here()).__name__
+    'Silent'
+    """
+    if _in_notebook():
+        return NotebookTable()
+    return TerminalTable() if sys.stderr.isatty() else Silent()
+
+
+def plan_text(schedule: "Schedule") -> str:
+    """Return in a line what an analysis will take."""
+    forecast, limit = schedule.forecast, schedule.limit
+    left = limit.until - schedule.started
+    gradients = forecast.within(limit.gradients, left)
+    whole = forecast.seconds(gradients)
+    parts = [
+        f"{duration(forecast.gradient)} a gradient over {forecast.samples:,} samples",
+        f"about {duration(forecast.product)} a product",
+        f"{size(forecast.memory)}",
+        f"first values in about {duration(min(forecast.first_table, whole))}",
+        f"{gradients:,.0f} gradients in about {duration(whole)}",
+    ]
+    if gradients < 0.99 * forecast.gradients:
+        everything = duration(forecast.seconds(forecast.gradients))
+        parts.append(f"to the end it would take {everything}: a larger budget or fewer samples")
+    return "plan: " + "; ".join(parts)
+
+
+def live_table(schedule: "Schedule") -> RenderableType:
+    """Return the values so far, what is wanting of each, and the time that is left."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("quantity", "value", "error", "", "∇L"):
+        table.add_column(name, justify="right" if name in ("value", "∇L") else "left")
+    for process in schedule.processes:
+        for cells in _rows(process):
+            table.add_row(*cells)
+    return Group(table, Text(time_text(schedule), style="dim"))
+
+
+def time_text(schedule: "Schedule") -> str:
+    """Return how far an analysis is and how long it may still take."""
+    elapsed, spent = time.monotonic() - schedule.started, schedule.spent
+    forecast, limit = schedule.forecast, schedule.limit
+    goal = max(spent, min(forecast.gradients, limit.gradients))
+    # What was measured on few samples is corrected by what passes really take.
+    unit = elapsed / spent if spent >= 1 else forecast.seconds(1.0)
+    left = min((goal - spent) * unit, max(0.0, limit.until - time.monotonic()))
+    done = f"{schedule.num_done} of {len(schedule.processes)} measures done"
+    return (
+        f"{done}, {spent:,.0f} gradients in {duration(elapsed)}, at most about {duration(left)} "
+        "left; Ctrl-C keeps what is there"
+    )
+
+
+class _Table(Silent):
+    """What both tables share: when to draw."""
+
+    def __init__(self) -> None:
+        self._drawn = 0.0
+
+    def look(self, schedule: "Schedule") -> None:
+        """Draw, if the last time is long enough ago."""
+        if time.monotonic() - self._drawn >= _EVERY:
+            self.draw(live_table(schedule))
+            self._drawn = time.monotonic()
+
+    def draw(self, table: RenderableType) -> None:
+        """Show a table in the place of the one before."""
+        raise NotImplementedError
+
+
+class TerminalTable(_Table):
+    """A table on stderr that is gone at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+
+    def begin(self, schedule: "Schedule") -> None:
+        """Say what it will take, and open the table."""
+        self._console.print(plan_text(schedule), style="dim", markup=False, highlight=False)
+        self._live.start()
+
+    def draw(self, table: RenderableType) -> None:
+        """Show it."""
+        self._live.update(table, refresh=True)
+
+    def end(self, schedule: "Schedule") -> None:
+        """Take the table away."""
+        self._live.stop()
+
+
+class NotebookTable(_Table):
+    """A table as HTML below the cell, gone at the end."""
+
+    def begin(self, schedule: "Schedule") -> None:
+        """Make the place of the table."""
+        from IPython.display import HTML, display
+
+        self._place: Any = display(HTML(_html(Text(plan_text(schedule)))), display_id=True)
+
+    def draw(self, table: RenderableType) -> None:
+        """Show it."""
+        from IPython.display import HTML
+
+        self._place.update(HTML(_html(table)))
+
+    def end(self, schedule: "Schedule") -> None:
+        """Take the table away."""
+        from IPython.display import HTML
+
+        self._place.update(HTML(""))
+
+
+class Lines(Silent):
+    """Lines on stderr, for a pipe or a log: the plan, and every value as it comes and closes in."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+        self._console = Console(stderr=True, width=200)
+
+    def begin(self, schedule: "Schedule") -> None:
+        """Say what it will take, if that is long."""
+        forecast = schedule.forecast
+        if forecast.seconds(forecast.gradients) >= _WORTH_TELLING:
+            self._print(plan_text(schedule))
+
+    def look(self, schedule: "Schedule") -> None:
+        """Say what is new of values that take long."""
+        elapsed = time.monotonic() - schedule.started
+        if elapsed < _WORTH_TELLING:
+            return
+        for process in schedule.processes:
+            said = self._said.get(process.name, 0.0)
+            news = process.results and (said == 0 or (process.done and said != float("inf")))
+            if news or (process.results and not process.done and elapsed - said >= _LINES):
+                self._said[process.name] = float("inf") if process.done else elapsed
+                for title, value, error, state, _ in _rows(process):
+                    self._print(f"[{duration(elapsed)}] {title}: {value} {error}  {state}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+
+def _rows(process: "Process") -> "Iterator[tuple[str, str, str, str, str]]":
+    """Yield a row for each number of a measure; one without numbers where there are none yet."""
+    state = "done" if process.done else _wanting(process.wanting)
+    spent = f"{process.spent:,.0f}" if process.spent else ""
+    if not process.results:
+        yield escape(process.name.replace("_", " ")), "…", "", "" if process.done else "…", spent
+    for result in process.results:
+        found = readings(result)
+        if not found:
+            yield escape(result.measure.replace("_", " ")), "", "see figures", state, spent
+        for reading in found:
+            yield escape(reading.title), value_text(reading), error_text(reading), state, spent
+            spent = ""
+
+
+def _wanting(times: float) -> str:
+    return f"error {times:,.1f} × its goal" if times < 1e4 else "…"
+
+
+def _html(table: RenderableType) -> str:
+    import io
+
+    console = Console(record=True, file=io.StringIO(), width=110)
+    console.print(table)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    here = shell.get_ipython() if shell is not None else None
+    return here is not None and type(here).__name__ == "ZMQInteractiveShell"
