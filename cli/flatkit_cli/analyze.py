@@ -4,15 +4,20 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from flatkit.errors import InterruptedAnalysis
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings
 from flatkit_cli.options import Command, F, option, setting_options, take_settings
 from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.subject import subject_options, take_subject
+
+if TYPE_CHECKING:
+    from flatkit.measures.watching import Watcher
+    from flatkit.results import Report
 
 _MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEASURES)
 _FLAGS = {measure.flag: measure for measure in MEASURES.own if measure.flag}
@@ -63,13 +68,16 @@ def analyze(checkpoint: Path, **options: Any) -> None:
     from flatkit.render import report_table
     from flatkit.results import Comparison, Entry
 
-    with progress_bar() as progress:
+    interrupted = False
+    try:
         report = run(
             make_task(checkpoint),
             settings=settings,
-            progress=progress,
+            progress=_watcher(),
             command=["flatkit", *sys.argv[1:]],
         )
+    except InterruptedAnalysis as error:
+        report, interrupted = cast("Report", error.report), True
     name = report.checkpoint.get("name") or "checkpoint"
     # Saved before anything is read from the results, which the code of others may do, and fail.
     output.save(report)
@@ -78,6 +86,15 @@ def analyze(checkpoint: Path, **options: Any) -> None:
     finally:
         if output.json_file != "-":
             show(report_table(report))
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _watcher() -> "Watcher":
+    """Return what shows the analysis as it goes on: a table on a terminal, lines elsewhere."""
+    from flatkit.render.live import Lines, TerminalTable
+
+    return TerminalTable() if sys.stderr.isatty() else Lines()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ flatkit verify runs/gam/epoch-*.pt --figures figures
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @subject_options
 @setting_options(ObjectiveSettings)
-@setting_options(AnalysisSettings, only=("rho", "budget"), defaults={"rho": "a ladder"})
+@setting_options(AnalysisSettings, only=("rho", "search_budget"), defaults={"rho": "a ladder"})
 @output_options
 def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""

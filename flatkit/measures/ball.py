@@ -12,7 +12,7 @@ from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel, Quant
 from flatkit.flatness.r0 import max_loss_increase
 from flatkit.flatness.r1 import max_gradient_norm
 from flatkit.measures.precision import Jump, gradient_jump, gradient_noise, rounding_radius
-from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
+from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.results import Cost
 from flatkit.spectrum.estimate import Estimate

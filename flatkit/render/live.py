@@ -3,21 +3,22 @@
 import sys
 import time
 from collections.abc import Iterator
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from flatkit.measures.watching import Silent, Watcher
-from flatkit.render.notation import duration, size
+from flatkit.render.notation import duration
 from flatkit.render.readings import error_text, readings, value_text
 
 if TYPE_CHECKING:
-    from flatkit.measures.forecast import Forecast
     from flatkit.measures.schedule import Process, Schedule
 
 _EVERY = 0.25
@@ -48,7 +49,7 @@ def plan_text(schedule: "Schedule") -> str:
     parts = [
         f"{duration(forecast.gradient)} a gradient over {forecast.samples:,} samples",
         f"about {duration(forecast.product)} a product",
-        f"{size(forecast.memory)}",
+        f"about {decimal(forecast.memory)} of memory",
         f"first values in about {duration(min(forecast.first_table, whole))}",
         f"{gradients:,.0f} gradients in about {duration(whole)}",
     ]
@@ -195,9 +196,7 @@ def _wanting(times: float) -> str:
 
 
 def _html(table: RenderableType) -> str:
-    import io
-
-    console = Console(record=True, file=io.StringIO(), width=110)
+    console = Console(record=True, file=StringIO(), width=110)
     console.print(table)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 

@@ -90,6 +90,18 @@ def with_spread(value: float, spread: float) -> str:
     return " ± ".join(texts) if scale == 0 else f"({' ± '.join(texts)})e{scale}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time with two digits or so, for readers.
+
+    >>> [duration(seconds) for seconds in (0.00213, 8.04, 75.0, 252.0, 7500.0)]
+    ['2.1 ms', '8 s', '75 s', '4.2 min', '2.1 h']
+    """
+    for unit, least in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= least * (1.5 if least > 1 else 1.0):
+            return f"{float(f'{seconds / least:.2g}'):g} {unit}"
+    return f"{float(f'{seconds * 1e3:.2g}'):g} ms"
+
+
 def _special(value: float) -> str:
     return "0" if value == 0 else f"{'-' if value < 0 else ''}∞"
 
