@@ -241,7 +241,7 @@ class GrowingSurface:
         self.num_levels = len(self._parts)
 
     def measure(self, level: int) -> Iterator[int]:
-        """Measure what a level adds to those before; yield how many points are new, pass by pass."""
+        """Measure what a level adds to those before; yield how many are new, pass by pass."""
         for part in self._parts[level]:
             for point, values in zip(part, self._job.values_at(part), strict=True):
                 self._points.put(point, values)
