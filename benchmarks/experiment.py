@@ -92,7 +92,7 @@ def measure(config: TrainingConfig, folder: Path, samples: int) -> None:
         ],
         rho=[0.05],
         samples=samples,
-        budget=30,
+        search_budget=30,
         tolerance=0.01,
         trace_tolerance=0.05,
         max_matvecs=40,

@@ -27,7 +27,7 @@ def build():
 SHORTER = {
     "analyze": "--measures loss,first_order_flatness --budget 10 --rho 0.01",
     "landscape": "--points 3 --no-figures",
-    "verify": "--budget 10 --rho 0.01",
+    "verify": "--search-budget 10 --rho 0.01",
     "train --config": "--data gaussians --model mlp --augment none --batch-size 50 --epochs 1",
 }
 

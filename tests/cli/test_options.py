@@ -117,7 +117,7 @@ def test_the_shared_options_reach_what_verify_measures(tmp_path, capsys):
     config = TrainingConfig(data="gaussians", epochs=1, device="cpu")
     checkpoint = str(train(config, tmp_path).checkpoint)
     given = ("--batchnorm", "train", "--batch-size", "16", "--memory", "100000000")
-    given += ("--rho", "0.01,0.02", "--budget", "30", "--samples", "32", "--device", "cpu")
+    given += ("--rho", "0.01,0.02", "--search-budget", "30", "--samples", "32", "--device", "cpu")
     assert main(["verify", checkpoint, *given, "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
     objective = report["objective"]
