@@ -1,8 +1,9 @@
 """Most negative eigenvalues of the Hessian, each with its residual."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, numbered
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.top_eigenvalues import asked
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the smallest eigenvalues."""
-    from flatkit.spectrum.lanczos import lanczos
+def run(session: "Session") -> "Iterator[Draft]":
+    """Find the smallest eigenvalues."""
+    from flatkit.spectrum.lanczos import Lanczos
 
     own = session.own(CurvatureSettings)
     with session.meter() as cost:
-        found = lanczos(
+        search = Lanczos(
             session.curvature,
             k=own.num_eigenvalues,
             which="smallest",
@@ -26,8 +27,13 @@ def run(session: "Session") -> list[Result]:
             max_matvecs=own.max_matvecs,
             generator=session.generator("bottom"),
         )
-        settings = {**asked(own), "method": "lanczos"}
-        return [session.estimated("bottom_eigenvalues", found, settings, cost())]
+
+        def results() -> list[Result]:
+            settings = {**asked(own), "method": "lanczos"}
+            return [session.estimated("bottom_eigenvalues", search.estimate(), settings, cost())]
+
+        for _ in search.steps():
+            yield Draft(results, search.excess)
 
 
 def read(result: Result) -> list[Reading]:
@@ -42,4 +48,5 @@ MEASURE = Measure(
     read,
     settings=(CurvatureSettings,),
     on_request=True,
+    passes=lambda session: 40.0 * session.product_price,
 )

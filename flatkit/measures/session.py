@@ -37,12 +37,17 @@ from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import Task
 from flatkit.results import Cost, Report, Result, environment
 from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.lanczos import lanczos
+from flatkit.spectrum.krylov import KEPT_BYTES
+from flatkit.spectrum.lanczos import Lanczos, lanczos
 from flatkit.spectrum.lobpcg import lobpcg
 from flatkit.spectrum.operators import check_symmetric
 from flatkit.spectrum.power_iteration import power_iteration
+from flatkit.spectrum.space import Space
 
 S = TypeVar("S")
+
+_SEEN, _SEEN_BYTES = 12, 2**29
+"""Products after which a Krylov space is kept for other measures, and bytes that it may take."""
 
 
 class Session:
@@ -67,6 +72,7 @@ class Session:
         self.task, self.settings, self._progress = task, settings, progress
         self.noise: dict[str, float] = {}
         self.noise_from, self.outside = "", Cost()
+        self._seen: Space | None = None
         begun = time.monotonic()
         self.objective = task.objective(self.own(ObjectiveSettings))
         self.seconds_of_setup = time.monotonic() - begun
@@ -175,9 +181,53 @@ class Session:
         return prepare_ball(self)
 
     @cached_property
+    def krylov(self) -> Lanczos:
+        """The search of the largest eigenvalues, a product at a time; go on by `step_krylov`."""
+        own, curvature = self.own(CurvatureSettings), self.curvature
+        k, vector = own.num_eigenvalues, self.curved.theta.nbytes
+        # A basis whose images are kept: all that it saw serves the other measures.
+        room = max(k + 2, KEPT_BYTES // (2 * vector) - 1)
+        return Lanczos(
+            curvature,
+            k=k,
+            tolerance=own.tolerance,
+            max_matvecs=own.max_matvecs,
+            max_basis=min(2 * k + 18, room),
+            generator=self.generator("eigenvalues"),
+        )
+
+    def step_krylov(self) -> None:
+        """Let the search of the largest eigenvalues go on by a product; keep what it saw early on.
+
+        Always at the same product, so that what is made of it does not depend on whose turn it was.
+        """
+        search = self.krylov
+        search.step()
+        if self._seen is None and (search.done or search.matvecs >= min(_SEEN, search.capacity)):
+            space = search.space()
+            fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
+            self._seen = space if space.size <= fits else space.ritz(fits)[1]
+
+    @property
+    def space(self) -> Space:
+        """A Krylov space of the curvature, of some twelve products, shared by all measures."""
+        while self._seen is None:
+            self.step_krylov()
+        return self._seen
+
+    @cached_property
     def top(self) -> Estimate:
         """The largest eigenvalues, as the settings ask."""
-        return self.eigenvalues(self.curvature)
+        if not self.searches_by_krylov:
+            return self.eigenvalues(self.curvature)
+        while not self.krylov.done:
+            self.step_krylov()
+        return self.krylov.estimate()
+
+    @property
+    def searches_by_krylov(self) -> bool:
+        """Whether the largest eigenvalues are those of `krylov`."""
+        return self.own(CurvatureSettings).method in ("auto", "lanczos")
 
     def eigenvalues(
         self, hessian: HessianOperator, *, k: int | None = None, method: str | None = None

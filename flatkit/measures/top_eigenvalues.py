@@ -1,9 +1,10 @@
 """Largest eigenvalues of the Hessian, each with its residual."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, numbered
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results import Result
@@ -12,13 +13,22 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the largest eigenvalues, and how the first spreads over draws of the samples."""
+def run(session: "Session") -> "Iterator[Draft]":
+    """Find the largest eigenvalues, and how the first spreads over draws of the samples."""
+    spread: dict[str, Any] = {}
     with session.meter() as cost:
-        top = session.top
-        spread = session.over_draws(top, session.eigenvalues)
-        settings = {**asked(session.own(CurvatureSettings)), **spread}
-        return [session.estimated("top_eigenvalues", top, settings, cost())]
+
+        def results() -> list[Result]:
+            search = session.searches_by_krylov
+            found = session.krylov.estimate() if search else session.top
+            settings = {**asked(session.own(CurvatureSettings)), **spread}
+            return [session.estimated("top_eigenvalues", found, settings, cost())]
+
+        while session.searches_by_krylov and not session.krylov.done:
+            session.step_krylov()
+            yield Draft(results, session.krylov.excess)
+        spread |= session.over_draws(session.top, session.eigenvalues)
+        yield Draft(results, 1.0)
 
 
 def asked(own: CurvatureSettings) -> dict[str, Any]:
@@ -54,4 +64,5 @@ MEASURE = Measure(
     run,
     read,
     settings=(CurvatureSettings,),
+    passes=lambda session: 20.0 * session.product_price,
 )

@@ -122,6 +122,7 @@ class Lanczos:
         operator: A, symmetric; the others as of `lanczos`.
 
     Attributes:
+        capacity: vectors of the basis at most.
         done: whether the wanted values converged, or the products are spent.
 
     >>> from flatkit.spectrum.operators import DenseOperator
@@ -152,10 +153,10 @@ class Lanczos:
         self._stop = check_choice("stop", stop, get_args(StopRule))
         self._tolerance = check_positive("tolerance", tolerance)
         self._max_matvecs = check_count("max_matvecs", max_matvecs)
-        self._capacity = min(operator.size, _capacity(k, max_basis))
+        self.capacity = min(operator.size, _capacity(k, max_basis))
         self._check_multiplicity, self._warm_start = check_multiplicity, initial is not None
         started = time.perf_counter()
-        self._basis = KrylovBasis(operator, self._capacity, generator, initial, keep_images=True)
+        self._basis = KrylovBasis(operator, self.capacity, generator, initial, keep_images=True)
         self._seconds = time.perf_counter() - started
         self._next: Callable[[], None] | None = None  # what comes before the next product
         self._answer: Estimate | None = None
@@ -193,6 +194,16 @@ class Lanczos:
         else:
             self._prepare()
             self._seconds += time.perf_counter() - started
+
+    @property
+    def excess(self) -> float:
+        """How many times the tolerance the largest residual is; infinite without k values."""
+        if self.done:
+            return 1.0
+        if self._basis.matvecs == 0 or len(self.values) < self._k:
+            return math.inf
+        allowed = self._tolerance * self._scale
+        return max(2.0, float(self._residuals[: self._k].max()) / allowed if allowed else math.inf)
 
     def steps(self) -> Steps[Estimate]:
         """Yield after each step how to ask for the estimate."""
@@ -317,7 +328,7 @@ class Lanczos:
             seconds=self._seconds,
             vectors=vectors,
             notes={
-                "basis": self._capacity,
+                "basis": self.capacity,
                 "restarts": self._basis.restarts,
                 "stop": self._stop,
                 "value_error_estimate": self._estimated_errors(seen).tolist(),
@@ -383,15 +394,15 @@ class Lanczos:
 
     def _restart(self, *, probe: bool = False, direction: Tensor | None = None) -> None:
         # What a random direction saw in part must not be hidden from the next one.
-        more = 0 if probe and self._basis.has_probed else (self._capacity - self._k) // 3
-        kept = min(self._capacity - 1, len(self._values), self._k + more)
+        more = 0 if probe and self._basis.has_probed else (self.capacity - self._k) // 3
+        kept = min(self.capacity - 1, len(self._values), self._k + more)
         self._basis.restart(
             self._values, self._weights, kept=kept, probe=probe, direction=direction
         )
 
 
-# Where the end of the spectrum is dense, what lies beyond is ruled out slowly: as many products are
-# spent on it as a multiple of those of the search, or so few that it does not matter.
+# Where the end of the spectrum is dense, what lies beyond is ruled out slowly: on it goes a multiple
+# of the products of the search, or so few that it does not matter.
 _PATIENCE, _FEW = 3, 40
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
 
