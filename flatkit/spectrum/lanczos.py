@@ -401,8 +401,8 @@ class Lanczos:
         )
 
 
-# Where the end of the spectrum is dense, what lies beyond is ruled out slowly: on it goes a multiple
-# of the products of the search, or so few that it does not matter.
+# Where the end of the spectrum is dense, what lies beyond is ruled out slowly: that may take a
+# multiple of the products of the search, or so few that it does not matter.
 _PATIENCE, _FEW = 3, 40
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
 
