@@ -7,8 +7,8 @@ the moment in which it was put there.
 import json
 import sqlite3
 import zlib
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,14 +23,14 @@ _LARGEST = 900_000_000
 _CHECKED = 2**28
 """Bytes of a file up to which all of it is checked at opening, which takes less than a second."""
 MAX_BLOB_BYTES = 2**32
-_AS_CONTEXT = "a store is used as a context"
 
 
 class Store:
     r"""Finished parts of one job in one file, used as a context.
 
     It holds small records, ready for JSON, by kind and key, and bytes by key. Only one process at
-    a time has it open; a lock of a process that died does not bind.
+    a time has it open; a lock of a process that died does not bind. While it is not open it holds
+    nothing, and keeps nothing.
 
     Where the disk is full or fails meanwhile, nothing more is kept, `failed` says why, and the work
     goes on: it cannot be resumed from there, but it ends. Where the machine itself stops, the
@@ -130,9 +130,8 @@ class Store:
         Raises:
             ResultError: the file is damaged.
         """
-        with self._reading() as connection:
-            select = "SELECT key, value, checksum FROM entries WHERE kind = ? ORDER BY rowid"
-            rows = connection.execute(select, (kind,)).fetchall()
+        select = "SELECT key, value, checksum FROM entries WHERE kind = ? ORDER BY rowid"
+        rows = self._rows(select, kind)
         return {key: json.loads(self._sound(value, check)) for key, value, check in rows}
 
     def put_blob(self, key: str, data: bytes | memoryview) -> bool:
@@ -218,8 +217,7 @@ class Store:
 
     def _write(self, kind: str, key: str, value: bytes | memoryview) -> bool:
         """Keep an entry; return whether it is kept."""
-        assert self._connection is not None, _AS_CONTEXT
-        if self.failed:
+        if self._connection is None or self.failed:
             return False
         try:
             self._insert(self._connection, kind, key, value)
@@ -235,16 +233,16 @@ class Store:
         connection.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
 
     def _read(self, kind: str, key: str) -> bytes | None:
-        with self._reading() as connection:
-            select = "SELECT value, checksum FROM entries WHERE kind = ? AND key = ?"
-            row = connection.execute(select, (kind, key)).fetchone()
-        return None if row is None else self._sound(*row)
+        rows = self._rows(
+            "SELECT value, checksum FROM entries WHERE kind = ? AND key = ?", kind, key
+        )
+        return self._sound(*rows[0]) if rows else None
 
-    @contextmanager
-    def _reading(self) -> Generator[sqlite3.Connection, None, None]:
-        assert self._connection is not None, _AS_CONTEXT
+    def _rows(self, select: str, *given: str) -> list[Any]:
+        if self._connection is None:
+            return []
         try:
-            yield self._connection
+            return self._connection.execute(select, given).fetchall()
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
 

@@ -16,7 +16,9 @@ from flatkit.hessian.operator import HessianOperator
 from flatkit.landscape.chain import CannotStackError
 from flatkit.landscape.settings import Quantity, Statistics
 from flatkit.landscape.stacked import StackedPoints
+from flatkit.objective.decisions import Decision
 from flatkit.objective.function import Objective
+from flatkit.objective.kept import ask
 from flatkit.objective.model.copier import duplicate
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.spectrum.lanczos import lanczos
@@ -101,6 +103,8 @@ def evaluator(
     theta, directions = theta.detach(), directions.detach().to(theta)
     model = MovableModel(objective)
     settle = _settling(model, statistics, buffers or {}, estimate_on or objective)
+    if settle is None:  # its buffers stay those of the objective
+        model.objective.kept = objective.kept
     single = InPlace(model, theta, directions, quantities, settle=settle, memory=memory)
     single.reason = _single_reason(objective, quantities, settle, batched) or ""
     if single.reason:
@@ -216,7 +220,15 @@ class InPlace:
                 return {"loss": loss}
             return {"loss": loss, "accuracy": accuracy}
         decision = objective.decision if with_accuracy else None
-        loss, correct, asked, gradient = 0.0, 0, 0, torch.zeros_like(self._model.place)
+        what = f"value and gradient norm, {'with' if with_accuracy else 'without'} accuracy"
+        asked = ask(objective, what, self._model.place, gradients=1)
+        names = ("loss", *(["accuracy"] if decision is not None else []), "gradient_norm")
+        return dict(zip(names, asked.answer or asked.keep(*self._norm(decision)), strict=True))
+
+    def _norm(self, decision: Decision | None) -> list[float]:
+        """Return the loss, the accuracy if there is a decision, and the norm of the gradient."""
+        objective = self._model.objective
+        loss, correct, named, gradient = 0.0, 0, 0, torch.zeros_like(self._model.place)
         with objective.placed(self._model.place) as point:
             for chunk in objective.chunks(gradients=1):
                 outputs = objective.outputs(point, chunk)
@@ -225,12 +237,9 @@ class InPlace:
                 loss += float(part.detach())
                 if decision is not None:
                     correct += decision.correct(outputs, chunk.targets)
-                    asked += decision.asked(outputs)
-        values = {"loss": loss}
-        if decision is not None:
-            values["accuracy"] = correct / asked
-        values["gradient_norm"] = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-        return values
+                    named += decision.asked(outputs)
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        return [loss, norm] if decision is None else [loss, correct / named, norm]
 
     def _top_eigenvalue(self) -> Values:
         """Return λmax at the present point; no number where the curvature is none."""

@@ -205,4 +205,7 @@ def test_a_store_that_has_served_is_removed(path):
         store.put("record", "9", 1.0)
         store.remove()
         assert left(path) == ["a.journal.lock"]
+        store.put("record", "9", 1.0)  # it holds nothing now, and keeps nothing
+        assert store.get("record", "9") is None and store.records("record") == {}
+        assert not store.put_blob("9", b"1") and store.blob("0") is None
     assert left(path) == []

@@ -14,6 +14,7 @@ from flatkit.hessian import HessianOperator
 from flatkit.hessian.autotune import Choice
 from flatkit.hessian.products import central_difference, double_backward
 from flatkit.hessian.reference import Reference
+from flatkit.landscape.evaluate import evaluator
 from flatkit.objective import Objective
 from flatkit.objective import kept as kept_passes
 from flatkit.objective.digest import digest_of
@@ -294,3 +295,28 @@ def test_a_choice_of_an_engine_survives_as_json(reference, rejected):
         )
     else:
         assert again == choice
+
+
+@pytest.mark.parametrize("quantities", [("loss", "accuracy"), ("gradient_norm", "accuracy")])
+def test_the_points_of_a_slice_are_found_again_unless_buffers_move(store, quantities, monkeypatch):
+    steps = [[0.0], [0.5], [1.0]]
+
+    def values(objective, **options):
+        theta, directions = objective.theta, torch.ones(1, objective.num_parameters)
+        found = evaluator(
+            objective, theta, directions, quantities=quantities, batched=False, **options
+        )
+        return [found.values([step])[0] for step in steps]
+
+    def built():
+        objective = function(loss=nn.L1Loss())
+        objective.kept = Passes(store, digest_of(objective), least_seconds=0)
+        return objective
+
+    first = values(built())
+    moving = {"1.running_mean": torch.ones(2, 2)}
+    moved = values(built(), statistics="interpolate", buffers=moving)
+    again = built()
+    monkeypatch.setattr(Objective, "outputs", lambda *_, **__: pytest.fail("it is computed"))
+    assert values(again) == first != moved
+    assert again.cost.losses + again.cost.gradients == len(steps)

@@ -1,0 +1,104 @@
+"""The journal of an analysis: what it has finished, kept beside its report, and of what that is."""
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatkit.files.store import Store
+from flatkit.measures.settings import AnalysisSettings
+from flatkit.objective.digest import digest_of, joined, parts_of
+from flatkit.objective.function import Objective
+from flatkit.objective.kept import Passes, digest_of_tensors
+from flatkit.version import __version__
+
+FREE = ("measures", "added", "budget", "time", "full", "search_budget")
+"""Settings that may change from one run to the next: what is measured, and how much of it."""
+
+
+@contextmanager
+def journal(
+    path: str | Path,
+    objective: Objective,
+    settings: AnalysisSettings,
+    *,
+    fresh: bool = False,
+) -> Generator[Store, None, None]:
+    """Keep the dear passes of an analysis in a file; one that goes on replays them.
+
+    Passes of `objective` and of its blocks are found again. Other objectives of the same analysis
+    (test data, further draws of the samples) join by `keep_passes`. Where nothing can be written
+    any more, the analysis goes on, and `Store.failed` says why.
+
+    Args:
+        path: of the journal.
+        objective: L over the training samples.
+        settings: of the analysis.
+        fresh: forget what is there.
+
+    Raises:
+        ResultError: the journal is of other weights, samples or settings (which is said), damaged,
+            or the file is none.
+        OutputError: another process writes it, or it cannot be written.
+
+    >>> import tempfile
+    >>> from flatkit.objective import Task
+    >>> data = (torch.ones(1, 1), torch.zeros(1, 1))
+    >>> task, settings = Task(torch.nn.Linear(1, 1), "mse", data), AnalysisSettings()
+    >>> path = Path(tempfile.mkdtemp()) / "report.json.journal"
+    >>> with journal(path, task.objective(settings), settings) as store:
+    ...     store.put("result", "loss", 0.5)
+    >>> with journal(path, task.objective(settings), settings) as store:
+    ...     store.get("result", "loss")
+    0.5
+    >>> with torch.no_grad():
+    ...     _ = task.model.bias.add_(1)
+    >>> with journal(path, task.objective(settings), settings) as store:
+    ...     pass
+    Traceback (most recent call last):
+    flatkit.errors.ResultError: .../report.json.journal is of another job (the weights); ...
+    """
+    parts = parts_of(objective)
+    advice = "give the same as then, begin anew with `fresh`, or name another report"
+    found = identity(objective, settings, parts)
+    with Store(path, found, fresh=fresh, advice=advice) as store:
+        objective.kept = Passes(store, joined(parts))
+        yield store
+
+
+def keep_passes(objective: Objective, store: Store) -> Objective:
+    """Return an objective, whose dear passes are kept in a journal from now on."""
+    objective.kept = Passes(store, digest_of(objective))
+    return objective
+
+
+def identity(
+    objective: Objective, settings: AnalysisSettings, parts: dict[str, str]
+) -> dict[str, Any]:
+    """Return what the numbers of an analysis depend on, ready for JSON.
+
+    Args:
+        objective: L over the training samples.
+        settings: all of them but `FREE` count.
+        parts: digests of what L depends on, by `parts_of`.
+    """
+    known = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return {
+        **{name: _plain(value) for name, value in known.items() if name not in FREE},
+        "the weights": digest_of_tensors("", [objective.theta]),
+        "the samples": parts["samples"],
+        "the model or its buffers": parts["model"],
+        "the loss": parts["loss"],
+        "the code of the model or the loss": parts["code"],
+        "how the loss is computed": parts["objective"],
+        "flatkit": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
