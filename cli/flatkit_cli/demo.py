@@ -2,16 +2,20 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError
-from flatkit.files import make_folder, write_text_atomically
+from flatkit.files import check_writable, write_text_atomically
 from flatkit_cli.options import Command
+from flatkit_cli.output import show
+
+if TYPE_CHECKING:
+    from flatkit.results import Comparison
 
 # The published settings of GAM for CIFAR-10 with a ResNet (Zhang et al., 2023), and what the paper
 # trains with (SGD, lr 0.1, momentum 0.9, weight decay 5e-4, cosine, label smoothing 0.1), but for
@@ -42,13 +46,32 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
 _LANDSCAPES = ("loss_slice", "loss_plane")
 
 
+class Run(NamedTuple):
+    """One training and its analysis.
+
+    Attributes:
+        name: in tables.
+        group: its optimizer.
+        folder: for the checkpoints.
+        settings: of the training.
+        measures: what to analyze.
+    """
+
+    name: str
+    group: str
+    folder: Path
+    settings: dict[str, Any]
+    measures: Sequence[str]
+
+
 @click.command(
     cls=Command,
     short_help="train SGD, SAM and GAM on digits, analyze and compare them",
     help="""Train SGD, SAM and GAM on scikit-learn's digits and compare how flat they end.
 
 Writes OUT/sgd/ckpt.pt, OUT/sam/ckpt.pt, OUT/gam/ckpt.pt (further seeds in OUT/seed-N),
-OUT/report.json, OUT/report.md and OUT/figures. Takes about a minute on two cores.
+OUT/report.json, OUT/report.md and OUT/figures. Takes about a minute on two cores; a first table is
+shown as soon as one seed is done.
 
 \b
 flatkit demo --out demo
@@ -63,18 +86,21 @@ flatkit demo --out demo
 )
 @click.option("--seeds", type=int, default=3, show_default=True, help="Runs of each optimizer.")
 @click.option("--epochs", type=int, default=60, show_default=True)
+@click.option("--jobs", type=int, metavar="N", help="Runs at once.  [default: as there are cores]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier demo.")
-def demo(out: Path, seeds: int, epochs: int, overwrite: bool) -> None:
+def demo(out: Path, seeds: int, epochs: int, jobs: int | None, overwrite: bool) -> None:
     """Train, measure and show; the help text is that of the command."""
     check_count("seeds", seeds)
     check_count("epochs", epochs)
+    if jobs is not None:
+        check_count("jobs", jobs)
     if (out / "report.json").exists() and not overwrite:
         raise InvalidArgumentError(
             f"{out} holds an earlier demo; pass --overwrite to replace it, or another --out"
         )
-    make_folder(out)
+    check_writable(out / "report.json")
     started = time.perf_counter()
-    comparison = _measure(out, seeds, epochs, overwrite)
+    comparison = _measure(_runs(out, seeds, epochs), jobs, overwrite=overwrite)
     comparison.save(out / "report.json")
     verdict = "\n".join(_verdict(comparison))
     _write_report(comparison, verdict, out)
@@ -82,41 +108,77 @@ def demo(out: Path, seeds: int, epochs: int, overwrite: bool) -> None:
     click.echo(f"{out}: done in {time.perf_counter() - started:.0f} s", err=True)
 
 
-def _measure(out: Path, seeds: int, epochs: int, overwrite: bool) -> Any:
-    """Train and analyze every run; return the comparison."""
+def _runs(out: Path, seeds: int, epochs: int) -> list[Run]:
+    """Return every run, those of the first seed first; landscapes are measured of these alone."""
+    from flatkit.measures.settings import DEFAULT_MEASURES
+
+    curvature = [measure for measure in DEFAULT_MEASURES if measure not in _LANDSCAPES]
+    return [
+        Run(
+            f"{name}, seed {seed}",
+            name,
+            (out if seed == 0 else out / f"seed-{seed}") / name,
+            {**_COMMON, **own, "epochs": epochs, "seed": seed},
+            DEFAULT_MEASURES if seed == 0 else curvature,
+        )
+        for seed in range(seeds)
+        for name, own in _OPTIMIZERS.items()
+    ]
+
+
+def _measure(runs: Sequence[Run], jobs: int | None, *, overwrite: bool) -> "Comparison":
+    """Train and analyze every run, several at once; show a table when the first seed is done."""
+    from flatkit.results import Comparison, Entry, Report
+
+    command = ["flatkit", *sys.argv[1:]]
+    first, found = len(_OPTIMIZERS), dict[int, Entry]()
+    for number, (report, told) in _done([(run, command, overwrite) for run in runs], jobs):
+        run = runs[number]
+        found[number] = Entry(run.name, run.group, Report.from_json(report))
+        click.echo(f"{run.name}: {told}", err=True)
+        early = number < first < len(runs) and all(n in found for n in range(first))
+        if early:
+            _print(Comparison([found[n] for n in range(first)]), "The first seed; more follow.\n")
+    return Comparison([found[number] for number in range(len(runs))])
+
+
+def _done(
+    calls: Sequence[tuple[Run, Sequence[str], bool]], jobs: int | None
+) -> Generator[tuple[int, tuple[str, str]], None, None]:
+    """Yield number and answer of every call as it is done."""
+    from flatkit.measures.workers import in_processes, usable_cores
+
+    jobs = usable_cores() if jobs is None else jobs
+    if jobs > 1:
+        yield from in_processes(train_and_analyze, calls, jobs=jobs)
+        return
+    for number, call in enumerate(calls):
+        yield number, train_and_analyze(*call)
+
+
+def train_and_analyze(run: Run, command: Sequence[str], overwrite: bool) -> tuple[str, str]:
+    """Return the report of a run as JSON, and how long it took in words.
+
+    Args:
+        run: what to train and measure.
+        command: kept in the report.
+        overwrite: whether an earlier run in its folder is replaced.
+    """
     import torch
 
-    from flatkit.measures import AnalysisSettings, analyze
-    from flatkit.results import Comparison, Entry
+    from flatkit.measures import analyze
     from flatkit.training import TrainingConfig, train
 
     # Threads only wait for each other on networks this small, badly so on a busy machine.
     torch.set_num_threads(1)
-    entries = []
-    for seed, name, folder in _runs(out, seeds):
-        config = TrainingConfig(**_COMMON, **_OPTIMIZERS[name], epochs=epochs, seed=seed)
-        started = time.perf_counter()
-        checkpoint = train(config, folder, overwrite=overwrite).checkpoint
-        trained = time.perf_counter()
-        usual = AnalysisSettings().measures
-        measures = [m for m in usual if seed == 0 or m not in _LANDSCAPES]
-        report = analyze(
-            checkpoint, measures=measures, dtype="float64", command=["flatkit", *sys.argv[1:]]
-        )
-        entries.append(Entry(f"{name}, seed {seed}", name, report))
-        click.echo(
-            f"{name}, seed {seed}: trained in {trained - started:.1f} s, "
-            f"analyzed in {time.perf_counter() - trained:.1f} s",
-            err=True,
-        )
-    return Comparison(entries)
-
-
-def _runs(out: Path, seeds: int) -> Iterator[tuple[int, str, Path]]:
-    """Yield seed, optimizer and folder of every run."""
-    for seed in range(seeds):
-        for name in _OPTIMIZERS:
-            yield seed, name, (out if seed == 0 else out / f"seed-{seed}") / name
+    started = time.perf_counter()
+    config = TrainingConfig(**run.settings)
+    checkpoint = train(config, run.folder, overwrite=overwrite).checkpoint
+    trained = time.perf_counter()
+    report = analyze(checkpoint, measures=run.measures, dtype="float64", command=command)
+    analyzed = time.perf_counter()
+    told = f"trained in {trained - started:.1f} s, analyzed in {analyzed - trained:.1f} s"
+    return report.to_json(), told
 
 
 def _verdict(comparison: Any) -> list[str]:
@@ -169,10 +231,8 @@ def _write_report(comparison: Any, verdict: str, out: Path) -> None:
     write_text_atomically(out / "report.md", "\n\n".join(parts) + "\n")
 
 
-def _print(comparison: Any, verdict: str) -> None:
-    from rich.console import Console
-
+def _print(comparison: Any, words: str) -> None:
     from flatkit.render import comparison_table
 
-    Console().print(comparison_table(comparison))
-    click.echo(verdict)
+    show(comparison_table(comparison))
+    click.echo(words)
