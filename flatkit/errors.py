@@ -40,10 +40,6 @@ class MismatchError(CheckpointError):
         super().__init__(f"{message}\n{details}")
         self.message, self.details = message, details
 
-    def __reduce__(self) -> tuple[type["MismatchError"], tuple[str, str]]:
-        """Return how it is pickled: with both of its texts."""
-        return type(self), (self.message, self.details)
-
 
 class TaskError(FlatkitError, RuntimeError):
     """A task file cannot be loaded or builds no task; the message names the line of the file."""

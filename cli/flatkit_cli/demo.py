@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _COMMON = {
     "data": "digits",
     "model": "mlp",
-    "model_kwargs": {"hidden": (64, 64), "activation": "relu"},
+    "model_kwargs": {"hidden": [64, 64], "activation": "relu"},
     "lr": 0.1,
     "momentum": 0.9,
     "weight_decay": 5e-4,
@@ -131,8 +131,9 @@ def _measure(runs: Sequence[Run], jobs: int | None, *, overwrite: bool) -> "Comp
     from flatkit.results import Comparison, Entry, Report
 
     command = ["flatkit", *sys.argv[1:]]
+    calls = [(str(r.folder), r.settings, r.measures, command, overwrite) for r in runs]
     first, found = len(_OPTIMIZERS), dict[int, Entry]()
-    for number, (report, told) in _done([(run, command, overwrite) for run in runs], jobs):
+    for number, (report, told) in _done(calls, jobs):
         run = runs[number]
         found[number] = Entry(run.name, run.group, Report.from_json(report))
         click.echo(f"{run.name}: {told}", err=True)
@@ -143,7 +144,7 @@ def _measure(runs: Sequence[Run], jobs: int | None, *, overwrite: bool) -> "Comp
 
 
 def _done(
-    calls: Sequence[tuple[Run, Sequence[str], bool]], jobs: int | None
+    calls: Sequence[tuple[Any, ...]], jobs: int | None
 ) -> Generator[tuple[int, tuple[str, str]], None, None]:
     """Yield number and answer of every call as it is done."""
     from flatkit.measures.workers import in_processes, usable_cores
@@ -156,11 +157,19 @@ def _done(
         yield number, train_and_analyze(*call)
 
 
-def train_and_analyze(run: Run, command: Sequence[str], overwrite: bool) -> tuple[str, str]:
+def train_and_analyze(
+    folder: str,
+    settings: Mapping[str, Any],
+    measures: Sequence[str],
+    command: Sequence[str],
+    overwrite: bool,
+) -> tuple[str, str]:
     """Return the report of a run as JSON, and how long it took in words.
 
     Args:
-        run: what to train and measure.
+        folder: for the checkpoints.
+        settings: of the training.
+        measures: what to analyze.
         command: kept in the report.
         overwrite: whether an earlier run in its folder is replaced.
     """
@@ -172,10 +181,9 @@ def train_and_analyze(run: Run, command: Sequence[str], overwrite: bool) -> tupl
     # Threads only wait for each other on networks this small, badly so on a busy machine.
     torch.set_num_threads(1)
     started = time.perf_counter()
-    config = TrainingConfig(**run.settings)
-    checkpoint = train(config, run.folder, overwrite=overwrite).checkpoint
+    checkpoint = train(TrainingConfig(**settings), folder, overwrite=overwrite).checkpoint
     trained = time.perf_counter()
-    report = analyze(checkpoint, measures=run.measures, dtype="float64", command=command)
+    report = analyze(checkpoint, measures=measures, dtype="float64", command=command)
     analyzed = time.perf_counter()
     told = f"trained in {trained - started:.1f} s, analyzed in {analyzed - trained:.1f} s"
     return report.to_json(), told

@@ -5,19 +5,22 @@ and a fork does not survive threads. These are fresh interpreters that import wh
 call, on every system alike. They end when this process does.
 """
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from importlib import import_module
 from queue import SimpleQueue
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
+from flatkit import errors
 from flatkit.checks import check_count
-from flatkit.errors import FlatkitError
+from flatkit.errors import FlatkitError, MismatchError
 
 T = TypeVar("T")
 
@@ -44,13 +47,14 @@ def in_processes(
     this generator is closed, or a call fails, the others are stopped.
 
     Args:
-        function: of a module that can be imported; it and all arguments and answers are pickled.
-        calls: the arguments of each.
+        function: of a module that can be imported.
+        calls: the arguments of each; these and the answers are what JSON holds.
         jobs: how many processes at once.
         threads: of each process.
 
     Raises:
-        FlatkitError: a process died. What a call raises is raised here.
+        FlatkitError: a process died, or a call raised what is no error of flatkit; the errors of
+            flatkit are raised as they are.
 
     >>> import math
     >>> sorted(in_processes(math.sqrt, [(4.0,), (9.0,)], jobs=1))
@@ -110,20 +114,21 @@ class _Worker:
 
     def call(self, function: Callable[..., T], arguments: Sequence[Any]) -> T:
         """Return what the function gives there."""
-        process = self._process
+        process, name = self._process, f"{function.__module__}:{function.__qualname__}"
         assert process.stdin is not None and process.stdout is not None
-        message = pickle.dumps((function, tuple(arguments)))
-        try:
-            process.stdin.write(message)
+        line = b""
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps([name, list(arguments)]).encode() + b"\n")
             process.stdin.flush()
-            failed, answer = pickle.load(process.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
+            line = process.stdout.readline()
+        if not line.endswith(b"\n"):
             raise FlatkitError(
                 f"a process that computed ended with exit code {process.wait()}, perhaps for want "
                 "of memory; run fewer at once"
-            ) from error
-        if failed:
-            raise answer
+            )
+        answer, error = json.loads(line)
+        if error is not None:
+            raise getattr(errors, error["kind"])(*error["words"])
         return answer
 
     def stop(self) -> None:
@@ -141,25 +146,27 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a model prints must not stand among the answers
-    with suppress(EOFError, BrokenPipeError):
-        while True:
-            _answer(sys.stdin.buffer, answers)
+    with suppress(BrokenPipeError):
+        for line in sys.stdin.buffer:
+            name, arguments = json.loads(line)
+            answers.write(json.dumps(_answer(name, arguments)).encode() + b"\n")
+            answers.flush()
 
 
-def _answer(asked: BinaryIO, answers: BinaryIO) -> None:
-    function, arguments = pickle.load(asked)
+def _answer(name: str, arguments: Sequence[Any]) -> tuple[Any, dict[str, Any] | None]:
+    module, _, function = name.partition(":")
     try:
-        answer = False, function(*arguments)
-    except Exception as error:  # whatever it is, it is raised where the call came from
-        answer = True, _portable(error)
-    pickle.dump(answer, answers)
-    answers.flush()
+        return getattr(import_module(module), function)(*arguments), None
+    except FlatkitError as error:
+        return None, _described(error)
+    except Exception as error:  # a fault, or the code of others: it is raised where the call is
+        traceback.print_exc()
+        return None, {"kind": "FlatkitError", "words": [f"{type(error).__name__}: {error}"]}
 
 
-def _portable(error: Exception) -> Exception:
-    """Return an error that survives pickling, with the same words."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # errors of others may hold anything
-        return FlatkitError(f"{type(error).__name__}: {error}")
-    return error
+def _described(error: FlatkitError) -> dict[str, Any]:
+    """Return what makes an error of `flatkit.errors` again: its kind, or the next above it."""
+    kind = next(k for k in type(error).__mro__ if getattr(errors, k.__name__, None) is k)
+    if isinstance(error, MismatchError):
+        return {"kind": kind.__name__, "words": [error.message, error.details]}
+    return {"kind": kind.__name__, "words": [str(error)]}

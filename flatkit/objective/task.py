@@ -101,13 +101,15 @@ class Task:
 
     def _over_test_data(self, data: Data, wanted: int | None, given: dict[str, Any]) -> Objective:
         """Return the objective over as many test samples as wanted, or at most as `given` says."""
-        samples = given["samples"] if wanted is None else wanted
+        everything: dict[str, Any] = {**given, "samples": None}
+        if wanted is not None:
+            given = {**given, "samples": wanted}
         try:
-            return Objective(self.model, self.loss, data, **{**given, "samples": samples})
+            return Objective(self.model, self.loss, data, **given)
         except TooFewSamplesError as error:
             if wanted is not None:
                 raise InvalidArgumentError(
                     f"test_samples must be at most {error.available}, the size of the test data, "
                     f"got {wanted}"
                 ) from error
-            return Objective(self.model, self.loss, data, **{**given, "samples": None})
+            return Objective(self.model, self.loss, data, **everything)

@@ -55,26 +55,25 @@ def test_an_earlier_demo_is_not_overwritten_unasked(tmp_path, capsys):
 def test_a_run_gives_the_same_bits_in_a_process_of_its_own(tmp_path):
     settings = {"data": "gaussians", "data_kwargs": {"samples": 40}, "epochs": 2, "device": "cpu"}
     settings |= {"model": "mlp", "batch_size": 10}
-    calls = [
-        (demo.Run("gam", "gam", tmp_path / place, settings, ["loss", "gradient_norm"]), (), False)
-        for place in ("here", "there")
-    ]
+    folders = [str(tmp_path / place) for place in ("here", "there")]
+    calls = [(folder, settings, ["loss", "gradient_norm"], [], False) for folder in folders]
     here = Report.from_json(demo.train_and_analyze(*calls[0])[0])
     ((_, answer),) = in_processes(demo.train_and_analyze, calls[1:], jobs=1)
     there = Report.from_json(answer[0])
     assert [result.value for result in here] == [result.value for result in there]
-    weights = [load(call[0].folder / "ckpt.pt").state_dict for call in calls]
+    weights = [load(f"{folder}/ckpt.pt").state_dict for folder in folders]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_first_seed_is_shown_before_the_others_are_done(tmp_path, monkeypatch, capsys):
     shown = []
 
-    def answer(run, command, overwrite):
-        shown.append((run.name, "The first seed" in capsys.readouterr().out))
+    def answer(folder, *_):
+        shown.append((folder, "The first seed" in capsys.readouterr().out))
         return Report([Result("loss", 0.5, 0.0, settings={"split": "train"})]).to_json(), "done"
 
     monkeypatch.setattr(demo, "train_and_analyze", answer)
     comparison = demo._measure(demo._runs(tmp_path, 2, 1), 1, overwrite=False)
     assert [seen for _, seen in shown] == [False, False, False, True, False, False]
-    assert [entry.name for entry in comparison.entries] == [name for name, _ in shown]
+    names = [f"{name}, seed {seed}" for seed in (0, 1) for name in ("sgd", "sam", "gam")]
+    assert [entry.name for entry in comparison.entries] == names

@@ -45,19 +45,14 @@ class TooFewSamplesError(InvalidArgumentError):
     """More samples are asked for than the data hold.
 
     Attributes:
-        samples: how many are asked for.
-        available: how many there are.
+        available: how many they hold.
     """
 
     def __init__(self, samples: int, available: int) -> None:
         super().__init__(
             f"samples must be at most {available}, the size of the data, got {samples}"
         )
-        self.samples, self.available = samples, available
-
-    def __reduce__(self) -> tuple[type["TooFewSamplesError"], tuple[int, int]]:
-        """Return how it is pickled: with both numbers."""
-        return type(self), (self.samples, self.available)
+        self.available = available
 
 
 def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> Samples:
