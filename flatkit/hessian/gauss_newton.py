@@ -10,7 +10,7 @@ from torch import Tensor
 from flatkit.devices import ordinary_torch
 from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian.autotune import Choice, direction
-from flatkit.hessian.layers.trace import trace
+from flatkit.hessian.layers.trace import names_of_inputs, trace
 from flatkit.hessian.linearised import (
     Head,
     by_differences,
@@ -123,11 +123,10 @@ class _Positive(SymmetricOperator):
         head = type(self)._head
 
         def layers() -> Recipe:
-            if not isinstance(self.objective.samples.inputs, Tensor):
-                raise UnsupportedError("the model takes more than one tensor")
             if self.objective.elsewhere is not None and self.objective.elsewhere.in_model:
                 raise UnsupportedError("weights enter beside the model's layers")
-            return partial(by_layers, trace(self.objective.model), head)
+            names = names_of_inputs(self.objective.samples.inputs)
+            return partial(by_layers, trace(self.objective.model, names), head)
 
         return {
             "layers": layers,

@@ -13,7 +13,7 @@ from torch.func import jvp
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.hessian.layers.tape import Tape
-from flatkit.hessian.layers.trace import trace
+from flatkit.hessian.layers.trace import names_of_inputs, trace
 from flatkit.hessian.unsupported import UnsupportedError, torch_derivatives
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate, gradients
@@ -173,12 +173,10 @@ def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engin
         UnsupportedError: `layers`, and the model is no graph of layers with one input.
     """
     if name == "layers":
-        if not isinstance(objective.samples.inputs, Tensor):
-            raise UnsupportedError("the model takes more than one tensor")
         elsewhere = objective.elsewhere
         if elsewhere is not None and (elsewhere.in_model or elsewhere.beyond_outputs):
             raise UnsupportedError("weights enter beside the outputs of the model's layers")
-        network = trace(objective.model)
+        network = trace(objective.model, names_of_inputs(objective.samples.inputs))
         return Engine(partial(Tape, network, objective, theta), keeps=True, held=network.nbytes)
     if name not in FORMULAS:
         raise InvalidArgumentError(f"engine must be auto or one of {', '.join(ENGINES)}")

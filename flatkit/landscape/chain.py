@@ -17,12 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from flatkit.errors import FlatkitError
-from flatkit.hessian.layers.trace import (
-    ACTIVATION_FUNCTIONS,
-    ACTIVATIONS,
-    Network,
-    trace,
-)
+from flatkit.hessian.layers.operations import ACTIVATION_FUNCTIONS, ACTIVATIONS, rows
+from flatkit.hessian.layers.trace import Network, trace
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.parameters import ParameterSpace
 
@@ -151,9 +147,10 @@ class Chain:
                 raise CannotStackError(f"{name} is no matrix of a linear layer")
         try:
             network = trace(model)
+            walk = _Walk(network, set(space.names))
         except UnsupportedError as error:
             raise CannotStackError(str(error)) from error
-        return _Walk(network, set(space.names)).chain()
+        return walk.chain()
 
     @property
     def layers(self) -> list[Layer]:
@@ -307,7 +304,11 @@ class _Walk:
 
     def _changes_nothing(self, node: fx.Node, key: Any) -> bool:
         """Whether an operation returns its input [samples, features], outside of training."""
-        if key in _SAME or (key is F.dropout and _argument(node, 2, "training") is False):
+        if (
+            key in _SAME
+            or key is rows
+            or (key is F.dropout and _argument(node, 2, "training") is False)
+        ):
             return True
         if key is nn.Flatten:
             return bool(self._network.modules[str(node.target)].start_dim == 1)

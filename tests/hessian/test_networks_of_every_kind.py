@@ -186,16 +186,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
 }
 
 
-NO_LAYERS = {
-    "products in place",
-    "lstm",
-    "gru in both directions",
-    "control flow that depends on values",
-    "several inputs",
-    "the largest of several",
-    "hooks",
-    "time to the front at the end",
-}
+NO_LAYERS = {"control flow that depends on values", "hooks"}
 """Networks that layers refuse; elsewhere they multiply, or state their error."""
 
 
@@ -238,7 +229,11 @@ def test_every_product_is_right_or_states_how_wrong_it_is(name):
             assert engine != "layers" or name in NO_LAYERS
             continue
         off = float((hessian @ vectors - truth).norm() / truth.norm())
-        assert off < 1e-9 or (error is not None and off < 50 * error), (engine, off, error)
+        assert off < 1e-9 or (engine != "layers" and error is not None and off < 50 * error), (
+            engine,
+            off,
+            error,
+        )
 
 
 def test_a_model_whose_output_is_one_number_inside_has_products():

@@ -78,6 +78,18 @@ class Padded(nn.Module):
         return self.second(F.pad(torch.tanh(self.first(x)), (1, 1), value=1.0))
 
 
+class OfTensors(nn.Module):
+    """Another function of what is no tensor, such as a symbol of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(3, C)
+
+    def forward(self, x: Any) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return self.second(hidden if isinstance(x, Tensor) else 2 * hidden)
+
+
 class Recurrent(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -207,7 +219,7 @@ def test_products_equal_the_dense_matrices_however_the_samples_are_cut(net):
 def test_wrong_layers_are_found_out_and_right_ones_are_used(kind: type[_Positive]):
     torch.manual_seed(0)
     data = torch.randn(N, 4, dtype=torch.float64), torch.randint(0, C, (N,))
-    wrong = kind(Objective(Padded().double(), "cross_entropy", data))
+    wrong = kind(Objective(OfTensors().double(), "cross_entropy", data))
     assert wrong.settings["engine"] == "double_backward"
     assert "exceeds" in wrong.settings["engines_rejected"]["layers"]
     plain = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, C)).double()

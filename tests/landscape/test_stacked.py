@@ -215,7 +215,7 @@ NETWORKS = {
 
 NO_GRAPHS = {
     "asking": (Asking, "control flow"),
-    "by size": (BySize, "'len' is not supported"),
+    "by size": (BySize, "control flow"),
     "scaled": (Scaled, "mul_ changes a tensor in place"),
 }
 

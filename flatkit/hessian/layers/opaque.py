@@ -1,10 +1,13 @@
 """Any other differentiable function, by the second derivative that autograd knows."""
 
+from collections import namedtuple
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatkit.hessian.layers.layer import Layer, Parameters, Sum
@@ -19,9 +22,15 @@ class Opaque(Layer):
     With g held fixed, ⟨g, f(x)⟩ is a scalar whose gradient is J(x)ᵀ g. One backward pass through
     that, along ẋ, gives ẏ = J ẋ (its derivative in g) and the bend of f (its derivative in x).
 
+    Several outputs are laid one after the other in one vector, which is y.
+
     Args:
         function: of the inputs and of the named parameters.
         names: the parameters.
+
+    Attributes:
+        is_smooth: whether y depends on the inputs and parameters smoothly; else it is constant.
+        outputs: what the function returns, with a `Piece` of y for each tensor that is smooth.
     """
 
     def __init__(self, function: Callable[..., Any], names: Sequence[str] = ()) -> None:
@@ -36,10 +45,9 @@ class Opaque(Layer):
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             given = dict(zip(self.names, self._points[self._num_inputs :], strict=True))
             y = self._function(*self._points[: self._num_inputs], **given)
-        if not isinstance(y, Tensor):  # a shape, a number, or several tensors
-            raise UnsupportedError(f"an operation returns no tensor but a {type(y).__name__}")
-        self._y = y
-        return y.detach()
+            self.outputs, self._y = _one_tensor(y)
+        self.is_smooth = self._y.requires_grad
+        return self._y.detach()
 
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return J(x)ᵀ g."""
@@ -98,3 +106,56 @@ class Opaque(Layer):
             if part is not None:
                 total.add(name, part)
         return every[: self._num_inputs]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor that is part of a longer vector.
+
+    Attributes:
+        place: of its first entry; None if it is the whole.
+        shape: of the tensor.
+    """
+
+    place: int | None
+    shape: torch.Size
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Return the tensor.
+
+        >>> Piece(1, torch.Size([1, 2])).of(torch.arange(4))
+        tensor([[1, 2]])
+        """
+        if self.place is None:
+            return whole
+        return whole[self.place : self.place + self.shape.numel()].view(self.shape)
+
+
+def _one_tensor(found: Any) -> tuple[Any, Tensor]:
+    """Return what a function returned with pieces for its smooth tensors, and these as one."""
+    if isinstance(found, Tensor):
+        return Piece(None, found.shape), found
+    smooth: list[Tensor] = []
+
+    def piece(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            if leaf is not None and not isinstance(leaf, (bool, int, float, str)):
+                raise UnsupportedError(f"an operation returns a {type(leaf).__name__}")
+            return leaf
+        if not leaf.requires_grad:
+            return leaf
+        smooth.append(leaf)
+        return Piece(sum(each.numel() for each in smooth[:-1]), leaf.shape)
+
+    pieces = map_aggregate(_as_named_tuple(found), piece)
+    if len({tensor.dtype for tensor in smooth}) > 1:
+        raise UnsupportedError("an operation returns tensors of several dtypes")
+    whole = torch.cat([tensor.reshape(-1) for tensor in smooth]) if smooth else torch.empty(0)
+    return pieces, whole
+
+
+def _as_named_tuple(found: Any) -> Any:
+    """Return what torch calls a structure, such as the result of `max`, as a named tuple."""
+    if not isinstance(found, tuple) or not type(found).__module__.startswith("torch.return_types"):
+        return found
+    return namedtuple("Several", type(found).__match_args__)(*found)  # type: ignore[attr-defined]

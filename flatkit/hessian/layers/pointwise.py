@@ -29,12 +29,11 @@ class Activation(Layer):
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             y = self._function(point)
-            (slope,) = torch.autograd.grad(y.sum(), point, create_graph=True)
             bend = None
-            if slope.requires_grad:
-                (bend,) = torch.autograd.grad(
-                    slope.sum(), point, allow_unused=True, materialize_grads=True
-                )
+            with torch_derivatives():
+                (slope,) = torch.autograd.grad(y.sum(), point, create_graph=True)
+                if slope.requires_grad:
+                    (bend,) = torch.autograd.grad(slope.sum(), point, materialize_grads=True)
         self._slope = slope.detach()
         self._bend = bend if bend is not None and bool(bend.any()) else None
         return y.detach()
@@ -88,43 +87,56 @@ class Addition(Layer):
 
 @final
 class LinearMap(Layer):
-    """A map without parameters that is linear in its input: reshaping, padding, averaging."""
+    """A map without parameters that is linear in its inputs: reshaping, padding, averaging.
 
-    def __init__(self, function: Callable[[Tensor], Tensor], *, takes_blocks: bool = False) -> None:
-        self._function, self.takes_blocks = function, takes_blocks
+    Args:
+        function: of the inputs, y.
+        linear: y but for what does not depend on the inputs; by default there is no such thing.
+        takes_blocks: whether it maps every sample by itself.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        linear: Callable[..., Tensor] | None = None,
+        *,
+        takes_blocks: bool = False,
+    ) -> None:
+        self._function, self._linear = function, linear or function
+        self.takes_blocks = takes_blocks
 
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """Return y."""
-        (x,) = inputs
-        y = self._function(x)
-        self._input_shape, self._rows, self._like = x.shape, _rows(y), x.new_empty(0)
+        y = self._function(*inputs)
+        self._shapes, self._rows = [x.shape for x in inputs], _rows(y)
+        self._zero = inputs[0].new_zeros(())
         return y
 
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return Aᵀ g."""
-        return (self._transposed(gradient),)
+        return self._transposed(gradient)
 
     def push(self, inputs: Sequence[Tensor | None], directions: Parameters) -> Tensor | None:
         """Return A ẋ."""
-        (x,) = inputs
-        return None if x is None else self._function(x)
+        if all(x is None for x in inputs):
+            return None
+        pairs = zip(inputs, self._shapes, strict=True)
+        return self._linear(*(self._zero.expand(s) if x is None else x for x, s in pairs))
 
     def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return Aᵀ ġ."""
-        return (None if gradient is None else self._transposed(gradient),)
+        return [None] * len(self._shapes) if gradient is None else self._transposed(gradient)
 
-    def _transposed(self, gradient: Tensor) -> Tensor:
+    def _transposed(self, gradient: Tensor) -> Sequence[Tensor | None]:
         # A linear map has the same transpose at every point: a stand-in without memory will do.
         # The first dimension of its result need not be that of its input.
-        shape = list(self._input_shape)
-        shape[:1] = [rows * (_rows(gradient) // self._rows) for rows in shape[:1]]
+        factor = _rows(gradient) // self._rows if self.takes_blocks else 1
+        points = [self._zero.expand([factor * n for n in s[:1]] + [*s[1:]]) for s in self._shapes]
         with torch.enable_grad():
-            zero = self._like.new_zeros(()).expand(shape)
-            point = zero.detach().requires_grad_()
-            image = self._function(point)
-            with torch_derivatives():  # a shape written into the model fits one size of batch alone
-                (below,) = torch.autograd.grad(image, point, gradient)
-        return below
+            points = [point.detach().requires_grad_() for point in points]
+            image = self._linear(*points)
+            with torch_derivatives():
+                return torch.autograd.grad(image, points, gradient, materialize_grads=True)
 
 
 @final

@@ -1,58 +1,50 @@
 """Which layer each node of a network's graph is, with the values that flow between them."""
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.func import functional_call
+from torch.fx.node import map_aggregate
 
 from flatkit.hessian.layers.affine import Affine, Convolution, Normalisation, NormalisedLinear
+from flatkit.hessian.layers.arithmetic import Terms, Weight
+from flatkit.hessian.layers.calls import (
+    Call,
+    Slot,
+    is_identity,
+    is_of_containers,
+    is_question,
+    is_splitting,
+    rule,
+)
 from flatkit.hessian.layers.layer import Layer
 from flatkit.hessian.layers.linear import Linear
-from flatkit.hessian.layers.opaque import Opaque
+from flatkit.hessian.layers.opaque import Opaque, Piece
+from flatkit.hessian.layers.operations import ACTIVATION_FUNCTIONS, ACTIVATIONS, LINEAR_MODULES
 from flatkit.hessian.layers.pointwise import Activation, Addition, LinearMap, max_pooling
-from flatkit.hessian.layers.trace import (
-    ACTIVATION_FUNCTIONS,
-    ACTIVATIONS,
-    LINEAR_FUNCTIONS,
-    LINEAR_MODULES,
-    SPLITTING,
-    Network,
-)
+from flatkit.hessian.layers.trace import Network
 from flatkit.hessian.unsupported import UnsupportedError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_DROPOUTS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPOUTS = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 class Step(NamedTuple):
-    """A layer, the nodes whose values go into it, and the node whose value it makes."""
+    """A layer, the places whose tensors go into it, and the place of the one that it makes."""
 
     layer: Layer
-    inputs: tuple[fx.Node, ...]
-    output: fx.Node
-
-
-class _Parts(NamedTuple):
-    """What a splitting function returned, not yet taken apart."""
-
-    function: Callable[[Tensor], Any]
-    source: fx.Node
-
-
-class _Named(NamedTuple):
-    """A parameter or buffer that a function takes directly."""
-
-    name: str
-    value: Tensor
+    inputs: tuple[Slot, ...]
+    output: Slot
 
 
 @final
 class Recording:
-    """The nodes of a graph, visited in order, as layers with the values that go into them.
+    """The nodes of a graph, visited in order, as layers with the tensors that go into them.
 
     Args:
         network: what is recorded.
@@ -60,71 +52,177 @@ class Recording:
         free: names of the parameters that are no constants.
 
     Attributes:
-        values: node -> what it was found to be; a tensor, of most.
-        depends: nodes that depend on free parameters.
+        tensors: of the places.
+        depends: places whose tensors depend on free parameters.
+        output: the place of the output, once all steps are done.
 
     Raises:
-        UnsupportedError: by `step` and `keep`, if a node has no rule here.
+        UnsupportedError: by `steps` and `keep`, if a node has no rule here.
     """
 
-    def __init__(self, network: Network, inputs: Tensor, free: frozenset[str]) -> None:
-        self._network, self._inputs, self._free = network, inputs, free
-        self._alias: dict[fx.Node, fx.Node] = {}
-        self.values: dict[fx.Node, Any] = {}
-        self.depends: set[fx.Node] = set()
+    def __init__(self, network: Network, inputs: Sequence[Tensor], free: frozenset[str]) -> None:
+        self._network, self._inputs, self._free = network, iter(inputs), free
+        self._graph = network.graph_of(inputs)
+        self._values: dict[fx.Node, Any] = {}
+        self._folded: dict[fx.Node, fx.Node] = {}
+        self.tensors: dict[Slot, Tensor] = {}
+        self.depends: set[Slot] = set()
 
-    def step(self, node: fx.Node) -> Step | None:
-        """Return the layer of a node that is still to be recorded; None if its value is known."""
-        if node.op == "call_module":
-            return self._module(node)
-        if node.op in ("call_function", "call_method"):
-            return self._function(node)
-        if node.op == "placeholder":
-            self.values[node] = self._inputs
-        elif node.op == "output":
-            self.output = self._tensor_node(node.args[0])
-        else:  # get_attr
-            self.values[node] = _Named(*self._network.tensor(str(node.target)))
-        return None
+    def steps(self) -> Iterator[Step]:
+        """Return the steps in order; each must be kept before the next one is asked for."""
+        for node in self._graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = next(self._inputs)
+            elif node.op == "output":
+                self.output = self._result(node.args[0])
+            elif node.op == "get_attr":
+                yield from self._attribute(node)
+            elif node in self._folded:
+                self._values[node] = self._values[self._folded[node]]
+            else:
+                yield from self._call(node)
+            self._check_shape(node)
 
-    def keep(self, step: Step, value: Any) -> bool:
-        """Keep the value that a layer recorded, and return whether it depends on parameters."""
-        if not isinstance(value, Tensor):
-            raise UnsupportedError(f"{step.output.target} returns several tensors")
+    def keep(self, step: Step, value: Tensor) -> bool:
+        """Keep the tensor that a layer recorded, and return whether it depends on parameters."""
         if value.is_complex():
-            raise UnsupportedError(f"{step.output.target} returns complex numbers")
-        self.values[step.output] = value
-        names = set(_parameter_names(step.layer))
-        if names & self._free or any(source in self.depends for source in step.inputs):
+            raise UnsupportedError("an operation returns complex numbers")
+        self.tensors[step.output] = value
+        free = any(name in self._free for name in _parameter_names(step.layer))
+        smooth = not isinstance(step.layer, Opaque) or step.layer.is_smooth
+        if smooth and (free or any(source in self.depends for source in step.inputs)):
             self.depends.add(step.output)
         return step.output in self.depends
 
-    def _tensor_node(self, node: Any) -> fx.Node:
-        if not isinstance(node, fx.Node):
-            raise UnsupportedError("the model does not return one tensor")
-        node = self._alias.get(node, node)
-        if not isinstance(self.values.get(node), Tensor):
-            raise UnsupportedError("the model does not return one tensor")
-        return node
+    def _check_shape(self, node: fx.Node) -> None:
+        """Refuse a shape that the model's code has met otherwise."""
+        value = self._tensor(self._values.get(node))
+        if "shape" in node.meta and value.shape != node.meta["shape"]:
+            raise UnsupportedError("the model's code depends on shapes that depend on values")
 
-    def _module(self, node: fx.Node) -> Step | None:
-        module = self._network.modules[str(node.target)]
-        if node in self._alias:  # a normalisation that was folded in
-            return None
-        arguments = [self._alias.get(a, a) for a in node.args if isinstance(a, fx.Node)]
-        tensors = all(isinstance(self.values.get(a), Tensor) for a in arguments)
-        if not tensors or len(arguments) != len(node.args) or node.kwargs or not arguments:
-            raise UnsupportedError(f"{node.target} is called with more than tensors")
-        source = arguments[0]
-        if type(module) in _DROPOUTS and not module.training:
-            self._alias[node] = source
-            return None
-        layer = self._module_layer(node, source, module)
-        if layer is not None:
-            return Step(layer, (source,), node)
-        return Step(self._opaque_module(module), tuple(arguments), node)
+    def _tensor(self, value: Any) -> Any:
+        return self.tensors[value] if type(value) is Slot else value
 
-    def _module_layer(self, node: fx.Node, source: fx.Node, module: nn.Module) -> Layer | None:
+    def _slot(self, value: Any) -> Slot:
+        """Return the place of a tensor, a new one for a constant."""
+        if type(value) is Slot:
+            return value
+        slot = Slot()
+        self.tensors[slot] = value
+        return slot
+
+    def _result(self, node: Any) -> Slot:
+        value = self._values.get(node) if isinstance(node, fx.Node) else None
+        if not isinstance(self._tensor(value), Tensor):
+            raise UnsupportedError("the model does not return one tensor")
+        return self._slot(value)
+
+    def _attribute(self, node: fx.Node) -> Iterator[Step]:
+        name, value = self._network.tensor(str(node.target))
+        self._values[node] = value.detach()
+        if name in self._free:
+            yield from self._made(node, Weight(name), ())
+
+    def _names_in(self, module: nn.Module) -> dict[str, str]:
+        return self._network.parameter_names(module)
+
+    def _made(self, node: fx.Node, layer: Layer, inputs: Sequence[Slot]) -> Iterator[Step]:
+        """Return the step that makes the tensor of a node, and know what came out."""
+        slot = Slot()
+        yield Step(layer, tuple(inputs), slot)
+        self._values[node] = slot if slot in self.depends else self.tensors.pop(slot)
+
+    def _call(self, node: fx.Node) -> Iterator[Step]:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: self._values[used])
+        is_module = node.op == "call_module"
+        module = self._network.modules[str(node.target)] if is_module else None
+        call = Call(node, args, kwargs, module)
+        if is_of_containers(call):
+            self._values[node] = call.run()
+        elif is_question(call):
+            self._values[node] = call.run(self._tensor)
+        elif node.meta["constant"]:
+            self._values[node] = self._constant(call)
+        elif module is not None:
+            yield from self._module(node, call, module)
+        elif not call.slots:
+            self._values[node] = call.run()
+        elif is_identity(call):
+            self._values[node] = call.args[0]
+        elif node.target == "detach" or (node.target is getattr and call.args[1] == "data"):
+            self._values[node] = self._tensor(call.args[0])
+        else:
+            yield from self._function(node, call)
+
+    def _constant(self, call: Call) -> Any:
+        """Return what a call returns where the model has switched gradients off."""
+        if call.module is not None and self._free & set(self._names_in(call.module).values()):
+            raise UnsupportedError(f"{call.node.target} is called without gradients")
+        return call.run(self._tensor)
+
+    def _function(self, node: fx.Node, call: Call) -> Iterator[Step]:
+        if is_splitting(call):
+            yield from self._parts(node, call)
+            return
+        found = rule(call, self._tensor)
+        if found is None:
+            yield from self._opaque(node, call, {})
+            return
+        layer, slots = found
+        if isinstance(layer, Terms) and layer.signs == [1, 1]:
+            first, second = (self.tensors[slot].shape for slot in slots)
+            layer = Addition() if first == second else layer
+        yield from self._made(node, layer, slots)
+
+    def _parts(self, node: fx.Node, call: Call) -> Iterator[Step]:
+        """Return the steps of the parts of one tensor."""
+        function, slots = call.of(call.slots), call.slots
+        parts = [Slot() for _ in function(self.tensors[slots[0]])]
+        for place, part in enumerate(parts):
+            take = LinearMap(lambda x, place=place: function(x)[place])
+            yield Step(take, tuple(slots), part)
+        self._values[node] = tuple(parts)
+
+    def _opaque(self, node: fx.Node, call: Call, names: dict[str, str]) -> Iterator[Step]:
+        """Return the steps of what only torch knows the derivatives of."""
+        slots = call.slots
+        layer, whole = Opaque(call.of(slots, names), tuple(dict.fromkeys(names.values()))), Slot()
+        yield Step(layer, tuple(slots), whole)
+        pieces: list[tuple[Slot, Piece]] = []
+
+        def place(leaf: Any) -> Any:
+            if not isinstance(leaf, Piece):
+                return leaf
+            if whole not in self.depends:
+                return leaf.of(self.tensors[whole])
+            if leaf.place is None:
+                return whole
+            pieces.append((Slot(), leaf))
+            return pieces[-1][0]
+
+        self._values[node] = map_aggregate(layer.outputs, place)
+        for slot, piece in pieces:
+            yield Step(LinearMap(piece.of), (whole,), slot)
+
+    def _module(self, node: fx.Node, call: Call, module: nn.Module) -> Iterator[Step]:
+        names = self._names_in(module)
+        free = {own: name for own, name in names.items() if name in self._free}
+        if not free and not call.slots:
+            self._values[node] = call.run()
+            return
+        plain = len(call.args) == 1 and not call.kwargs
+        if plain and isinstance(self._tensor(call.args[0]), Tensor):
+            if type(module) in _DROPOUTS and not module.training:
+                self._values[node] = call.args[0]
+                return
+            source = self._slot(call.args[0])
+            layer = self._module_layer(node, source, module)
+            if layer is not None:
+                yield from self._made(node, layer, (source,))
+                return
+        yield from self._opaque(node, call, free)
+
+    def _module_layer(self, node: fx.Node, source: Slot, module: nn.Module) -> Layer | None:
         """Return the rule for a module of one input, or None if there is none."""
         if type(module) in _CONVOLUTIONS and _is_plain(module):
             layer = self._convolution(node, module)
@@ -134,6 +232,8 @@ class Recording:
             layer = self._linear(node, source, module)
             layer.needs_input_gradient = source in self.depends
             return layer
+        if type(module) is nn.Hardsigmoid:
+            return Activation(ACTIVATION_FUNCTIONS[F.hardsigmoid])
         if type(module) in ACTIVATIONS:
             return Activation(module)
         if type(module) in LINEAR_MODULES:
@@ -143,73 +243,6 @@ class Recording:
             names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
             return max_pooling(**{name: getattr(module, name) for name in names})
         return None
-
-    def _opaque_module(self, module: nn.Module) -> Opaque:
-        names = self._network.parameter_names(module)
-
-        def call(*inputs: Tensor, **given: Tensor) -> Tensor:
-            own = {name: given[canonical] for name, canonical in names.items()}
-            return functional_call(module, own, inputs)
-
-        return Opaque(call, tuple(dict.fromkeys(names.values())))
-
-    def _function(self, node: fx.Node) -> Step | None:
-        key = node.target
-        first = node.args[0] if node.args else None
-        if key in SPLITTING and isinstance(first, fx.Node):
-            source = self._alias.get(first, first)
-            self.values[node] = _Parts(self._bound(node, [source]), source)
-            return None
-        sources = list(dict.fromkeys(self._alias.get(n, n) for n in node.all_input_nodes))
-        values = [self.values[source] for source in sources]
-        if key is operator.getitem and isinstance(values[0], _Parts):
-            parts, index = values[0], node.args[1]
-            take = LinearMap(lambda x: parts.function(x)[index])
-            return Step(take, (parts.source,), node)
-        if any(isinstance(value, _Parts) for value in values):
-            raise UnsupportedError(f"{key} takes several tensors at once")
-        tensors = [s for s, v in zip(sources, values, strict=True) if isinstance(v, Tensor)]
-        named = {s: v.name for s, v in zip(sources, values, strict=True) if isinstance(v, _Named)}
-        if not any(source in self.depends for source in tensors) and not named:
-            self.values[node] = self._bound(node, tensors)(*(self.values[s] for s in tensors))
-            return None
-        return Step(self._function_layer(node, tensors, named), tuple(tensors), node)
-
-    def _function_layer(
-        self, node: fx.Node, tensors: list[fx.Node], named: Mapping[fx.Node, str]
-    ) -> Layer:
-        key: Any = "getitem" if node.target is operator.getitem else node.target
-        first: Any = node.args[0] if node.args else None
-        single = len(tensors) == 1 and not named and isinstance(first, fx.Node)
-        single = single and self._alias.get(first, first) is tensors[0]
-        if single and key in ACTIVATION_FUNCTIONS:
-            options = {k: v for k, v in node.kwargs.items() if k != "inplace"}
-            function = ACTIVATION_FUNCTIONS[key]
-            return Activation(lambda x: function(x, *node.args[1:], **options))
-        if single and key in LINEAR_FUNCTIONS:
-            flat = key in ("flatten", torch.flatten) and (*node.args[1:], *node.kwargs) == (1,)
-            return LinearMap(self._bound(node, tensors), takes_blocks=flat)
-        if key in (operator.add, operator.iadd, torch.add, "add") and len(tensors) == 2:
-            shapes = {self.values[source].shape for source in tensors}
-            if len(node.args) == 2 and not node.kwargs and len(shapes) == 1:
-                return Addition()
-        names = tuple(dict.fromkeys(named.values()))
-        needed = {self._alias.get(source, source) for source in node.all_input_nodes}
-        values, alias = {n: self.values[n] for n in needed if n not in tensors}, self._alias
-
-        def call(*inputs: Tensor, **given: Tensor) -> Tensor:
-            parameters = {source: given[name] for source, name in named.items()}
-            return _fill_in(node, tensors, {**values, **parameters}, alias)(*inputs)
-
-        return Opaque(call, names)
-
-    def _bound(
-        self,
-        node: fx.Node,
-        tensors: list[fx.Node],
-        parameters: Mapping[fx.Node, Tensor] | None = None,
-    ) -> Callable[..., Any]:
-        return _fill_in(node, tensors, {**self.values, **(parameters or {})}, self._alias)
 
     def _convolution(self, node: fx.Node, module: Any) -> Affine:
         weight, bias = self._own_names(module)
@@ -223,11 +256,9 @@ class Recording:
             groups=module.groups,
         )
 
-    def _linear(
-        self, node: fx.Node, source: fx.Node, module: nn.Linear
-    ) -> Linear | NormalisedLinear:
+    def _linear(self, node: fx.Node, source: Slot, module: nn.Linear) -> Linear | NormalisedLinear:
         weight, bias = self._own_names(module)
-        norm = self._following_norm(node) if self.values[source].ndim == 2 else None
+        norm = self._following_norm(node) if self.tensors[source].ndim == 2 else None
         return Linear(weight, bias) if norm is None else NormalisedLinear(weight, bias, norm)
 
     def _own_names(self, module: Any) -> tuple[str, str | None]:
@@ -242,40 +273,14 @@ class Recording:
         norm: Any = (
             self._network.modules.get(str(user.target)) if user.op == "call_module" else None
         )
+        if user.args != (node,) or user.kwargs:
+            return None
         if type(norm) not in _NORMS or norm.training or norm.running_var is None:
             return None
-        self._alias[user] = node
+        self._folded[user] = node
         weight, bias = self._own_names(norm) if norm.affine else (None, None)
         deviation = (norm.running_var + norm.eps).sqrt()
         return Normalisation(weight, bias, norm.running_mean, deviation)
-
-
-def _fill_in(
-    node: fx.Node,
-    tensors: list[fx.Node],
-    values: Mapping[fx.Node, Any],
-    alias: Mapping[fx.Node, fx.Node],
-) -> Callable[..., Any]:
-    """Return the function of a node with everything but some tensors filled in.
-
-    It must not refer to the tape: a cycle would keep its memory until it is collected.
-    """
-    others = {alias.get(source, source) for source in node.all_input_nodes}
-    plain = {source: values[source] for source in others if source not in tensors}
-
-    def call(*inputs: Tensor) -> Any:
-        given = {**plain, **dict(zip(tensors, inputs, strict=True))}
-
-        def look(source: fx.Node) -> Any:
-            return given[alias.get(source, source)]
-
-        arguments: Any = fx.map_arg(node.args, look)
-        options: Any = fx.map_arg(node.kwargs, look)
-        if isinstance(node.target, str):
-            return getattr(arguments[0], node.target)(*arguments[1:], **options)
-        return node.target(*arguments, **options)  # type: ignore[operator]
-
-    return call
 
 
 def _parameter_names(layer: Layer) -> list[str]:
@@ -283,6 +288,8 @@ def _parameter_names(layer: Layer) -> list[str]:
         return [name for name in (layer.weight, layer.bias) if name]
     if isinstance(layer, Affine):
         return sorted(layer.names)
+    if isinstance(layer, Weight):
+        return [layer.name]
     return list(layer.names) if isinstance(layer, Opaque) else []
 
 

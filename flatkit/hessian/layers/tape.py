@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from flatkit.hessian.layers.calls import Slot
 from flatkit.hessian.layers.layer import Sum, added
 from flatkit.hessian.layers.recording import Recording, Step
 from flatkit.hessian.layers.trace import Network
 from flatkit.hessian.unsupported import torch_derivatives
 from flatkit.objective.function import Objective
-from flatkit.objective.passes import Chunk, differentiate
+from flatkit.objective.passes import Chunk, arguments, differentiate
 
 
 @final
@@ -48,29 +49,28 @@ class Tape:
     def __init__(self, network: Network, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
         self._space = objective.space
         parameters = {**network.constants, **self._space.unflatten(theta)}
-        known = Recording(network, objective.inputs_of(chunk), frozenset(self._space.names))
+        args, kwargs = arguments(objective.inputs_of(chunk))
+        inputs = (*args, *kwargs.values())
+        known = Recording(network, inputs, frozenset(self._space.names))
         self._steps: list[Step] = []
         with torch.no_grad():
-            for node in network.graph.nodes:
-                step = known.step(node)
-                if step is None:
-                    continue
-                value = step.layer.record([known.values[n] for n in step.inputs], parameters)
+            for step in known.steps():
+                value = step.layer.record([known.tensors[s] for s in step.inputs], parameters)
                 if known.keep(step, value):
                     self._steps.append(step)
             self._output, self._depends = known.output, known.depends
             with torch.enable_grad():
-                self.outputs = known.values[self._output].detach().requires_grad_()
+                self.outputs = known.tensors[self._output].detach().requires_grad_()
                 part = objective.share(self.outputs, chunk)
                 with torch_derivatives():
                     self._slope = differentiate(part, self.outputs, create_graph=True)
             found = self._slope.new_empty(1, self._space.size)
             total = Sum(self._views(found))
-            gradients: dict[fx.Node, Tensor | None] = {self._output: self._slope.detach()}
+            gradients: dict[Slot, Tensor | None] = {self._output: self._slope.detach()}
             for step in reversed(self._steps):
                 gradient = gradients.pop(step.output, None)
                 if gradient is None:  # nothing depends on it
-                    gradient = torch.zeros_like(known.values[step.output])
+                    gradient = torch.zeros_like(known.tensors[step.output])
                 below = step.layer.record_backward(gradient, total)
                 self._pass_on(gradients, step, below)
             total.close()
@@ -96,16 +96,16 @@ class Tape:
             rows = [self.products(row[None], bend=bend, curved=curved) for row in vectors]
             return torch.cat(rows)
         directions = self._views(vectors)
-        pushed: dict[fx.Node, Tensor | None] = {}
+        pushed: dict[Slot, Tensor | None] = {}
         for step in self._steps:
-            given = [pushed.get(node) for node in step.inputs]
+            given = [pushed.get(slot) for slot in step.inputs]
             pushed[step.output] = step.layer.push(given, directions)
         along = pushed.get(self._output)
         bent = None if along is None else (bend or self._bend_loss)(along)
         del pushed
         found = self.gradient.new_empty(len(vectors), self._space.size)
         total = Sum(self._views(found))
-        gradients: dict[fx.Node, Tensor | None] = {self._output: bent}
+        gradients: dict[Slot, Tensor | None] = {self._output: bent}
         for step in reversed(self._steps):
             below = step.layer.pull(gradients.pop(step.output, None), total, curved=curved)
             self._pass_on(gradients, step, below)
@@ -114,14 +114,14 @@ class Tape:
 
     def _pass_on(
         self,
-        gradients: dict[fx.Node, Tensor | None],
+        gradients: dict[Slot, Tensor | None],
         step: Step,
         below: Sequence[Tensor | None],
     ) -> None:
-        """Add what a step passes down to the gradients of the nodes below it."""
-        for node, part in zip(step.inputs, below, strict=True):
-            if node in self._depends:
-                gradients[node] = added(gradients.get(node), part)
+        """Add what a step passes down to the gradients of the places below it."""
+        for slot, part in zip(step.inputs, below, strict=True):
+            if slot in self._depends:
+                gradients[slot] = added(gradients.get(slot), part)
 
     def _views(self, vectors: Tensor) -> dict[str, Tensor]:
         parts = vectors.split(self._space.sizes, dim=1)

@@ -7,7 +7,7 @@ stand-ins among their globals.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -15,33 +15,95 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch  # pyright: ignore
+from torch.fx.proxy import TraceError
+
+from flatkit.hessian.layers.operations import FACTS, IN_PLACE, QUERIES, name_of
+
+
+class ValuesError(TraceError):
+    """The code of a model asks for entries of a tensor: no graph can hold it."""
+
+
+class StandIn(fx.Proxy):
+    """A proxy that records `x += 1` as what writes into x; `fx.Proxy` makes `x = x + 1` of it."""
+
+    def __index__(self) -> int:
+        """Refuse to be a number."""
+        if _is_of_shapes(self.node):
+            raise TraceError("the model's control flow depends on shapes")
+        raise ValuesError("the model's control flow depends on values")
+
+    __int__ = __float__ = __complex__ = __bool__ = __index__  # type: ignore[assignment]
+
+
+def _is_of_shapes(node: fx.Node) -> bool:
+    """Whether the value of a node depends on nothing but shapes."""
+    if node.target is len or name_of(node.target) in QUERIES:
+        return True
+    if node.target is getattr:
+        return node.args[1] in FACTS or _is_of_shapes(node.all_input_nodes[0])
+    return bool(node.all_input_nodes) and all(map(_is_of_shapes, node.all_input_nodes))
+
+
+def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: StandIn, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return call
+
+
+for _function in IN_PLACE:
+    setattr(StandIn, f"__{_function.__name__}__", _writing(_function))
 
 
 class QuietTracer(fx.Tracer):
     """`fx.Tracer` for a module that is nobody else's.
 
-    >>> graph = QuietTracer().trace(nn.Sequential(nn.Linear(2, 3), nn.Tanh()))
+    >>> graph = QuietTracer().graph_of(nn.Sequential(nn.Linear(2, 3), nn.Tanh()))
     >>> [node.op for node in graph.nodes]
     ['placeholder', 'call_module', 'call_module', 'output']
     """
 
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Return the graph of a module; while it is traced it is of no other use."""
+    def graph_of(self, root: Any, names: Sequence[str | None] = (None,)) -> fx.Graph:
+        """Return the graph of a module; while it is traced it is of no other use.
+
+        Args:
+            root: the module.
+            names: of its inputs, None for those that are given by position.
+        """
         self.root = root
         self.root_module_name = type(root).__name__
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self.tensor_attrs = _plain_tensors(root)
         self.graph = fx.Graph(tracer_cls=type(self))
-        forward, arguments = self.create_args_for_root(
-            _with_stand_ins(type(root).forward, {}), True, concrete_args
-        )
-        with self._standing_in(root):
-            made = self.create_arg(forward(*arguments))
+        forward = _with_stand_ins(type(root).forward, {})
+        inputs = [self._input(place, name) for place, name in enumerate(names)]
+        given = [(name, proxy) for name, proxy in zip(names, inputs, strict=True)]
+        with self._standing_in(root), torch.enable_grad():
+            made = forward(
+                root,
+                *(proxy for name, proxy in given if name is None),
+                **{name: proxy for name, proxy in given if name is not None},
+            )
+            made = self.create_arg(made)
         self.create_node("output", "output", (made,), {})
         for node in self.graph.find_nodes(op="get_attr"):
             if not node.users:
                 self.graph.erase_node(node)
         return self.graph
+
+    def _input(self, place: int, name: str | None) -> Any:
+        return self.create_proxy("placeholder", name or f"input_{place}", (), {})
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the value of a node."""
+        return StandIn(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Return a new node, which knows whether the model has switched gradients off there."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["constant"] = not torch.is_grad_enabled()
+        return node
 
     @contextmanager
     def _standing_in(self, root: nn.Module) -> Generator[None]:
@@ -152,6 +214,8 @@ def _with_stand_ins(function: FunctionType, known: dict[FunctionType, FunctionTy
         value = around.get(name)
         if value is math:
             changed[name] = _MATH
+        elif value is None and name == "len":
+            changed[name] = _recorded(len)
         elif id(value) in _OF_MATH:
             changed[name] = getattr(_MATH, _OF_MATH[id(value)])
         elif (id(around), name) in _wrapped_fns_to_patch and callable(value):
