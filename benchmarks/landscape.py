@@ -8,13 +8,16 @@ untrained and its images are random: only the arithmetic matters for the cost.
 import copy
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import closing, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -290,13 +293,12 @@ def killed_lines() -> list[str]:
         time.sleep(0.005)
     job.send_signal(signal.SIGKILL)
     job.wait()
-    finished = _num_points(journal)
-    kept = journal.read_bytes()
+    kept = _passes(journal)
     second = subprocess.Popen([*command, str(folder / "killed")], env=environment)
     seen = kept
     while second.poll() is None:  # the journal goes when the surface is saved
-        seen = _read(journal) or seen
-        time.sleep(0.001)
+        seen = _passes(journal) or seen
+        time.sleep(0.01)
     subprocess.run([*command, str(folder / "whole")], env=environment, check=True)
     one, other = (
         load_surface(folder / name / "run-random-plane.npz") for name in ("killed", "whole")
@@ -304,9 +306,10 @@ def killed_lines() -> list[str]:
     identical = all(
         np.array_equal(one.quantities[name], other.quantities[name]) for name in other.quantities
     )
-    untouched = seen.startswith(kept[: kept.rindex(b"\n") + 1])
-    points = [tuple(p) for line in seen.splitlines()[1:] for p in _points_of(line)]
-    twice = len(points) - len(set(points))
+    untouched = seen[: len(kept)] == kept
+    # The first entry says what is measured; a pass that is kept again takes the next number.
+    twice = max(number for number, _, _ in seen) - 1 - len(seen)
+    finished = sum(len(json.loads(points)) for _, points, _ in kept)
     return [
         f"`flatkit landscape` of {total} points, killed with SIGKILL once half were finished.",
         "",
@@ -320,22 +323,21 @@ def killed_lines() -> list[str]:
     ]
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _points_of(line: bytes) -> list[list[int]]:
-    try:
-        return json.loads(line.partition(b" ")[2])["points"]
-    except ValueError:
-        return []
+def _passes(journal: Path) -> list[tuple[int, str, bytes]]:
+    """Return number, points and values of the passes in a journal that another process writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for end in ("", "-wal"):  # the second is written over only after a thousand pages
+            source = journal.with_name(journal.name + end)
+            with suppress(FileNotFoundError):
+                shutil.copy(source, f"{folder}/copy{end}")
+        with closing(sqlite3.connect(f"{folder}/copy")) as connection, suppress(sqlite3.Error):
+            select = "SELECT rowid, key, value FROM entries WHERE kind = 'points' ORDER BY rowid"
+            return connection.execute(select).fetchall()
+    return []
 
 
 def _num_points(journal: Path) -> int:
-    return sum(len(_points_of(line)) for line in _read(journal).splitlines()[1:])
+    return sum(len(json.loads(points)) for _, points, _ in _passes(journal))
 
 
 MEMORY = """

@@ -93,7 +93,7 @@ def train_until_killed(settings: dict[str, Any], out: Path, fatal: int) -> None:
 
 def measure_until_killed(checkpoint: Path, out: Path, settings: dict[str, Any], fatal: int) -> None:
     """Measure as the command does, and kill the process at the end of pass number `fatal`."""
-    passes, values = 0, LandscapeJob._values
+    passes, values = 0, LandscapeJob.values_at
 
     def count(self: LandscapeJob, part: Any) -> Any:
         nonlocal passes
@@ -103,14 +103,14 @@ def measure_until_killed(checkpoint: Path, out: Path, settings: dict[str, Any], 
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    LandscapeJob._values = count
+    LandscapeJob.values_at = count
     (job,) = plan_landscapes([checkpoints.load(checkpoint)], LandscapeSettings(**settings))
     measure_into(out, job)
 
 
 def landscape_until_killed(arguments: list[str], stuck: Event) -> None:
     """Run the command, and wait in the third pass until somebody kills it."""
-    passes, values = 0, LandscapeJob._values
+    passes, values = 0, LandscapeJob.values_at
 
     def wait(self: LandscapeJob, part: Any) -> Any:
         nonlocal passes
@@ -120,5 +120,5 @@ def landscape_until_killed(arguments: list[str], stuck: Event) -> None:
             signal.pause()
         return values(self, part)
 
-    LandscapeJob._values = wait
+    LandscapeJob.values_at = wait
     main(["landscape", *arguments])

@@ -125,6 +125,7 @@ def landscape(
                 overwrite=overwrite,
                 progress=progress,
                 preview=_not_too_often(lambda early: draw([*surfaces, early])),
+                note=lambda text: click.echo(f"note: {text}", err=True),
             )
         surfaces.append(surface)
         click.echo(f"surface: {path}", err=True)

@@ -44,6 +44,8 @@ class Store:
         advice: what to do about the store of another job.
 
     Attributes:
+        path: of the file.
+        identity: of the job, as it comes back from JSON.
         failed: why nothing is kept any more; empty as long as all is well.
 
     Raises:
@@ -76,7 +78,7 @@ class Store:
         advice: str = "give the same settings, begin with `fresh`, or name another file",
     ) -> None:
         self.path, self.failed = Path(path), ""
-        self._identity = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(identity))
         self._fresh, self._advice = fresh, advice
         self._room = max_blob_bytes
         self._stack = ExitStack()
@@ -152,12 +154,12 @@ class Store:
     def remove(self) -> None:
         """Close and delete the file: what it was for is done."""
         self._close()
-        self._unlink()
+        forget(self.path)
 
     def _open(self) -> None:
         """Connect to the file, a new one or that of the same job."""
-        if self._holds_something() and self._fresh:
-            self._unlink()
+        if not self._holds_something() or self._fresh:
+            forget(self.path)  # a -wal file beside none would be taken for its own
         try:
             # The lock beside the file says who writes; SQLite's own then need no shared memory.
             self._connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
@@ -196,7 +198,7 @@ class Store:
                 "CREATE TABLE entries (kind TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, "
                 "checksum INTEGER NOT NULL, UNIQUE (kind, key))"
             )
-            self._insert(connection, "store", "identity", json.dumps(self._identity).encode())
+            self._insert(connection, "store", "identity", json.dumps(self.identity).encode())
         connection.execute("COMMIT")
         if connection.execute("PRAGMA user_version").fetchone() != (_FORMAT,):
             raise ResultError(f"{self.path} is of another version of flatkit; move it away")
@@ -211,8 +213,8 @@ class Store:
     def _compare(self, old: Any) -> None:
         if not isinstance(old, Mapping):
             raise self._damaged("it does not say of what job it is")
-        if old != self._identity:
-            what = difference(old, self._identity)
+        if old != self.identity:
+            what = difference(old, self.identity)
             raise ResultError(f"{self.path} is of another job ({what}); {self._advice}")
 
     def _write(self, kind: str, key: str, value: bytes | memoryview) -> bool:
@@ -259,9 +261,14 @@ class Store:
             self._connection.close()  # takes over and removes the -wal file
             self._connection = None
 
-    def _unlink(self) -> None:
-        for end in ("", "-wal", "-shm", "-journal"):
-            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+
+def forget(path: str | Path) -> None:
+    """Delete a store that is not open, with what a kill has left beside it.
+
+    >>> forget("nothing.journal")
+    """
+    for end in ("", "-wal", "-shm", "-journal"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
 
 
 def _first_bytes(path: Path, count: int) -> bytes:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy
 import torch
@@ -141,6 +142,7 @@ class LandscapeJob:
         journal: str | Path | None = None,
         progress: PointsDone | None = None,
         preview: Preview | None = None,
+        note: Callable[[str], object] = warn,
     ) -> Surface:
         """Return the surface.
 
@@ -153,13 +155,14 @@ class LandscapeJob:
             journal: a file that is made, and is left to the caller to remove.
             progress: called after every new pass.
             preview: called after every level but the last.
+            note: is told once if the journal can no longer be written; the surface is measured.
 
         Raises:
             ResultError: the journal belongs to another job.
         """
         looked_at = preview is not None or journal is not None
         points = Refinement(self.axes, tolerance=self._refine, coarse_first=looked_at)
-        with nullcontext() if journal is None else Journal(journal, self.job) as kept:
+        with nullcontext() if journal is None else Journal(journal, self.job, note) as kept:
             for todo in points.levels():
                 before = int(points.measured.sum())
                 total = before + len(todo) if self._refine else points.measured.size

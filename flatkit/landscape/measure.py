@@ -1,14 +1,16 @@
 """From checkpoints and tasks to surfaces: objectives, directions, ranges, and files that resume."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy
 
 from flatkit.devices import ordinary_torch
-from flatkit.errors import InvalidArgumentError, ResultError
+from flatkit.errors import InvalidArgumentError, OutputError, ResultError
 from flatkit.files.atomic import sole_writer
+from flatkit.files.store import forget
 from flatkit.landscape.directions import kind_named
 from flatkit.landscape.directions.kind import Kind, Request, ThroughKind
 from flatkit.landscape.grids import axis_steps
@@ -92,6 +94,7 @@ def measure_into(
     overwrite: bool = False,
     progress: PointsDone | None = None,
     preview: Preview | None = None,
+    note: Callable[[str], object] = warn,
 ) -> Surface:
     """Return a surface and keep it in a file; a run that was killed goes on where it was.
 
@@ -104,6 +107,7 @@ def measure_into(
         overwrite: forget what is there.
         progress: called after every pass.
         preview: called after every level with what is known so far.
+        note: is told once if the journal can no longer be written; the surface is measured.
 
     Raises:
         ResultError: the file, or the journal beside it, is of another job.
@@ -131,12 +135,12 @@ def measure_into(
             return found
     with sole_writer(path):
         if overwrite:
-            for old in (path, journal):
-                old.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            forget(journal)
         surface = _finished(path, job)  # the other process may have ended just now
         if surface is None:
-            surface = _measured(path, journal, job, progress, preview)
-        journal.unlink(missing_ok=True)
+            surface = _measured(path, journal, job, progress, preview, note)
+        forget(journal)
     return surface
 
 
@@ -161,15 +165,25 @@ def _measured(
     job: LandscapeJob,
     progress: PointsDone | None,
     preview: Preview | None,
+    note: Callable[[str], object],
 ) -> Surface:
-    """Measure a surface, save it and its previews."""
+    """Measure a surface, save it and its previews; what fails meanwhile is told once."""
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        if not told:
+            note(text)
+        told.append(text)
 
     def show(surface: Surface) -> None:
-        surface.save(path)
+        try:
+            surface.save(path)
+        except OutputError as error:  # there may be room again in the end
+            tell(f"{error}; the surface is measured all the same")
         if preview is not None:
             preview(surface)
 
-    surface = job.measure(journal=journal, progress=progress, preview=show)
+    surface = job.measure(journal=journal, progress=progress, preview=show, note=tell)
     surface.save(path)
     return surface
 

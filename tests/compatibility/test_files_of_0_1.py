@@ -103,13 +103,13 @@ def test_a_half_done_landscape_goes_on_where_it_was(tmp_path, monkeypatch, capsy
     text = json.dumps(job, ensure_ascii=False).encode()
     lines[0] = b"%08x %s" % (zlib.crc32(text), text)
     (tmp_path / f"{name}.journal").write_bytes(b"\n".join([*lines, b""]))
-    measured, values = [], LandscapeJob._values
+    measured, values = [], LandscapeJob.values_at
 
     def counted(self, part):
         measured.extend(part)
         return values(self, part)
 
-    monkeypatch.setattr(LandscapeJob, "_values", counted)
+    monkeypatch.setattr(LandscapeJob, "values_at", counted)
     arguments = ["--line", "--points", "7", "--no-figures", "--out", str(tmp_path)]
     assert main(["landscape", str(FILES / "runs" / "gam" / "ckpt.pt"), *arguments]) == 0
     assert len(measured) == 4

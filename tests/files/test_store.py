@@ -11,6 +11,7 @@ import pytest
 
 from flatkit.errors import OutputError, ResultError
 from flatkit.files import Store
+from flatkit.files.store import forget
 from tests.processes import start, store_until_killed
 
 JOB = {"samples": 10, "seed": 0}
@@ -197,6 +198,20 @@ def test_blobs_beyond_the_limit_are_not_kept_also_after_a_restart(path):
         assert store.put_blob("d", bytes(50)) and store.blob("c") is None
     with Store(path, JOB, max_blob_bytes=300) as store:
         assert [store.put_blob(key, bytes(50)) for key in "ef"] == [True, False]
+
+
+def test_what_a_kill_left_beside_a_store_that_is_gone_is_not_taken_for_the_next(path, tmp_path):
+    with Store(path, JOB) as store:
+        store.put("record", "0", 1.0)
+        left_over = path.with_name("a.journal-wal").read_bytes()
+    for begin in (path.unlink, lambda: None, lambda: forget(path)):
+        begin()
+        path.with_name("a.journal-wal").write_bytes(left_over)
+        with Store(path, {"seed": 5}, fresh=path.exists()) as store:
+            assert store.records("record") == {}
+            store.put("record", "1", 2.0)
+        with Store(path, {"seed": 5}) as store:
+            assert store.records("record") == {"1": 2.0}
 
 
 def test_a_store_that_has_served_is_removed(path):

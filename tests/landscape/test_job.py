@@ -1,12 +1,23 @@
 """Jobs: previews, what a fingerprint tells apart, statistics of which samples."""
 
+import sqlite3
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from flatkit import Objective
-from flatkit.landscape import LandscapeJob, Subspace, random_subspace
+from flatkit.errors import OutputError
+from flatkit.files import Store
+from flatkit.landscape import (
+    LandscapeJob,
+    Subspace,
+    Surface,
+    load_surface,
+    measure_into,
+    random_subspace,
+)
 from tests.cases import CASES
 
 CASE = next(case for case in CASES if case.name == "tanh mlp")
@@ -117,3 +128,28 @@ def test_infinite_and_missing_values_are_kept_in_the_surface_and_its_file(tmp_pa
     found = LandscapeJob({"train": objective}, subspace, {"x": steps, "y": steps}).measure()
     loss = load_surface(found.save(tmp_path / "a.npz")).quantities["loss"]
     assert loss[0].tolist() == [0.0, np.inf] and loss[1, 0] == -np.inf and np.isnan(loss[1, 1])
+
+
+def test_a_disk_that_is_full_meanwhile_is_told_once_and_the_surface_is_saved(tmp_path, monkeypatch):
+    save, told, path = Surface.save, [], tmp_path / "a.npz"
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def save_at_the_end(surface, path):
+        if not surface.header["complete"]:
+            raise OutputError(f"cannot write {path}: No space left on device")
+        save(surface, path)
+
+    job = job_of()
+
+    def begun(*_):
+        monkeypatch.setattr(Store, "_insert", full)
+
+    monkeypatch.setattr(Surface, "save", save_at_the_end)
+    found = measure_into(path, job, note=told.append, progress=begun)
+    assert len(told) == 1 and "full" in told[0]
+    expected = job.measure().quantities["loss"]
+    np.testing.assert_array_equal(found.quantities["loss"], expected)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+    np.testing.assert_array_equal(load_surface(path).quantities["loss"], expected)

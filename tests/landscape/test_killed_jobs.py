@@ -51,13 +51,13 @@ def test_no_finished_point_is_measured_again_and_the_result_is_identical(
     settings: dict[str, Any] = {"points": 13, "refine": 0.02, "samples": 60}
     settings["quantities"] = quantities
     passes: list[list] = []
-    plain = LandscapeJob._values
+    plain = LandscapeJob.values_at
 
     def counted(self, points):
         passes.append([tuple(point) for point in points])
         return plain(self, points)
 
-    monkeypatch.setattr(LandscapeJob, "_values", counted)
+    monkeypatch.setattr(LandscapeJob, "values_at", counted)
     (job,) = plan_landscapes([checkpoints.load(path)], LandscapeSettings(**settings))
     whole = measure_into(tmp_path / "whole.npz", job)
     everything, fatal = list(passes), len(passes) // 2 + 1

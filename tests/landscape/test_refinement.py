@@ -1,6 +1,9 @@
 """The order of points, interpolation between them, and journals."""
 
+import json
 import math
+import sqlite3
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from scipy.interpolate import KroghInterpolator
 
 from flatkit.errors import InvalidArgumentError, ResultError
+from flatkit.files import Store
 from flatkit.landscape import Journal, Refinement, axis_steps
 from flatkit.landscape.grids import interpolate, levels, weights
 
@@ -135,58 +139,99 @@ def test_a_journal_gives_back_the_same_bits_also_infinities(tmp_path):
     values = [{"loss": 0.1 + 0.2}, {"loss": math.inf}, {"loss": math.nan}]
     points = [(0, 0), (0, 1), (2, 1)]
     with journal(tmp_path / "a") as kept:
+        assert kept.find(points) is None
         kept.add(points, values)
-        assert kept.find(points) is None  # of earlier runs only
     with journal(tmp_path / "a") as kept:
         found = kept.find(points)
+        assert kept.find(points[:2]) is None
     assert found is not None and found[0] == values[0] and found[1] == values[1]
     assert math.isnan(found[2]["loss"])
 
 
-@pytest.mark.parametrize("cut", [1, 7, 30])
-def test_a_line_that_was_cut_short_is_dropped_and_the_rest_goes_on(tmp_path, cut):
-    path = tmp_path / "a"
+def lines_of_0_1(path, count=3, **job):
+    """Write a journal as flatkit 0.1.0 did: a checksum and JSON a line."""
+    contents = [{"job": {"seed": 0, **job}}]
+    contents += [{"points": [[i]], "values": [{"loss": float(i)}]} for i in range(count)]
+    texts = [json.dumps(content).encode() for content in contents]
+    path.write_bytes(b"".join(b"%08x %s\n" % (zlib.crc32(text), text) for text in texts))
+
+
+def known(path, count=4):
     with journal(path) as kept:
-        for i in range(3):
-            kept.add([(i,)], [{"loss": float(i)}])
+        return [kept.find([(i,)]) for i in range(count)]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 30])
+def test_a_line_of_0_1_that_was_cut_short_is_dropped_and_the_rest_goes_on(tmp_path, cut):
+    path = tmp_path / "a"
+    lines_of_0_1(path)
     path.write_bytes(path.read_bytes()[:-cut])
     with journal(path) as kept:
-        assert kept.num_points == 2 and kept.find([(2,)]) is None
+        assert kept.find([(1,)]) == [{"loss": 1.0}] and kept.find([(2,)]) is None
         kept.add([(2,)], [{"loss": 9.0}])
-    with journal(path) as kept:
-        assert kept.find([(2,)]) == [{"loss": 9.0}] and kept.num_points == 3
+    assert known(path) == [[{"loss": 0.0}], [{"loss": 1.0}], [{"loss": 9.0}], None]
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_damaged_line_ends_what_is_believed(tmp_path):
+def test_a_damaged_line_of_0_1_ends_what_is_believed(tmp_path):
     path = tmp_path / "a"
-    with journal(path) as kept:
-        for i in range(3):
-            kept.add([(i,)], [{"loss": float(i)}])
+    lines_of_0_1(path)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b"1.0", b"7.0")
     path.write_bytes(b"".join(lines))
-    with journal(path) as kept:
-        assert kept.num_points == 1
+    assert known(path) == [[{"loss": 0.0}], None, None, None]
 
 
-def test_a_first_line_that_was_cut_short_starts_again(tmp_path):
+def test_the_journal_of_another_job_of_0_1_is_refused_and_left_as_it_is(tmp_path):
     path = tmp_path / "a"
-    with journal(path):
+    lines_of_0_1(path, samples=10)
+    before = path.read_bytes()
+    with (
+        pytest.raises(ResultError, match=r"samples: 10 there, 20 here.*`overwrite`"),
+        journal(path, samples=20),
+    ):
         pass
-    whole = path.read_bytes()
-    for size in (0, 3, 12, 20):
-        path.write_bytes(whole[:size])
-        with journal(path) as kept:
-            assert kept.num_points == 0
-        assert path.read_bytes() == whole
+    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("size", [0, 3, 12, 20])
+def test_a_first_line_of_0_1_that_was_cut_short_holds_nothing(tmp_path, size):
+    path = tmp_path / "a"
+    lines_of_0_1(path)
+    path.write_bytes(path.read_bytes()[:size])
+    if size == 0:
+        assert known(path) == [None] * 4
+        return
+    with pytest.raises(ResultError, match="no journal of flatkit; move it away"), journal(path):
+        pass
+
+
+def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, monkeypatch):
+    told = []
+    with Journal(tmp_path / "a", {}, told.append) as kept:
+        kept.add([(0,)], [{"loss": 0.0}])
+        monkeypatch.setattr(Store, "_insert", full)
+        for i in (1, 2):
+            kept.add([(i,)], [{"loss": 1.0}])
+        monkeypatch.undo()
+        kept.add([(3,)], [{"loss": 1.0}])
+        assert [kept.find([(i,)]) is None for i in range(4)] == [False, True, True, True]
+    assert len(told) == 1 and "disk is full" in told[0] and "is measured" in told[0]
+
+
+def full(*_):
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_the_journal_of_another_job_is_refused_with_the_difference(tmp_path):
     with journal(tmp_path / "a", samples=10):
         pass
-    with pytest.raises(ResultError, match="samples: 10 there, 20 here"):
-        journal(tmp_path / "a", samples=20)
+    with (
+        pytest.raises(ResultError, match="samples: 10 there, 20 here"),
+        journal(tmp_path / "a", samples=20),
+    ):
+        pass
     (tmp_path / "b").write_text("something else\n")
-    with pytest.raises(ResultError, match="no journal"):
-        journal(tmp_path / "b")
+    with pytest.raises(ResultError, match="no journal"), journal(tmp_path / "b"):
+        pass
     assert (tmp_path / "b").read_text() == "something else\n"
