@@ -1,25 +1,26 @@
 """The Frobenius norm, from random signs."""
 
 import math
-import time
+from collections.abc import Callable, Generator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
-from flatkit.devices import ordinary_torch
-from flatkit.spectrum.dot import norm
+from flatkit.spectrum.dot import norm, project_out
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sampled import Sampled
 from flatkit.spectrum.sign_draws import AGREED, random_signs
+from flatkit.spectrum.space import Space
 from flatkit.spectrum.standard_error import half_more, mean, stretch
+from flatkit.spectrum.steps import Steps, changed, finish, timed
 from flatkit.spectrum.unit_vectors import unit_products
 
 _FIRST = 16  # probes before the standard error is trusted, and images that it stands on
 
 
-@ordinary_torch()
 def frobenius_norm(
     operator: SymmetricOperator,
     *,
@@ -49,22 +50,85 @@ def frobenius_norm(
     """
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs, minimum=2)
-    started = time.perf_counter()
-    found = _sample(operator, tolerance, max_matvecs, generator)
-    return found.to_estimate(tolerance, started, {"num_probes": found.matvecs})
+    steps = frobenius_steps(
+        operator, tolerance=tolerance, max_matvecs=max_matvecs, generator=generator
+    )
+    return finish(steps)
 
 
-def _sample(
-    operator: SymmetricOperator, tolerance: float, budget: int, generator: torch.Generator
-) -> Sampled:
-    draws = _Lengths()
-    look = min(_FIRST, budget)
+def frobenius_steps(
+    operator: SymmetricOperator,
+    *,
+    tolerance: float = 0.02,
+    max_matvecs: int = 400,
+    generator: torch.Generator,
+    space: Space | None = None,
+) -> Steps[Estimate]:
+    """Tell ‖A‖_F after each product; `frobenius_norm` is the end.
+
+    On a space V that is known the images are squared exactly: ‖A‖² = ‖AV‖² + ‖AP‖² with the
+    projection P onto the complement, from where alone the probes are.
+
+    Args:
+        operator: A, symmetric.
+        tolerance: on the standard error, relative to the norm.
+        max_matvecs: probes at most; when spent, the status is `budget`.
+        generator: draws the probes; must not be the one that drew the space.
+        space: vectors whose images are known.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 4.0])))
+    >>> space = Space.of(operator, torch.eye(2))
+    >>> float(finish(frobenius_steps(operator, generator=torch.Generator(), space=space)).value)
+    5.0
+    """
+    check_positive("tolerance", tolerance)
+    check_count("max_matvecs", max_matvecs, minimum=2)
+    return timed(_estimates(operator, tolerance, max_matvecs, generator, space))
+
+
+def _estimates(
+    operator: SymmetricOperator,
+    tolerance: float,
+    budget: int,
+    generator: torch.Generator,
+    space: Space | None,
+) -> Steps[Estimate]:
+    def estimate(found: Sampled, *, ended: bool = False) -> Estimate:
+        notes = {"num_probes": found.matvecs, **({} if space is None else {"space": space.size})}
+        return found.to_estimate(tolerance, notes, ended=ended)
+
+    end = yield from changed(_sampled(operator, tolerance, budget, generator, space), estimate)
+    yield partial(estimate, end, ended=True)
+
+
+def _sampled(
+    operator: SymmetricOperator,
+    tolerance: float,
+    budget: int,
+    generator: torch.Generator,
+    space: Space | None,
+) -> Generator[Callable[[], Sampled], None, Sampled]:
+    known = 0.0 if space is None else math.hypot(*map(norm, space.images))
+    if space is not None and space.size == operator.size:
+        return Sampled(known, 0.0, operator.rounding * known, 0, exact=True)
+    draws = _Lengths(known)
+
+    def now() -> Sampled:
+        value, error, _ = draws.root_of_mean()
+        return Sampled(value, error, operator.rounding * value, len(draws))
+
+    look = min(_FIRST if space is None else _FIRST // 2, budget)
     while operator.size > look - len(draws):
         while len(draws) < look:
-            draws.add(finite_product(operator, random_signs(operator, generator)))
-        value, error, trusted = draws.root_of_mean()
-        found = Sampled(value, error, operator.rounding * value, look)
-        doubtful = look < trusted
+            probe = random_signs(operator, generator)
+            if space is not None:
+                probe = project_out(space.vectors, probe)
+            draws.add(finite_product(operator, probe))
+            yield now
+        found, trusted = now(), draws.root_of_mean()[2]
+        # Beside what is known a rest that is small may be off by as much as itself.
+        doubtful = look < trusted and draws.share > tolerance
         if (found.meets(tolerance) and not doubtful) or look >= budget:
             return found
         if operator.size <= min(look * found.share_needed(tolerance), budget) - look:
@@ -76,9 +140,14 @@ def _sample(
 
 
 class _Lengths:
-    """Draws ‖Az‖², and the first images Az."""
+    """Draws ‖Az‖², and the first images Az.
 
-    def __init__(self) -> None:
+    Args:
+        known: the Frobenius norm on a space that is known; z is orthogonal to it.
+    """
+
+    def __init__(self, known: float) -> None:
+        self._known = known
         self._lengths: list[float] = []
         self._images: list[Tensor] = []
 
@@ -91,12 +160,18 @@ class _Lengths:
         if len(self._images) < _FIRST:
             self._images.append(image)
 
+    @property
+    def share(self) -> float:
+        """Which part of the square is not known."""
+        rest, known = math.hypot(*self._lengths) / math.sqrt(len(self)), self._known
+        return (rest / math.hypot(rest, known)) ** 2 if rest else 0.0
+
     def root_of_mean(self) -> tuple[float, float, int]:
         """Return the root of the mean of squares, its error, and from how many draws it is trusted.
 
         The error is to first order. As those of the trace, draws of few values agree by chance.
         """
-        count, largest = len(self), max(self._lengths)
+        count, largest = len(self), max(*self._lengths, self._known)
         if largest == 0:
             return 0.0, 0.0, AGREED
         square, error = mean([(length / largest) ** 2 for length in self._lengths])
@@ -104,8 +179,8 @@ class _Lengths:
         hidden = once * math.sqrt(2 * 2.0 ** (1 - count))
         relative = self._relative_variance(largest)
         known = once * math.sqrt(relative)
-        value = math.sqrt(square)
-        spread = max(error, known)
+        value = math.hypot(math.sqrt(square), self._known / largest)
+        spread = max(error if count > 1 else 0.0, known)
         error = math.hypot(spread, hidden) / (2 * value)
         trusted = AGREED if spread <= hidden else half_more(_FIRST, skewed=relative > 0.25)
         return largest * value, largest * error, trusted

@@ -1,20 +1,20 @@
 """The trace of an operator by random probes, with its standard error."""
 
-import time
+from functools import partial
 
 import torch
 
 from flatkit.checks import check_count, check_positive
-from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator
-from flatkit.spectrum.stratified_trace import entry_by_entry, probed_trace
+from flatkit.spectrum.sampled import Sampled
+from flatkit.spectrum.steps import Steps, changed, finish, timed
+from flatkit.spectrum.stratified_trace import entry_by_entry, probed_steps
 
 _SMALL = 16  # coordinates up to which an operator is taken entry by entry
 
 
-@ordinary_torch()
 def hutchinson_trace(
     operator: SymmetricOperator,
     *,
@@ -49,22 +49,63 @@ def hutchinson_trace(
     >>> float(hutchinson_trace(operator, generator=torch.Generator()).value)
     4.0
     """
+    return finish(
+        hutchinson_steps(
+            operator,
+            tolerance=tolerance,
+            min_matvecs=min_matvecs,
+            max_matvecs=max_matvecs,
+            generator=generator,
+        )
+    )
+
+
+def hutchinson_steps(
+    operator: SymmetricOperator,
+    *,
+    tolerance: float = 0.02,
+    min_matvecs: int = 16,
+    max_matvecs: int = 400,
+    generator: torch.Generator,
+) -> Steps[Estimate]:
+    """Tell the trace after each probe; `hutchinson_trace` is the end.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.arange(40.0)))
+    >>> steps = hutchinson_steps(operator, generator=torch.Generator())
+    >>> next(steps)().status.value, float(finish(steps).value)
+    ('budget', 780.0)
+    """
     check_positive("tolerance", tolerance)
     check_count("min_matvecs", min_matvecs, minimum=2)
     if check_count("max_matvecs", max_matvecs) < min_matvecs:
         raise InvalidArgumentError(
             f"max_matvecs must be at least min_matvecs = {min_matvecs}, got {max_matvecs}"
         )
-    started = time.perf_counter()
-    if operator.size <= min(_SMALL, max_matvecs):
+    return timed(_steps(operator, tolerance, min_matvecs, max_matvecs, generator))
+
+
+def _steps(
+    operator: SymmetricOperator,
+    tolerance: float,
+    first: int,
+    budget: int,
+    generator: torch.Generator,
+) -> Steps[Estimate]:
+    def estimate(found: Sampled, *, ended: bool = False) -> Estimate:
+        return found.to_estimate(tolerance, {"num_probes": found.matvecs}, ended=ended)
+
+    if operator.size <= min(_SMALL, budget):
         found = entry_by_entry(operator)
     else:
-        found = probed_trace(
+        work = probed_steps(
             operator,
             parts=(operator.size,),
             tolerance=tolerance,
-            first=min_matvecs,
-            budget=max_matvecs,
+            first=first,
+            budget=budget,
             generator=generator,
         )
-    return found.to_estimate(tolerance, started, {"num_probes": found.matvecs})
+        found = yield from changed(work, estimate)
+    assert found is not None
+    yield partial(estimate, found, ended=True)

@@ -1,7 +1,6 @@
 """A number from random draws: how far off it may be, and whether more draws are worth it."""
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -58,19 +57,23 @@ class Sampled(NamedTuple):
         """Return at how many draws the error should be looked at again, there being so many."""
         return next_look(draws, draws * self.share_needed(tolerance), most)
 
-    def to_estimate(self, tolerance: float, started: float, notes: Mapping[str, Any]) -> Estimate:
+    def to_estimate(
+        self, tolerance: float, notes: Mapping[str, Any], *, ended: bool = True
+    ) -> Estimate:
         """Return the number as an estimate.
 
         Args:
             tolerance: on its error, relative to it.
-            started: when, by `time.perf_counter`.
             notes: what is to be said, beside what the error is.
+            ended: whether no more draws are wanted; before that the status is `budget`.
+
+        The seconds are 0: whoever makes the draws knows them (`steps.timed`).
         """
         error = math.hypot(self.error, self.rounding)
         status = Status.BUDGET
-        if self.exact or error <= tolerance * abs(self.value):
+        if ended and (self.exact or error <= tolerance * abs(self.value)):
             status = Status.CONVERGED
-        elif self.error <= self.rounding:
+        elif ended and self.error <= self.rounding:
             status = Status.ROUNDING
         return Estimate(
             value=torch.tensor(self.value, dtype=torch.float64),
@@ -78,6 +81,6 @@ class Sampled(NamedTuple):
             error_kind="standard_error",
             status=status,
             matvecs=self.matvecs,
-            seconds=time.perf_counter() - started,
+            seconds=0.0,
             notes={"error_is": EXACT if self.exact else WIDENED, **notes},
         )

@@ -1,12 +1,13 @@
 """A sketch of the range of an operator, and the trace by leaving out each vector: XTrace."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flatkit.spectrum.dot import dot_in_double, new_direction, norm, project_out
+from flatkit.spectrum.dot import dot, dot_in_double, new_direction, norm, project_out
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sign_draws import SignDraws, random_signs
 from flatkit.spectrum.standard_error import rounding_error
@@ -27,6 +28,7 @@ class Sketch:
         empty = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
         self._probes = self._images = self.basis = self._products = empty
         self._useless: list[int] = []
+        self._seen = 0  # images that the basis was made of
         self.matvecs = 0
 
     @property
@@ -43,21 +45,27 @@ class Sketch:
         """
         return bool(self._useless)
 
-    def grow(self, size: int) -> None:
-        """Draw vectors until there are so many."""
-        new = [random_signs(self.operator, self.generator) for _ in range(size - self.size)]
-        if not new:
-            return
-        probes = torch.stack(new)
-        images = self._multiply(probes)
-        self._probes = torch.cat([self._probes, probes])
-        self._images = torch.cat([self._images, images])
-        known = len(self.basis)
-        for number, image in enumerate(images, start=size - len(new)):
-            self._extend(number, image)
-        if len(self.basis) > known:
-            fresh = self._multiply(self.basis[known:])
-            self._products = torch.cat([self._products, fresh])
+    def adopt(self, draws: Sequence[tuple[Tensor, Tensor]], *, spent: int) -> None:
+        """Begin with random signs whose images are known, pairs [P], after so many products."""
+        self.matvecs = spent
+        self._probes = torch.stack([probe for probe, _ in draws])
+        self._images = torch.stack([image for _, image in draws])
+
+    def growing(self, size: int) -> Iterator[None]:
+        """Draw vectors until there are so many, a product at a time."""
+        while self.size < size:
+            probe = random_signs(self.operator, self.generator)[None]
+            image = self._multiply(probe)
+            self._probes = torch.cat([self._probes, probe])
+            self._images = torch.cat([self._images, image])
+            yield
+        for number in range(self._seen, size):
+            self._extend(number, self._images[number])
+        self._seen = size
+        while len(self._products) < len(self.basis):
+            newest = self.basis[len(self._products)][None]
+            self._products = torch.cat([self._products, self._multiply(newest)])
+            yield
 
     def projected_trace(self) -> float:
         """Return tr Qᵀ A Q."""
@@ -70,12 +78,16 @@ class Sketch:
         value = self.projected_trace()
         return rounding_error(self.operator.rounding, frobenius=frobenius, value=value)
 
-    def plain_error(self) -> float:
-        """Return the standard error that Hutchinson's estimator has for as many products."""
+    def plain(self) -> SignDraws:
+        """Return the draws of Hutchinson's estimator that its vectors are."""
         draws = SignDraws()
         for probe, image in zip(self._probes, self._images, strict=True):
             draws.add(probe, image)
-        return draws.error * math.sqrt(self.size / self.matvecs)
+        return draws
+
+    def plain_error(self) -> float:
+        """Return the standard error that Hutchinson's estimator has for as many products."""
+        return self.plain().error * math.sqrt(self.size / self.matvecs)
 
     def draws_of_the_rest(self) -> SignDraws:
         """Return the draws zᵀ P A P z, P = I - Q Qᵀ, of vectors that the basis was not made of.
@@ -111,6 +123,28 @@ class Sketch:
             self._useless.append(number)
         else:
             self.basis = torch.cat([self.basis, direction[None]])
+
+
+def share_left(images: Sequence[Tensor]) -> float:
+    """Return which share of ‖A‖²_F a sketch of all but one of these images leaves.
+
+    An image Az is independent of the others: what is left of it outside their span Q tells
+    ‖(I − QQᵀ)A‖²_F. Their Gram matrix G knows it: the square of that distance is 1/(G⁻¹)ᵢᵢ.
+
+    Args:
+        images: of random signs, [P] each.
+
+    >>> round(share_left([torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])]), 3)
+    0.5
+    """
+    rows = torch.stack(list(images))
+    rows = rows / (rows.abs().max() or 1.0)
+    gram = dot(rows, rows)
+    total = float(gram.trace())
+    if total == 0:
+        return 0.0
+    least = 10 * torch.finfo(rows.dtype).eps * total * torch.eye(len(gram), dtype=gram.dtype)
+    return min(1.0, float((1 / torch.linalg.inv(gram + least).diagonal()).sum()) / total)
 
 
 class _Projected(NamedTuple):

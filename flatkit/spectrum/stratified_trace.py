@@ -1,7 +1,9 @@
 """A trace by random signs on the whole vector, or on one layer at a time where that pays."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -11,6 +13,7 @@ from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sampled import Sampled
 from flatkit.spectrum.sign_draws import AGREED, SignDraws, random_signs
 from flatkit.spectrum.standard_error import half_more, rounding_error
+from flatkit.spectrum.steps import end_of
 from flatkit.spectrum.unit_vectors import exact_trace
 
 MIN_PROBES = 8  # probes of the whole vector before their standard error is trusted
@@ -56,10 +59,12 @@ class StratifiedProbes:
         self._exact: dict[int, float] = {}
         self.products = 0
 
-    def draw(self) -> None:
-        """Probe all coordinates together. Cost: a product."""
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Probe all coordinates together; return the probe and its image. Cost: a product."""
         probe = random_signs(self._operator, self._generator)
-        self.whole.add(probe, self._multiply(probe))
+        image = self._multiply(probe)
+        self.whole.add(probe, image)
+        return probe, image
 
     def draw_part(self, number: int) -> None:
         """Probe one part. Cost: a product."""
@@ -67,13 +72,15 @@ class StratifiedProbes:
 
     def draw_each(self) -> None:
         """Probe every part, which is a probe of all of them too. Cost: a product a part."""
-        probe = random_signs(self._operator, self._generator)
-        total = torch.zeros_like(probe)
-        for number in range(len(self._parts)):
-            total += self._probe_part(number, probe)
-        self.whole.add(probe, total)
+        for _ in self._drawing_each():
+            pass
 
-    def settle(self) -> None:
+    def trying(self) -> Iterator[None]:
+        """Try every part, a product at a time."""
+        for _ in range(_MIN_EACH):
+            yield from self._drawing_each()
+
+    def settling(self) -> Iterator[None]:
         """Make sure of every part: the smallest exactly, `_SETTLED` probes of all others.
 
         Where a pair of coordinates decides, a probe gives one of two values: a few draws may all
@@ -84,9 +91,11 @@ class StratifiedProbes:
                 places = range(part.start, part.stop)
                 self._exact[number] = exact_trace(self._operator, places).value
                 self.products += len(places)
+                yield
                 continue
             while len(self._own[number]) < _SETTLED:
                 self.draw_part(number)
+                yield
 
     def draw_best(self) -> None:
         """Probe the part whose next draw lowers the variance of the sum most. Cost: a product."""
@@ -104,9 +113,7 @@ class StratifiedProbes:
         return self._found(known + math.fsum(values), math.hypot(*self._errors()), by_part=True)
 
     def parts_pay(self, known: float, tolerance: float) -> bool:
-        """Try every part; return whether the parts need fewer products than the whole."""
-        for _ in range(_MIN_EACH):
-            self.draw_each()
+        """Return whether the parts, which were tried, need fewer products than the whole."""
         parts = self.by_part(known)
         whole = len(self.whole) * parts._replace(error=self.whole.error).share_needed(tolerance)
         return self.needed_by_part(parts.target(tolerance)) < whole
@@ -126,6 +133,15 @@ class StratifiedProbes:
     def _errors(self) -> list[float]:
         return [0.0 if number in self._exact else own.error for number, own in enumerate(self._own)]
 
+    def _drawing_each(self) -> Iterator[None]:
+        probe = random_signs(self._operator, self._generator)
+        total = torch.zeros_like(probe)
+        for number in range(len(self._parts)):
+            total += self._probe_part(number, probe)
+            if number == len(self._parts) - 1:
+                self.whole.add(probe, total)
+            yield
+
     def _probe_part(self, number: int, probe: Tensor) -> Tensor:
         """Return the product with the piece of a probe on a part."""
         part, piece = self._parts[number], torch.zeros_like(probe)
@@ -137,6 +153,23 @@ class StratifiedProbes:
     def _multiply(self, vector: Tensor) -> Tensor:
         self.products += 1
         return finite_product(self._operator, vector)
+
+
+@dataclass
+class Draws:
+    """Probes of all coordinates that are kept with their images, as a sketch may be made of them.
+
+    Attributes:
+        most: how many are kept.
+        pays: whether a sketch pays, given the images, and the probes needed in all and still.
+        pairs: probes and images [P] so far.
+        spent: products until a sketch paid.
+    """
+
+    most: int
+    pays: Callable[[Sequence[Tensor], float, float], bool]
+    pairs: list[tuple[Tensor, Tensor]]
+    spent: int = 0
 
 
 def probed_trace(
@@ -152,9 +185,48 @@ def probed_trace(
 ) -> Sampled:
     """Return known + tr A from probes of all coordinates, or of parts where that is cheaper.
 
+    `probed_steps`, to the end.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.arange(40.0)))
+    >>> given = {"tolerance": 0.01, "budget": 50, "generator": torch.Generator()}
+    >>> found = probed_trace(operator, parts=[40], known=2.0, **given)
+    >>> found.value, found.matvecs
+    (782.0, 20)
+    """
+    work = probed_steps(
+        operator,
+        parts=parts,
+        known=known,
+        tolerance=tolerance,
+        first=first,
+        budget=budget,
+        generator=generator,
+        whole=whole,
+    )
+    found = end_of(work)
+    assert found is not None
+    return found
+
+
+def probed_steps(
+    operator: SymmetricOperator,
+    *,
+    parts: Sequence[int],
+    known: float = 0.0,
+    tolerance: float,
+    first: int = MIN_PROBES,
+    budget: int,
+    generator: torch.Generator,
+    whole: SignDraws | None = None,
+    keep: Draws | None = None,
+) -> Generator[Callable[[], Sampled], None, Sampled | None]:
+    """Tell known + tr A from probes of all coordinates, or of parts where cheaper; return it.
+
     Probes of the whole vector come first. Where they would need more than twice what it takes to
     try the parts, these are tried, and the cheaper of the two goes on. Where either would need more
-    than P products, the diagonal is taken entry by entry.
+    than P products, the diagonal is taken entry by entry. A piece of work is a product, but for
+    entries of the diagonal.
 
     Args:
         operator: A, symmetric.
@@ -165,30 +237,39 @@ def probed_trace(
         budget: products at most.
         generator: draws the probes.
         whole: draws that were made before.
+        keep: what keeps the first probes, and ends the work where a sketch pays.
 
-    >>> from flatkit.spectrum.operators import DenseOperator
-    >>> operator = DenseOperator(torch.diag(torch.arange(40.0)))
-    >>> given = {"tolerance": 0.01, "budget": 50, "generator": torch.Generator()}
-    >>> found = probed_trace(operator, parts=[40], known=2.0, **given)
-    >>> found.value, found.matvecs
-    (782.0, 20)
+    Returns:
+        The end; None where a sketch pays.
     """
     probes = StratifiedProbes(operator, parts, generator, whole)
-    trial, tried = _MIN_EACH * len(parts), len(parts) < 2
+    pooled = partial(probes.pooled, known)
+    trial, tried, compared = _MIN_EACH * len(parts), len(parts) < 2, False
     look = first
     while True:
         while len(probes.whole) < look and probes.products < budget:
-            probes.draw()
+            pair = probes.draw()
+            if keep is not None and not compared and len(keep.pairs) < keep.most:
+                keep.pairs.append(pair)
+            yield pooled
         found = probes.pooled(known)
         trusted = AGREED if probes.whole.agree else half_more(first, skewed=probes.whole.skewed)
         doubtful = look < trusted
         if (found.meets(tolerance) and not doubtful) or probes.products >= budget:
             return found
-        left = min(budget - probes.products, look * (found.share_needed(tolerance) - 1))
+        needed = look * found.share_needed(tolerance)
+        left = min(budget - probes.products, needed - look)
+        if keep is not None and not compared and len(keep.pairs) == keep.most:
+            compared = True
+            if keep.pays([image for _, image in keep.pairs], needed, left):
+                keep.spent = probes.products
+                return None
+            keep.pairs.clear()
         if not tried and left > 2 * trial and trial < operator.size:
             tried = True
+            yield from (pooled for _ in probes.trying())
             if probes.parts_pay(known, tolerance):
-                return _by_part(operator, probes, known, tolerance, budget)
+                return (yield from _by_part(operator, probes, known, tolerance, budget))
             look = len(probes.whole)
         elif left >= operator.size:
             return entry_by_entry(operator, known, spent=probes.products)
@@ -215,8 +296,9 @@ def _by_part(
     known: float,
     tolerance: float,
     budget: int,
-) -> Sampled:
-    probes.settle()
+) -> Generator[Callable[[], Sampled], None, Sampled]:
+    by_part = partial(probes.by_part, known)
+    yield from (by_part for _ in probes.settling())
     while True:
         found, spent = probes.by_part(known), probes.products
         if found.meets(tolerance) or spent >= budget:
@@ -225,3 +307,4 @@ def _by_part(
             return entry_by_entry(operator, known, spent)
         for _ in range(min(1 + spent // 8, budget - spent)):
             probes.draw_best()
+            yield by_part

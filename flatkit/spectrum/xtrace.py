@@ -1,30 +1,37 @@
 """The trace by sketches of the range: XTrace, then Hutch++; far fewer products where it decays."""
 
 import math
-import time
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
+from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
-from flatkit.devices import ordinary_torch
+from flatkit.spectrum.dot import norm
 from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.hutchinson import hutchinson_trace
+from flatkit.spectrum.hutchinson import hutchinson_steps
 from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator
 from flatkit.spectrum.sampled import Sampled
-from flatkit.spectrum.sketch import Sketch
-from flatkit.spectrum.standard_error import CAUTIOUS
-from flatkit.spectrum.stratified_trace import MIN_PROBES, entry_by_entry, probed_trace
+from flatkit.spectrum.sketch import Sketch, share_left
+from flatkit.spectrum.space import Space
+from flatkit.spectrum.standard_error import CAUTIOUS, rounding_error
+from flatkit.spectrum.steps import Steps, changed, finish, timed
+from flatkit.spectrum.stratified_trace import MIN_PROBES, Draws, entry_by_entry, probed_steps
 
 _FIRST = 16  # vectors of the first sketch
 _SMALL = 2 * _FIRST  # coordinates up to which products with the unit vectors cost no more
 # Vectors of a sketch from which on it must do better than plain probes to grow further.
 _COMPARED = 32
 
+# Bytes of the first probes beside a space, up to which these are kept with their images.
+_KEPT_BYTES = 2**28
+
 TraceMethod: TypeAlias = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 
 
-@ordinary_torch()
 def trace(
     operator: SymmetricOperator,
     *,
@@ -72,66 +79,234 @@ def trace(
     >>> round(float(trace(operator, generator=torch.Generator()).value), 4)
     4.0
     """
+    return finish(
+        trace_steps(
+            operator,
+            method=method,
+            tolerance=tolerance,
+            max_matvecs=max_matvecs,
+            max_vectors=max_vectors,
+            generator=generator,
+        )
+    )
+
+
+def trace_steps(
+    operator: SymmetricOperator,
+    *,
+    method: TraceMethod = "auto",
+    tolerance: float = 0.02,
+    max_matvecs: int = 400,
+    max_vectors: int = 64,
+    generator: torch.Generator,
+    space: Space | None = None,
+) -> Steps[Estimate]:
+    """Tell tr A after each product; `trace` is its end.
+
+    On a space that is known, such as the Krylov space of eigenvalues, the trace is exact: tr VAVᵀ.
+    Only the complement is estimated, by plain probes, whole or layer by layer, which is unbiased
+    as the space knows nothing of them. Its own sketch is made, of the first probes, where their
+    images promise that it saves half of the products: the share of each outside the span of the
+    others is what it would leave.
+
+    Estimates before the end have the status `budget` and standard errors widened as Student's t.
+    What is computed next never depends on what was asked.
+
+    Cost: a product a piece of work, but for the entries of a diagonal, which are taken at once.
+
+    Args:
+        operator: A, symmetric.
+        method: as of `trace`; with a space, of the complement.
+        tolerance: on the standard error, relative to the trace.
+        max_matvecs: products at most; when spent, the status is `budget`.
+        max_vectors: of the sketch.
+        generator: draws the probes; must not be the one that drew the space.
+        space: vectors whose images are known.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> matrix, given = torch.diag(torch.arange(40.0)), torch.Generator()
+    >>> space = Space.of(DenseOperator(matrix), torch.eye(40)[20:])
+    >>> steps = trace_steps(DenseOperator(matrix), generator=given, space=space)
+    >>> found = finish(steps)
+    >>> round(float(found.value)), found.matvecs
+    (780, 20)
+    """
     check_choice("method", method, get_args(TraceMethod))
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs, minimum=16)
     check_count("max_vectors", max_vectors, minimum=4)
-    if method == "hutchinson":
-        return hutchinson_trace(
+    if method == "hutchinson" and space is None:
+        return hutchinson_steps(
             operator, tolerance=tolerance, max_matvecs=max_matvecs, generator=generator
         )
-    started = time.perf_counter()
-    sketch = Sketch(operator, generator)
-    found, estimator = _sketched(
-        sketch, method, tolerance=tolerance, budget=max_matvecs, max_vectors=max_vectors
-    )
-    if found is None:
-        found, estimator = _with_rest(sketch, method, tolerance, max_matvecs), "hutch++"
-    notes = {"estimator": estimator, "sketch": sketch.size, "by_part": found.by_part}
-    said = {"error_is": CAUTIOUS} if estimator == "xtrace" else {}
-    return found.to_estimate(tolerance, started, {**notes, **said})
+    process = _Process(operator, method, tolerance, max_matvecs, max_vectors, generator, space)
+    notes = {} if space is None else {"space": space.size}
+    return timed(_estimates(process.run(), tolerance, notes))
 
 
-def _sketched(
-    sketch: Sketch, method: TraceMethod, *, tolerance: float, budget: int, max_vectors: int
-) -> tuple[Sampled | None, str]:
-    """Double the sketch while that pays; return its trace, or None if the rest is to be probed."""
-    size = sketch.operator.size
-    if size <= min(_SMALL, budget):
-        return entry_by_entry(sketch.operator), "unit vectors"
-    # A vector of the sketch costs two products; Hutch++ and `auto` keep half of these for the rest.
-    most = min(max_vectors, budget // (2 if method == "xtrace" else 4), size)
-    goal = most if method == "hutch++" else min(_FIRST, most)
-    while True:
-        worth = 2 * (goal - sketch.size) * (2 if sketch.size else 1)
-        if size <= min(worth, budget - sketch.matvecs):
-            return entry_by_entry(sketch.operator, spent=sketch.matvecs), "unit vectors"
-        sketch.grow(goal)
-        if sketch.dependent or method == "hutch++":
-            return None, "hutch++"
-        value, error = sketch.xtrace()
-        found = Sampled(value, error, sketch.rounding, sketch.matvecs)
-        if found.meets(tolerance):
-            return found, "xtrace"
-        if goal >= most or (
-            method == "auto" and goal >= _COMPARED and error >= sketch.plain_error()
-        ):
-            short = method == "xtrace" or budget - sketch.matvecs < MIN_PROBES
-            return (found if short else None), "xtrace"
-        goal = min(2 * goal, most)
+class _Told(NamedTuple):
+    """What is known of a trace, and by what."""
+
+    found: Sampled
+    estimator: str
+    sketch: int
 
 
-def _with_rest(sketch: Sketch, method: TraceMethod, tolerance: float, budget: int) -> Sampled:
-    """Return the trace on the sketch and that of the rest, from probes."""
-    operator = sketch.operator
-    found = probed_trace(
-        ProjectedOperator(operator, sketch.basis),
-        parts=operator.parts if method == "auto" else (operator.size,),
-        known=sketch.projected_trace(),
-        tolerance=tolerance,
-        budget=budget - sketch.matvecs,
-        generator=sketch.generator,
-        whole=sketch.draws_of_the_rest(),
-    )
-    matvecs, rounding = found.matvecs + sketch.matvecs, math.hypot(found.rounding, sketch.rounding)
-    return found._replace(matvecs=matvecs, rounding=rounding)
+_Work: TypeAlias = Generator[Callable[[], _Told], None, _Told]
+"""Tells what is known, and returns the end."""
+
+
+def _estimates(work: _Work, tolerance: float, notes: dict[str, int]) -> Steps[Estimate]:
+    def estimate(told: _Told, *, ended: bool = False) -> Estimate:
+        found, estimator, sketch = told
+        own = {"estimator": estimator, "sketch": sketch, "by_part": found.by_part, **notes}
+        said = {"error_is": CAUTIOUS} if estimator == "xtrace" else {}
+        return found.to_estimate(tolerance, {**own, **said}, ended=ended)
+
+    end = yield from changed(work, estimate)
+    yield partial(estimate, end, ended=True)
+
+
+@dataclass
+class _Process:
+    """The trace of an operator in small pieces of work.
+
+    Attributes:
+        whole: A.
+        method: as of `trace`.
+        tolerance: relative, on the standard error.
+        budget: products.
+        max_vectors: of the sketch.
+        generator: draws the probes.
+        space: where A is known, or None.
+    """
+
+    whole: SymmetricOperator
+    method: TraceMethod
+    tolerance: float
+    budget: int
+    max_vectors: int
+    generator: torch.Generator
+    space: Space | None
+
+    def __post_init__(self) -> None:
+        self.known, self.rounding, self.rest = 0.0, 0.0, self.whole
+        if self.space is not None:
+            self.known = float(self.space.projection.trace())
+            frobenius = math.hypot(*map(norm, self.space.images))
+            self.rounding = rounding_error(
+                self.whole.rounding, frobenius=frobenius, value=self.known
+            )
+            self.rest = ProjectedOperator(self.whole, self.space.vectors)
+
+    def run(self) -> _Work:
+        """Tell the trace after each product, and return it."""
+        if self.space is not None and self.space.size == self.whole.size:
+            return _Told(Sampled(self.known, 0.0, self.rounding, 0, exact=True), "space", 0)
+        if self.whole.size <= min(_SMALL, self.budget):
+            return _Told(entry_by_entry(self.whole), "unit vectors", 0)
+        sketch = Sketch(self.rest, self.generator)
+        if self.space is not None and self.method in ("auto", "hutchinson"):
+            found = yield from changed(self._probes_first(sketch), self._probed)
+            if found is not None:
+                return self._probed(found)
+        latest, ended = yield from self._sketched(sketch)
+        return latest if ended else (yield from self._with_rest(sketch, latest))
+
+    def _probed(self, found: Sampled) -> _Told:
+        rounding = math.hypot(found.rounding, self.rounding)
+        return _Told(found._replace(rounding=rounding), "hutch++", 0)
+
+    def _probes_first(
+        self, sketch: Sketch
+    ) -> Generator[Callable[[], Sampled], None, Sampled | None]:
+        """Probe the complement; return its trace, or None where a sketch of these probes pays."""
+        auto = self.method == "auto"
+        pair = 2 * self.rest.size * self.rest.dtype.itemsize
+        fits = auto and _FIRST * pair <= _KEPT_BYTES
+        draws = Draws(_FIRST, self._sketch_pays, []) if fits else None
+        found = yield from probed_steps(
+            self.rest,
+            parts=self.whole.parts if auto else (self.whole.size,),
+            known=self.known,
+            tolerance=self.tolerance,
+            budget=self.budget,
+            generator=self.generator,
+            keep=draws,
+        )
+        if found is None and draws is not None:
+            sketch.adopt(draws.pairs, spent=draws.spent)
+        return found
+
+    def _sketch_pays(self, images: Sequence[Tensor], needed: float, left: float) -> bool:
+        """Whether a sketch of these images and probes of what it leaves save half of the probes."""
+        count = len(images)
+        affordable = self.budget - 2 * count >= MIN_PROBES
+        return affordable and count + max(0.0, share_left(images) * needed - count) < left / 2
+
+    def _sketched(self, sketch: Sketch) -> Generator[Callable[[], _Told], None, tuple[_Told, bool]]:
+        """Double the sketch while that pays; return its trace, and whether that is the end."""
+        size, method = self.whole.size, self.method
+        # A vector of the sketch costs two products; Hutch++ and `auto` keep half for the rest.
+        most = min(self.max_vectors, self.budget // (2 if method == "xtrace" else 4), size)
+        goal = most if method == "hutch++" else min(max(_FIRST, sketch.size), most)
+        latest = partial(self._plain, sketch)
+        while True:
+            worth = 2 * (goal - sketch.size) * (2 if sketch.size else 1)
+            if size <= min(worth, self.budget - sketch.matvecs):
+                found = entry_by_entry(self.whole, spent=sketch.matvecs)
+                return _Told(found, "unit vectors", sketch.size), True
+            yield from (latest for _ in sketch.growing(goal))
+            if sketch.dependent or method == "hutch++":
+                return latest(), False
+            value, error = sketch.xtrace()
+            latest = partial(self._xtraced, sketch, value, error, goal)
+            told = latest()
+            if told.found.meets(self.tolerance):
+                return told, True
+            if goal >= most or (
+                method == "auto" and goal >= _COMPARED and error >= sketch.plain_error()
+            ):
+                return told, method == "xtrace" or self.budget - sketch.matvecs < MIN_PROBES
+            goal = min(2 * goal, most)
+
+    def _plain(self, sketch: Sketch) -> _Told:
+        """Return what the vectors of the sketch tell as plain probes."""
+        draws = sketch.plain()
+        value, size = draws.value, draws.frobenius
+        rounding = rounding_error(self.whole.rounding, frobenius=size, value=value)
+        rounding = math.hypot(rounding, self.rounding)
+        found = Sampled(self.known + value, draws.error, rounding, sketch.matvecs)
+        return _Told(found, "hutchinson" if self.space is None else "hutch++", sketch.size)
+
+    def _xtraced(self, sketch: Sketch, value: float, error: float, size: int) -> _Told:
+        rounding = math.hypot(sketch.rounding, self.rounding)
+        return _Told(Sampled(self.known + value, error, rounding, sketch.matvecs), "xtrace", size)
+
+    def _with_rest(self, sketch: Sketch, latest: _Told) -> _Work:
+        """Return the trace on the sketch and that of the rest, from probes."""
+
+        def whole(found: Sampled) -> _Told:
+            matvecs = found.matvecs + sketch.matvecs
+            rounding = math.hypot(found.rounding, sketch.rounding, self.rounding)
+            return _Told(found._replace(matvecs=matvecs, rounding=rounding), "hutch++", sketch.size)
+
+        def better(found: Sampled) -> _Told:
+            """Return what few probes of the rest tell, or what the sketch told before."""
+            now = whole(found)
+            if now.found.error <= latest.found.error:
+                return now
+            return latest._replace(found=latest.found._replace(matvecs=now.found.matvecs))
+
+        work = probed_steps(
+            ProjectedOperator(self.rest, sketch.basis),
+            parts=self.whole.parts if self.method == "auto" else (self.whole.size,),
+            known=self.known + sketch.projected_trace(),
+            tolerance=self.tolerance,
+            budget=self.budget - sketch.matvecs,
+            generator=self.generator,
+            whole=sketch.draws_of_the_rest(),
+        )
+        found = yield from changed(work, better)
+        assert found is not None
+        return whole(found)
