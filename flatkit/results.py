@@ -44,6 +44,11 @@ class Cost:
     seconds: float = 0.0
     losses: int = 0
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """Return what both are together."""
+        more = asdict(other)
+        return Cost(**{name: value + more[name] for name, value in asdict(self).items()})
+
     def __sub__(self, earlier: "Cost") -> "Cost":
         """Return what was added after an earlier reading."""
         before = asdict(earlier)

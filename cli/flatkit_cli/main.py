@@ -21,6 +21,7 @@ _COMMANDS = {
     "demo": "train SGD, SAM and GAM on digits, analyze and compare them",
     "info": "say what a checkpoint file is and holds",
     "landscape": "draw the loss around, between and along checkpoints",
+    "plan": "say what an analysis of a checkpoint would take",
     "plot": "draw the figures of saved reports and surfaces again",
     "verify": "say whether the theory of flatness holds at a checkpoint",
     "train": "train a network with SGD, AdamW, SAM or GAM",

@@ -11,6 +11,7 @@ from flatkit.devices import ordinary_torch
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Objective
 from flatkit.spectrum.standard_error import mean
+from flatkit.spectrum.steps import Steps, finish
 
 
 class AverageIncrease(NamedTuple):
@@ -65,11 +66,47 @@ def average_loss_increase(
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
     check_count("samples", samples, minimum=2)
-    sigma = rho / math.sqrt(theta.numel())
-    base, means = objective.loss(theta), []
+    sigma, base = rho / math.sqrt(theta.numel()), objective.loss(theta)
+    return finish(_steps(objective, theta, base, geometry, sigma, samples, generator))
+
+
+def average_steps(
+    objective: Objective,
+    base: float,
+    *,
+    rho: float,
+    geometry: Geometry,
+    samples: int = 32,
+    generator: torch.Generator,
+) -> Steps[AverageIncrease]:
+    """Yield what is known of `average_loss_increase` after each pair.
+
+    Args:
+        objective: L, around its own point.
+        base: the loss there.
+        rho: as of `average_loss_increase`, like the rest.
+        geometry: T.
+        samples: pairs of draws in the end.
+        generator: draws the noise.
+    """
+    check_radius(rho, objective.theta, geometry)
+    sigma = rho / math.sqrt(objective.num_parameters)
+    return _steps(objective, objective.theta, base, geometry, sigma, samples, generator)
+
+
+def _steps(
+    objective: Objective,
+    theta: Tensor,
+    base: float,
+    geometry: Geometry,
+    sigma: float,
+    samples: int,
+    generator: torch.Generator,
+) -> Steps[AverageIncrease]:
+    means: list[float] = []
     for _ in range(samples):
         noise = sigma * torch.randn(theta.numel(), generator=generator).to(theta)
         step = geometry.displacement(noise)
         means.append(0.5 * (objective.loss(theta + step) + objective.loss(theta - step)) - base)
-    value, error = mean(means)
-    return AverageIncrease(value, error, sigma, samples)
+        known = tuple(means)
+        yield lambda known=known: AverageIncrease(*mean(known), sigma, len(known))

@@ -44,4 +44,10 @@ def read(result: Result) -> list[Reading]:
     ]
 
 
-MEASURE = Measure("accuracy", "fraction of samples classified correctly, on both", run, read)
+MEASURE = Measure(
+    "accuracy",
+    "fraction of samples classified correctly, on both",
+    run,
+    read,
+    passes=lambda session: 0.0,
+)

@@ -1,45 +1,67 @@
 """Mean increase of the loss under Gaussian noise of length ρ."""
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import Result
+from flatkit.results import Cost, Result
 
 if TYPE_CHECKING:
+    from flatkit.flatness.average import AverageIncrease
     from flatkit.measures.session import Session
+    from flatkit.spectrum.steps import Steps
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the mean increase for every radius."""
-    return [_at(session, rho) for rho in session.radii("average_sharpness")]
+_PAIRS = 32
+"""Pairs of draws, in the end."""
 
 
-def _at(session: "Session", rho: float) -> Result:
+def run(session: "Session") -> "Iterator[Draft]":
+    """Draw for all radii in turn."""
+    from flatkit.flatness.average import average_steps
+
+    base, geometry = session.evaluations["train"][0].loss, session.geometry
+    searches: dict[float, Steps[AverageIncrease]] = {}
+    known: dict[float, tuple[Callable[[], AverageIncrease], Cost]] = {}
+    for rho in session.own(BallSettings).rho:
+        generator = session.generator("average")
+        given: dict[str, Any] = {"rho": rho, "geometry": geometry, "samples": _PAIRS}
+        searches[rho] = average_steps(session.objective, base, **given, generator=generator)
+
+    def results() -> list[Result]:
+        return [_result(session, rho, ask(), cost) for rho, (ask, cost) in known.items()]
+
+    spent = dict.fromkeys(searches, Cost())
+    for pairs in range(1, _PAIRS + 1):
+        for rho, search in searches.items():
+            with session.meter() as cost:
+                ask = next(search)
+                spent[rho] += cost()
+                known[rho] = ask, spent[rho]
+            enough = pairs > 1 and len(known) == len(searches)
+            yield Draft(results, _PAIRS / pairs if enough else math.inf)
+
+
+def _result(session: "Session", rho: float, found: "AverageIncrease", cost: Cost) -> Result:
     """Return the mean increase for one radius, with its standard error."""
-    from flatkit.flatness.average import average_loss_increase
-
-    geometry = session.geometry
-    with session.meter() as cost:
-        found = average_loss_increase(
-            session.objective, rho=rho, geometry=geometry, generator=session.generator("average")
-        )
-        return Result(
-            "average_sharpness",
-            found.value,
-            found.error,
-            error_kind="standard_error",
-            settings={
-                "rho": rho,
-                "geometry": geometry.name,
-                "sigma": found.sigma,
-                "pairs": found.samples,
-                "seed": session.own(ObjectiveSettings).seed,
-            },
-            cost=cost(),
-        )
+    return Result(
+        "average_sharpness",
+        found.value,
+        found.error,
+        error_kind="standard_error",
+        settings={
+            "rho": rho,
+            "geometry": session.geometry.name,
+            "sigma": found.sigma,
+            "pairs": found.samples,
+            "seed": session.own(ObjectiveSettings).seed,
+        },
+        cost=cost,
+    )
 
 
 def read(result: Result) -> list[Reading]:
@@ -53,4 +75,5 @@ MEASURE = Measure(
     run,
     read,
     settings=(BallSettings,),
+    passes=lambda session: len(session.own(BallSettings).rho) * 2 * _PAIRS / 3,
 )

@@ -39,4 +39,5 @@ MEASURE = Measure(
     read,
     settings=(CurvatureSettings, TraceSettings),
     on_request=True,
+    passes=lambda session: 60.0 * session.product_price,
 )

@@ -101,4 +101,5 @@ MEASURE = Measure(
     on_request=True,
     flag="--by-layer",
     figures={"layers": "flatkit.render.figures.spectra:layer_figure"},
+    passes=lambda session: 60.0 * session.product_price * len(session.curved.space.layers()),
 )

@@ -41,4 +41,5 @@ MEASURE = Measure(
     read,
     settings=(BallSettings,),
     on_request=True,
+    passes=lambda session: 0.0,
 )

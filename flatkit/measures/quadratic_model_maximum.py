@@ -50,4 +50,5 @@ MEASURE = Measure(
     run,
     read,
     settings=(BallSettings,),
+    passes=lambda session: float(len(session.own(BallSettings).rho) * session.product_price),
 )

@@ -87,6 +87,41 @@ def analyze(
     return _report(schedule, command)
 
 
+@ordinary_torch()
+def plan(
+    subject: Subject | nn.Module,
+    loss: LossFunction | str | None = None,
+    data: Any = None,
+    *,
+    settings: AnalysisSettings | None = None,
+    **changes: Any,
+) -> Schedule:
+    """Return what `analyze` would do, with the `forecast` of its time and memory.
+
+    Cost: the examination, and the gradients of about 50 samples.
+
+    Args:
+        subject: a model, a task or a checkpoint, as of `analyze`.
+        loss: the loss of a model.
+        data: the training data of a model.
+        settings: what would be measured and how.
+        **changes: single settings by name.
+
+    Raises:
+        InvalidArgumentError: as `analyze`.
+
+    >>> import torch
+    >>> data = (torch.ones(8, 1), torch.zeros(8, 1))
+    >>> schedule = plan(nn.Linear(1, 1), "mse", data, measures=["loss", "gradient_norm"])
+    >>> schedule.forecast.gradients
+    2.0
+    """
+    settings = (settings or AnalysisSettings()).changed(changes)
+    effort, started = settings.of(EffortSettings), time.monotonic()
+    session = Session(as_task(subject, loss, data), settings)
+    return Schedule(session, Limit(effort.budget or math.inf, started + effort.seconds))
+
+
 def _report(schedule: Schedule, command: Sequence[str]) -> Report:
     return schedule.session.make_report(schedule.results(), command, schedule.describe())
 

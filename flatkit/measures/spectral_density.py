@@ -58,4 +58,5 @@ MEASURE = Measure(
     settings=(CurvatureSettings,),
     on_request=True,
     figures={"density": "flatkit.render.figures.spectra:density_figure"},
+    passes=lambda session: 300.0 * session.product_price,
 )

@@ -65,4 +65,5 @@ MEASURE = Measure(
     run,
     read,
     settings=(CurvatureSettings, TraceSettings),
+    passes=lambda session: 60.0 * session.product_price,
 )

@@ -58,4 +58,5 @@ MEASURE = Measure(
     read,
     settings=(BallSettings,),
     figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
+    passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
 )

@@ -59,6 +59,21 @@ def plan_text(schedule: "Schedule") -> str:
     return "plan: " + "; ".join(parts)
 
 
+def plan_table(schedule: "Schedule") -> RenderableType:
+    """Return what an analysis will take, in all and for each measure."""
+    forecast = schedule.forecast
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("measure", "∇L to its end, about", "time"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    for name, gradients in forecast.passes.items():
+        time_needed = duration(forecast.seconds(gradients))
+        table.add_row(escape(name.replace("_", " ")), f"{gradients:,.0f}", time_needed)
+    said = "A pass is over all the samples in use; a product with the Hessian counts as"
+    return Group(
+        Text(plan_text(schedule)), table, Text(f"{said} {forecast.price} gradients.", style="dim")
+    )
+
+
 def live_table(schedule: "Schedule") -> RenderableType:
     """Return the values so far, what is wanting of each, and the time that is left."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
