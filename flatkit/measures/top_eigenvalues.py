@@ -8,6 +8,7 @@ from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, numbered
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results import Result
+from flatkit.status import Status
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
@@ -43,8 +44,22 @@ def asked(own: CurvatureSettings) -> dict[str, Any]:
 
 def read(result: Result) -> list[Reading]:
     """Return every eigenvalue; the first is λmax and is compared."""
-    found = numbered(result, "eigenvalue λ")
+    found = [_as_bound(result, one) for one in numbered(result, "eigenvalue λ")]
     return [_largest(one) if one.key == "top_eigenvalues[1]" else one for one in found]
+
+
+def _as_bound(result: Result, reading: Reading) -> Reading:
+    """Return a value that far larger ones may exceed as what it is: a Ritz value, a lower bound.
+
+    So it is after a few products, when little is ruled out.
+    """
+    far = reading.error is not None and reading.error > abs(reading.value)
+    residuals = result.settings.get("residual")
+    if not far or result.status not in (Status.BUDGET, Status.INTERRUPTED) or not residuals:
+        return reading
+    place = int(reading.key.rpartition("[")[2].rstrip("]")) - 1
+    near = f"an eigenvalue within {residuals[place]:.1g} of it; larger ones are not ruled out"
+    return replace(reading, error=None, error_kind="lower_bound", remark=near)
 
 
 def _largest(reading: Reading) -> Reading:

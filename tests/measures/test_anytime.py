@@ -1,0 +1,200 @@
+"""Analyses that are stopped anywhere: values that hold, budgets that repeat, nothing lost."""
+
+import json
+import math
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import flatkit
+from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
+from flatkit.measures import AnalysisSettings
+from flatkit.measures.report import plan
+from flatkit.measures.schedule import in_gradients
+from flatkit.measures.watching import Silent
+from flatkit.render.live import Lines, live_table, plan_table
+from flatkit.results import Report
+from flatkit.status import Status
+from flatkit_cli.main import main
+from tests.cases import CASES, dense_hessian
+
+CASE = CASES[0]
+QUICK = {"slice_points": 9, "slice_directions": 3, "plane_points": 5, "rho": [0.1]}
+BUDGETS = (3.0, 11.0, 24.0, 60.0, 150.0)
+
+
+def analyze(**more) -> Report:
+    task = flatkit.Task(CASE.build(), CASE.loss, CASE.data(), name="tanh")
+    return flatkit.analyze(task, **{**QUICK, **more})
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[float, Report]:
+    return {budget: analyze(budget=budget) for budget in BUDGETS}
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    return np.linalg.eigvalsh(dense_hessian(CASE).numpy())
+
+
+def numbers(report: Report) -> dict[str, object]:
+    """All that does not tell the time."""
+    return {
+        f"{result.measure} {result.settings.get('rho')} {result.settings.get('split')}": (
+            result.value,
+            result.error,
+            result.status,
+        )
+        for result in report
+    }
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_values_hold_wherever_an_analysis_stops(reports, truth, budget):
+    report = reports[budget]
+    assert report.analysis["ended"] in ("budget", "done")
+    assert report.analysis["gradients"] >= budget or report.analysis["ended"] == "done"
+    top = report.find("top_eigenvalues")
+    if top is not None:
+        assert abs(top.value[0] - truth[-1]) <= top.error[0]
+    trace = report.find("trace")
+    if trace is not None and math.isfinite(trace.error):
+        assert abs(trace.value - truth.sum()) <= 6 * trace.error
+    final = reports[BUDGETS[-1]]
+    for measure in ("zeroth_order_sharpness", "first_order_flatness"):
+        found = report.find(measure)
+        if found is not None:
+            assert found.value <= final.result(measure).value * (1 + 1e-9)
+
+
+def test_a_larger_budget_sharpens_what_a_smaller_one_found(reports):
+    few, many = reports[24.0], reports[150.0]
+    assert len(many.results) >= len(few.results)
+    assert many.result("top_eigenvalues").error[0] <= few.result("top_eigenvalues").error[0]
+    assert len(many.result("loss_slice").value["coordinate"]) == 9
+
+
+def test_the_gradients_of_a_report_are_a_budget_that_repeats_it(reports):
+    first = reports[24.0]
+    again = analyze(budget=first.analysis["gradients"])
+    assert numbers(again) == numbers(first)
+
+
+def test_what_the_measures_spent_is_what_was_spent(reports):
+    report = reports[60.0]
+    spent = sum(in_gradients(result.cost, 2.0) for result in report)
+    assert spent == pytest.approx(report.analysis["gradients"], rel=0.1)
+
+
+def test_all_of_a_small_network_is_done_by_default(reports):
+    report = analyze(measures=["loss", "top_eigenvalues", "loss_slice", "loss_plane"])
+    assert report.analysis["ended"] == "done" and not report.analysis["unfinished"]
+    assert all(result.status == "converged" for result in report)
+
+
+class StopAfter(Silent):
+    """Presses Ctrl-C after so many pieces of work."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+
+    def look(self, schedule) -> None:
+        self.pieces -= 1
+        if self.pieces == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 9])
+def test_ctrl_c_leaves_a_report_of_what_was_there(pieces):
+    with pytest.raises(InterruptedAnalysis) as caught:
+        analyze(progress=StopAfter(pieces))
+    report = caught.value.report
+    assert report.analysis["ended"] == "interrupted" and report.result("loss").value > 0
+    assert Report.from_json(report.to_json()) == report
+    unfinished = [r for r in report if r.measure in report.analysis["unfinished"]]
+    assert all(result.status is not Status.CONVERGED for result in unfinished)
+
+
+def test_ctrl_c_on_the_command_line_shows_and_saves(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    torch.save(model.state_dict(), tmp_path / "ckpt.pt")
+    (tmp_path / "task.py").write_text(
+        "import torch, flatkit\nfrom torch import nn\n"
+        "def build():\n"
+        "    x = torch.linspace(-1, 1, 40).reshape(20, 2)\n"
+        "    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))\n"
+        "    return flatkit.Task(model, 'cross_entropy', (x, (x[:, 0] > 0).long()))\n"
+    )
+    seen = []
+    monkeypatch.setattr(Lines, "look", lambda self, _: seen.append(0) or StopAfter(1).look(None))
+    out = tmp_path / "report.json"
+    given = ["analyze", str(tmp_path / "ckpt.pt"), "--task", f"{tmp_path / 'task.py'}:build"]
+    assert main([*given, "--json", str(out)]) == 130
+    assert json.loads(out.read_text())["analysis"]["ended"] == "interrupted"
+    assert "train loss" in capsys.readouterr().out and len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"budget": 0.5}, "budget must be at least 1"),
+        ({"budget": -1.0}, "budget must be"),
+        ({"time": "10"}, "90s or 10m"),
+        ({"time": "0s"}, "90s or 10m"),
+        ({"budget": 5.0, "time": "10m"}, "exclude each other"),
+        ({"full": True, "time": "10m"}, "no limit of time"),
+    ],
+    ids=str,
+)
+def test_efforts_that_mean_nothing_are_refused(wrong, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        AnalysisSettings(**wrong)
+
+
+def test_a_time_without_room_for_the_first_numbers_is_refused():
+    with pytest.raises(InvalidArgumentError, match=r"time must be at least \d+s here"):
+        analyze(time="0.001s")
+
+
+def test_a_time_ends_an_analysis():
+    report = analyze(time="0.6s", search_budget=100_000, measures=["first_order_flatness"])
+    assert report.analysis["ended"] in ("time", "done") and report.analysis["seconds"] < 10
+
+
+def test_a_plan_says_what_each_measure_takes():
+    task = flatkit.Task(CASE.build(), CASE.loss, CASE.data())
+    schedule = plan(task, measures=["loss", "trace"], budget=10.0)
+    text = shown(plan_table(schedule))
+    assert "10 gradients in about" in text and "trace" in text
+    assert schedule.forecast.gradient > 0 and schedule.forecast.memory > 0
+
+
+def test_the_live_table_shows_values_as_they_close_in():
+    seen = []
+
+    class Watching(Silent):
+        def look(self, schedule) -> None:
+            seen.append(shown(live_table(schedule)))
+
+    analyze(progress=Watching(), measures=["loss", "top_eigenvalues"])
+    assert "…" in seen[0] and "train loss" in seen[0]
+    assert "λmax" in seen[-1] and "2 of 2 measures done" in seen[-1]
+
+
+def test_lines_tell_the_plan_and_what_is_new(capsys, monkeypatch):
+    monkeypatch.setattr("flatkit.render.live._WORTH_TELLING", 0.0)
+    analyze(progress=Lines(), measures=["loss", "trace"])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("plan: ") and any("trace tr H" in line for line in lines)
+
+
+def shown(renderable) -> str:
+    console = Console(file=StringIO(), width=120)
+    console.print(renderable)
+    return console.file.getvalue()
