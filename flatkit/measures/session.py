@@ -40,7 +40,7 @@ from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.krylov import KEPT_BYTES
 from flatkit.spectrum.lanczos import Lanczos, lanczos
 from flatkit.spectrum.lobpcg import lobpcg
-from flatkit.spectrum.operators import check_symmetric
+from flatkit.spectrum.operators import check_symmetric, refuse_asymmetry
 from flatkit.spectrum.power_iteration import power_iteration
 from flatkit.spectrum.space import Space
 
@@ -133,10 +133,8 @@ class Session:
 
     @cached_property
     def hessian(self) -> HessianOperator:
-        """The Hessian at the checkpoint, found symmetric."""
-        hessian = HessianOperator(self.objective, memory=self.own(ObjectiveSettings).memory)
-        check_symmetric(hessian, generator=self.generator("symmetry"))
-        return hessian
+        """The Hessian at the checkpoint."""
+        return HessianOperator(self.objective, memory=self.own(ObjectiveSettings).memory)
 
     @cached_property
     def curved(self) -> Objective:
@@ -149,9 +147,7 @@ class Session:
         """The Hessian, or its block, that the curvature measures are about."""
         if self.curved is self.objective:
             return self.hessian
-        block = HessianOperator(self.curved, memory=self.own(ObjectiveSettings).memory)
-        check_symmetric(block, generator=self.generator("symmetry"))
-        return block
+        return HessianOperator(self.curved, memory=self.own(ObjectiveSettings).memory)
 
     @cached_property
     def loss_and_gradient(self) -> tuple[float, Tensor]:
@@ -205,6 +201,7 @@ class Session:
         search.step()
         if self._seen is None and (search.done or search.matvecs >= min(_SEEN, search.capacity)):
             space = search.space()
+            refuse_asymmetry(self.curvature, space.asymmetry)
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
             self._seen = space if space.size <= fits else space.ritz(fits)[1]
 
@@ -247,6 +244,7 @@ class Session:
         if method == "pyhessian":
             seed = self.own(ObjectiveSettings).seed
             return pyhessian_eigenvalues(hessian.objective, k=k, seed=seed)
+        check_symmetric(hessian, generator=self.generator("symmetry"))
         methods = {"power": power_iteration, "lobpcg": lobpcg}
         return methods.get(method, lanczos)(
             hessian,

@@ -184,6 +184,25 @@ def check_symmetric(
     au, av = operator.matvec(u), operator.matvec(v)
     scale = norm(u) * norm(av) + norm(v) * norm(au)
     asymmetry = abs(inner(u, av) - inner(v, au)) / scale if scale > 0 else 0.0
+    return refuse_asymmetry(operator, asymmetry, tolerance)
+
+
+def refuse_asymmetry(
+    operator: SymmetricOperator, asymmetry: float, tolerance: float | None = None
+) -> float:
+    """Return how far an operator is from symmetric, if that is within the tolerance.
+
+    Args:
+        operator: any operator.
+        asymmetry: |uᵀAv − vᵀAu| for some u and v, relative to their scale.
+        tolerance: as of `check_symmetric`.
+
+    Raises:
+        NotSymmetricError: the tolerance is exceeded.
+
+    >>> refuse_asymmetry(DenseOperator(torch.eye(3)), 1e-7)
+    1e-07
+    """
     allowed = tolerance or (1e-8 if operator.dtype == torch.float64 else 1e-3)
     if tolerance is None:  # products that are known to be less exact are no fault of the matrix
         allowed = max(allowed, min(2 * operator.rounding, _INEXACT))

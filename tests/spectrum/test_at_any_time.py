@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import InvalidArgumentError, NotSymmetricError
 from flatkit.spectrum.lanczos import Lanczos, lanczos
-from flatkit.spectrum.operators import DenseOperator
+from flatkit.spectrum.operators import DenseOperator, refuse_asymmetry
+from flatkit.spectrum.space import Space
 from flatkit.spectrum.steps import finish
 from flatkit.status import Status
 from tests.cases import random_symmetric
@@ -124,3 +125,13 @@ def test_steps_run_to_the_end_are_the_function_and_before_the_first_nothing_is_k
         search.estimate()
     found, whole = finish(search.steps()), lanczos(operator, generator=seeded())
     assert found.converged and torch.equal(found.value, whole.value)
+
+
+def test_the_products_of_a_space_tell_an_operator_that_is_not_symmetric():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(30, 30, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(torch.randn(30, 6, generator=generator, dtype=torch.float64))[0].T
+    right, wrong = DenseOperator(matrix + matrix.T), DenseOperator(matrix)
+    assert refuse_asymmetry(right, Space.of(right, vectors).asymmetry) < 1e-14
+    with pytest.raises(NotSymmetricError):
+        refuse_asymmetry(wrong, Space.of(wrong, vectors).asymmetry)
