@@ -57,8 +57,14 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 @subject_options
 @setting_options(AnalysisSettings)
 @_measure_flags
+@option(
+    "--fresh",
+    is_flag=True,
+    group="Output",
+    help="Forget what an earlier run of the same --json file has kept.",
+)
 @output_options
-def analyze(checkpoint: Path, **options: Any) -> None:
+def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)
     settings = _settings(options)
@@ -75,10 +81,13 @@ def analyze(checkpoint: Path, **options: Any) -> None:
             settings=settings,
             progress=_watcher(),
             command=["flatkit", *sys.argv[1:]],
+            journal=output.journal,
+            fresh=fresh,
         )
     except InterruptedAnalysis as error:
         report, interrupted = cast("Report", error.report), True
     name = report.checkpoint.get("name") or "checkpoint"
+    _say_journal(output.journal, report)
     # Saved before anything is read from the results, which the code of others may do, and fail.
     output.save(report)
     try:
@@ -88,6 +97,18 @@ def analyze(checkpoint: Path, **options: Any) -> None:
             show(report_table(report))
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _say_journal(journal: Path | None, report: "Report") -> None:
+    """Say what the journal is good for, if it is still there, or why it was not kept."""
+    failed = report.analysis.get("journal_failed")
+    if failed:
+        click.echo(f"not kept for a later run: {failed}", err=True)
+    if journal is not None and journal.exists():
+        click.echo(
+            f"journal: {journal} lets this command go on, with more budget or other measures",
+            err=True,
+        )
 
 
 def _watcher() -> "Watcher":

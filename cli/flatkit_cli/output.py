@@ -26,6 +26,13 @@ class Output:
     json_file: str | None
     figures: Path | None
 
+    @property
+    def journal(self) -> Path | None:
+        """Where finished passes are kept: beside the report, if there is one."""
+        if self.json_file in (None, "-"):
+            return None
+        return Path(f"{self.json_file}.journal")
+
     def check(self) -> None:
         """Refuse what cannot be written, before work starts; nothing is made yet.
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +16,9 @@ from flatkit.objective.digest import digest_of, joined, parts_of
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import Passes, digest_of_tensors
 from flatkit.version import __version__
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
 
 FREE = ("measures", "added", "budget", "time", "full", "search_budget")
 """Settings that may change from one run to the next: what is measured, and how much of it."""
@@ -67,6 +71,26 @@ def journal(
     found = identity(objective, settings, parts)
     with Store(path, found, fresh=fresh, advice=advice) as store:
         objective.kept = Passes(store, joined(parts))
+        yield store
+
+
+@contextmanager
+def kept(
+    session: "Session", path: str | Path, *, fresh: bool = False
+) -> Generator[Store, None, None]:
+    """Keep the dear passes of all objectives of a session in a file.
+
+    Args:
+        session: which has computed nothing yet.
+        path: of the journal.
+        fresh: forget what is there.
+
+    Raises:
+        ResultError: as `journal`.
+        OutputError: as `journal`.
+    """
+    with journal(path, session.objective, session.settings, fresh=fresh) as store:
+        session.keep = partial(keep_passes, store=store)
         yield store
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +13,9 @@ from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
+from flatkit.files.store import Store
 from flatkit.measures.effort import EffortSettings
+from flatkit.measures.journal import kept
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
 from flatkit.measures.settings import AnalysisSettings
@@ -20,6 +23,9 @@ from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
 from flatkit.results import Comparison, Entry, Report
+
+_SHORT = 60.0
+"""Seconds up to which a finished analysis is repeated sooner than its journal is worth keeping."""
 
 Subject: TypeAlias = Task | Checkpoint | str | Path
 
@@ -34,6 +40,8 @@ def analyze(
     settings: AnalysisSettings | None = None,
     progress: Progress | Watcher | bool | None = None,
     command: Sequence[str] = (),
+    journal: str | Path | None = None,
+    fresh: bool = False,
     **changes: Any,
 ) -> Report:
     """Measure curvature, flatness and landscape of a model, a task or a checkpoint.
@@ -48,6 +56,10 @@ def analyze(
         progress: called as the measures advance, with name, steps done and steps in all; by default
             a live table in a terminal and a notebook; False for none.
         command: kept in the report.
+        journal: a file in which passes that take long are kept, so that the same call goes on after
+            it was stopped, with more budget, or for other measures. It is removed where all was
+            done within a minute.
+        fresh: forget what the journal holds.
         **changes: single settings by name, e.g. `rho=[0.05], dtype="float64"`.
 
     Returns:
@@ -76,6 +88,15 @@ def analyze(
     schedule, watcher = Schedule(session, limit), watcher_of(progress)
     if effort.time is not None:
         _check_time(schedule, effort.seconds)
+    with nullcontext() if journal is None else kept(session, journal, fresh=fresh) as store:
+        _go_on(schedule, watcher, command)
+        if store is not None and schedule.ended == "done" and _is_short(schedule):
+            store.remove()
+        return _report(schedule, command, store)
+
+
+def _go_on(schedule: Schedule, watcher: Watcher, command: Sequence[str]) -> None:
+    """Run until it ends, watched."""
     try:
         watcher.begin(schedule)
         schedule.run(watcher.look)
@@ -84,7 +105,6 @@ def analyze(
         raise InterruptedAnalysis(_report(schedule, command)) from None
     finally:
         watcher.end(schedule)
-    return _report(schedule, command)
 
 
 @ordinary_torch()
@@ -122,8 +142,14 @@ def plan(
     return Schedule(session, Limit(effort.budget or math.inf, started + effort.seconds))
 
 
-def _report(schedule: Schedule, command: Sequence[str]) -> Report:
-    return schedule.session.make_report(schedule.results(), command, schedule.describe())
+def _report(schedule: Schedule, command: Sequence[str], store: Store | None = None) -> Report:
+    failed = {"journal_failed": store.failed} if store is not None and store.failed else {}
+    about = {**schedule.describe(), **failed}
+    return schedule.session.make_report(schedule.results(), command, about)
+
+
+def _is_short(schedule: Schedule) -> bool:
+    return time.monotonic() - schedule.started < _SHORT
 
 
 def _check_time(schedule: Schedule, seconds: float) -> None:

@@ -63,6 +63,7 @@ class Session:
         noise: how much of the gradient is rounding, by the name of the geometry.
         noise_from: by what that was found.
         seconds_of_setup: what copying the model and examining the function took.
+        keep: lets the passes of a further objective be kept, where there is a journal.
         outside: what was spent by others than the process that is at work.
     """
 
@@ -73,6 +74,7 @@ class Session:
         self.noise: dict[str, float] = {}
         self.noise_from, self.outside = "", Cost()
         self._seen: Space | None = None
+        self.keep: Callable[[Objective], Objective] = lambda objective: objective
         begun = time.monotonic()
         self.objective = task.objective(self.own(ObjectiveSettings))
         self.seconds_of_setup = time.monotonic() - begun
@@ -102,12 +104,14 @@ class Session:
         if self.task.test_data is None:
             return None
         own = self.objective
-        return self.task.objective(
-            self.own(ObjectiveSettings),
-            split="test",
-            batchnorm="eval",
-            dtype=own.dtype,
-            device=own.device,
+        return self.keep(
+            self.task.objective(
+                self.own(ObjectiveSettings),
+                split="test",
+                batchnorm="eval",
+                dtype=own.dtype,
+                device=own.device,
+            )
         )
 
     @property
@@ -351,7 +355,7 @@ class Session:
     def _draw(self, number: int) -> HessianOperator:
         """Return the curvature over another draw of the samples."""
         own, curvature = self.own(ObjectiveSettings), self.own(CurvatureSettings)
-        other = self.task.objective(own, seed=own.seed + number)
+        other = self.keep(self.task.objective(own, seed=own.seed + number))
         other.count_with(self.objective)
         part = other.block(curvature.params) if curvature.params else other
         return HessianOperator(part, memory=own.memory)
