@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flatkit import checkpoints
+from flatkit import Report, analyze, checkpoints
 from flatkit.files import Store
 from flatkit.hessian import HessianOperator
 from flatkit.landscape import LandscapeJob, LandscapeSettings, measure_into, plan_landscapes
-from flatkit.objective import Objective
+from flatkit.measures.watching import Silent, Watcher
+from flatkit.objective import Objective, kept
 from flatkit.objective.digest import digest_of
 from flatkit.objective.kept import Passes
 from flatkit.spectrum.lanczos import lanczos
@@ -122,3 +123,34 @@ def landscape_until_killed(arguments: list[str], stuck: Event) -> None:
 
     LandscapeJob.values_at = wait
     main(["landscape", *arguments])
+
+
+def analyze_until_killed(path: Path, pieces: int) -> None:
+    """Analyze a small network with a journal, and kill the process after so many pieces of work."""
+
+    class Killing(Silent):
+        left = pieces
+
+        def look(self, schedule: Any) -> None:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    analyze_with_journal(path, Killing())
+
+
+def analyze_with_journal(path: Path | None, watcher: Watcher | bool = False, **more: Any) -> Report:
+    """Analyze a small network; every pass counts as dear."""
+    draws = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    data = (torch.randn(40, 12, generator=draws), torch.randint(0, 3, (40,), generator=draws))
+    dear, kept.LEAST_SECONDS = kept.LEAST_SECONDS, 0.0
+    try:
+        settings = {"budget": 40.0, "rho": [0.1], "slice_points": 5, "plane_points": 5, **more}
+        given: dict[str, Any] = {"progress": watcher, "journal": path, **settings}
+        return analyze(model, "cross_entropy", data, **given)
+    finally:
+        kept.LEAST_SECONDS = dear

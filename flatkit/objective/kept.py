@@ -20,7 +20,7 @@ from flatkit.results import Cost
 Answer: TypeAlias = tuple[Any, ...]
 """What a pass gives: numbers (or None), and tensors on its device."""
 
-LEAST_SECONDS = 0.2
+LEAST_SECONDS = 0.02
 _BYTES_A_SECOND, _FREE_BYTES = 20_000_000, 2**16
 """Of a point, a vector and an answer, so many a second of the pass: to digest and to write them
 takes then a tenth of it at most, at the 150 MB a second of a slow disk."""
@@ -55,13 +55,12 @@ class Passes:
     Args:
         store: open as long as this is in use; where it fails, nothing more is kept.
         function: a digest of the function of θ; `digest_of` makes it.
-        least_seconds: of a pass that is kept.
+        least_seconds: of a pass that is kept; by default `LEAST_SECONDS`.
     """
 
-    def __init__(
-        self, store: Store, function: str, *, least_seconds: float = LEAST_SECONDS
-    ) -> None:
-        self.store, self.function, self._least = store, function, least_seconds
+    def __init__(self, store: Store, function: str, *, least_seconds: float | None = None) -> None:
+        self.store, self.function = store, function
+        self._least = LEAST_SECONDS if least_seconds is None else least_seconds
         self._dear = set(store.records(_DEAR))
         self._decided: set[str] = set()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from io import StringIO
 
 import numpy as np
@@ -11,16 +12,18 @@ from rich.console import Console
 from torch import nn
 
 import flatkit
-from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
+from flatkit.errors import InterruptedAnalysis, InvalidArgumentError, ResultError
 from flatkit.measures import AnalysisSettings
 from flatkit.measures.report import plan
 from flatkit.measures.schedule import in_gradients
 from flatkit.measures.watching import Silent
+from flatkit.objective import Objective
 from flatkit.render.live import Lines, live_table, plan_table
 from flatkit.results import Report
 from flatkit.status import Status
 from flatkit_cli.main import main
 from tests.cases import CASES, dense_hessian
+from tests.processes import analyze_until_killed, analyze_with_journal, start
 
 CASE = CASES[0]
 QUICK = {"slice_points": 9, "slice_directions": 3, "plane_points": 5, "rho": [0.1]}
@@ -79,8 +82,8 @@ def test_a_larger_budget_sharpens_what_a_smaller_one_found(reports):
     assert len(many.result("loss_slice").value["coordinate"]) == 9
 
 
-def test_the_gradients_of_a_report_are_a_budget_that_repeats_it(reports):
-    first = reports[24.0]
+def test_the_gradients_of_a_report_are_a_budget_that_repeats_it(equal_clock):
+    first = analyze(budget=24.0)
     again = analyze(budget=first.analysis["gradients"])
     assert numbers(again) == numbers(first)
 
@@ -140,6 +143,32 @@ def test_ctrl_c_on_the_command_line_shows_and_saves(tmp_path, monkeypatch, capsy
     assert "train loss" in capsys.readouterr().out and len(seen) == 1
 
 
+def test_a_killed_analysis_goes_on_and_gives_the_same_numbers(tmp_path, monkeypatch, equal_clock):
+    path = tmp_path / "report.json.journal"
+    process = start(analyze_until_killed, path, 5)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and path.exists()
+    made, gradient = [], Objective.chunk_loss
+    monkeypatch.setattr(
+        Objective, "chunk_loss", lambda *given, **more: made.append(0) or gradient(*given, **more)
+    )
+    again = analyze_with_journal(path)
+    resumed, made[:] = len(made), []
+    whole = analyze_with_journal(None)
+    assert numbers(again) == numbers(whole)
+    assert again.analysis["gradients"] == whole.analysis["gradients"]
+    assert resumed < len(made)
+
+
+def test_a_journal_of_other_weights_or_settings_is_refused(tmp_path):
+    path = tmp_path / "report.json.journal"
+    with pytest.raises(InterruptedAnalysis):
+        analyze_with_journal(path, StopAfter(3))
+    with pytest.raises(ResultError, match=r"of another job .*seed: 0 there, 1 here"):
+        analyze_with_journal(path, seed=1)
+    assert analyze_with_journal(path, budget=60.0, measures=["trace"]).result("trace")
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -197,4 +226,4 @@ def test_lines_tell_the_plan_and_what_is_new(capsys, monkeypatch):
 def shown(renderable) -> str:
     console = Console(file=StringIO(), width=120)
     console.print(renderable)
-    return console.file.getvalue()
+    return " ".join(console.file.getvalue().split())
