@@ -1,9 +1,11 @@
-# `make demo` and `make test` need nothing but Python >= 3.10; everything lives in .venv.
+# `make demo` and `make test` need nothing but Python >= 3.10; everything lives in .venv. The demo
+# installs what it needs alone, the other targets add the rest.
 PYTHON ?= python3
 OLDEST ?= python3.10
 N ?= 20
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -14,15 +16,19 @@ PYTEST := -m pytest -q -n auto --dist worksteal
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flatkit needs Python >= 3.10: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(READY): $(RUNS)
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: $(READY) ## make .venv and install flatkit with everything that its tests need
 
-demo: $(READY) ## train SGD, SAM and GAM on digits over 3 seeds, analyze and compare them (demo/)
+demo: $(RUNS) ## train SGD, SAM and GAM on digits over 3 seeds, analyze and compare them (demo/)
 	$(BIN)/flatkit demo --out demo --overwrite
 
 lint: $(READY) ## ruff: check and format
