@@ -1,20 +1,27 @@
 """The spectral density by stochastic Lanczos quadrature."""
 
-import time
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.integrate import trapezoid
 
 from flatkit.checks import check_count, check_positive
-from flatkit.devices import ordinary_torch
-from flatkit.spectrum.krylov import krylov_rule
+from flatkit.spectrum.krylov import KrylovBasis, Rule
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.standard_error import freedom_of, rounding_error, stretch
+from flatkit.spectrum.steps import Steps, changed, finish, timed
 
-Rule = tuple[np.ndarray, np.ndarray]
+
+class _Rules(NamedTuple):
+    """Rules of random vectors, and the products that were made for them."""
+
+    rules: Sequence[Rule]
+    matvecs: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,6 @@ class Density:
     seconds: float
 
 
-@ordinary_torch()
 def spectral_density(
     operator: SymmetricOperator,
     *,
@@ -57,6 +63,7 @@ def spectral_density(
     bandwidth: float | None = None,
     points: int = 401,
     generator: torch.Generator,
+    first: Rule | None = None,
 ) -> Density:
     """Return the density of the eigenvalues, smoothed by a Gaussian of known width.
 
@@ -81,6 +88,7 @@ def spectral_density(
             spectrum.
         points: of the curve.
         generator: draws the probes.
+        first: the rule of a random vector that is known, such as `Lanczos.rule`: one probe less.
 
     >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([1.0, 1.0, -1.0, -1.0])))
@@ -88,18 +96,77 @@ def spectral_density(
     >>> round(density.mass, 3), sorted(set(density.nodes.round(3).tolist()))
     (1.0, [-1.0, 1.0])
     """
+    return finish(
+        density_steps(
+            operator,
+            num_probes=num_probes,
+            steps=steps,
+            bandwidth=bandwidth,
+            points=points,
+            generator=generator,
+            first=first,
+        )
+    )
+
+
+def density_steps(
+    operator: SymmetricOperator,
+    *,
+    num_probes: int = 8,
+    steps: int = 40,
+    bandwidth: float | None = None,
+    points: int = 401,
+    generator: torch.Generator,
+    first: Rule | None = None,
+) -> Steps[Density]:
+    """Tell the density after each product; `spectral_density` is the end.
+
+    Of the rules that are whole; of the first one before that.
+
+    >>> from flatkit.spectrum.operators import DenseOperator
+    >>> operator = DenseOperator(torch.diag(torch.tensor([1.0, 1.0, -1.0, -1.0])))
+    >>> told = density_steps(operator, num_probes=2, generator=torch.Generator())
+    >>> len(next(told)().nodes), len(finish(told).nodes)
+    (1, 4)
+    """
     check_count("num_probes", num_probes, minimum=2)
     check_count("steps", steps)
     check_count("points", points, minimum=11)
     if bandwidth is not None:
         check_positive("bandwidth", bandwidth)
-    started = time.perf_counter()
-    rules = [
-        krylov_rule(operator, steps=min(steps, operator.size), generator=generator)
-        for _ in range(num_probes)
-    ]
+    curve = partial(_density, operator, bandwidth, points)
+    rules = [] if first is None else [first]
+    return timed(changed(_rules(operator, rules, num_probes, steps, generator), curve))
+
+
+def _rules(
+    operator: SymmetricOperator,
+    rules: list[Rule],
+    count: int,
+    steps: int,
+    generator: torch.Generator,
+) -> Steps[_Rules]:
+    matvecs = 0
+    while len(rules) < count:
+        basis = KrylovBasis(operator, min(steps, operator.size), generator)
+        ended = False
+        while not ended:
+            basis.expand()
+            matvecs += 1
+            ended = basis.coupling == 0 or basis.full
+            now = basis.rule()
+            assert now is not None
+            if ended:
+                rules = [*rules, now]
+            yield partial(_Rules, rules or [now], matvecs)
+
+
+def _density(
+    operator: SymmetricOperator, bandwidth: float | None, points: int, told: _Rules
+) -> Density:
+    rules = told.rules
     nodes = np.concatenate([nodes for nodes, _ in rules])
-    weights = np.concatenate([weights for _, weights in rules]) / num_probes
+    weights = np.concatenate([weights for _, weights in rules]) / len(rules)
     width = float(nodes.max() - nodes.min())
     scale = float(np.abs(nodes).max())
     sigma = bandwidth or 0.01 * width or 0.01 * scale or 1e-12
@@ -114,18 +181,24 @@ def spectral_density(
         weights=weights,
         grid=grid,
         curve=curves.mean(0),
-        error=_curve_error(curves * sigma) / sigma,  # squares overflow
+        error=_curve_error(curves * sigma, operator.size) / sigma,  # squares overflow
         bandwidth=sigma,
         mean=mean,
         mean_error=mean_error,
         mass=float(trapezoid(curves.mean(0), grid)),
-        matvecs=sum(len(rule_nodes) for rule_nodes, _ in rules),
-        seconds=time.perf_counter() - started,
+        matvecs=told.matvecs,
+        seconds=0.0,
     )
 
 
-def _curve_error(curves: np.ndarray) -> np.ndarray:
-    """Return the standard error of the mean of curves [n, G]."""
+def _curve_error(curves: np.ndarray, size: int) -> np.ndarray:
+    """Return the standard error of the mean of curves [n, G], in units of 1 / bandwidth.
+
+    Of a single one by what random vectors do: the variance of vᵀf(A)v is at most 2/(P + 2) times
+    the mean of f², here of Gaussians that are at most 1/√(2π).
+    """
+    if len(curves) == 1:
+        return np.sqrt(2 / (size + 2) * curves[0] / math.sqrt(2 * math.pi)) * stretch(1)
     return curves.std(0, ddof=1) / np.sqrt(len(curves)) * stretch(len(curves) - 1)
 
 
@@ -139,7 +212,8 @@ def _mean(rules: Sequence[Rule], operator: SymmetricOperator) -> tuple[float, fl
     variance = 2 / (size + 2) * float(spreads.mean())
     freedom = min(count, freedom_of(count, float(spreads.sum()), float(spreads @ spreads)))
     if min(len(nodes) for nodes, _ in rules) < 2:
-        variance, freedom = max(variance, float(means.var(ddof=1))), count - 1
+        spread = float(means.var(ddof=1)) if count > 1 else mean * mean
+        variance, freedom = max(variance, spread), count - 1
     frobenius = np.sqrt((spreads.mean() + mean**2) * size)
     rounding = rounding_error(operator.rounding, frobenius=frobenius, value=mean * size) / size
     return scale * mean, scale * float(

@@ -1,6 +1,7 @@
 """An orthonormal Krylov basis that can be restarted, and look probe."""
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
 from flatkit.spectrum.rank import Probe
+
+Rule: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Nodes and weights of a quadrature, which add up to 1."""
 
 KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
 # Part of a random vector in a warm start. It alone says what the given vectors may lack, and a
@@ -63,6 +67,8 @@ class KrylovBasis:
         self._log_start = -math.log(random_part)  # and of the couplings since the start
         self.broke_down = False  # whether the Krylov space of the start was invariant
         self._ended: Probe | None = None  # what the start saw until another direction was taken
+        self._random_start = initial is None
+        self._rule: Rule | None = None  # of the start, when its first cycle ended
 
     @property
     def size(self) -> int:
@@ -106,6 +112,13 @@ class KrylovBasis:
         if self.broke_down:
             return [self._start(), *self.probes]
         return [self._start()]
+
+    def rule(self) -> Rule | None:
+        """Return the Gauss rule of the start, of its first cycle; None of a warm start."""
+        if self._rule is None and self._random_start:
+            values, weights = self.ritz()
+            return values, weights[0] ** 2
+        return self._rule
 
     def _start(self) -> Probe:
         if self._ended is not None:
@@ -175,6 +188,8 @@ class KrylovBasis:
             direction: go on from this direction [P] instead.
         """
         self._probes = self.probes
+        self._rule = self.rule()
+        self._random_start = False
         if probe or direction is not None:
             self._ended = self._start()
         self._dropped.append(values[kept:])
@@ -219,6 +234,7 @@ class KrylovBasis:
     def _break_down(self) -> None:
         """Go on from a random direction: the space is invariant, its Ritz values are exact."""
         self.coupling = 0.0
+        self._rule = self.rule()
         self.broke_down = self.broke_down or self._ended is None
         self._ended = self._start()
         if self._probe_start:
@@ -254,26 +270,14 @@ def _start_of(
     return start / whole, _RANDOM_PART / whole
 
 
-def krylov_rule(
-    operator: SymmetricOperator, *, steps: int, generator: torch.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes and weights of the Gauss rule of a random vector's spectral measure.
+def basis_for(k: int, max_basis: int | None) -> int:
+    """Return how many vectors a basis for k eigenvalues has, 2k + 18 by default.
 
-    The weights add up to 1. The rule ends early where the vector's Krylov space does.
-
-    Cost: a product a step; memory `steps` vectors.
-
-    >>> from flatkit.spectrum.operators import DenseOperator
-    >>> nodes, weights = krylov_rule(
-    ...     DenseOperator(torch.eye(3)), steps=3, generator=torch.Generator()
-    ... )
-    >>> nodes.round(4).tolist(), weights.round(4).tolist()
-    ([1.0], [1.0])
+    >>> basis_for(5, None)
+    28
     """
-    basis = KrylovBasis(operator, steps, generator)
-    for _ in range(steps):
-        basis.expand()
-        if basis.coupling == 0:
-            break
-    values, weights = basis.ritz()
-    return values, weights[0] ** 2
+    if max_basis is None:
+        return 2 * k + 18
+    if max_basis < k + 2:
+        raise InvalidArgumentError(f"max_basis must be at least k + 2 = {k + 2}, got {max_basis}")
+    return max_basis

@@ -15,11 +15,11 @@ from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate, residual_status
-from flatkit.spectrum.krylov import KrylovBasis
+from flatkit.spectrum.krylov import KrylovBasis, Rule, basis_for
 from flatkit.spectrum.multiplicity import saw_copy
 from flatkit.spectrum.operators import SymmetricOperator, check_k
-from flatkit.spectrum.rank import margins, notes
-from flatkit.spectrum.ranks import Ranks
+from flatkit.spectrum.rank import notes
+from flatkit.spectrum.ranks import Ranks, largest_magnitude
 from flatkit.spectrum.ritz import End, in_order, value_errors
 from flatkit.spectrum.space import Space
 from flatkit.spectrum.steps import Steps
@@ -153,7 +153,7 @@ class Lanczos:
         self._stop = check_choice("stop", stop, get_args(StopRule))
         self._tolerance = check_positive("tolerance", tolerance)
         self._max_matvecs = check_count("max_matvecs", max_matvecs)
-        self.capacity = min(operator.size, _capacity(k, max_basis))
+        self.capacity = min(operator.size, basis_for(k, max_basis))
         self._check_multiplicity, self._warm_start = check_multiplicity, initial is not None
         started = time.perf_counter()
         self._basis = KrylovBasis(operator, self.capacity, generator, initial, keep_images=True)
@@ -244,16 +244,8 @@ class Lanczos:
             InvalidArgumentError: no product was made.
         """
         self._check_begun()
-        starts = self._basis.starts  # also what restarts dropped bounds λ from within
-        values = np.concatenate([self._values, *(start.values for start in starts)])
-        largest = values[np.abs(values).argmax()][None]
-        beyond = np.zeros(1)
-        if not self._basis.complete:
-            beyond, _ = margins(
-                largest, "magnitude", starts, size=self._basis.size, rounding=self._basis.rounding
-            )
-        value = float(np.abs(largest[0]))
-        return value, float(beyond[0]) + self.operator.rounding * value
+        value, beyond = largest_magnitude(self._basis, self._values)
+        return value, beyond + self.operator.rounding * value
 
     @ordinary_torch()
     def space(self) -> Space:
@@ -263,6 +255,17 @@ class Lanczos:
         if images is not None:
             return Space(vectors, images)
         return Space.of(self.operator, vectors)
+
+    def rule(self) -> Rule | None:
+        """Return the Gauss rule of the random start, for a density; None of a warm one.
+
+        Of the first cycle: at most `max_basis` nodes. Cost: no product.
+
+        Raises:
+            InvalidArgumentError: no product was made.
+        """
+        self._check_begun()
+        return self._basis.rule()
 
     @property
     def values(self) -> np.ndarray:
@@ -405,14 +408,6 @@ class Lanczos:
 # multiple of the products of the search, or so few that it does not matter.
 _PATIENCE, _FEW = 3, 40
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
-
-
-def _capacity(k: int, max_basis: int | None) -> int:
-    if max_basis is None:
-        return 2 * k + 18
-    if max_basis < k + 2:
-        raise InvalidArgumentError(f"max_basis must be at least k + 2 = {k + 2}, got {max_basis}")
-    return max_basis
 
 
 def _gaps(vectors: Tensor, images: Tensor, values: np.ndarray) -> Tensor:

@@ -78,3 +78,20 @@ class Ranks:
         """
         hidden = hidden_beyond(wanted, self._which, self.beyond, allowed=narrow)
         return np.maximum(np.maximum(residuals, self.beyond) + self.displaced, hidden)
+
+
+def largest_magnitude(basis: KrylovBasis, values: np.ndarray) -> tuple[float, float]:
+    """Return a lower bound of |λ|max and how far beyond it that may be, but for rounding.
+
+    Args:
+        basis: what was seen.
+        values: its Ritz values.
+    """
+    starts = basis.starts  # also what restarts dropped bounds λ from within
+    every = np.concatenate([values, *(start.values for start in starts)])
+    largest = every[np.abs(every).argmax()][None]
+    beyond = np.zeros(1)
+    if not basis.complete:
+        given: dict[str, Any] = {"size": basis.size, "rounding": basis.rounding}
+        beyond, _ = margins(largest, "magnitude", starts, **given)
+    return float(np.abs(largest[0])), float(beyond[0])

@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from flatkit.devices import ordinary_torch
-from flatkit.spectrum.estimate import Estimate
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -67,8 +66,12 @@ def changed(
         yield after(ask)
 
 
-def timed(steps: Steps[Estimate]) -> Steps[Estimate]:
-    """Do the work without the caller's contexts, and tell the seconds that it took by itself."""
+def timed(steps: Steps[T]) -> Steps[T]:
+    """Do the work without the caller's contexts, and tell the seconds that it took by itself.
+
+    Args:
+        steps: tell a dataclass that has `seconds`.
+    """
     seconds = 0.0
     while True:
         started = time.perf_counter()
@@ -80,9 +83,10 @@ def timed(steps: Steps[Estimate]) -> Steps[Estimate]:
         yield _stamped(ask, seconds)
 
 
-def _stamped(ask: Callable[[], Estimate], seconds: float) -> Callable[[], Estimate]:
-    def stamped() -> Estimate:
+def _stamped(ask: Callable[[], T], seconds: float) -> Callable[[], T]:
+    def stamped() -> T:
         with ordinary_torch():
-            return replace(ask(), seconds=seconds)
+            found: Any = ask()
+            return replace(found, seconds=seconds)
 
     return stamped

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from benchmarks.coverage import SPECTRA, too_few
-from flatkit.spectrum import frobenius_norm, hutchinson_trace, trace
+from flatkit.spectrum import frobenius_norm, hutchinson_trace, spectral_density, trace
+from flatkit.spectrum.density import density_steps
 from flatkit.spectrum.frobenius import frobenius_steps
 from flatkit.spectrum.hutchinson import hutchinson_steps
 from flatkit.spectrum.lanczos import Lanczos
@@ -137,3 +138,46 @@ def test_a_sketch_is_made_of_the_first_probes_where_their_images_promise_that_it
         trace_steps(operator, method="hutchinson", **given, generator=seeded(), space=space)
     )
     assert float(plain.error) > 2 * float(found.error) and found.matvecs < plain.matvecs
+
+
+@pytest.mark.parametrize("steps", [3, 60])
+def test_the_rule_of_a_run_of_lanczos_is_the_first_of_a_density(steps):
+    matrix = random_symmetric(list(NETWORK))
+    operator = Counting(matrix)
+    search = Lanczos(operator, k=5, generator=seeded())
+    start = torch.randn(100, generator=seeded()).double()
+    start /= start.norm()
+    while search.matvecs < steps and not search.done:
+        search.step()
+    rule = search.rule()
+    assert rule is not None
+    nodes, weights = rule
+    for power in range(5):  # a rule of n nodes integrates polynomials of degree 2n - 1
+        moment = float(start @ torch.linalg.matrix_power(matrix, power) @ start)
+        assert float(weights @ nodes**power) == pytest.approx(moment, rel=1e-9)
+    operator.products = 0
+    given = {"num_probes": 3, "steps": 20, "first": rule}
+    told = [ask().matvecs for ask in density_steps(operator, **given, generator=seeded(1))]
+    assert told == list(range(1, 41)) and operator.products == 40
+    found = spectral_density(operator, **given, generator=seeded(1))
+    assert len(found.nodes) == len(nodes) + 40
+    assert abs(found.mean - NETWORK.mean()) <= 4 * found.mean_error
+    warm = Lanczos(operator, initial=start, generator=seeded())
+    warm.step()
+    assert warm.rule() is None
+
+
+def test_a_density_of_one_start_says_how_wrong_it_may_be():
+    values, within = np.r_[9.0, 7, 5, np.zeros(300)], 0
+    for seed in range(20):
+        told = density_steps(
+            DenseOperator(torch.diag(torch.tensor(values))), generator=seeded(seed)
+        )
+        found = [next(told) for _ in range(4)][-1]()  # four nodes are all that there is
+        width = found.bandwidth
+        distances = (found.grid[:, None] - values) / width
+        truth = (np.exp(-0.5 * distances**2) / (width * np.sqrt(2 * np.pi))).mean(1)
+        off, bar = np.abs(found.curve - truth), found.error + 1e-12
+        assert (off <= 4 * bar).all()
+        within += bool((off <= 2 * bar).all())
+    assert within >= 17
