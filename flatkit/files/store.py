@@ -5,6 +5,7 @@ the moment in which it was put there.
 """
 
 import json
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ _LARGEST = 900_000_000
 _CHECKED = 2**28
 """Bytes of a file up to which all of it is checked at opening, which takes less than a second."""
 MAX_BLOB_BYTES = 2**32
+_SHARE_OF_DISK = 0.25
 
 
 class Store:
@@ -40,7 +42,8 @@ class Store:
         path: of the file; missing folders are made.
         identity: of the job, ready for JSON; the store of another job is refused.
         fresh: forget what a store of that name holds.
-        max_blob_bytes: bytes of all blobs; those beyond are not kept.
+        max_blob_bytes: bytes of all blobs, and a quarter of the disk that is free on entry at most;
+            those beyond are not kept.
         advice: what to do about the store of another job.
 
     Attributes:
@@ -162,7 +165,9 @@ class Store:
             forget(self.path)  # a -wal file beside none would be taken for its own
         try:
             # The lock beside the file says who writes; SQLite's own then need no shared memory.
-            self._connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+            self._connection = sqlite3.connect(
+                self.path, timeout=0, isolation_level=None, check_same_thread=False
+            )
             self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._check_or_begin(self._connection)
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -209,6 +214,8 @@ class Store:
         self._compare(self.get("store", "identity"))
         total = "SELECT coalesce(sum(length(value)), 0) FROM entries WHERE kind = ?"
         self._room -= connection.execute(total, (_BLOBS,)).fetchone()[0]
+        free = shutil.disk_usage(self.path.parent).free
+        self._room = min(self._room, int(_SHARE_OF_DISK * free))
 
     def _compare(self, old: Any) -> None:
         if not isinstance(old, Mapping):

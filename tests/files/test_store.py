@@ -3,8 +3,10 @@
 import math
 import os
 import resource
+import shutil
 import signal
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -198,6 +200,21 @@ def test_blobs_beyond_the_limit_are_not_kept_also_after_a_restart(path):
         assert store.put_blob("d", bytes(50)) and store.blob("c") is None
     with Store(path, JOB, max_blob_bytes=300) as store:
         assert [store.put_blob(key, bytes(50)) for key in "ef"] == [True, False]
+
+
+def test_blobs_take_a_quarter_of_the_free_disk_at_most(path, monkeypatch):
+    usage = shutil.disk_usage(path.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with Store(path, JOB) as store:
+        assert [store.put_blob(key, bytes(150)) for key in "ab"] == [True, False]
+        store.put("record", "0", 1.0)
+        assert store.get("record", "0") == 1.0 and not store.failed
+
+
+def test_another_thread_may_ask(path):
+    with Store(path, JOB) as store, ThreadPoolExecutor(1) as pool:
+        pool.submit(store.put, "record", "0", 1.0).result()
+        assert pool.submit(store.get, "record", "0").result() == 1.0 and not store.failed
 
 
 def test_what_a_kill_left_beside_a_store_that_is_gone_is_not_taken_for_the_next(path, tmp_path):
