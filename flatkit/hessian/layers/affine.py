@@ -1,15 +1,18 @@
 """Layers with weights: linear maps and convolutions, with a BatchNorm that follows folded in."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flatkit.hessian.layers.layer import Layer, Parameters, Sum, added
+from flatkit.hessian.layers.patches import has_channels_last, prefers_patches, weight_gradient
+
+_Pairs: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,34 @@ class Affine(Layer):
         self.weight, self.bias, self.norm = weight, bias, normalisation
 
     @abstractmethod
-    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return W ∗ x + b."""
+    def _forward(self, pairs: _Pairs, bias: Tensor | None) -> Tensor:
+        """Return Σ W ∗ x + b over pairs (x, W)."""
 
     @abstractmethod
-    def _transposed(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return ∂/∂x of ⟨gradient, W ∗ x⟩."""
+    def _down(self, pairs: _Pairs) -> Tensor:
+        """Return ∂/∂x of Σ ⟨g, W ∗ x⟩ over pairs (g, W)."""
 
     @abstractmethod
-    def _both(self, gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return ∂/∂x (if x depends on parameters) and ∂/∂W of ⟨gradient, W ∗ x⟩."""
+    def _across(self, pairs: _Pairs) -> Tensor:
+        """Return ∂/∂W of Σ ⟨g, W ∗ x⟩ over pairs (g, x)."""
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        """Return a weight as it lies best in memory."""
+        return weight
 
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """Return y."""
         (self._x,) = inputs
         self._own = parameters
-        self._effective, self._offset = self._fold(parameters)
-        return self._apply(self._x, self._effective, self._offset)
+        effective, self._offset = self._fold(parameters)
+        self._effective = self._laid_out(effective)
+        return self._forward([(self._x, self._effective)], self._offset)
 
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return ∂L/∂x."""
         self._gradient = gradient
-        below, weight = self._both(gradient, self._x, self._effective)
+        below = self._down([(gradient, self._effective)]) if self.needs_input_gradient else None
+        weight = self._across([(gradient, self._x)])
         bias = self._summed(gradient) if self._offset is not None else None
         self._first = weight, bias
         self._unfold(weight, bias, total)
@@ -66,37 +75,33 @@ class Affine(Layer):
         """Return ẏ = Ẇ ∗ x + ḃ + W ∗ ẋ."""
         (self._pushed,) = inputs
         self._directions = {name: d[0] for name, d in directions.items() if name in self.names}
-        self._weight_direction, bias = self._fold_direction(self._directions)
-        result = None
-        if self._weight_direction is not None:
-            result = self._apply(self._x, self._weight_direction, bias)
-        elif bias is not None:
-            shape = [1, -1] + [1] * (self._gradient.ndim - 2)  # channels are second
-            result = bias.view(shape).expand_as(self._gradient).contiguous()
-        if self._pushed is not None:
-            own = self._apply(self._pushed, self._effective, None)
-            result = own if result is None else result.add_(own)
-        return result
+        turned, bias = self._fold_direction(self._directions)
+        self._weight_direction = None if turned is None else self._laid_out(turned)
+        pairs = [(self._x, self._weight_direction), (self._pushed, self._effective)]
+        given = [(x, w) for x, w in pairs if x is not None and w is not None]
+        if given:
+            return self._forward(given, bias)
+        if bias is None:
+            return None
+        shape = [1, -1] + [1] * (self._gradient.ndim - 2)  # channels are second
+        return bias.view(shape).expand_as(self._gradient).contiguous()
 
     def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return W* ġ + Ẇ* g, and add ġ x* + g ẋ*."""
-        below = weight = bias = None
+        down, across, bias = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]](), None
         if gradient is not None:
-            below, weight = self._both(gradient, self._x, self._effective)
+            down.append((gradient, self._effective))
+            across.append((gradient, self._x))
             bias = self._summed(gradient) if self._offset is not None else None
+        if curved and self._weight_direction is not None:
+            down.append((self._gradient, self._weight_direction))
         if curved and self._pushed is not None:
-            other = self._effective if self._weight_direction is None else self._weight_direction
-            x, w = self._both(self._gradient, self._pushed, other)
-            below = below if self._weight_direction is None else added(below, x)
-            weight = added(weight, w)
-        elif curved and self._weight_direction is not None and self.needs_input_gradient:
-            x = self._transposed(self._gradient, self._x, self._weight_direction)
-            below = added(below, x)
-        if weight is not None:
-            self._unfold_direction(weight, bias, total, curved=curved)
+            across.append((self._gradient, self._pushed))
+        if across:
+            self._unfold_direction(self._across(across), bias, total, curved=curved)
         elif curved and self.norm is not None:
             self._unfold_direction(torch.zeros_like(self._first[0]), bias, total, curved=curved)
-        return (below,)
+        return (self._down(down) if down and self.needs_input_gradient else None,)
 
     needs_input_gradient = True
     """Whether the input depends on parameters; set by the network."""
@@ -208,35 +213,62 @@ class Convolution(Affine):
             *(False, zeros, groups),
         )
 
-    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.aten.convolution(x, weight, bias, *self._settings)
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        last = has_channels_last(self._x)
+        return weight.contiguous(memory_format=torch.channels_last) if last else weight
 
-    def _transposed(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, *self._settings, [True, False, False]
-        )[0]
+    def _forward(self, pairs: _Pairs, bias: Tensor | None) -> Tensor:
+        (x, weight), *others = pairs
+        result = torch.ops.aten.convolution(x, weight, bias, *self._settings)
+        for x, weight in others:
+            result += torch.ops.aten.convolution(x, weight, None, *self._settings)
+        return result
 
-    def _both(self, gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor]:
-        wanted = [self.needs_input_gradient, True, False]
-        below, own, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, *self._settings, wanted
+    def _down(self, pairs: _Pairs) -> Tensor:
+        return _total(self._backward(g, self._x, weight, 0) for g, weight in pairs)
+
+    def _across(self, pairs: _Pairs) -> Tensor:
+        stride, padding, dilation, *_, groups = self._settings
+        weight = self._effective
+        if prefers_patches(self._x, self._gradient, groups=groups):
+            found = weight_gradient(pairs, weight.shape[2:], stride, padding, dilation)
+        else:
+            found = _total(self._backward(g, x, weight, 1) for g, x in pairs)
+        return found.contiguous()  # as the parameters lie
+
+    def _backward(self, gradient: Tensor, x: Tensor, weight: Tensor, wanted: int) -> Tensor:
+        """Return the gradient of the input (0) or of the weight (1)."""
+        mask = [wanted == 0, wanted == 1, False]
+        found = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *self._settings, mask
         )
-        return below, own
+        return found[wanted]
 
 
 @final
 class NormalisedLinear(Affine):
     """A linear map of rows [B, in] with a BatchNorm after it."""
 
-    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
+    def _forward(self, pairs: _Pairs, bias: Tensor | None) -> Tensor:
+        (x, weight), *others = pairs
+        result = F.linear(x, weight, bias)
+        for x, weight in others:
+            result.addmm_(x, weight.T)
+        return result
 
-    def _transposed(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return gradient @ weight
+    def _down(self, pairs: _Pairs) -> Tensor:
+        return _total(gradient @ weight for gradient, weight in pairs)
 
-    def _both(self, gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor]:
-        below = gradient @ weight if self.needs_input_gradient else None
-        return below, gradient.T @ x
+    def _across(self, pairs: _Pairs) -> Tensor:
+        return _total(gradient.T @ x for gradient, x in pairs)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    """Return the sum of new tensors, in the memory of the first."""
+    first, *others = parts
+    for other in others:
+        first += other
+    return first
 
 
 def _rows(scale: Tensor, weight: Tensor) -> Tensor:
