@@ -154,6 +154,15 @@ class Scaled(TwoLayers):
         return self.last(h)
 
 
+class WrittenOver(TwoLayers):
+    """Changes some entries of what a layer gave in place."""
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        h[:, :3].mul_(0.5)
+        return self.last(h)
+
+
 class Looking(TwoLayers):
     """Does something else where values are large."""
 
@@ -208,6 +217,7 @@ NETWORKS = {
     "gated": Gated,
     "forking": Forking,
     "forgetful": Forgetful,
+    "scaled": Scaled,
     "joined": Joined,
     "normalised": lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=-1), nn.Linear(8, 4)),
 }
@@ -216,7 +226,7 @@ NETWORKS = {
 NO_GRAPHS = {
     "asking": (Asking, "control flow"),
     "by size": (BySize, "control flow"),
-    "scaled": (Scaled, "mul_ changes a tensor in place"),
+    "written over": (WrittenOver, "mul_ changes a tensor in place"),
 }
 
 

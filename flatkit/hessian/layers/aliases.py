@@ -1,7 +1,7 @@
 """Writing in place: refused where it is seen elsewhere, and else made writing into new memory.
 
-A graph of layers has values and no memory: what a model writes into a tensor must not be read from
-another one that shares its memory, a view or the tensor under its old name.
+A graph of layers has values and no memory. What reads a tensor again that something has written
+into reads what came out. What reads another view of the same memory is refused.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from flatkit.hessian.unsupported import UnsupportedError
 
 
 def without_writing(graph: fx.Graph, modules: Mapping[str, nn.Module], writing: set[str]) -> None:
-    """Let every node of a graph write into new memory.
+    """Let every node of a graph write into new memory, from which later nodes read.
 
     Args:
         graph: as the user wrote it; it is changed.
@@ -32,14 +32,18 @@ def without_writing(graph: fx.Graph, modules: Mapping[str, nn.Module], writing: 
         writing: paths of modules that wrote into their input, and here do not.
 
     Raises:
-        UnsupportedError: a tensor is used after something has written into its memory.
+        UnsupportedError: a tensor is used after something has written into its memory, which it
+            shares with another one.
     """
     nodes = list(graph.nodes)
     order = {node: number for number, node in enumerate(nodes)}
     for node in nodes:
         if not _writes(node, writing):
             continue
-        for other in _sharing(node.args[0], modules, writing):
+        first = node.args[0]
+        for user in [user for user in first.users if order[user] > order[node]]:
+            user.replace_input_with(first, node)  # the same tensor under its old name
+        for other in _sharing(first, modules, writing):
             if other.op == "get_attr":
                 raise UnsupportedError(f"{_word(node)} changes {other.target} in place")
             if order[other] < order[node] and any(order[u] > order[node] for u in other.users):
