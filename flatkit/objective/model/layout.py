@@ -13,8 +13,8 @@ def prefers_channels_last(model: nn.Module, dtype: torch.dtype, device: torch.de
 
     A rule, not a timing at run time, so that the same call gives the same bits. It is what
     `benchmarks/layouts.py` measured: in float32 on a CPU a gradient takes 0.7 to 1.0 of the time;
-    with convolutions in a few groups 0.9 to 1.1 of it, in float64 0.9 to 3.7. Never where torch would
-    write beyond the end of its memory.
+    with convolutions in a few groups 0.9 to 1.1 of it, in float64 0.9 to 3.7. Never where torch
+    would write beyond the end of its memory.
 
     >>> prefers_channels_last(nn.Conv2d(3, 8, 3), torch.float32, torch.device("cpu"))
     True
