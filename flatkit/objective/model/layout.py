@@ -30,9 +30,9 @@ def prefers_channels_last(model: nn.Module, dtype: torch.dtype, device: torch.de
 def _corrupts(layer: nn.Module) -> bool:
     """Whether the backward pass of a layer may end the process where channels lie last.
 
-    That of torch 2.13 writes beyond the end of its memory for convolutions with kernels of one pixel
-    and stride 2 over 2 to 5 channels, on images of even size; wider kernels and 7 channels or more
-    were never seen to. And it reads nothing's memory for a GroupNorm whose parameters are free and
+    That of torch 2.13 writes beyond its memory for convolutions with kernels of one pixel
+    and stride 2, over 2 to 5 channels on images of even size; wider kernels and 7 channels or more
+    were never seen to. It reads memory of nothing for a GroupNorm whose parameters are free and
     whose input is constant.
 
     >>> _corrupts(nn.Conv2d(4, 8, 1, stride=2)), _corrupts(nn.Conv2d(64, 128, 1, stride=2))
