@@ -13,6 +13,8 @@ from torch import Tensor
 
 # Entries that are multiplied at once: short enough for 32 bits, long enough for full speed.
 _PART = 2**13
+# Entries up to which two vectors are multiplied in float64 at once: a tenth of the calls of torch.
+_DOUBLED = 2**18
 # Of the dtypes that are multiplied as they are: below this, squares may have vanished.
 _LEAST = {dtype: torch.finfo(dtype).tiny * 1e16 for dtype in (torch.float32, torch.float64)}
 
@@ -40,6 +42,10 @@ def dot(one: Tensor, other: Tensor) -> Tensor:
     if one.shape[-1] <= size:  # a tenth of the time of the loop for short vectors
         return (one.to(wide) @ turned.to(wide)).cpu().double()
     total = torch.zeros(one.shape[:-1] + other.shape[:-1], dtype=torch.float64)
+    if one.is_cpu and one.dtype == other.dtype == torch.float32:  # a third of the calls of torch
+        for a, b in zip(one.split(size, dim=-1), turned.split(size, dim=0), strict=True):
+            total += a @ b
+        return total
     for a, b in zip(one.split(size, dim=-1), turned.split(size, dim=0), strict=True):
         total += (a.to(wide) @ b.to(wide)).cpu().double()
     return total
@@ -62,8 +68,11 @@ def inner(one: Tensor, other: Tensor) -> float:
     >>> inner(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]))
     11.0
     """
-    if _is_short(one) and one.dtype == other.dtype:
-        return one.dot(other).item()
+    if one.is_cpu and one.dtype == other.dtype:
+        if _is_short(one):
+            return one.dot(other).item()
+        if len(one) <= _DOUBLED:
+            return one.double().dot(other.double()).item()
     return float(dot(one, other))
 
 
