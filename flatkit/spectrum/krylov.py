@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.spectrum.dot import dot, norm
+from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
 from flatkit.spectrum.rank import Probe
 
@@ -22,7 +22,7 @@ _RANDOM_PART = 0.3
 # Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
 # about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976).
 _ORTHOGONAL_ENOUGH = 0.7
-_MOST_RESTARTS = 4  # restarts after which images are given up: each adds a rounding error to theirs
+_MOST_RESTARTS = 4  # restarts after which images are given up: each adds a rounding error
 
 
 class KrylovBasis:
@@ -67,6 +67,8 @@ class KrylovBasis:
         self._log_start = -math.log(random_part)  # and of the couplings since the start
         self.broke_down = False  # whether the Krylov space of the start was invariant
         self._ended: Probe | None = None  # what the start saw until another direction was taken
+        # Directions that were dropped, and the parts along these of A times the basis [capacity].
+        self._outside: list[tuple[Tensor, np.ndarray]] = []
         self._random_start = initial is None
         self._rule: Rule | None = None  # of the start, when its first cycle ended
 
@@ -154,9 +156,23 @@ class KrylovBasis:
         return np.linalg.eigh(self._projection[: self._size, : self._size])
 
     def span(self) -> tuple[Tensor, Tensor | None]:
-        """Return the basis V [M, P], a copy, and A V if it is known."""
-        images = None if self._images is None else self._images[: self._size].clone()
-        return self._rows[: self._size].clone(), images
+        """Return the basis V [M, P], a copy, and A V unless restarts wore it out.
+
+        Where images are not kept, it is that of the recurrence A V = T V + β v eᵀ, v the newest
+        direction, and of what points along directions that were dropped: off by their rounding.
+        """
+        rows = self._rows[: self._size].clone()
+        if self._images is not None:
+            return rows, self._images[: self._size].clone()
+        if self.restarts > _MOST_RESTARTS:
+            return rows, None
+        images = torch.as_tensor(self._projection[: self._size, : self._size]).to(rows) @ rows
+        if self.coupling > 0:
+            images[-1] += self.coupling * self._rows[self._size]
+        for vector, parts in self._outside:
+            along = torch.as_tensor(parts[: self._size]).to(rows)
+            images += along[:, None] * self._beside(vector)
+        return rows, images
 
     def combine(self, weights: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return the vectors [K, P] of weights [M, K], normalised, and A times these if kept.
@@ -168,6 +184,25 @@ class KrylovBasis:
         norms = torch.tensor([[norm(vector)] for vector in vectors]).to(vectors)
         images = None if self._images is None else columns @ self._images[: self._size] / norms
         return vectors / norms, images
+
+    def _beside(self, vector: Tensor) -> Tensor:
+        """Return what a vector [P] has outside the basis."""
+        return project_out(self._rows[: self._size], vector)
+
+    def _drop_newest(self, weights: np.ndarray, *, dropped: bool) -> None:
+        """Bring what lies outside the basis to the Ritz vectors of weights [M, kept]."""
+        kept, outside = weights.shape[1], self._outside
+        self._outside = [
+            (self._beside(vector), parts[: self._size] @ weights) for vector, parts in outside
+        ]
+        if dropped and self.coupling > 0:
+            newest = self._rows[self._size].clone()
+            self._outside.append((newest, self.coupling * weights[-1]))
+        self._outside = [
+            (vector, np.pad(parts, (0, self._capacity - kept)))
+            for vector, parts in self._outside
+            if np.abs(parts).max() * norm(vector) > self.lost
+        ]
 
     def restart(
         self,
@@ -196,6 +231,7 @@ class KrylovBasis:
         newest = self._rows[self._size].clone() if direction is None else direction.clone()
         if self.restarts >= _MOST_RESTARTS:
             self._images = None
+        self._drop_newest(weights[:, :kept], dropped=probe or direction is not None)
         self._rows[:kept], images = self.combine(weights[:, :kept])
         if self._images is not None and images is not None:
             self._images[:kept] = images

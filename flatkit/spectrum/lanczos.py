@@ -249,7 +249,7 @@ class Lanczos:
 
     @ordinary_torch()
     def space(self) -> Space:
-        """Return the Krylov space of now. Cost: no product, or M where images were given up."""
+        """Return the Krylov space of now. Cost: no product, or M after more than four restarts."""
         self._check_begun()
         vectors, images = self._basis.span()
         if images is not None:
