@@ -164,9 +164,24 @@ class Checkpoint:
         Raises:
             CheckpointError: as the builders; or a weight is NaN or infinite.
         """
+        return self.task_with_data(None, data_root=data_root)[0]
+
+    def task_with_data(
+        self, dataset: Dataset | None, *, data_root: str | None = None
+    ) -> tuple[Task, Dataset]:
+        """Return the task and its data, which are built unless they are given.
+
+        Args:
+            dataset: as the file names it, built for another checkpoint of the same data.
+            data_root: as of `task`.
+
+        Raises:
+            CheckpointError: as `task`.
+        """
         model = self._built(finite=True)  # first: data may take long
-        dataset = self.build_data(data_root)
-        return Task(
+        if dataset is None:
+            dataset = self.build_data(data_root)
+        task = Task(
             model=model,
             loss=self.build_loss(),
             data=dataset.train,
@@ -174,6 +189,7 @@ class Checkpoint:
             name=self.name,
             origin=self.describe(),
         )
+        return task, dataset
 
     def non_finite(self) -> dict[str, int]:
         """Return how many values are NaN or infinite, for the tensors that have any."""

@@ -1,8 +1,8 @@
-"""`analyze` and `compare`: measures run on one or many checkpoints."""
+"""`analyze`: measures run on a checkpoint, as far as a budget goes."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
-from flatkit.results import Comparison, Entry, Report
+from flatkit.results import Report
 
 _SHORT = 60.0
 """Seconds up to which a finished analysis is repeated sooner than its journal is worth keeping."""
@@ -162,31 +162,3 @@ def _check_time(schedule: Schedule, seconds: float) -> None:
             f"examination and the first numbers ({forecast.gradient:.2g} s a gradient over "
             f"{forecast.samples:,} samples; fewer `samples` take less)"
         )
-
-
-def compare(
-    subjects: Mapping[str, Subject | Report] | Sequence[Subject | Report],
-    *,
-    groups: Mapping[str, str] | None = None,
-    **settings: Any,
-) -> Comparison:
-    """Analyze several subjects with the same settings and random draws, side by side.
-
-    Args:
-        subjects: by name, or a sequence, named after their checkpoints. Reports are taken as
-            they are.
-        groups: name -> group, for repetitions of one method; by default each is its own.
-        **settings: further arguments of `analyze`.
-
-    Raises:
-        InvalidArgumentError: there is none. Further as `analyze`.
-    """
-    if not subjects:
-        raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
-    named = subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, start=1)
-    entries: list[Entry] = []
-    for key, subject in named:
-        report = subject if isinstance(subject, Report) else analyze(subject, **settings)
-        name = key if isinstance(key, str) else report.checkpoint.get("name") or f"run {key}"
-        entries.append(Entry(name, (groups or {}).get(name, name), report))
-    return Comparison(entries)

@@ -1,0 +1,85 @@
+"""`compare` over checkpoints: data are read once, and processes give what one process gives."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import flatkit
+from flatkit.checkpoints import checkpoint as checkpoints
+from flatkit.errors import InvalidArgumentError
+from flatkit.measures import MEASURES, Measure
+from flatkit.results import Report
+from flatkit.training import TrainingConfig, train
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    usual = TrainingConfig(data="gaussians", data_kwargs={"samples": 40}, device="cpu", epochs=1)
+    usual = replace(usual, batch_size=10)
+    other = replace(usual, data_kwargs={"samples": 50})
+    configs = (usual, replace(usual, seed=1), other)
+    folder = tmp_path_factory.mktemp("runs")
+    return [str(train(c, folder / str(n)).checkpoint) for n, c in enumerate(configs)]
+
+
+@pytest.fixture
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_checkpoints_of_one_data_set_read_it_once(files, monkeypatch):
+    built, build = [], checkpoints.build_data
+
+    def counted(recipe, **more):
+        built.append(recipe)
+        return build(recipe, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "build_data", counted)
+        together = flatkit.compare(files, measures=["loss"], progress=False)
+    assert len(built) == 2  # 40 samples, and 50
+    for file, entry in zip(files, together.entries, strict=True):
+        alone = flatkit.analyze(file, measures=["loss"], progress=False)
+        assert [r.value for r in alone] == [r.value for r in entry.report]
+        assert alone.objective["samples_available"] == entry.report.objective["samples_available"]
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_several_at_once_give_the_same_bits_in_the_same_order(files, monkeypatch):
+    monkeypatch.setattr("flatkit.measures.comparing.usable_cores", lambda: 2)  # a thread for each
+    told = []
+    subjects = {"a": files[2], "old": Report([]), "b": files[0]}
+    more: dict[str, Any] = {"measures": ["loss", "gradient_norm"], "dtype": "float64", "samples": 9}
+    one = flatkit.compare(subjects, progress=False, **more)
+    two = flatkit.compare(subjects, progress=lambda *x: told.append(x), jobs=2, **more)
+    assert [entry.name for entry in two.entries] == ["a", "old", "b"]
+    assert told == [("checkpoints", 1, 2), ("checkpoints", 2, 2)]
+    for here, there in zip(one.entries, two.entries, strict=True):
+        assert [r.value for r in here.report] == [r.value for r in there.report]
+        assert here.report.objective.get("indices") == there.report.objective.get("indices")
+
+
+@pytest.mark.parametrize(
+    ("subject", "more", "message"),
+    [
+        (flatkit.Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1),) * 2), {}, "got a Task"),
+        ("a.pt", {"journal": "a.journal"}, "journal belongs to one analysis"),
+        ("a.pt", {"measures": ["answer"]}, "answer was registered in this one alone"),
+        ("a.pt", {"samples": 0}, "samples must be"),
+        ("a.pt", {"jobs": 0}, "jobs must be"),
+    ],
+)
+def test_what_another_process_cannot_be_given_is_refused_first(subject, more, message):
+    given: dict[str, Any] = {"jobs": 2, **more}
+    MEASURES.register(Measure("answer", "the answer", run=lambda session: []))
+    try:
+        with pytest.raises(InvalidArgumentError, match=message):
+            flatkit.compare([subject], **given)
+    finally:
+        del MEASURES._homes["answer"]
