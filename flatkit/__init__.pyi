@@ -28,8 +28,8 @@ from .landscape.numbers import surface_numbers as surface_numbers
 from .landscape.surface import Surface as Surface
 from .landscape.surface import load_surface as load_surface
 from .measures.base import Measure as Measure
-from .measures.comparing import compare as compare
 from .measures.report import analyze as analyze
+from .measures.report import compare as compare
 from .measures.settings import AnalysisSettings as AnalysisSettings
 from .objective.function import Objective as Objective
 from .objective.task import Task as Task

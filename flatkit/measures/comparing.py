@@ -1,4 +1,4 @@
-"""`compare`: several checkpoints with the same settings side by side, one by one or at once."""
+"""What analyses of several checkpoints share: data, and the cores of the machine."""
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -8,55 +8,12 @@ from typing import Any
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
-from flatkit.checks import check_count
 from flatkit.data.dataset import Dataset
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.registry import MEASURES
-from flatkit.measures.report import Subject, analyze
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.workers import in_processes, usable_cores
-from flatkit.results import Comparison, Entry, Report
-
-
-def compare(
-    subjects: Mapping[str, Subject | Report] | Sequence[Subject | Report],
-    *,
-    groups: Mapping[str, str] | None = None,
-    jobs: int = 1,
-    **settings: Any,
-) -> Comparison:
-    """Analyze several subjects with the same settings and random draws, side by side.
-
-    The data of checkpoints of one data set are read once, or once in each process.
-
-    Args:
-        subjects: by name, or a sequence, named after their checkpoints. Reports are taken as
-            they are.
-        groups: name -> group, for repetitions of one method; by default each is its own.
-        jobs: how many checkpoints at once, each in a process that has its share of the cores; the
-            subjects are then paths of files that flatkit wrote. With other threads than in one
-            process sums are rounded otherwise. For small networks, which two cores serve no faster
-            than one, two jobs take half the time.
-        **settings: further arguments of `analyze`.
-
-    Raises:
-        InvalidArgumentError: there is none; or something cannot be given to another process.
-            Further as `analyze`.
-        FlatkitError: a process died.
-    """
-    if not subjects:
-        raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
-    named = list(subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, 1))
-    reports = {number: s for number, (_, s) in enumerate(named) if isinstance(s, Report)}
-    wanted = {number: s for number, (_, s) in enumerate(named) if not isinstance(s, Report)}
-    run = _one_by_one if check_count("jobs", jobs) == 1 else _at_once
-    reports |= dict(run(wanted, settings, jobs))
-    entries: list[Entry] = []
-    for number, (key, _) in enumerate(named):
-        name = key if isinstance(key, str) else reports[number].checkpoint.get("name")
-        name = name or f"run {key}"
-        entries.append(Entry(name, (groups or {}).get(name, name), reports[number]))
-    return Comparison(entries)
+from flatkit.results import Report
 
 
 class SharedData:
@@ -65,7 +22,7 @@ class SharedData:
     def __init__(self) -> None:
         self._recipe, self._dataset = "", None
 
-    def task(self, subject: Subject) -> Subject:
+    def task(self, subject: Any) -> Any:
         """Return the task of a checkpoint of flatkit, and anything else as it is."""
         if not isinstance(subject, Checkpoint | str | Path):
             return subject
@@ -78,18 +35,23 @@ class SharedData:
         return task
 
 
-def _one_by_one(
-    subjects: Mapping[int, Subject], settings: Mapping[str, Any], jobs: int
+def at_once(
+    analyze_file: Callable[[str, Mapping[str, Any], Sequence[str]], str],
+    subjects: Mapping[int, Any],
+    settings: Mapping[str, Any],
+    jobs: int,
 ) -> Generator[tuple[int, Report], None, None]:
-    shared = SharedData()
-    for number, subject in subjects.items():
-        yield number, analyze(shared.task(subject), **settings)
+    """Analyze several checkpoints at once, each in a process that has its share of the cores.
 
+    Args:
+        analyze_file: takes path, settings and command, and returns a report as JSON.
+        subjects: paths, by number.
+        settings: the arguments of `analyze`; `progress` is told how many are done.
+        jobs: how many at once.
 
-def _at_once(
-    subjects: Mapping[int, Subject], settings: Mapping[str, Any], jobs: int
-) -> Generator[tuple[int, Report], None, None]:
-    """Analyze several at once; what is done is told as `analyze` tells it of measures."""
+    Raises:
+        InvalidArgumentError: something cannot be given to another process.
+    """
     numbers, progress = list(subjects), settings.get("progress")
     calls = [(_path(subject), *_portable(settings)) for subject in subjects.values()]
     threads = max(1, usable_cores() // jobs)
@@ -100,23 +62,7 @@ def _at_once(
         yield numbers[place], Report.from_json(report)
 
 
-_shared = SharedData()
-"""Of a process that works for another one; nothing else calls `analyze_file`."""
-
-
-def analyze_file(path: str, settings: Mapping[str, Any], command: Sequence[str]) -> str:
-    """Return the report of a checkpoint as JSON.
-
-    Args:
-        path: of a file of flatkit.
-        settings: of the analysis.
-        command: kept in the report.
-    """
-    task, chosen = _shared.task(path), AnalysisSettings(**settings)
-    return analyze(task, settings=chosen, progress=False, command=command).to_json()
-
-
-def _path(subject: Subject) -> str:
+def _path(subject: Any) -> str:
     if not isinstance(subject, str | Path):
         raise InvalidArgumentError(
             "jobs > 1 needs paths of checkpoints that flatkit wrote, as other processes read them; "

@@ -1,8 +1,8 @@
-"""`analyze`: measures run on a checkpoint, as far as a budget goes."""
+"""`analyze` and `compare`: measures run on one or many checkpoints."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,9 +11,11 @@ from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
+from flatkit.checks import check_count
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
 from flatkit.files.store import Store
+from flatkit.measures.comparing import SharedData, at_once
 from flatkit.measures.effort import EffortSettings
 from flatkit.measures.journal import kept
 from flatkit.measures.schedule import Limit, Schedule
@@ -22,7 +24,7 @@ from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
-from flatkit.results import Report
+from flatkit.results import Comparison, Entry, Report
 
 _SHORT = 60.0
 """Seconds up to which a finished analysis is repeated sooner than its journal is worth keeping."""
@@ -162,3 +164,63 @@ def _check_time(schedule: Schedule, seconds: float) -> None:
             f"examination and the first numbers ({forecast.gradient:.2g} s a gradient over "
             f"{forecast.samples:,} samples; fewer `samples` take less)"
         )
+
+
+def compare(
+    subjects: Mapping[str, Subject | Report] | Sequence[Subject | Report],
+    *,
+    groups: Mapping[str, str] | None = None,
+    jobs: int = 1,
+    **settings: Any,
+) -> Comparison:
+    """Analyze several subjects with the same settings and random draws, side by side.
+
+    The data of checkpoints of one data set are read once, or once in each process.
+
+    Args:
+        subjects: by name, or a sequence, named after their checkpoints. Reports are taken as
+            they are.
+        groups: name -> group, for repetitions of one method; by default each is its own.
+        jobs: how many checkpoints at once, each in a process that has its share of the cores; the
+            subjects are then paths of files that flatkit wrote. With other threads than in one
+            process sums are rounded otherwise. For small networks, which two cores serve no faster
+            than one, two jobs take half the time.
+        **settings: further arguments of `analyze`.
+
+    Raises:
+        InvalidArgumentError: there is none; or something cannot be given to another process.
+            Further as `analyze`.
+        FlatkitError: a process died.
+    """
+    if not subjects:
+        raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
+    named = list(subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, 1))
+    reports = {number: s for number, (_, s) in enumerate(named) if isinstance(s, Report)}
+    wanted = {number: s for number, (_, s) in enumerate(named) if not isinstance(s, Report)}
+    if check_count("jobs", jobs) > 1:
+        reports |= dict(at_once(analyze_file, wanted, settings, jobs))
+    else:
+        shared = SharedData()
+        reports |= {n: analyze(shared.task(s), **settings) for n, s in wanted.items()}
+    entries: list[Entry] = []
+    for number, (key, _) in enumerate(named):
+        name = key if isinstance(key, str) else reports[number].checkpoint.get("name")
+        name = name or f"run {key}"
+        entries.append(Entry(name, (groups or {}).get(name, name), reports[number]))
+    return Comparison(entries)
+
+
+_shared = SharedData()
+"""Of a process that works for another one; nothing else calls `analyze_file`."""
+
+
+def analyze_file(path: str, settings: Mapping[str, Any], command: Sequence[str]) -> str:
+    """Return the report of a checkpoint as JSON, for another process.
+
+    Args:
+        path: of a file of flatkit.
+        settings: of the analysis.
+        command: kept in the report.
+    """
+    task, chosen = _shared.task(path), AnalysisSettings(**settings)
+    return analyze(task, settings=chosen, progress=False, command=command).to_json()
