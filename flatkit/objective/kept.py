@@ -62,7 +62,7 @@ class Passes:
         self.store, self.function = store, function
         self._least = LEAST_SECONDS if least_seconds is None else least_seconds
         self._dear = set(store.records(_DEAR))
-        self._decided: set[str] = set()
+        self._decided: dict[tuple[str, str], Any] = {}
 
     def part(self, names: Sequence[str], theta: Tensor) -> "Passes":
         """Return the passes of the same loss as a function of some parameters alone.
@@ -106,19 +106,20 @@ class Passes:
             name: of the case.
         """
         key = f"{self.function} {name}"
+        if (what, key) in self._decided:
+            return self._decided[what, key], {}
         found = self.store.get(what, key)
         if found is None:
             return None, {}
-        cost = {} if f"{what} {key}" in self._decided else found["cost"]
-        self._decided.add(f"{what} {key}")
-        return found["content"], cost
+        self._decided[what, key] = found["content"]
+        return found["content"], found["cost"]
 
     def remember(self, what: str, name: str, content: Any, cost: Cost) -> None:
         """Keep a decision, ready for JSON, with its cost; a later run decides the same."""
         key = f"{self.function} {name}"
         counts = {n: getattr(cost, n) for n in ("losses", "gradients", "matvecs")}
         self.store.put(what, key, {"content": content, "cost": counts})
-        self._decided.add(f"{what} {key}")
+        self._decided[what, key] = content
 
     def _key(self, what: str, given: Sequence[Tensor]) -> str:
         return digest_of_tensors(f"{self.function} {what}", given)
