@@ -91,20 +91,22 @@ def analyze(
     if effort.time is not None:
         _check_time(schedule, effort.seconds)
     with nullcontext() if journal is None else kept(session, journal, fresh=fresh) as store:
-        _go_on(schedule, watcher, command)
+        _go_on(schedule, watcher, command, store)
         if store is not None and schedule.ended == "done" and _is_short(schedule):
             store.remove()
         return _report(schedule, command, store)
 
 
-def _go_on(schedule: Schedule, watcher: Watcher, command: Sequence[str]) -> None:
+def _go_on(
+    schedule: Schedule, watcher: Watcher, command: Sequence[str], store: Store | None
+) -> None:
     """Run until it ends, watched."""
     try:
         watcher.begin(schedule)
         schedule.run(watcher.look)
     except KeyboardInterrupt:
         schedule.interrupt()
-        raise InterruptedAnalysis(_report(schedule, command)) from None
+        raise InterruptedAnalysis(_report(schedule, command, store)) from None
     finally:
         watcher.end(schedule)
 
@@ -144,7 +146,7 @@ def plan(
     return Schedule(session, Limit(effort.budget or math.inf, started + effort.seconds))
 
 
-def _report(schedule: Schedule, command: Sequence[str], store: Store | None = None) -> Report:
+def _report(schedule: Schedule, command: Sequence[str], store: Store | None) -> Report:
     failed = {"journal_failed": store.failed} if store is not None and store.failed else {}
     about = {**schedule.describe(), **failed}
     return schedule.session.make_report(schedule.results(), command, about)

@@ -1,12 +1,16 @@
 """The journal of an analysis: what it is of, what differs is named, and passes are found again."""
 
+import sqlite3
+
 import pytest
 import torch
 from torch import nn
 
-from flatkit.errors import OutputError, ResultError
-from flatkit.measures import AnalysisSettings
+from flatkit.errors import InterruptedAnalysis, OutputError, ResultError
+from flatkit.files import Store
+from flatkit.measures import AnalysisSettings, analyze
 from flatkit.measures.journal import journal, keep_passes
+from flatkit.measures.watching import Silent
 from flatkit.objective import Task
 
 
@@ -99,3 +103,26 @@ def test_two_analyses_do_not_write_one_journal(tmp_path):
         opened(path, task()),
     ):
         pass
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_full_disk_is_told_in_the_report_and_ends_nothing(tmp_path, monkeypatch, stops):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    class FullThenStopped(Silent):
+        def begin(self, schedule):
+            monkeypatch.setattr(Store, "_insert", full)
+
+        def look(self, schedule):
+            if stops and schedule.session.objective.cost.matvecs > 2:
+                raise KeyboardInterrupt
+
+    known = {"measures": ["loss", "top_eigenvalues"], "progress": FullThenStopped()}
+    try:
+        report = analyze(task(), journal=tmp_path / "a.journal", **known)
+    except InterruptedAnalysis as error:
+        report = error.report
+    assert "disk is full" in report.analysis["journal_failed"]
+    assert report.analysis["ended"] == ("interrupted" if stops else "done")
+    assert report.result("loss").value == task().objective(AnalysisSettings()).loss()
