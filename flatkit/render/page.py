@@ -57,7 +57,7 @@ def save_page(surfaces: Sequence[Surface], path: str | Path, *, quantity: str = 
     planes = [s for s in surfaces if len(s.axes) == 2 and quantity in s.quantities]
     values = [in_units(plane, quantity) for plane in planes]
     if not any(numpy.isfinite(array).any() for array in values):
-        raise ResultError(f"no plane holds a finite {quantity}; measure it with flatkit landscape")
+        raise ResultError(f"no plane holds a finite {quantity}; measure a landscape with it")
     figure = make_subplots(
         cols=len(planes),
         specs=[[{"type": "surface"}] * len(planes)],

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from textwrap import wrap
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +24,8 @@ _TITLE_WIDTH = 32
 _INCHES_PER_CHARACTER = 0.075
 _LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "D", "P", "X", "v")
+_PLACES = {"sgd": 0, "sam": 1, "gam": 2, "adamw": 3, "asam": 4, "gsam": 5}
+"""Of the optimizers among the looks."""
 _OWN: dict[Any, Any] = {
     # One font that comes with matplotlib and has λ, ρ, ∇, ‖: the same figure on every machine.
     "font.family": "sans-serif",
@@ -81,21 +84,25 @@ def styled() -> Generator[None, None, None]:
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """Return a look for each name, from seaborn's colour-blind palette.
 
-    After ten names the colours repeat with another kind of line.
+    An optimizer of flatkit has the same look in every figure; other names take in their order what
+    is left. After ten names the colours repeat with another kind of line.
 
     >>> a, b = looks(["sgd", "gam"]).values()
-    >>> a.colour != b.colour
-    True
+    >>> a.colour != b.colour, looks(["gam", "mine"])["gam"] == b
+    (True, True)
     """
+    taken = {_PLACES[name] for name in names if name in _PLACES}
+    left = (place for place in count() if place not in taken)
+    places = {name: _PLACES[name] if name in _PLACES else next(left) for name in names}
     palette = seaborn.color_palette("colorblind")
     order = [0, 1, 2, 4, 3, 5, 9, 8, 6, 7]  # green and vermilion, the nearest pair, not adjacent
     return {
         name: Look(
-            colour=palette[order[number % len(order)]],
-            line=_LINES[number // len(order) % len(_LINES)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            colour=palette[order[place % len(order)]],
+            line=_LINES[place // len(order) % len(_LINES)],
+            marker=_MARKERS[place % len(_MARKERS)],
         )
-        for number, name in enumerate(names)
+        for name, place in places.items()
     }
 
 

@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgba
 
 import flatkit.render
 from flatkit.errors import InvalidArgumentError, NothingToDrawError, OutputError, ResultError
+from flatkit.measures import MEASURES, Measure
 from flatkit.render import (
     curvature_figure,
     density_figure,
@@ -26,6 +27,7 @@ from flatkit.render import (
     save_figures,
     slice_figure,
 )
+from flatkit.render.style import looks
 from flatkit.results import Comparison, Entry, Report, Result
 
 RADII = (0.01, 0.03, 0.1)
@@ -100,6 +102,10 @@ def seeds(**tops):
 
 def of(result):
     return alone(gam=Report([result]))
+
+
+def of_several(*results):
+    return alone(gam=Report(results))
 
 
 THREE_BY_THREE = seeds(sgd=[9.0, 10.0, 11.0], sam=[5.0, 6.0, 7.0], gam=[2.0, 2.5, 4.5])
@@ -451,6 +457,24 @@ def test_every_figure_that_the_results_allow_is_written(tmp_path):
         ]
     )
     assert names(alone(a=bare, b=bare), "bare") == []
+
+
+def test_a_figure_that_cannot_be_imported_does_not_take_earlier_ones_along(tmp_path):
+    broken = Measure("z_broken", "-", lambda session: [], figures={"broken": "no_such_module:draw"})
+    MEASURES.register(broken)
+    try:
+        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+            save_figures(of_several(bowl(), Result("z_broken", 1.0)), tmp_path)
+    finally:
+        del MEASURES._homes["z_broken"]
+    assert {path.stem for path in tmp_path.iterdir()} == {"plane"}
+
+
+def test_an_optimizer_has_one_look_whoever_stands_beside_it():
+    beside = [["gam"], ["sgd", "gam"], ["mine", "gam", "sgd"], ["gam", "sam", "yours", "mine"]]
+    assert len({looks(names)["gam"] for names in beside}) == 1
+    for names in (*beside, [f"run {n}" for n in range(30)]):
+        assert len(set(looks(names).values())) == len(names)
 
 
 def test_a_malformed_result_is_an_error_that_names_the_figure(tmp_path):

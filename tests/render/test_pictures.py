@@ -249,7 +249,7 @@ def test_a_relief_has_the_height_of_the_loss_and_holes_where_it_is_infinite():
 def test_nothing_to_draw_is_an_error_that_says_what_to_do(draw):
     nothing = plane()
     nothing.quantities["loss"][:] = math.nan
-    with pytest.raises(ResultError, match="flatkit landscape"):
+    with pytest.raises(ResultError, match="measure a landscape"):
         draw([nothing])
 
 

@@ -66,7 +66,7 @@ def curve_figure(surfaces: Sequence[Surface], *, log_scale: bool | None = None) 
         if any(_with_test(name, lines) for name in pair if name is not None)
     ]
     if not shown:
-        raise ResultError("no file holds a line; measure one with flatkit landscape --line")
+        raise ResultError("no file holds a line; measure a landscape along one direction")
     names = _names(lines)
     style = looks(names)
     with styled():

@@ -61,7 +61,7 @@ def map_figure(
     planes = [s for s in surfaces if len(s.axes) == 2 and quantity in s.quantities]
     values = [numpy.ma.masked_invalid(in_units(plane, quantity)) for plane in planes]
     if not any(array.count() for array in values):
-        raise ResultError(f"no plane holds a finite {quantity}; measure it with flatkit landscape")
+        raise ResultError(f"no plane holds a finite {quantity}; measure a landscape with it")
     with styled():
         width = 2.8 if len(planes) > 1 else 3.6
         height = width * max(_aspect(plane) for plane in planes)

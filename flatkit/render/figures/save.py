@@ -11,8 +11,6 @@ from flatkit.checks import check_choice
 from flatkit.errors import FlatkitError, NothingToDrawError, ResultError
 from flatkit.files.atomic import make_folder, write_atomically
 from flatkit.measures.registry import MEASURES
-from flatkit.render.figures.curvature import curvature_figure
-from flatkit.render.figures.series import series_figure
 from flatkit.render.style import styled
 from flatkit.results import Comparison
 
@@ -23,6 +21,10 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
 }
 """Options of `Figure.savefig` by suffix."""
+_OF_SEVERAL = {
+    "series": "flatkit.render.figures.series:series_figure",
+    "curvature": "flatkit.render.figures.curvature:curvature_figure",
+}
 Draw: TypeAlias = Callable[[Comparison], Figure]
 
 
@@ -75,24 +77,25 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     []
     """
     written: list[Path] = []
-    for name, draw in _figures(comparison).items():
-        figure = _draw(comparison, name, draw)
+    for name, reference in _figures(comparison).items():
+        # Imported when it is its turn: what a package breaks does not take the others along.
+        figure = _draw(comparison, name, _import(reference))
         if figure is not None:
             written += save_figure(figure, folder, name)
     return written
 
 
-def _figures(comparison: Comparison) -> dict[str, Draw]:
-    """Return by name what draws each figure."""
+def _figures(comparison: Comparison) -> dict[str, str]:
+    """Return by name what draws each figure, as `module:function`."""
     measured = {result.measure for entry in comparison.entries for result in entry.report}
     found = {
-        name: _import(reference)
+        name: reference
         for measure in MEASURES
         if measure in measured
         for name, reference in MEASURES[measure].figures.items()
     }
     if len(comparison.entries) > 1:
-        found |= {"series": series_figure, "curvature": curvature_figure}
+        found |= _OF_SEVERAL
     return found
 
 

@@ -46,7 +46,7 @@ def surface_3d_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") ->
     planes = [s for s in surfaces if len(s.axes) == 2 and quantity in s.quantities]
     values = [in_units(plane, quantity) for plane in planes]
     if not any(numpy.isfinite(array).any() for array in values):
-        raise ResultError(f"no plane holds a finite {quantity}; measure it with flatkit landscape")
+        raise ResultError(f"no plane holds a finite {quantity}; measure a landscape with it")
     with styled():
         figure, axes = panels(
             len(planes),
