@@ -13,7 +13,7 @@ from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sampled import Sampled
 from flatkit.spectrum.sign_draws import AGREED, random_signs
-from flatkit.spectrum.space import Space
+from flatkit.spectrum.space import Deflation, Space
 from flatkit.spectrum.standard_error import half_more, mean, stretch
 from flatkit.spectrum.steps import Steps, changed, finish, timed
 from flatkit.spectrum.unit_vectors import unit_products
@@ -62,7 +62,7 @@ def frobenius_steps(
     tolerance: float = 0.02,
     max_matvecs: int = 400,
     generator: torch.Generator,
-    space: Space | None = None,
+    space: Space | Deflation | None = None,
 ) -> Steps[Estimate]:
     """Tell ‖A‖_F after each product; `frobenius_norm` is the end.
 
@@ -74,7 +74,7 @@ def frobenius_steps(
         tolerance: on the standard error, relative to the norm.
         max_matvecs: probes at most; when spent, the status is `budget`.
         generator: draws the probes; must not be the one that drew the space.
-        space: vectors whose images are known.
+        space: vectors whose images are known; of a `Lanczos` run `deflation` takes no memory.
 
     >>> from flatkit.spectrum.operators import DenseOperator
     >>> operator = DenseOperator(torch.diag(torch.tensor([3.0, 4.0])))
@@ -84,7 +84,8 @@ def frobenius_steps(
     """
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs, minimum=2)
-    return timed(_estimates(operator, tolerance, max_matvecs, generator, space))
+    known = space.deflation if isinstance(space, Space) else space
+    return timed(_estimates(operator, tolerance, max_matvecs, generator, known))
 
 
 def _estimates(
@@ -92,7 +93,7 @@ def _estimates(
     tolerance: float,
     budget: int,
     generator: torch.Generator,
-    space: Space | None,
+    space: Deflation | None,
 ) -> Steps[Estimate]:
     def estimate(found: Sampled, *, ended: bool = False) -> Estimate:
         notes = {"num_probes": found.matvecs, **({} if space is None else {"space": space.size})}
@@ -107,9 +108,9 @@ def _sampled(
     tolerance: float,
     budget: int,
     generator: torch.Generator,
-    space: Space | None,
+    space: Deflation | None,
 ) -> Generator[Callable[[], Sampled], None, Sampled]:
-    known = 0.0 if space is None else math.hypot(*map(norm, space.images))
+    known = 0.0 if space is None else space.length
     if space is not None and space.size == operator.size:
         return Sampled(known, 0.0, operator.rounding * known, 0, exact=True)
     draws = _Lengths(known)

@@ -11,6 +11,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
 from flatkit.spectrum.rank import Probe
+from flatkit.spectrum.space import Deflation
 
 Rule: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Nodes and weights of a quadrature, which add up to 1."""
@@ -155,24 +156,45 @@ class KrylovBasis:
         """Return Ritz values [M], ascending, and weights [M, M] in columns."""
         return np.linalg.eigh(self._projection[: self._size, : self._size])
 
-    def span(self) -> tuple[Tensor, Tensor | None]:
-        """Return the basis V [M, P], a copy, and A V unless restarts wore it out.
+    def span(self, count: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return orthonormal vectors V [M, P], and A V unless restarts wore it out.
 
         Where images are not kept, it is that of the recurrence A V = T V + β v eᵀ, v the newest
         direction, and of what points along directions that were dropped: off by their rounding.
+
+        Args:
+            count: of the Ritz vectors of largest magnitude; by default a copy of the basis.
         """
-        rows = self._rows[: self._size].clone()
+        basis = self._rows[: self._size]
+        weights = np.eye(self._size)
+        if count is not None:
+            values, every = self.ritz()
+            weights = every[:, np.argsort(-np.abs(values), kind="stable")[:count]]
+        turn = torch.as_tensor(weights.T.copy()).to(basis)  # [K, M]
+        vectors = basis.clone() if count is None else turn @ basis
         if self._images is not None:
-            return rows, self._images[: self._size].clone()
+            images = self._images[: self._size]
+            return vectors, images.clone() if count is None else turn @ images
         if self.restarts > _MOST_RESTARTS:
-            return rows, None
-        images = torch.as_tensor(self._projection[: self._size, : self._size]).to(rows) @ rows
+            return vectors, None
+        inside = self._projection[: self._size, : self._size] @ weights  # [M, K]
+        images = torch.as_tensor(inside.T.copy()).to(basis) @ basis
         if self.coupling > 0:
-            images[-1] += self.coupling * self._rows[self._size]
+            images += self.coupling * turn[:, -1:] * self._rows[self._size]
         for vector, parts in self._outside:
-            along = torch.as_tensor(parts[: self._size]).to(rows)
+            along = torch.as_tensor(parts[: self._size] @ weights).to(basis)
             images += along[:, None] * self._beside(vector)
-        return rows, images
+        return vectors, images
+
+    def deflation(self, *, copied: bool) -> Deflation:
+        """Return the basis, copied or not, and what T says of its images."""
+        projection = self._projection[: self._size, : self._size].copy()
+        lost = [
+            np.linalg.norm(parts) * norm(self._beside(vector)) for vector, parts in self._outside
+        ]
+        length = math.hypot(float(np.linalg.norm(projection)), self.coupling, *map(float, lost))
+        rows = self._rows[: self._size]
+        return Deflation(rows.clone() if copied else rows, torch.from_numpy(projection), length)
 
     def combine(self, weights: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return the vectors [K, P] of weights [M, K], normalised, and A times these if kept.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,12 +16,11 @@ from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate, residual_status
 from flatkit.spectrum.krylov import KrylovBasis, Rule, basis_for
-from flatkit.spectrum.multiplicity import saw_copy
 from flatkit.spectrum.operators import SymmetricOperator, check_k
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.ranks import Ranks, largest_magnitude
 from flatkit.spectrum.ritz import End, in_order, value_errors
-from flatkit.spectrum.space import Space
+from flatkit.spectrum.space import Deflation, Space
 from flatkit.spectrum.steps import Steps
 from flatkit.status import Status
 
@@ -149,7 +148,8 @@ class Lanczos:
         generator: torch.Generator,
     ) -> None:
         self.operator, self._k = operator, check_k(operator, k)
-        self._which = cast(End, check_choice("which", which, get_args(End)))
+        check_choice("which", which, get_args(End))
+        self._which: End = which
         self._stop = check_choice("stop", stop, get_args(StopRule))
         self._tolerance = check_positive("tolerance", tolerance)
         self._max_matvecs = check_count("max_matvecs", max_matvecs)
@@ -161,8 +161,6 @@ class Lanczos:
         self._next: Callable[[], None] | None = None  # what comes before the next product
         self._answer: Estimate | None = None
         self._checks, self._last = 0, math.inf  # products of residuals; the largest when it settled
-        self._searched = 0  # products until the residuals were small
-        self._ranked_at = 0  # products until nothing else could lie beyond
         self._ranks = Ranks(which, check_multiplicity=check_multiplicity)
 
     @property
@@ -248,13 +246,31 @@ class Lanczos:
         return value, beyond + self.operator.rounding * value
 
     @ordinary_torch()
-    def space(self) -> Space:
-        """Return the Krylov space of now. Cost: no product, or M after more than four restarts."""
+    def space(self, count: int | None = None) -> Space:
+        """Return the Krylov space of now. Cost: no product, or M after more than four restarts.
+
+        Args:
+            count: of Ritz vectors, those of largest magnitude, as each takes the memory of two;
+                by default all that there is.
+
+        Raises:
+            InvalidArgumentError: no product was made.
+        """
         self._check_begun()
-        vectors, images = self._basis.span()
+        vectors, images = self._basis.span(count)
         if images is not None:
             return Space(vectors, images)
         return Space.of(self.operator, vectors)
+
+    @ordinary_torch()
+    def deflation(self) -> Deflation:
+        """Return the Krylov space of now, for a trace. Cost: at the end no memory, before a copy.
+
+        Raises:
+            InvalidArgumentError: no product was made.
+        """
+        self._check_begun()
+        return self._basis.deflation(copied=not self.done)
 
     def rule(self) -> Rule | None:
         """Return the Gauss rule of the random start, for a density; None of a warm one.
@@ -281,7 +297,7 @@ class Lanczos:
         done = self._converged and self._ranks.known and self._ranks.certain
         if done or self._basis.matvecs >= self._max_matvecs:
             return True
-        return self._converged and self._looked_enough()
+        return self._converged and self._ranks.looked_enough(self._basis, self.values)
 
     def _prepare(self) -> None:
         """Restart before the next product where there is no room, or others are to be seen."""
@@ -383,18 +399,6 @@ class Lanczos:
         displaced = self._tolerance * self._scale
         ranks.look(self._basis, self.values, allowed=self._far, displaced=displaced, always=always)
 
-    def _looked_enough(self) -> bool:
-        """Whether a multiple of the products of the search did not settle what else is there."""
-        basis = self._basis
-        self._searched = self._searched or basis.matvecs
-        if not self._ranks.known:
-            return basis.matvecs >= max(_FEW, _PATIENCE * self._searched)
-        self._ranked_at = self._ranked_at or basis.matvecs
-        if saw_copy(self.values, self._which, basis.probes, rounding=basis.rounding):
-            basis.forget_probes()
-            self._ranked_at = basis.matvecs
-        return bool(basis.probes) and basis.full and basis.matvecs >= 2 * self._ranked_at
-
     def _restart(self, *, probe: bool = False, direction: Tensor | None = None) -> None:
         # What a random direction saw in part must not be hidden from the next one.
         more = 0 if probe and self._basis.has_probed else (self.capacity - self._k) // 3
@@ -404,9 +408,6 @@ class Lanczos:
         )
 
 
-# Where the end of the spectrum is dense, what lies beyond is ruled out slowly: that may take a
-# multiple of the products of the search, or so few that it does not matter.
-_PATIENCE, _FEW = 3, 40
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
 
 

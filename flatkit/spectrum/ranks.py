@@ -5,8 +5,12 @@ from typing import Any
 import numpy as np
 
 from flatkit.spectrum.krylov import KrylovBasis
-from flatkit.spectrum.multiplicity import displacements
+from flatkit.spectrum.multiplicity import displacements, saw_copy
 from flatkit.spectrum.rank import hidden_beyond, margins, too_far
+
+# Where the end of the spectrum is dense, what lies beyond is ruled out slowly: as many products are
+# spent on it as a multiple of those of the search, or so few that it does not matter.
+_PATIENCE, _FEW = 3, 40
 
 
 class Ranks:
@@ -27,6 +31,8 @@ class Ranks:
         self._which, self._check_multiplicity = which, check_multiplicity
         self.beyond = self.displaced = self._before = self._values = np.zeros(0)
         self.known = self.certain = False
+        self._searched = 0  # products until the residuals were small
+        self._known_at = 0  # products until nothing else could lie beyond
 
     def look(
         self,
@@ -67,6 +73,17 @@ class Ranks:
                 wanted, self._which, basis.probes, **given, reach=self._before
             )
         self.certain = bool((self.displaced <= displaced).all())
+
+    def looked_enough(self, basis: KrylovBasis, wanted: np.ndarray) -> bool:
+        """Whether a multiple of the products of the search did not settle what else is there."""
+        self._searched = self._searched or basis.matvecs
+        if not self.known:
+            return basis.matvecs >= max(_FEW, _PATIENCE * self._searched)
+        self._known_at = self._known_at or basis.matvecs
+        if saw_copy(wanted, self._which, basis.probes, rounding=basis.rounding):
+            basis.forget_probes()
+            self._known_at = basis.matvecs
+        return bool(basis.probes) and basis.full and basis.matvecs >= 2 * self._known_at
 
     def errors(self, wanted: np.ndarray, residuals: np.ndarray, *, narrow: float) -> np.ndarray:
         """Return how far the wanted values [K] may be from those of their ranks, but for rounding.

@@ -1,5 +1,6 @@
 """A subspace on which an operator is known: orthonormal vectors and their images."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,31 @@ from torch import Tensor
 
 from flatkit.spectrum.dot import dot, norm
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
+
+
+@dataclass(frozen=True)
+class Deflation:
+    """Orthonormal vectors V, and what is needed of their images for a trace or a norm.
+
+    Attributes:
+        vectors: V [M, P].
+        projection: V A Vᵀ [M, M], symmetric, float64 on the CPU.
+        length: ‖A V‖_F.
+    """
+
+    vectors: Tensor
+    projection: Tensor
+    length: float
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return len(self.vectors)
+
+    @property
+    def trace(self) -> float:
+        """The trace of V A Vᵀ."""
+        return float(self.projection.trace())
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,11 @@ class Space:
         projected, scale = dot(self.vectors, self.images), norm(self.images.reshape(-1))
         largest = float((projected - projected.T).abs().max())
         return largest / scale if scale > 0 else 0.0
+
+    @property
+    def deflation(self) -> Deflation:
+        """What is needed of it for a trace or a norm."""
+        return Deflation(self.vectors, self.projection, math.hypot(*map(norm, self.images)))
 
     def ritz(self, count: int | None = None) -> tuple[Tensor, "Space", Tensor]:
         """Return the Ritz pairs of largest magnitude. Cost: no product.

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
-from flatkit.spectrum.dot import norm
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.hutchinson import hutchinson_steps
 from flatkit.spectrum.operators import ProjectedOperator, SymmetricOperator
 from flatkit.spectrum.sampled import Sampled
 from flatkit.spectrum.sketch import Sketch, share_left
-from flatkit.spectrum.space import Space
+from flatkit.spectrum.space import Deflation, Space
 from flatkit.spectrum.standard_error import CAUTIOUS, rounding_error
 from flatkit.spectrum.steps import Steps, changed, finish, timed
 from flatkit.spectrum.stratified_trace import MIN_PROBES, Draws, entry_by_entry, probed_steps
@@ -99,7 +98,7 @@ def trace_steps(
     max_matvecs: int = 400,
     max_vectors: int = 64,
     generator: torch.Generator,
-    space: Space | None = None,
+    space: Space | Deflation | None = None,
 ) -> Steps[Estimate]:
     """Tell tr A after each product; `trace` is its end.
 
@@ -121,7 +120,7 @@ def trace_steps(
         max_matvecs: products at most; when spent, the status is `budget`.
         max_vectors: of the sketch.
         generator: draws the probes; must not be the one that drew the space.
-        space: vectors whose images are known.
+        space: vectors whose images are known; of a `Lanczos` run `deflation` takes no memory.
 
     >>> from flatkit.spectrum.operators import DenseOperator
     >>> matrix, given = torch.diag(torch.arange(40.0)), torch.Generator()
@@ -139,7 +138,8 @@ def trace_steps(
         return hutchinson_steps(
             operator, tolerance=tolerance, max_matvecs=max_matvecs, generator=generator
         )
-    process = _Process(operator, method, tolerance, max_matvecs, max_vectors, generator, space)
+    known = space.deflation if isinstance(space, Space) else space
+    process = _Process(operator, method, tolerance, max_matvecs, max_vectors, generator, known)
     notes = {} if space is None else {"space": space.size}
     return timed(_estimates(process.run(), tolerance, notes))
 
@@ -187,16 +187,13 @@ class _Process:
     budget: int
     max_vectors: int
     generator: torch.Generator
-    space: Space | None
+    space: Deflation | None
 
     def __post_init__(self) -> None:
         self.known, self.rounding, self.rest = 0.0, 0.0, self.whole
         if self.space is not None:
-            self.known = float(self.space.projection.trace())
-            frobenius = math.hypot(*map(norm, self.space.images))
-            self.rounding = rounding_error(
-                self.whole.rounding, frobenius=frobenius, value=self.known
-            )
+            self.known, length = self.space.trace, self.space.length
+            self.rounding = rounding_error(self.whole.rounding, frobenius=length, value=self.known)
             self.rest = ProjectedOperator(self.whole, self.space.vectors)
 
     def run(self) -> _Work:

@@ -113,6 +113,10 @@ def test_the_space_is_orthonormal_and_has_its_images(kept, steps, name, monkeypa
     identity = torch.eye(space.size, dtype=torch.float64)
     torch.testing.assert_close(space.vectors @ space.vectors.T, identity, rtol=0, atol=1e-12)
     torch.testing.assert_close(space.images, space.vectors @ matrix, rtol=0, atol=1e-10)
+    light = search.deflation()
+    torch.testing.assert_close(light.projection, space.projection, rtol=0, atol=1e-10)
+    assert light.length == pytest.approx(float(space.images.norm()), rel=1e-12)
+    assert torch.equal(light.vectors, space.vectors)
     values, pairs, residuals = space.ritz(2)
     gaps = pairs.vectors @ matrix - values[:, None] * pairs.vectors
     torch.testing.assert_close(residuals, gaps.norm(dim=1), rtol=1e-6, atol=1e-10)
@@ -147,6 +151,12 @@ def test_images_that_are_not_kept_follow_from_the_recurrence(name, dtype, monkey
         search.step()
         space = search.space()
         counts.add(space.matvecs > 0)
+        if search.matvecs % 3 == 0:
+            space = search.space(3)
+            values = np.linalg.eigvalsh(search.space().projection.numpy())
+            largest = np.sort(np.abs(values))[::-1][: space.size]
+            found = np.sort(np.abs(space.projection.diagonal().numpy()))[::-1]
+            np.testing.assert_allclose(found, largest, atol=1e-4)
         off = space.images.double() - space.vectors.double() @ matrix.double()
         assert float(off.abs().max()) <= 20 * torch.finfo(dtype).eps * SPECTRA[name].max()
     assert False in counts and (name != "bulk" or True in counts)  # five restarts wear them out
