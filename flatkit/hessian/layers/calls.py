@@ -26,11 +26,13 @@ from flatkit.hessian.layers.operations import (
     JOINING,
     LINEAR,
     QUERIES,
+    RESHAPING,
     SPLITTING,
     name_of,
     rows,
 )
 from flatkit.hessian.layers.pointwise import Activation, LinearMap
+from flatkit.hessian.layers.standardised import Softmax
 
 
 class Slot:
@@ -158,7 +160,7 @@ def rule(call: Call, tensor: Callable[[Any], Any]) -> tuple[Layer, list[Slot]] |
         call: has slots.
         tensor: slot -> its tensor; other things -> themselves.
     """
-    for find in (_entry_by_entry, _linear, _joining, _terms, _product, _choice):
+    for find in (_entry_by_entry, _softmax, _linear, _joining, _terms, _product, _choice):
         found = find(call, tensor)
         if found is not None:
             return found
@@ -193,6 +195,16 @@ def _entry_by_entry(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     return Activation(function), call.slots
 
 
+def _softmax(call: Call, tensor: Callable[[Any], Any]) -> _Found:
+    dim = call.argument(1, "dim")
+    whole = len(call.args) <= 2 and set(call.kwargs) <= {"dim", "_stacklevel", "dtype"}
+    if call.name != "softmax" or not _is_of_first(call) or not whole or not isinstance(dim, int):
+        return None
+    if call.kwargs.get("dtype") is not None:
+        return None
+    return Softmax(call.of(call.slots), dim), call.slots
+
+
 def _linear(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     if call.node.target is getattr and call.args[1] in ("T", "mT"):
         return LinearMap(call.of(call.slots)), call.slots
@@ -209,7 +221,23 @@ def _linear(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     flat = call.name == "rows" or (
         call.name == "flatten" and (*call.args[1:], *call.kwargs.values()) == (1,)
     )
-    return LinearMap(call.of(call.slots), takes_blocks=flat), call.slots
+    back = _transposed(call)
+    return LinearMap(call.of(call.slots), transposed=back, takes_blocks=flat), call.slots
+
+
+def _transposed(call: Call) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
+    """Return the transpose of a linear map of (gradient, shape of the input), where it is known."""
+    if call.name in RESHAPING:
+        return lambda gradient, shape: gradient.reshape(shape)
+    function = call.of(call.slots)
+    if call.name in ("transpose", "swapaxes", "swapdims"):
+        return lambda gradient, _: function(gradient)
+    dims = call.args[1] if isinstance(call.args[-1], (tuple, list)) else call.args[1:]
+    if call.name == "permute" and dims and not call.kwargs:
+        count = len(dims)
+        back = sorted(range(count), key=lambda place: dims[place] % count)
+        return lambda gradient, _: gradient.permute(back)
+    return None
 
 
 _STACKING = ("stack", "hstack", "vstack", "dstack", "column_stack")

@@ -102,7 +102,8 @@ class Opaque(Layer):
         """Add the derivatives of parameters to their sums, return those of the inputs."""
         left = iter(parts)
         every = [next(left) if point.requires_grad else None for point in self._points]
-        for name, part in zip(self.names, every[self._num_inputs :], strict=True):
+        for place, name in enumerate(self.names, self._num_inputs):
+            part = every[place]
             if part is not None:
                 total.add(name, part)
         return every[: self._num_inputs]

@@ -112,6 +112,11 @@ LINEAR = _words(
 """Functions and methods that are linear in their first argument, where it alone depends on
 parameters."""
 
+RESHAPING = _words(
+    "rows flatten unflatten ravel view_as reshape squeeze unsqueeze contiguous clone"
+)
+"""Those that leave the entries in their order."""
+
 ENTRY_BY_ENTRY = _words(
     """
     exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan sinh cosh asinh

@@ -92,6 +92,7 @@ class LinearMap(Layer):
     Args:
         function: of the inputs, y.
         linear: y but for what does not depend on the inputs; by default there is no such thing.
+        transposed: of (gradient, shape of the input), for one input; by default, by autograd.
         takes_blocks: whether it maps every sample by itself.
     """
 
@@ -100,10 +101,11 @@ class LinearMap(Layer):
         function: Callable[..., Tensor],
         linear: Callable[..., Tensor] | None = None,
         *,
+        transposed: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
         takes_blocks: bool = False,
     ) -> None:
         self._function, self._linear = function, linear or function
-        self.takes_blocks = takes_blocks
+        self._back, self.takes_blocks = transposed, takes_blocks
 
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """Return y."""
@@ -131,7 +133,10 @@ class LinearMap(Layer):
         # A linear map has the same transpose at every point: a stand-in without memory will do.
         # The first dimension of its result need not be that of its input.
         factor = _rows(gradient) // self._rows if self.takes_blocks else 1
-        points = [self._zero.expand([factor * n for n in s[:1]] + [*s[1:]]) for s in self._shapes]
+        shapes = [[factor * n for n in s[:1]] + [*s[1:]] for s in self._shapes]
+        if self._back is not None:
+            return (self._back(gradient, shapes[0]),)
+        points = [self._zero.expand(shape) for shape in shapes]
         with torch.enable_grad():
             points = [point.detach().requires_grad_() for point in points]
             image = self._linear(*points)

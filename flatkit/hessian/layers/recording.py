@@ -1,6 +1,8 @@
 """Which layer each node of a network's graph is, with the values that flow between them."""
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from flatkit.hessian.layers.affine import Affine, Convolution, Normalisation, NormalisedLinear
-from flatkit.hessian.layers.arithmetic import Terms, Weight
+from flatkit.hessian.layers.arithmetic import Product, Terms, Weight
 from flatkit.hessian.layers.calls import (
     Call,
     Slot,
@@ -23,6 +25,7 @@ from flatkit.hessian.layers.linear import Linear
 from flatkit.hessian.layers.opaque import Opaque, Piece
 from flatkit.hessian.layers.operations import ACTIVATION_FUNCTIONS, ACTIVATIONS, LINEAR_MODULES
 from flatkit.hessian.layers.pointwise import Activation, Addition, LinearMap, max_pooling
+from flatkit.hessian.layers.standardised import Softmax, Standardised
 from flatkit.hessian.layers.trace import Network
 from flatkit.hessian.unsupported import UnsupportedError
 
@@ -164,6 +167,9 @@ class Recording:
         if is_splitting(call):
             yield from self._parts(node, call)
             return
+        if node.target is F.layer_norm and type(call.argument(0, "input")) is Slot:
+            yield from self._layer_norm(node, call, None)
+            return
         found = rule(call, self._tensor)
         if found is None:
             yield from self._opaque(node, call, {})
@@ -210,6 +216,9 @@ class Recording:
         if not free and not call.slots:
             self._values[node] = call.run()
             return
+        if type(module) is nn.LayerNorm and len(call.args) == 1:
+            yield from self._layer_norm(node, call, module)
+            return
         plain = len(call.args) == 1 and not call.kwargs
         if plain and isinstance(self._tensor(call.args[0]), Tensor):
             if type(module) in _DROPOUTS and not module.training:
@@ -221,6 +230,41 @@ class Recording:
                 yield from self._made(node, layer, (source,))
                 return
         yield from self._opaque(node, call, free)
+
+    def _layer_norm(self, node: fx.Node, call: Call, module: nn.LayerNorm | None) -> Iterator[Step]:
+        """Return the steps of a layer norm: standardised, times a weight, plus a bias."""
+        if module is None:
+            shape, eps = call.argument(1, "normalized_shape"), call.argument(4, "eps", 1e-5)
+            affine = call.argument(2, "weight"), call.argument(3, "bias")
+        else:
+            shape, eps = module.normalized_shape, module.eps
+            affine = yield from self._parameters(module.weight, module.bias)
+        place = Slot()
+        yield Step(Standardised(shape, eps), (self._slot(call.argument(0, "input")),), place)
+        for own, kind in zip(affine, (Product, Terms), strict=True):
+            if own is None:
+                continue
+            moves = type(own) is Slot
+            layer = Product(None, None if moves else own)
+            if kind is Terms:
+                layer = Terms(operator.add, (1, 1)) if moves else Terms(partial(_plus, own), (1,))
+            inputs, place = (place, own) if moves else (place,), Slot()
+            yield Step(layer, inputs, place)
+        self._values[node] = place if place in self.depends else self.tensors[place]
+
+    def _parameters(
+        self, *tensors: Tensor | None
+    ) -> Generator[Step, None, list[Slot | Tensor | None]]:
+        """Return parameters of a module, the free ones as places, after the steps of these."""
+        found: list[Slot | Tensor | None] = []
+        for tensor in tensors:
+            name = None if tensor is None else self._network.names[id(tensor)]
+            if tensor is None or name not in self._free:
+                found.append(None if tensor is None else tensor.detach())
+                continue
+            found.append(Slot())
+            yield Step(Weight(name), (), found[-1])
+        return found
 
     def _module_layer(self, node: fx.Node, source: Slot, module: nn.Module) -> Layer | None:
         """Return the rule for a module of one input, or None if there is none."""
@@ -236,6 +280,8 @@ class Recording:
             return Activation(ACTIVATION_FUNCTIONS[F.hardsigmoid])
         if type(module) in ACTIVATIONS:
             return Activation(module)
+        if type(module) is nn.Softmax and module.dim is not None:
+            return Softmax(module, module.dim)
         if type(module) in LINEAR_MODULES:
             flat = type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
             return LinearMap(module, takes_blocks=flat)
@@ -281,6 +327,10 @@ class Recording:
         weight, bias = self._own_names(norm) if norm.affine else (None, None)
         deviation = (norm.running_var + norm.eps).sqrt()
         return Normalisation(weight, bias, norm.running_mean, deviation)
+
+
+def _plus(constant: Tensor, x: Tensor) -> Tensor:
+    return x + constant
 
 
 def _parameter_names(layer: Layer) -> list[str]:
