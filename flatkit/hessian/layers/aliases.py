@@ -20,6 +20,7 @@ from flatkit.hessian.layers.operations import (
     IN_PLACE_METHODS,
     name_of,
 )
+from flatkit.hessian.layers.tracer import is_of_shapes
 from flatkit.hessian.unsupported import UnsupportedError
 
 
@@ -116,6 +117,8 @@ def _may_share(node: fx.Node, modules: Mapping[str, nn.Module], writing: set[str
         activation = room[2] == "activation"
         return path in writing or not (room[0] == "torch.nn.modules" and (plain or activation))
     if node.op in ("call_function", "call_method"):
+        if is_of_shapes(node):
+            return False
         return name_of(node.target) not in FRESH or bool(_flag(node))
     return False
 

@@ -244,11 +244,12 @@ class Recording:
         for own, kind in zip(affine, (Product, Terms), strict=True):
             if own is None:
                 continue
-            moves = type(own) is Slot
-            layer = Product(None, None if moves else own)
+            inputs, constant = ((place, own), None) if type(own) is Slot else ((place,), own)
+            layer: Layer = Product(None, constant)
             if kind is Terms:
-                layer = Terms(operator.add, (1, 1)) if moves else Terms(partial(_plus, own), (1,))
-            inputs, place = (place, own) if moves else (place,), Slot()
+                function = operator.add if constant is None else partial(operator.add, constant)
+                layer = Terms(function, [1] * len(inputs))
+            place = Slot()
             yield Step(layer, inputs, place)
         self._values[node] = place if place in self.depends else self.tensors[place]
 
@@ -262,8 +263,9 @@ class Recording:
             if tensor is None or name not in self._free:
                 found.append(None if tensor is None else tensor.detach())
                 continue
-            found.append(Slot())
-            yield Step(Weight(name), (), found[-1])
+            place = Slot()
+            found.append(place)
+            yield Step(Weight(name), (), place)
         return found
 
     def _module_layer(self, node: fx.Node, source: Slot, module: nn.Module) -> Layer | None:
@@ -327,10 +329,6 @@ class Recording:
         weight, bias = self._own_names(norm) if norm.affine else (None, None)
         deviation = (norm.running_var + norm.eps).sqrt()
         return Normalisation(weight, bias, norm.running_mean, deviation)
-
-
-def _plus(constant: Tensor, x: Tensor) -> Tensor:
-    return x + constant
 
 
 def _parameter_names(layer: Layer) -> list[str]:

@@ -29,20 +29,20 @@ class StandIn(fx.Proxy):
 
     def __index__(self) -> int:
         """Refuse to be a number."""
-        if _is_of_shapes(self.node):
+        if is_of_shapes(self.node):
             raise TraceError("the model's control flow depends on shapes")
         raise ValuesError("the model's control flow depends on values")
 
     __int__ = __float__ = __complex__ = __bool__ = __index__  # type: ignore[assignment]
 
 
-def _is_of_shapes(node: fx.Node) -> bool:
+def is_of_shapes(node: fx.Node) -> bool:
     """Whether the value of a node depends on nothing but shapes."""
     if node.target is len or name_of(node.target) in QUERIES:
         return True
     if node.target is getattr:
-        return node.args[1] in FACTS or _is_of_shapes(node.all_input_nodes[0])
-    return bool(node.all_input_nodes) and all(map(_is_of_shapes, node.all_input_nodes))
+        return node.args[1] in FACTS or is_of_shapes(node.all_input_nodes[0])
+    return bool(node.all_input_nodes) and all(map(is_of_shapes, node.all_input_nodes))
 
 
 def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
