@@ -1,7 +1,7 @@
 """What analyses of several checkpoints share: data, and the cores of the machine."""
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -36,24 +36,33 @@ class SharedData:
 
 
 def at_once(
-    analyze_file: Callable[[str, Mapping[str, Any], Sequence[str]], str],
+    analyze_file: Callable[..., str],
     subjects: Mapping[int, Any],
     settings: Mapping[str, Any],
     jobs: int,
+    journals: Mapping[int, str | None],
+    *,
+    fresh: bool = False,
 ) -> Generator[tuple[int, Report], None, None]:
     """Analyze several checkpoints at once, each in a process that has its share of the cores.
 
     Args:
-        analyze_file: takes path, settings and command, and returns a report as JSON.
+        analyze_file: takes path, settings, command, journal and `fresh`, and returns a report as
+            JSON.
         subjects: paths, by number.
         settings: the arguments of `analyze`; `progress` is told how many are done.
         jobs: how many at once.
+        journals: of each, if any.
+        fresh: forget what these hold.
 
     Raises:
         InvalidArgumentError: something cannot be given to another process.
     """
     numbers, progress = list(subjects), settings.get("progress")
-    calls = [(_path(subject), *_portable(settings)) for subject in subjects.values()]
+    calls = [
+        (_path(subject), *_portable(settings), journals[number], fresh)
+        for number, subject in subjects.items()
+    ]
     threads = max(1, usable_cores() // jobs)
     tell: Callable[[str, int, int], object] = progress if callable(progress) else lambda *_: None
     done = in_processes(analyze_file, calls, jobs=jobs, threads=threads)
@@ -80,9 +89,6 @@ def _portable(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     changes = dict(given)
     settings: AnalysisSettings = changes.pop("settings", None) or AnalysisSettings()
     command, _ = changes.pop("command", ()), changes.pop("progress", None)
-    for name in ("journal", "fresh"):
-        if changes.pop(name, None):
-            raise InvalidArgumentError(f"{name} belongs to one analysis; leave it out with `jobs`")
     settings = settings.changed(changes)
     for name in settings.measures:
         if MEASURES.outsider(name) == f"the measure {name}":

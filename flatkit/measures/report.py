@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
 from flatkit.files.store import Store
 from flatkit.measures.comparing import SharedData, at_once
 from flatkit.measures.effort import EffortSettings
+from flatkit.measures.finished import finished
 from flatkit.measures.journal import kept
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
@@ -173,6 +174,8 @@ def compare(
     *,
     groups: Mapping[str, str] | None = None,
     jobs: int = 1,
+    journal: str | Path | None = None,
+    fresh: bool = False,
     **settings: Any,
 ) -> Comparison:
     """Analyze several subjects with the same settings and random draws, side by side.
@@ -187,23 +190,35 @@ def compare(
             subjects are then paths of files that flatkit wrote. With other threads than in one
             process sums are rounded otherwise. For small networks, which two cores serve no faster
             than one, two jobs take half the time.
+        journal: a file in which finished reports of checkpoints are kept, so that the same call
+            goes on after it was stopped; beside it that of each analysis under way. All is removed
+            in the end.
+        fresh: forget what the journal holds.
         **settings: further arguments of `analyze`.
 
     Raises:
         InvalidArgumentError: there is none; or something cannot be given to another process.
             Further as `analyze`.
+        ResultError: the journal is of other settings.
         FlatkitError: a process died.
     """
     if not subjects:
         raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
     named = list(subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, 1))
     reports = {number: s for number, (_, s) in enumerate(named) if isinstance(s, Report)}
-    wanted = {number: s for number, (_, s) in enumerate(named) if not isinstance(s, Report)}
-    if check_count("jobs", jobs) > 1:
-        reports |= dict(at_once(analyze_file, wanted, settings, jobs))
-    else:
-        shared = SharedData()
-        reports |= {n: analyze(shared.task(s), **settings) for n, s in wanted.items()}
+    given = {number: s for number, (_, s) in enumerate(named) if number not in reports}
+    check_count("jobs", jobs)
+    with finished(journal, settings, fresh=fresh) as done:
+        reports |= done.reports(given)
+        left = {number: s for number, s in given.items() if number not in reports}
+        journals = {number: done.journal(number, s) for number, s in left.items()}
+        if jobs > 1:
+            run = at_once(analyze_file, left, settings, jobs, journals, fresh=fresh)
+        else:
+            run = _one_by_one(left, settings, journals, fresh=fresh)
+        for number, report in run:
+            reports[number] = done.keep(number, left[number], report)
+        done.remove(given)
     entries: list[Entry] = []
     for number, (key, _) in enumerate(named):
         name = key if isinstance(key, str) else reports[number].checkpoint.get("name")
@@ -212,17 +227,38 @@ def compare(
     return Comparison(entries)
 
 
+def _one_by_one(
+    subjects: Mapping[int, Subject],
+    settings: Mapping[str, Any],
+    journals: Mapping[int, str | None],
+    *,
+    fresh: bool,
+) -> Iterator[tuple[int, Report]]:
+    shared = SharedData()
+    for number, subject in subjects.items():
+        task, journal = shared.task(subject), journals[number]
+        yield number, analyze(task, journal=journal, fresh=fresh, **settings)
+
+
 _shared = SharedData()
 """Of a process that works for another one; nothing else calls `analyze_file`."""
 
 
-def analyze_file(path: str, settings: Mapping[str, Any], command: Sequence[str]) -> str:
+def analyze_file(
+    path: str,
+    settings: Mapping[str, Any],
+    command: Sequence[str],
+    journal: str | None,
+    fresh: bool,
+) -> str:
     """Return the report of a checkpoint as JSON, for another process.
 
     Args:
         path: of a file of flatkit.
         settings: of the analysis.
         command: kept in the report.
+        journal: as of `analyze`.
+        fresh: as of `analyze`.
     """
-    task, chosen = _shared.task(path), AnalysisSettings(**settings)
-    return analyze(task, settings=chosen, progress=False, command=command).to_json()
+    more = {"progress": False, "command": command, "journal": journal, "fresh": fresh}
+    return analyze(_shared.task(path), settings=AnalysisSettings(**settings), **more).to_json()

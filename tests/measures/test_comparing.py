@@ -1,5 +1,6 @@
 """`compare` over checkpoints: data are read once, and processes give what one process gives."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import nn
 
 import flatkit
 from flatkit.checkpoints import checkpoint as checkpoints
-from flatkit.errors import InvalidArgumentError
-from flatkit.measures import MEASURES, Measure
-from flatkit.results import Report
+from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
+from flatkit.measures import MEASURES, Measure, report
+from flatkit.measures.finished import finished
+from flatkit.results import Report, Result
 from flatkit.training import TrainingConfig, train
 
 
@@ -69,7 +71,6 @@ def test_several_at_once_give_the_same_bits_in_the_same_order(files, monkeypatch
     ("subject", "more", "message"),
     [
         (flatkit.Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1),) * 2), {}, "got a Task"),
-        ("a.pt", {"journal": "a.journal"}, "journal belongs to one analysis"),
         ("a.pt", {"measures": ["answer"]}, "answer was registered in this one alone"),
         ("a.pt", {"samples": 0}, "samples must be"),
         ("a.pt", {"jobs": 0}, "jobs must be"),
@@ -83,3 +84,43 @@ def test_what_another_process_cannot_be_given_is_refused_first(subject, more, me
             flatkit.compare([subject], **given)
     finally:
         del MEASURES._homes["answer"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_comparison_that_was_stopped_goes_on_with_what_was_finished(
+    files, tmp_path, monkeypatch, jobs
+):
+    journal, more = tmp_path / "a.journal", {"measures": ["loss"], "progress": False}
+    # the third is missing, as if all stopped there
+    shutil.copy(files[2], third := tmp_path / "third.pt")
+    content = third.read_bytes()
+    third.write_bytes(content[:50])
+    with pytest.raises(FlatkitError):
+        flatkit.compare([*files[:2], third], journal=journal, **more)
+    assert journal.exists()
+    third.write_bytes(content)
+    with pytest.raises(ResultError, match="seed: 0 there, 1 here"):
+        flatkit.compare([*files[:2], third], journal=journal, seed=1, **more)
+
+    analyzed, analyze = [], report.analyze
+    monkeypatch.setattr(
+        report, "analyze", lambda task, **given: analyzed.append(task) or analyze(task, **given)
+    )
+    resumed = flatkit.compare([*files[:2], third], journal=journal, jobs=jobs, **more)
+    assert len(analyzed) == (1 if jobs == 1 else 0)  # or in another process
+    plain = flatkit.compare([*files[:2], third], **more)
+    assert [e.report.result("loss").value for e in resumed.entries] == [
+        e.report.result("loss").value for e in plain.entries
+    ]
+    assert [file.name for file in tmp_path.iterdir()] == ["third.pt"]
+
+
+def test_the_report_of_a_checkpoint_that_changed_is_not_taken(files, tmp_path):
+    shutil.copy(files[0], here := tmp_path / "ckpt.pt")
+    with finished(tmp_path / "a.journal", {}) as done:
+        done.keep(0, here, Report([Result("loss", 0.5, 0.0)]))
+        done.keep(1, flatkit.load(here), Report([Result("loss", 0.5, 0.0)]))
+        assert set(done.reports({0: here, 1: flatkit.load(here), 2: files[0]})) == {0, 1}
+        shutil.copy(files[1], here)
+        assert done.reports({0: here, 1: flatkit.load(here), 2: files[1], 3: object()}) == {}
+        assert done.journal(0, here) != done.journal(0, files[1])
