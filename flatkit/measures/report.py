@@ -206,7 +206,7 @@ def compare(
         raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
     named = list(subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, 1))
     reports = {number: s for number, (_, s) in enumerate(named) if isinstance(s, Report)}
-    given = {number: s for number, (_, s) in enumerate(named) if number not in reports}
+    given = {number: s for number, (_, s) in enumerate(named) if not isinstance(s, Report)}
     check_count("jobs", jobs)
     with finished(journal, settings, fresh=fresh) as done:
         reports |= done.reports(given)
@@ -260,5 +260,7 @@ def analyze_file(
         journal: as of `analyze`.
         fresh: as of `analyze`.
     """
-    more = {"progress": False, "command": command, "journal": journal, "fresh": fresh}
-    return analyze(_shared.task(path), settings=AnalysisSettings(**settings), **more).to_json()
+    task, chosen = _shared.task(path), AnalysisSettings(**settings)
+    return analyze(
+        task, settings=chosen, progress=False, command=command, journal=journal, fresh=fresh
+    ).to_json()
