@@ -11,7 +11,8 @@ import torch
 from scipy.integrate import trapezoid
 
 from flatkit.checks import check_count, check_positive
-from flatkit.spectrum.krylov import KrylovBasis, Rule
+from flatkit.spectrum.gauss_rule import Rule
+from flatkit.spectrum.krylov import KrylovBasis
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.standard_error import freedom_of, rounding_error, stretch
 from flatkit.spectrum.steps import Steps, changed, finish, timed
@@ -33,7 +34,8 @@ class Density:
         weights: their weights, adding up to 1.
         grid: where the curve is given, [G].
         curve: the density there: Gaussians of standard deviation `bandwidth` at the nodes.
-        error: standard error of the curve over the probes, [G].
+        error: standard error of the curve over the probes, and what it may lack between the nodes,
+            [G].
         bandwidth: in units of the eigenvalues.
         mean: Σ weight·node, an estimate of tr A / P.
         mean_error: its standard error.
@@ -70,9 +72,9 @@ def spectral_density(
     Each random unit vector gives, by Lanczos with full reorthogonalisation, a Gauss quadrature
     rule of its own spectral measure, exact for polynomials of degree 2·steps - 1; their mean
     estimates the density (Lin, Saad and Yang, 2016; Ghorbani, Krishnan and Xiao, 2019). Detail
-    finer than the bandwidth is not resolved, and the curve says nothing of it. Nor does its error
-    hold what `steps` nodes leave out where the spectrum has no gaps: bumps of the width of the
-    bandwidth, between nodes that are farther apart.
+    finer than the bandwidth is not resolved, and the curve says nothing of it. Where the spectrum
+    has no gaps, `steps` nodes may lie farther apart than the bandwidth: the curve is then that of
+    averaged rules, with nodes between those, whose halves tell how wrong it may be (Laurie, 1996).
 
     For a random unit vector v the variance of vᵀAv is 2/(P + 2) times that of the eigenvalues,
     which the rules give with far less noise than the few values vᵀAv: `mean_error` stands on it.
@@ -165,8 +167,8 @@ def _density(
     operator: SymmetricOperator, bandwidth: float | None, points: int, told: _Rules
 ) -> Density:
     rules = told.rules
-    nodes = np.concatenate([nodes for nodes, _ in rules])
-    weights = np.concatenate([weights for _, weights in rules]) / len(rules)
+    nodes = np.concatenate([rule.nodes for rule in rules])
+    weights = np.concatenate([rule.weights for rule in rules]) / len(rules)
     width = float(nodes.max() - nodes.min())
     scale = float(np.abs(nodes).max())
     sigma = bandwidth or 0.01 * width or 0.01 * scale or 1e-12
@@ -174,14 +176,15 @@ def _density(
     if bandwidth is None:  # a curve must not miss its own peaks
         sigma = max(sigma, 1.5 * (grid[1] - grid[0]))
         grid = _grid(nodes, sigma, points)
-    curves = np.stack([_smooth(grid, *rule, sigma) for rule in rules])  # [probes, G]
+    curves = np.stack([_smooth(grid, rule.finer, rule.shares, sigma) for rule in rules])
+    drawn = _curve_error(curves * sigma, operator.size) / sigma  # squares overflow
     mean, mean_error = _mean(rules, operator)
     return Density(
         nodes=nodes,
         weights=weights,
         grid=grid,
         curve=curves.mean(0),
-        error=_curve_error(curves * sigma, operator.size) / sigma,  # squares overflow
+        error=np.hypot(drawn * sigma, _between(rules, grid, sigma) * sigma) / sigma,
         bandwidth=sigma,
         mean=mean,
         mean_error=mean_error,
@@ -202,16 +205,28 @@ def _curve_error(curves: np.ndarray, size: int) -> np.ndarray:
     return curves.std(0, ddof=1) / np.sqrt(len(curves)) * stretch(len(curves) - 1)
 
 
+def _between(rules: Sequence[Rule], grid: np.ndarray, sigma: float) -> np.ndarray:
+    """Return how wrong the curve [G] may be, as nodes are farther apart than the bandwidth.
+
+    What the two averaged rules are wrong by, the most within the distance of two nodes, as they
+    cross between bumps and hollows. Their mean is nearer, in an even spectrum far nearer.
+    """
+    halves = [np.abs(_smooth(grid, rule.finer, rule.shares * rule.signs, sigma)) for rule in rules]
+    reach = len(grid) // min(len(rule.nodes) for rule in rules)
+    padded = np.pad(np.mean(halves, axis=0), reach, mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(1)
+
+
 def _mean(rules: Sequence[Rule], operator: SymmetricOperator) -> tuple[float, float]:
     """Return the mean eigenvalue and its standard error."""
-    scale = max(float(np.abs(nodes).max()) for nodes, _ in rules) or 1.0  # squares overflow
-    means = np.array([float(nodes @ weights) for nodes, weights in rules]) / scale
+    scale = max(float(np.abs(rule.nodes).max()) for rule in rules) or 1.0  # squares overflow
+    means = np.array([float(rule.nodes @ rule.weights) for rule in rules]) / scale
     mean, count, size = float(means.mean()), len(rules), operator.size
     # Exact moments: a rule of two nodes or more integrates squares, as does one that ended early.
-    spreads = np.array([float(weights @ (nodes / scale - mean) ** 2) for nodes, weights in rules])
+    spreads = np.array([float(rule.weights @ (rule.nodes / scale - mean) ** 2) for rule in rules])
     variance = 2 / (size + 2) * float(spreads.mean())
     freedom = min(count, freedom_of(count, float(spreads.sum()), float(spreads @ spreads)))
-    if min(len(nodes) for nodes, _ in rules) < 2:
+    if min(len(rule.nodes) for rule in rules) < 2:
         spread = float(means.var(ddof=1)) if count > 1 else mean * mean
         variance, freedom = max(variance, spread), count - 1
     frobenius = np.sqrt((spreads.mean() + mean**2) * size)

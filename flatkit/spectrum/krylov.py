@@ -1,7 +1,6 @@
 """An orthonormal Krylov basis that can be restarted, and look probe."""
 
 import math
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -9,12 +8,10 @@ from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot, norm, project_out
+from flatkit.spectrum.gauss_rule import Rule, rule_of
 from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
 from flatkit.spectrum.rank import Probe
 from flatkit.spectrum.space import Deflation
-
-Rule: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Nodes and weights of a quadrature, which add up to 1."""
 
 KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
 # Part of a random vector in a warm start. It alone says what the given vectors may lack, and a
@@ -119,8 +116,7 @@ class KrylovBasis:
     def rule(self) -> Rule | None:
         """Return the Gauss rule of the start, of its first cycle; None of a warm start."""
         if self._rule is None and self._random_start:
-            values, weights = self.ritz()
-            return values, weights[0] ** 2
+            return rule_of(self._projection[: self._size, : self._size], ended=self.coupling == 0)
         return self._rule
 
     def _start(self) -> Probe:

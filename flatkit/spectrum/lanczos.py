@@ -15,7 +15,8 @@ from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.estimate import Estimate, residual_status
-from flatkit.spectrum.krylov import KrylovBasis, Rule, basis_for
+from flatkit.spectrum.gauss_rule import Rule
+from flatkit.spectrum.krylov import KrylovBasis, basis_for
 from flatkit.spectrum.operators import SymmetricOperator, check_k
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.ranks import Ranks, largest_magnitude
