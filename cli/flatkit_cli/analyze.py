@@ -105,10 +105,9 @@ def _say_journal(journal: Path | None, report: "Report") -> None:
     if failed:
         click.echo(f"not kept for a later run: {failed}", err=True)
     if journal is not None and journal.exists():
-        click.echo(
-            f"journal: {journal} lets this command go on, with more budget or other measures",
-            err=True,
-        )
+        size = f"{journal.stat().st_size / 1e6:,.1f} MB"
+        use = "lets this command go on, with more budget or other measures"
+        click.echo(f"journal: {journal} ({size}) {use}", err=True)
 
 
 def _watcher() -> "Watcher":
