@@ -44,6 +44,11 @@ def truth(model: nn.Module, x: Tensor, y: Tensor, vector: Tensor) -> tuple[Tenso
 
 def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Compare the gradient and a product of the layer-wise engine with the truth."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
     objective = Objective(model, "cross_entropy", (x, y), chunk_size=3)
     vector = torch.randn(objective.num_parameters, dtype=torch.float64)
     engine = build_engine("layers", objective, objective.theta)
@@ -131,6 +136,18 @@ CORNERS: dict[str, Callable[[], Corner]] = {
     "strides that leave a rest": lambda: Corner(
         lambda m, h, x: m.b(m.a(h)), a=conv(4, 2, (1, 2), stride=2), b=nn.BatchNorm2d(2)
     ),
+    "one sample after the other": lambda: Corner(
+        lambda m, h, x: (
+            torch.stack([m.b(m.a(image)) for image in h.unbind(0)]) * F.max_pool2d(h, 2)[:, :2]
+        ),
+        a=conv(4, 2, 1),
+        b=nn.MaxPool2d(2),
+    ),
+    "normalised by channel": lambda: Corner(
+        lambda m, h, x: m.a(h.sin()) ** 2 * m.b(h.flatten(2)).view(h.shape).cos(),
+        a=nn.BatchNorm2d(4),
+        b=nn.BatchNorm1d(4, affine=False),
+    ),
     "same": lambda: Corner(
         lambda m, h, x: m.a(h).exp(), a=conv(4, 2, 3, padding="same", dilation=2)
     ),
@@ -207,9 +224,4 @@ def test_products_in_corners_of_torch_are_those_of_double_backward(name: str):
 def test_products_with_architectures_are_those_of_double_backward(name: str):
     torch.manual_seed(0)
     model, x = ARCHITECTURES[name].build().double().eval(), ARCHITECTURES[name].inputs()
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
     check(model, x, torch.randint(0, 3, (len(x),)))

@@ -163,6 +163,14 @@ class WrittenOver(TwoLayers):
         return self.last(h)
 
 
+class Rows(TwoLayers):
+    """Makes rows of its samples, as images need it."""
+
+    def forward(self, x):
+        h = torch.relu(self.first(x.view(x.shape[0], -1)))
+        return self.last(h.reshape(h.size(0), -1))
+
+
 class Looking(TwoLayers):
     """Does something else where values are large."""
 
@@ -218,6 +226,7 @@ NETWORKS = {
     "forking": Forking,
     "forgetful": Forgetful,
     "scaled": Scaled,
+    "rows": Rows,
     "joined": Joined,
     "normalised": lambda: nn.Sequential(nn.Linear(6, 8), nn.Softmax(dim=-1), nn.Linear(8, 4)),
 }

@@ -31,7 +31,7 @@ from flatkit.hessian.layers.operations import (
     name_of,
     rows,
 )
-from flatkit.hessian.layers.pointwise import Activation, LinearMap
+from flatkit.hessian.layers.pointwise import Activation, LinearMap, max_pooling
 from flatkit.hessian.layers.standardised import Softmax
 
 
@@ -160,7 +160,7 @@ def rule(call: Call, tensor: Callable[[Any], Any]) -> tuple[Layer, list[Slot]] |
         call: has slots.
         tensor: slot -> its tensor; other things -> themselves.
     """
-    for find in (_entry_by_entry, _softmax, _linear, _joining, _terms, _product, _choice):
+    for find in (_entry_by_entry, _softmax, _pooling, _linear, _joining, _terms, _product, _choice):
         found = find(call, tensor)
         if found is not None:
             return found
@@ -203,6 +203,14 @@ def _softmax(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     if call.kwargs.get("dtype") is not None:
         return None
     return Softmax(call.of(call.slots), dim), call.slots
+
+
+def _pooling(call: Call, tensor: Callable[[Any], Any]) -> _Found:
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    if call.name != "max_pool2d" or not _is_of_first(call) or tensor(call.args[0]).ndim != 4:
+        return None
+    given = {**dict(zip(names, call.args[1:], strict=False)), **call.kwargs}
+    return None if given.pop("return_indices", False) else (max_pooling(**given), call.slots)
 
 
 def _linear(call: Call, tensor: Callable[[Any], Any]) -> _Found:

@@ -1,10 +1,9 @@
 """Which layer each node of a network's graph is, with the values that flow between them."""
 
-import operator
-from collections.abc import Generator, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
@@ -20,6 +19,7 @@ from flatkit.hessian.layers.calls import (
     is_splitting,
     rule,
 )
+from flatkit.hessian.layers.channelwise import Channelwise
 from flatkit.hessian.layers.layer import Layer
 from flatkit.hessian.layers.linear import Linear
 from flatkit.hessian.layers.opaque import Opaque, Piece
@@ -247,8 +247,7 @@ class Recording:
             inputs, constant = ((place, own), None) if type(own) is Slot else ((place,), own)
             layer: Layer = Product(None, constant)
             if kind is Terms:
-                function = operator.add if constant is None else partial(operator.add, constant)
-                layer = Terms(function, [1] * len(inputs))
+                layer = Terms(_sum_with(constant), [1] * len(inputs))
             place = Slot()
             yield Step(layer, inputs, place)
         self._values[node] = place if place in self.depends else self.tensors[place]
@@ -270,7 +269,8 @@ class Recording:
 
     def _module_layer(self, node: fx.Node, source: Slot, module: nn.Module) -> Layer | None:
         """Return the rule for a module of one input, or None if there is none."""
-        if type(module) in _CONVOLUTIONS and _is_plain(module):
+        dims = self.tensors[source].ndim
+        if type(module) in _CONVOLUTIONS and _is_plain(module, dims):
             layer = self._convolution(node, module)
             layer.needs_input_gradient = source in self.depends
             return layer
@@ -282,12 +282,14 @@ class Recording:
             return Activation(ACTIVATION_FUNCTIONS[F.hardsigmoid])
         if type(module) in ACTIVATIONS:
             return Activation(module)
+        if _is_fixed(module):
+            return Channelwise(self._normalisation(module))
         if type(module) is nn.Softmax and module.dim is not None:
             return Softmax(module, module.dim)
         if type(module) in LINEAR_MODULES:
             flat = type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
             return LinearMap(module, takes_blocks=flat)
-        if type(module) is nn.MaxPool2d and not module.return_indices:
+        if type(module) is nn.MaxPool2d and not module.return_indices and dims == 4:
             names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
             return max_pooling(**{name: getattr(module, name) for name in names})
         return None
@@ -321,14 +323,25 @@ class Recording:
         norm: Any = (
             self._network.modules.get(str(user.target)) if user.op == "call_module" else None
         )
-        if user.args != (node,) or user.kwargs:
-            return None
-        if type(norm) not in _NORMS or norm.training or norm.running_var is None:
+        if user.args != (node,) or user.kwargs or not _is_fixed(norm):
             return None
         self._folded[user] = node
+        return self._normalisation(norm)
+
+    def _normalisation(self, norm: Any) -> Normalisation:
         weight, bias = self._own_names(norm) if norm.affine else (None, None)
         deviation = (norm.running_var + norm.eps).sqrt()
         return Normalisation(weight, bias, norm.running_mean, deviation)
+
+
+def _sum_with(constant: Tensor | None) -> Callable[..., Tensor]:
+    """Return the sum of two tensors, or of one and a constant."""
+    return torch.add if constant is None else lambda x: x + constant
+
+
+def _is_fixed(module: Any) -> bool:
+    """Whether a module is a BatchNorm with running statistics."""
+    return type(module) in _NORMS and not module.training and module.running_var is not None
 
 
 def _parameter_names(layer: Layer) -> list[str]:
@@ -338,8 +351,10 @@ def _parameter_names(layer: Layer) -> list[str]:
         return sorted(layer.names)
     if isinstance(layer, Weight):
         return [layer.name]
-    return list(layer.names) if isinstance(layer, Opaque) else []
+    return list(layer.names) if isinstance(layer, (Opaque, Channelwise)) else []
 
 
-def _is_plain(module: Any) -> bool:
-    return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+def _is_plain(module: Any, dims: int) -> bool:
+    """Whether a convolution of a tensor of so many dimensions has its rule here."""
+    batched = dims == module.weight.ndim
+    return batched and module.padding_mode == "zeros" and not isinstance(module.padding, str)
