@@ -244,7 +244,7 @@ class Recording:
         for own, kind in zip(affine, (Product, Terms), strict=True):
             if own is None:
                 continue
-            inputs, constant = ((place, own), None) if type(own) is Slot else ((place,), own)
+            inputs, constant = ((place, own), None) if isinstance(own, Slot) else ((place,), own)
             layer: Layer = Product(None, constant)
             if kind is Terms:
                 layer = Terms(_sum_with(constant), [1] * len(inputs))
