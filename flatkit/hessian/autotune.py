@@ -1,7 +1,6 @@
 """Which engine to use: candidates multiply once on a few samples, held against float64."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -13,7 +12,6 @@ from flatkit.devices import ordinary_torch
 from flatkit.errors import FlatkitError, NonFiniteError
 from flatkit.hessian.products import (
     FORMULAS,
-    Engine,
     EngineName,
     build_engine,
     central_difference,
@@ -26,8 +24,10 @@ from flatkit.hessian.reference import (
     find_reference,
     relative,
     samples_of_probe,
+    total,
 )
 from flatkit.hessian.unsupported import UnsupportedError
+from flatkit.hessian.work import count_work
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
 
@@ -39,14 +39,9 @@ _CANDIDATES: tuple[tuple[EngineName, ...], ...] = (
     ("central_difference",),
 )
 """Tried together, one group after the other: the later ones cost more or are less exact."""
-_FEWEST, _TIMED = 8, (1 / 16, 128)
-"""Samples on which products are timed: that part of all, lest it cost more than what it saves, and
-at most so many. Few samples tell what is right, but not what is fast.
-"""
-_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 12, 0.1
-"""Rounds of timing where it is close: at least, at most, and else until so long has passed."""
-_CLEARLY = 0.75
-"""One round decides if the fastest engine needs less than this share of the second's time."""
+_CLOSE = 1.05
+"""Of two candidates whose work differs by less than this, the first is taken: in each group the
+one whose kernels were faster at equal work (`benchmarks/products.py`)."""
 _HESSIAN = Ways(double_backward, central_difference)
 _NOT_FINITE = "the product is not finite"
 
@@ -60,8 +55,8 @@ class Choice:
         error: ‖computed - true‖/‖true‖ of one product with a random vector, on samples spread over
             all the data; None if there was nothing to compare with.
         against: what was taken for the truth.
-        cost: a product in gradients, on these samples, with what can be kept kept; None if it was
-            not measured.
+        cost: a product in gradients, with what can be kept kept, as their multiplications are
+            counted on these samples; None if they were not.
         rejected: engine -> why it was not used.
         reference: the products that were taken for the truth.
         tolerance: the error that was asked for; a larger one is the smallest that there was.
@@ -131,6 +126,8 @@ def choose(
 ) -> Choice:
     """Return the cheapest engine whose product is within the tolerance of the truth.
 
+    The cheapest by what it multiplies, and by no clock: the same model has the same engine always.
+
     The truth is a product in float64 by double backward, on the same samples, unless central
     differences settle on another one; where there is neither, nothing, and the choice says so. If
     no engine is within the tolerance, the most accurate of all is taken, and its error stands in
@@ -160,12 +157,7 @@ def choose(
     good = good or _most_accurate(probe)
     if not good:
         raise _refusal(probe.rejected)
-    timed = _few(objective, *_TIMED)
-    contenders: dict[str, Callable[[], object]] = {"": _gradient(probe, timed)}
-    for trial in good:
-        contenders[trial.name] = partial(trial.engine.prepare(timed).products, vector[None])
-    seconds = _fastest_times(contenders, theta.device)
-    known[key] = _cheapest(probe, good, seconds, tolerance)
+    known[key] = _cheapest(probe, good, tolerance)
     return known[key]
 
 
@@ -185,10 +177,10 @@ class _Probe:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """An engine that can multiply, and the relative error of its product."""
+    """An engine that can multiply, its work for a product, and the relative error of that."""
 
     name: EngineName
-    engine: Engine
+    work: int
     error: float | None
     against: str
 
@@ -217,11 +209,14 @@ def _most_accurate(probe: _Probe) -> list[_Trial]:
 
 def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
     """Return how far an engine's product is off, or nothing and note why."""
-    product = torch.zeros_like(probe.vector)
+    product, work = torch.zeros_like(probe.vector), 0
     try:
         engine = build_engine(name, probe.objective, probe.theta)
         for chunk in probe.chunks:
-            product += engine.prepare(chunk).products(probe.vector[None])[0]
+            prepared = engine.prepare(chunk)
+            done, found = count_work(partial(prepared.products, probe.vector[None]))
+            product += found[0]
+            work += done
     except UnsupportedError as error:
         probe.rejected[name] = " ".join(str(error).split())[:200]
         return []
@@ -230,11 +225,11 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
         return []
     if name == "central_difference" and (probe.truth is None or not probe.reference.in_double):
         error = difference_error(probe.objective, probe.theta, probe.chunks[0], probe.vector)
-        return [_Trial(name, engine, error, "its own product at twice the step")]
+        return [_Trial(name, work, error, "its own product at twice the step")]
     truth, reference = probe.truth, probe.reference
     itself = not reference.in_double and reference.recipe is FORMULAS.get(name)
     error = None if truth is None or itself else relative(product.double() - truth, truth)
-    return [_Trial(name, engine, error, probe.reference.against)]
+    return [_Trial(name, work, error, probe.reference.against)]
 
 
 def _refusal(rejected: dict[str, str]) -> FlatkitError:
@@ -247,44 +242,14 @@ def _refusal(rejected: dict[str, str]) -> FlatkitError:
     return FlatkitError(f"no engine can multiply with this Hessian: {reasons}")
 
 
-def _gradient(probe: _Probe, chunk: Chunk) -> Callable[[], object]:
-    """Return the gradient of a chunk, to be timed beside the products."""
-
-    def gradient() -> Tensor:
-        with probe.objective.placed(probe.theta, smooth=False) as point:
-            return differentiate(probe.objective.chunk_loss(point, chunk), point)
-
-    return gradient
-
-
-def _fastest_times(
-    contenders: Mapping[str, Callable[[], object]], device: torch.device
-) -> dict[str, float]:
-    """Return the least seconds of each, until it is clear which of the named ones is fastest."""
-    seconds = dict.fromkeys(contenders, float("inf"))
-    begun = time.perf_counter()
-    for turn in range(1, _MOST_ROUNDS + 1):  # in turn: noise hurts every engine equally
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name] = min(seconds[name], time.perf_counter() - started)
-        first, *others = sorted(spent for name, spent in seconds.items() if name)
-        clear = all(first < _CLEARLY * other for other in others[:1])
-        if clear or (turn >= _ROUNDS and time.perf_counter() - begun > _SECONDS):
-            break
-    return seconds
-
-
-def _cheapest(
-    probe: _Probe, trials: list[_Trial], seconds: Mapping[str, float], tolerance: float
-) -> Choice:
-    best = min(trials, key=lambda trial: seconds[trial.name])
-    costs = {trial.name: seconds[trial.name] / max(seconds[""], 1e-9) for trial in trials}
+def _cheapest(probe: _Probe, trials: list[_Trial], tolerance: float) -> Choice:
+    least = min(trial.work for trial in trials)
+    best = next(trial for trial in trials if trial.work <= _CLOSE * least)
+    gradient, _ = count_work(partial(_gradient, probe))
+    costs = {trial.name: trial.work / max(gradient, 1) for trial in trials}
     for trial in trials:
         if trial is not best:
-            probe.rejected[trial.name] = f"costs {costs[trial.name]:.1f} gradients here"
+            probe.rejected[trial.name] = f"costs {costs[trial.name]:.2f} gradients here"
     return Choice(
         best.name,
         best.error,
@@ -296,11 +261,10 @@ def _cheapest(
     )
 
 
-def _few(objective: Objective, share: float, most: int) -> Chunk:
-    if not objective.divisible:
-        return next(objective.chunks())
-    size = min(most, max(_FEWEST, int(share * objective.num_rows)))
-    return next(objective.chunks(min(size, objective.chunk_size, objective.num_rows)))
+def _gradient(probe: _Probe) -> Tensor:
+    with probe.objective.placed(probe.theta, smooth=False) as point:
+        parts = (probe.objective.chunk_loss(point, chunk) for chunk in probe.chunks)
+        return total(differentiate(part, point) for part in parts)
 
 
 def direction(theta: Tensor) -> Tensor:

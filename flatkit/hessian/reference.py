@@ -30,10 +30,11 @@ Recipe: TypeAlias = Callable[[Objective, Tensor, Chunk], Multiplies]
 
 _DOUBLE_MAX = 20_000_000
 """Parameters up to which a copy in float64 is no burden."""
-_FEWEST, _SHARE, _WORK, _MOST = 16, 16, 2_000_000, 256
+_FEWEST, _SHARE, _WORK, _MOST = 2, 20, 2_000_000, 256
 """Samples of a probe: so many at least; one in so many, or as many as make so much work (parameters
 times samples) if that is more; and so many at most. Rare samples that take another way through the
-model should be among them, and all of it cost less than two of the products that follow."""
+model should be among them, and all of it, in float64 for the most part, cost less than one of the
+products that follow."""
 _STEPS = {True: (0.01, 0.1, 1.0), False: (1.0, 2.0)}
 """Steps of differences in float64 or not, times the usual one. The shorter, the fewer kinks lie
 within them; in float32 rounding forbids it."""

@@ -1,0 +1,63 @@
+"""What a computation costs, by counting its multiplications: the same in every run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+T = TypeVar("T")
+
+
+def count_work(function: Callable[[], T]) -> tuple[int, T]:
+    """Return how much a function computes, and its result.
+
+    That is the floating-point operations of convolutions, matrix products and attention, which
+    torch counts, and one for each number that another operation makes. How fast a kernel is, and
+    what Python takes between two operations, is not seen: of products it tells their time in
+    gradients to some 30 % (`benchmarks/products.py`).
+
+    >>> count_work(lambda: torch.ones(2, 3) @ torch.ones(3, 4))[0]  # 2·2·3·4, and 6 + 12 ones
+    66
+    """
+    with _Work() as work:
+        result = function()
+    return work.count, result
+
+
+class _Work(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = kwargs or {}
+        result = func(*args, **options)
+        counted = flop_registry.get(_without_place(getattr(func, "overloadpacket", func)))
+        if counted is not None:
+            self.count += counted(*args, **options, out_val=result)
+        elif not _is_view(func):
+            made = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            self.count += sum(tensor.numel() for tensor in made)
+        return result
+
+
+def _without_place(packet: Any) -> Any:
+    """Return the operation that does the same, and does not write into its first argument."""
+    name = str(packet).partition(".")[2]
+    return getattr(torch.ops.aten, name[:-1], packet) if name.endswith("_") else packet
+
+
+def _is_view(func: Any) -> bool:
+    given = getattr(getattr(func, "_schema", None), "arguments", ())
+    alias = given[0].alias_info if given else None
+    return alias is not None and not alias.is_write
