@@ -24,10 +24,9 @@ from flatkit.hessian.reference import (
     find_reference,
     relative,
     samples_of_probe,
-    total,
 )
 from flatkit.hessian.unsupported import UnsupportedError
-from flatkit.hessian.work import count_work
+from flatkit.hessian.work import Work
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
 
@@ -157,7 +156,10 @@ def choose(
     good = good or _most_accurate(probe)
     if not good:
         raise _refusal(probe.rejected)
-    known[key] = _cheapest(probe, good, tolerance)
+    with Work() as gradient, objective.placed(theta, smooth=False) as point:
+        for chunk in chunks:
+            differentiate(objective.chunk_loss(point, chunk), point)
+    known[key] = _cheapest(probe, good, gradient.count, tolerance)
     return known[key]
 
 
@@ -214,9 +216,9 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
         engine = build_engine(name, probe.objective, probe.theta)
         for chunk in probe.chunks:
             prepared = engine.prepare(chunk)
-            done, found = count_work(partial(prepared.products, probe.vector[None]))
-            product += found[0]
-            work += done
+            with Work() as done:
+                product += prepared.products(probe.vector[None])[0]
+            work += done.count
     except UnsupportedError as error:
         probe.rejected[name] = " ".join(str(error).split())[:200]
         return []
@@ -242,10 +244,9 @@ def _refusal(rejected: dict[str, str]) -> FlatkitError:
     return FlatkitError(f"no engine can multiply with this Hessian: {reasons}")
 
 
-def _cheapest(probe: _Probe, trials: list[_Trial], tolerance: float) -> Choice:
+def _cheapest(probe: _Probe, trials: list[_Trial], gradient: int, tolerance: float) -> Choice:
     least = min(trial.work for trial in trials)
     best = next(trial for trial in trials if trial.work <= _CLOSE * least)
-    gradient, _ = count_work(partial(_gradient, probe))
     costs = {trial.name: trial.work / max(gradient, 1) for trial in trials}
     for trial in trials:
         if trial is not best:
@@ -259,12 +260,6 @@ def _cheapest(probe: _Probe, trials: list[_Trial], tolerance: float) -> Choice:
         probe.reference,
         tolerance,
     )
-
-
-def _gradient(probe: _Probe) -> Tensor:
-    with probe.objective.placed(probe.theta, smooth=False) as point:
-        parts = (probe.objective.chunk_loss(point, chunk) for chunk in probe.chunks)
-        return total(differentiate(part, point) for part in parts)
 
 
 def direction(theta: Tensor) -> Tensor:

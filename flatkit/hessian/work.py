@@ -1,7 +1,7 @@
 """What a computation costs, by counting its multiplications: the same in every run."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -9,26 +9,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-T = TypeVar("T")
 
-
-def count_work(function: Callable[[], T]) -> tuple[int, T]:
-    """Return how much a function computes, and its result.
+@final
+class Work(TorchDispatchMode):
+    """Counts what is computed inside.
 
     That is the floating-point operations of convolutions, matrix products and attention, which
     torch counts, and one for each number that another operation makes. How fast a kernel is, and
     what Python takes between two operations, is not seen: of products it tells their time in
     gradients to some 30 % (`benchmarks/products.py`).
 
-    >>> count_work(lambda: torch.ones(2, 3) @ torch.ones(3, 4))[0]  # 2·2·3·4, and 6 + 12 ones
+    Attributes:
+        count: the operations so far.
+
+    >>> with Work() as work:
+    ...     found = torch.ones(2, 3) @ torch.ones(3, 4)  # 2·2·3·4, and 6 + 12 ones
+    >>> work.count
     66
     """
-    with _Work() as work:
-        result = function()
-    return work.count, result
 
-
-class _Work(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0

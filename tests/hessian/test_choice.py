@@ -144,3 +144,16 @@ def test_samples_that_take_another_way_are_seen_in_any_order(order, rare):
     truth = torch.autograd.functional.hessian(value, theta)
     found = hessian @ torch.eye(4, dtype=torch.float64)
     torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-6)
+
+
+def test_the_engine_and_its_cost_are_counted_and_so_the_same_in_every_run():
+    x, y = torch.randn(9, 2, 6, 6), torch.randint(2, (9,))
+    model = nn.Sequential(nn.Conv2d(2, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 64))
+    found = [HessianOperator(Objective(model, "cross_entropy", (x, y))).choice for _ in range(2)]
+    assert found[0].engine == found[1].engine == "layers"
+    assert found[0].cost == found[1].cost
+    # A sample's multiplications: the gradient takes x ∗ W, g x* twice, and g W in the upper layer;
+    # the product twice as many of each, but what its kept first pass has done already.
+    lower, upper = 64 * 16 * 18, 1024 * 64
+    expected = (2 * lower + 6 * upper) / (2 * lower + 3 * upper)
+    assert found[0].cost == pytest.approx(expected, rel=0.05)

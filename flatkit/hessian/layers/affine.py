@@ -1,7 +1,7 @@
 """Layers with weights: linear maps and convolutions, with a BatchNorm that follows folded in."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -225,24 +225,27 @@ class Convolution(Affine):
         return result
 
     def _down(self, pairs: _Pairs) -> Tensor:
-        return _total(self._backward(g, self._x, weight, 0) for g, weight in pairs)
+        parts = [
+            torch.ops.aten.convolution_backward(
+                gradient, self._x, weight, None, *self._settings, [True, False, False]
+            )[0]
+            for gradient, weight in pairs
+        ]
+        return _total(parts)
 
     def _across(self, pairs: _Pairs) -> Tensor:
         stride, padding, dilation, *_, groups = self._settings
         weight = self._effective
         if prefers_patches(self._x, self._gradient, groups=groups):
             found = weight_gradient(pairs, weight.shape[2:], stride, padding, dilation)
-        else:
-            found = _total(self._backward(g, x, weight, 1) for g, x in pairs)
-        return found.contiguous()  # as the parameters lie
-
-    def _backward(self, gradient: Tensor, x: Tensor, weight: Tensor, wanted: int) -> Tensor:
-        """Return the gradient of the input (0) or of the weight (1)."""
-        mask = [wanted == 0, wanted == 1, False]
-        found = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, *self._settings, mask
-        )
-        return found[wanted]
+            return found.contiguous()  # as the parameters lie
+        parts = [
+            torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, *self._settings, [False, True, False]
+            )[1]
+            for gradient, x in pairs
+        ]
+        return _total(parts).contiguous()
 
 
 @final
@@ -257,13 +260,13 @@ class NormalisedLinear(Affine):
         return result
 
     def _down(self, pairs: _Pairs) -> Tensor:
-        return _total(gradient @ weight for gradient, weight in pairs)
+        return _total([gradient @ weight for gradient, weight in pairs])
 
     def _across(self, pairs: _Pairs) -> Tensor:
-        return _total(gradient.T @ x for gradient, x in pairs)
+        return _total([gradient.T @ x for gradient, x in pairs])
 
 
-def _total(parts: Iterable[Tensor]) -> Tensor:
+def _total(parts: Sequence[Tensor]) -> Tensor:
     """Return the sum of new tensors, in the memory of the first."""
     first, *others = parts
     for other in others:
