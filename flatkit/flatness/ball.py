@@ -1,8 +1,8 @@
-"""Maximise a function over a ball: many starts, Frank-Wolfe ascent, successive halving."""
+"""Maximise a function over a ball, a gradient at a time: the best point that is known so far."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,22 +10,12 @@ from torch import Tensor
 from flatkit.checks import check_count, check_positive
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
-from flatkit.flatness.frank_wolfe import BallFunction, BallSearch, Iterate
-from flatkit.flatness.initial_points import FunctionOfObjective, disagreement, initial_points
-from flatkit.flatness.iterated_search import DirectionSampler, iterated_local_search
-from flatkit.flatness.sphere_lbfgs import ascend_on_sphere
+from flatkit.flatness.frank_wolfe import BallFunction, BallSearch
+from flatkit.flatness.initial_points import FunctionOfObjective, disagreement, unaided_starts
+from flatkit.flatness.iterated_search import DirectionSampler
+from flatkit.flatness.rounds import Rounds, Start, angle, linear_gain
+from flatkit.spectrum.steps import Steps
 from flatkit.status import Status
-
-_SAME_POINT = 1e-3  # distance, in radii, below which two iterates are at one maximum
-_ON_SPHERE = 2  # iterates that are left when L-BFGS takes over from Frank-Wolfe steps
-# Angle, in radians, to the ascent direction at which no ascent of a smooth function ends: those
-# of the tanh networks in `python -m benchmarks.flatness networks` end closer, those of untrained
-# ReLU networks do not.
-_KINK_ANGLE = 3e-3
-_ROUNDINGS = 8  # units of rounding of a value within which a gain is none
-# Part of the budget that is kept for walks once an ascent ended at a kink; chosen on the ReLU
-# networks of the same benchmark.
-_RESERVE = 0.8
 
 
 @dataclass(frozen=True)
@@ -38,16 +28,20 @@ class BallMaximum:
         coordinates: u [P].
         start: the name of the start that led there.
         stationarity: the angle, in radians, between u and the ascent direction there, 0 at a
-            stationary point of the sphere; `None` for an inner point or a ball that is not round.
+            stationary point of the sphere; `None` for an inner point, a ball that is not round, or
+            where no direction was asked for yet.
         linear_gap: what the linearised function could still gain in the ball, relative to the
-            value; 0 at a stationary point of any ball. For a concave function nothing more can be
-            gained; otherwise it says only how flat the end of the search is.
-        status: `CONVERGED` if the best ascent became stationary; `KINKS` if it ended where the
+            value; 0 at a stationary point of any ball; `None` where no direction was asked for yet.
+            For a concave function nothing more can be gained; otherwise it says only how flat the
+            end of the search is.
+        status: `CONVERGED` if the best ascent became stationary, along the gradient itself, and a
+            first round of other starts led to nothing higher; `KINKS` if ascents ended where the
             gradient jumps, as that of a piecewise linear network does; else `BUDGET`.
         trails: the values along the ascent from each start.
-        evaluations: of the function.
+        evaluations: of the function, also next to a point for a secant.
         ascents: of its gradient.
         gradients: what all that cost, in gradients of the loss.
+        phases: of the search that have ended: the ascent from the best start, then rounds.
     """
 
     value: float
@@ -55,12 +49,13 @@ class BallMaximum:
     coordinates: Tensor
     start: str
     stationarity: float | None
-    linear_gap: float
+    linear_gap: float | None
     status: Status
     trails: Mapping[str, list[float]]
     evaluations: int
     ascents: int
     gradients: int
+    phases: int
 
 
 @ordinary_torch()
@@ -75,33 +70,20 @@ def maximize_over_ball(
     explore: DirectionSampler | None = None,
     generator: torch.Generator | None = None,
 ) -> BallMaximum:
-    """Search the maximum of a function over the ball ‖u‖ ≤ ρ.
+    """Search the maximum of a function over the ball ‖u‖ ≤ ρ, until a budget is spent.
 
-    From each start, Frank-Wolfe steps go to the maximiser over the ball of the function linearised
-    at u: they never descend where φ is convex (the generalised power method, Journée et al., 2010)
-    and are shortened until they ascend elsewhere (Frank and Wolfe, 1956). The budget is split
-    evenly over rounds, and each round keeps the better half (successive halving, Jamieson and
-    Talwalkar, 2016); of ascents that meet only one goes on. The last two go on by L-BFGS on the
-    sphere, where the ball is round. Where one of them ends at a kink, a jump of the gradient, what
-    is left of the budget goes to walks that pass kinks (`iterated_local_search`).
-
-    The result is a feasible point, so its value is a LOWER bound of the maximum: a search that
-    ends in a local maximum does not know it. The gradient of a piecewise linear network jumps, so
-    there even the end of an ascent need not be a local maximum.
+    These are the steps of `search_steps`: a larger budget repeats them and goes on.
 
     Args:
         function: φ.
         radius: ρ > 0.
-        starts: coordinates u [P] by name, each within the ball, the most promising first: a budget
-            that is too small for all drops the last ones.
-        budget: gradients of the loss that may be spent, about; the starts and one step of the
-            first are always taken.
-        tolerance: an ascent ends when a step gains less than this, relative to the value.
-        noise: by how much rounding may change a value; smaller gains are none.
-        explore: draws a direction [P] for a walk from far away, at a gradient of the loss each,
-            such as that in which two halves of the samples disagree; without it all walks begin
-            near the best point.
-        generator: draws where the walks begin, if there are any.
+        starts: coordinates u [P] by name, each within the ball, the most promising first.
+        budget: gradients of the loss that may be spent, about: the value at the first start is
+            always taken, and a batch of walks is never cut.
+        tolerance: as of `search_steps`, like all the others.
+        noise: by how much rounding may change a value.
+        explore: draws a direction for a walk from far away.
+        generator: draws where walks begin.
 
     Raises:
         InvalidArgumentError: no start, or an argument out of range.
@@ -118,151 +100,159 @@ def maximize_over_ball(
     >>> found.value, found.displacement
     (1.25, tensor([0.5000]))
     """
-    check_positive("rho", radius)
-    check_positive("tolerance", tolerance)
     check_count("budget", budget)
     if not starts:
         raise InvalidArgumentError("starts must hold at least one displacement, got none")
-    search = BallSearch(function, radius, tolerance=tolerance, budget=budget, noise=noise)
-    iterates = [Iterate(name, u) for name, u in list(starts.items())[: _affordable(search, starts)]]
-    search.start(iterates)
-    _successive_halving(search, iterates)
-    best = max(iterates, key=lambda iterate: iterate.value)
-    if any(_ends_at_kink(search, iterate) for iterate in iterates):
-        generator = generator or torch.Generator().manual_seed(0)
-        walked = iterated_local_search(search, best, list(starts.values()), explore, generator)
-        iterates.append(walked)
-        best = walked if walked.value > best.value else best
-    return _summary(search, iterates, best)
+    search = Search(function, radius, starts.items(), tolerance, noise, explore, generator)
+    return search.within(budget)
+
+
+def search_steps(
+    function: BallFunction,
+    *,
+    radius: float,
+    starts: Iterable[Start],
+    tolerance: float = 1e-7,
+    noise: float = 0.0,
+    explore: DirectionSampler | None = None,
+    generator: torch.Generator | None = None,
+) -> Steps[BallMaximum]:
+    """Search the maximum of a function over the ball ‖u‖ ≤ ρ, for as long as it is asked to.
+
+    The highest of the first four starts goes on alone. On the sphere of a round ball it ascends by
+    L-BFGS, else by Frank-Wolfe steps to the maximiser over the ball of the function linearised at u
+    (Frank and Wolfe, 1956), which never descend where φ is convex (the generalised power method,
+    Journée et al., 2010). Then come rounds of further starts, each of twice as many: the better
+    half takes a step, from the best quarter it ascends. An ascent uses secants of falling length
+    first, where the function has them: they cost less than its gradient and see the kinks that they
+    span. Where an ascent ends at a kink, a jump of the gradient, each round is followed by walks
+    that pass kinks (`iterated_search`), and the search never ends by itself.
+
+    The result is a feasible point, so its value is a LOWER bound of the maximum: a search that
+    ends in a local maximum does not know it. The gradient of a piecewise linear network jumps, so
+    there even the end of an ascent need not be a local maximum.
+
+    Args:
+        function: φ.
+        radius: ρ > 0.
+        starts: names and coordinates u [P], each within the ball, the most promising first, taken
+            when they are needed; and numbers of gradients that it took to find the next.
+        tolerance: an ascent ends when a step gains less than this, relative to the value.
+        noise: by how much rounding may change a value; smaller gains are none.
+        explore: draws a direction [P] for a walk from far away, at a gradient of the loss each,
+            such as that in which two halves of the samples disagree; without it all walks begin
+            near the best point.
+        generator: draws where the walks begin, if there are any.
+
+    Raises:
+        InvalidArgumentError: an argument out of range.
+        NonFiniteError: the function is not finite somewhere in the ball.
+    """
+    return Search(function, radius, starts, tolerance, noise, explore, generator).steps()
 
 
 def search_ball(
     function: FunctionOfObjective,
     *,
     rho: float,
-    starts: Mapping[str, Tensor] | None,
-    budget: int,
+    starts: Mapping[str, Tensor] | Iterable[Start] | None,
     tolerance: float,
     noise: float,
     generator: torch.Generator | None,
-) -> BallMaximum:
-    """Search the maximum of a function of an objective, from nothing but the point if need be.
+) -> "Search":
+    """Return a search of the maximum of a function of an objective, which has not begun.
 
     Walks explore the directions in which halves of the samples disagree.
 
     Args:
         function: φ.
         rho: ρ.
-        starts: coordinates u [P] by name; None for `initial_points`, which the budget then pays.
-        budget: in gradients of the loss, as of `maximize_over_ball`.
+        starts: as of `search_steps`, or coordinates u [P] by name; None for `unaided_starts`.
         tolerance: gain, relative to the value, that ends an ascent.
         noise: by how much rounding may change a value.
         generator: draws the initial points, if they are not given, and where walks begin.
     """
-    spent = 0
-    if starts is None:
-        found = initial_points(function, rho=rho, budget=budget, generator=generator)
-        starts, spent = found.points, found.gradients
+    generator = generator or torch.Generator().manual_seed(0)
 
     def explore(generator: torch.Generator) -> Tensor:
         direction = disagreement(function.objective, function.theta, generator)
         return function.geometry.displacement(direction)
 
-    best = maximize_over_ball(
-        function,
-        radius=rho,
-        starts=starts,
-        budget=max(1, budget - spent),
-        tolerance=tolerance,
-        noise=noise,
-        explore=explore,
-        generator=generator,
-    )
-    return replace(best, gradients=best.gradients + spent)
+    if starts is None:
+        starts = unaided_starts(function, rho=rho, generator=generator)
+    elif isinstance(starts, Mapping):
+        if not starts:
+            raise InvalidArgumentError("starts must hold at least one displacement, got none")
+        starts = cast(Mapping[str, Tensor], starts).items()
+    return Search(function, rho, starts, tolerance, noise, explore, generator)
 
 
-def _successive_halving(search: BallSearch, iterates: list[Iterate]) -> None:
-    """Let the ascents go on in rounds of equal cost, the better half of them in each."""
-    left, rounds = _distinct(iterates, search.radius), 1 + math.ceil(math.log2(len(iterates)))
-    for rounds_left in range(rounds, 0, -1):
-        kinked = any(_ends_at_kink(search, iterate) for iterate in left)
-        most = search.budget * (1.0 - _RESERVE if kinked else 1.0)
-        limit = search.spent + (most - search.spent) / rounds_left
-        if len(left) > _ON_SPHERE or not search.function.geometry.is_round:
-            search.advance(left, int(limit))
-        else:
-            for place, iterate in enumerate(left, start=1):
-                part = search.spent + (limit - search.spent) / (len(left) - place + 1)
-                ascend_on_sphere(search, iterate, int(part))
-        ranking = sorted(_distinct(left, search.radius), key=lambda iterate: -iterate.value)
-        if rounds_left > 1:
-            left = ranking[: max(1, -(-len(left) // 2))]
+class Search:
+    """A search that is driven from outside, a piece at a time."""
 
+    def __init__(
+        self,
+        function: BallFunction,
+        radius: float,
+        starts: Iterable[Start],
+        tolerance: float,
+        noise: float,
+        explore: DirectionSampler | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        check_positive("rho", radius)
+        check_positive("tolerance", tolerance)
+        self._search = BallSearch(function, radius, tolerance=tolerance, noise=noise)
+        generator = generator or torch.Generator().manual_seed(0)
+        self._rounds = Rounds(self._search, iter(starts), explore, generator)
 
-def _ends_at_kink(search: BallSearch, iterate: Iterate) -> bool:
-    """Return whether an ascent has ended although the slope there promises more."""
-    geometry, radius = search.function.geometry, search.radius
-    if not (iterate.done and geometry.is_round and bool(iterate.ascent.any())):
-        return False
-    target, size = geometry.maximiser(iterate.ascent, radius), abs(iterate.value)
-    gain, rounding = _linear_gain(iterate, target), torch.finfo(iterate.u.dtype).eps * size
-    if gain <= max(search.noise, _ROUNDINGS * rounding):
-        return False
-    angle = _angle(iterate, target, radius)
-    return gain > 0.5 * _KINK_ANGLE**2 * size if angle is None else angle > _KINK_ANGLE
+    def steps(self) -> Steps[BallMaximum]:
+        """Search for as long as it is asked to."""
+        with ordinary_torch():
+            pieces = self._rounds.run()
+        while True:
+            with ordinary_torch():
+                if next(pieces, self) is self:
+                    return
+            if self._search.iterates:
+                yield self.summary
 
+    def within(self, budget: int) -> BallMaximum:
+        """Search until a budget is spent."""
+        check_count("budget", budget)
+        for ask in self.steps():
+            if self._search.spent >= budget:
+                return ask()
+        return self.summary()
 
-def _affordable(search: BallSearch, starts: Mapping[str, Tensor]) -> int:
-    """Return how many starts leave each of them two steps in the first round."""
-    step, count = search.step_cost, len(starts)
-    while count > 1 and count * step * (1 + 2 * (1 + math.log2(count))) > search.budget:
-        count -= 1
-    return count
+    @ordinary_torch()
+    def summary(self) -> BallMaximum:
+        """Return the best point that is known."""
+        search, best = self._search, self._search.best
+        geometry, radius = search.function.geometry, search.radius
+        angular = gap = None
+        if best.ascent.numel():
+            target = geometry.maximiser(best.ascent, radius)
+            angular = angle(best, target, radius) if geometry.is_round else None
+            gap = max(0.0, linear_gain(best, target)) / abs(best.value) if best.value else 0.0
+        return BallMaximum(
+            value=best.value,
+            displacement=geometry.displacement(best.u),
+            coordinates=best.u,
+            start=best.name,
+            stationarity=angular,
+            linear_gap=gap,
+            status=self._status(),
+            trails={iterate.name: list(iterate.trail) for iterate in search.iterates},
+            evaluations=search.evaluations + search.secants,
+            ascents=search.ascents,
+            gradients=search.spent,
+            phases=self._rounds.phases,
+        )
 
-
-def _distinct(iterates: list[Iterate], radius: float) -> list[Iterate]:
-    """Return the iterates without those that are at the point of a higher one."""
-    kept: list[Iterate] = []
-    for iterate in sorted(iterates, key=lambda iterate: -iterate.value):
-        if all(float((iterate.u - other.u).norm()) > _SAME_POINT * radius for other in kept):
-            kept.append(iterate)
-    return kept
-
-
-def _summary(search: BallSearch, iterates: list[Iterate], best: Iterate) -> BallMaximum:
-    geometry, radius = search.function.geometry, search.radius
-    target = geometry.maximiser(best.ascent, radius)
-    gain = _linear_gain(best, target)
-    return BallMaximum(
-        value=best.value,
-        displacement=geometry.displacement(best.u),
-        coordinates=best.u,
-        start=best.name,
-        stationarity=_angle(best, target, radius) if geometry.is_round else None,
-        linear_gap=max(0.0, gain) / abs(best.value) if best.value else 0.0,
-        status=_status(search, best),
-        trails={iterate.name: iterate.trail for iterate in iterates},
-        evaluations=search.evaluations,
-        ascents=search.ascents,
-        gradients=search.spent,
-    )
-
-
-def _status(search: BallSearch, best: Iterate) -> Status:
-    if _ends_at_kink(search, best):
-        return Status.KINKS
-    return Status.CONVERGED if best.done else Status.BUDGET
-
-
-def _linear_gain(iterate: Iterate, target: Tensor) -> float:
-    return float(iterate.ascent.double() @ (target - iterate.u).double())
-
-
-def _angle(iterate: Iterate, target: Tensor, radius: float) -> float | None:
-    """Return the angle between a point on the sphere and its ascent direction."""
-    u, target = iterate.u.double(), target.double()
-    size = float(u.norm())
-    if size < 0.999 * radius or not bool(target.any()):
-        return None
-    across = target - u * float(u @ target) / size**2
-    return math.atan2(float(across.norm()), float(u @ target) / size)
+    def _status(self) -> Status:
+        best, rounds = self._search.best, self._rounds
+        if rounds.ends_at_kink(best) or (rounds.kinked and not best.done):
+            return Status.KINKS
+        converged = best.done and rounds.looked_elsewhere
+        return Status.CONVERGED if converged else Status.BUDGET

@@ -1,7 +1,7 @@
-"""Frank-Wolfe ascent in a ball: iterates that share a function, a radius and a budget."""
+"""Frank-Wolfe ascent in a ball: iterates that share a function and a radius."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,10 +22,13 @@ class FunctionValues:
     Attributes:
         values: of the function, float64 [K].
         ascents: returns its gradients [K, P] with respect to u; computed when called.
+        secants: returns what these are nearly, from a step of the length h back to where the
+            function was lower, at the cost of a value; None where ascents cost nothing anyway.
     """
 
     values: Tensor
     ascents: Callable[[], Tensor]
+    secants: Callable[[float], Tensor] | None = None
 
 
 class BallFunction(Protocol):
@@ -36,7 +39,7 @@ class BallFunction(Protocol):
     Attributes:
         geometry: of the ball.
         rows: how many points are best evaluated at once.
-        value_cost: of a value, in gradients of the loss.
+        value_cost: of a value, and of a secant, in gradients of the loss.
         ascent_cost: of a gradient of φ where the value is known, in gradients of the loss.
     """
 
@@ -50,6 +53,22 @@ class BallFunction(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Precision:
+    """How exactly an ascent goes on.
+
+    Attributes:
+        secant: length of the step, in radii, whose secant is the ascent; None for the gradient.
+        gain: that ends it, relative to the value.
+    """
+
+    secant: float | None = None
+    gain: float = 0.0
+
+
+EXACT = Precision()
+
+
 @dataclass(eq=False)
 class Iterate:
     """The current point of one ascent, which way is up there, and the values on the way."""
@@ -60,12 +79,24 @@ class Iterate:
     ascent: Tensor = field(default_factory=lambda: torch.empty(0))
     trail: list[float] = field(default_factory=list[float])
     done: bool = False
+    at: FunctionValues | None = None
 
-    def move(self, u: Tensor, value: float, ascent: Tensor, least_gain: float) -> None:
+    def move(self, u: Tensor, at: FunctionValues, least_gain: float = -math.inf) -> None:
         """Go to a higher point; a gain of no more than the least ends the ascent."""
+        value = float(at.values[0])
         self.done = value - self.value <= least_gain
-        self.u, self.value, self.ascent = u, value, ascent
+        self.u, self.value, self.at = u, value, at
         self.trail.append(value)
+
+    def follow(self, other: "Iterate") -> None:
+        """Go to where a higher iterate is."""
+        if other.value > self.value:
+            self.u, self.value, self.ascent = other.u, other.value, other.ascent
+            self.at, self.done = other.at, other.done
+
+    def forget(self) -> None:
+        """Give up what is kept for going on; the point and its value stay."""
+        self.at = None
 
 
 class BallSearch:
@@ -75,13 +106,14 @@ class BallSearch:
         function: φ.
         radius: ρ.
         tolerance: gain, relative to the value, that ends an ascent.
-        budget: in gradients of the loss.
         noise: by how much rounding may change a value.
 
     Attributes:
+        iterates: the ascents so far.
         evaluations: of φ so far.
         ascents: of its gradient so far.
-        explored: directions that were drawn at a gradient of the loss each.
+        secants: instead of its gradient.
+        explored: gradients of the loss that starts and directions to walk in took.
     """
 
     def __init__(
@@ -90,28 +122,27 @@ class BallSearch:
         radius: float,
         *,
         tolerance: float,
-        budget: int,
         noise: float = 0.0,
     ) -> None:
         self.function, self.radius, self.noise = function, radius, noise
-        self.tolerance, self.budget = tolerance, budget
-        self.evaluations = self.ascents = self.explored = 0
+        self.tolerance = tolerance
+        self.iterates: list[Iterate] = []
+        self.evaluations = self.ascents = self.secants = self.explored = 0
 
-    def least_gain(self, value: float) -> float:
+    def least_gain(self, value: float, precision: Precision) -> float:
         """Return the gain over a value that is none: within the tolerance, or the rounding."""
-        return max(self.tolerance * abs(value), self.noise)
-
-    @property
-    def step_cost(self) -> int:
-        """Gradients of the loss that a value and an ascent take."""
-        return self.function.value_cost + self.function.ascent_cost
+        return max(max(self.tolerance, precision.gain) * abs(value), self.noise)
 
     @property
     def spent(self) -> int:
         """Gradients of the loss so far."""
-        function = self.function
-        steps = self.evaluations * function.value_cost + self.ascents * function.ascent_cost
-        return steps + self.explored
+        values = (self.evaluations + self.secants) * self.function.value_cost
+        return values + self.ascents * self.function.ascent_cost + self.explored
+
+    @property
+    def best(self) -> Iterate:
+        """The highest iterate."""
+        return max(self.iterates, key=lambda iterate: iterate.value)
 
     def evaluate(self, u: Tensor) -> FunctionValues:
         """Evaluate the function at the rows of u [K, P].
@@ -128,61 +159,43 @@ class BallSearch:
             )
         return found
 
-    def ascents_of(self, found: FunctionValues) -> Tensor:
+    def ascents_of(self, found: FunctionValues, precision: Precision = EXACT) -> Tensor:
         """Return the ascents [K, P] at points that were evaluated."""
-        self.ascents += len(found.values)
-        return found.ascents()
+        if found.secants is None or precision.secant is None:
+            self.ascents += len(found.values)
+            return found.ascents()
+        self.secants += len(found.values)
+        return found.secants(precision.secant * self.radius)
 
-    def batches(self, iterates: list[Iterate]) -> list[list[Iterate]]:
-        """Return the iterates in the parts that are evaluated at once."""
-        size = self.function.rows
-        return [iterates[first : first + size] for first in range(0, len(iterates), size)]
+    def begin(self, name: str, u: Tensor) -> Iterate:
+        """Return a new ascent from a point [P], whose value is known. Cost: a value."""
+        iterate = Iterate(name, u)
+        iterate.move(u, self.evaluate(u[None]))
+        self.iterates.append(iterate)
+        return iterate
 
-    def start(self, iterates: list[Iterate]) -> None:
-        """Evaluate the initial points."""
-        for batch in self.batches(iterates):
-            found = self.evaluate(torch.stack([iterate.u for iterate in batch]))
-            ascents = self.ascents_of(found)
-            for row, iterate in enumerate(batch):
-                iterate.move(iterate.u, float(found.values[row]), ascents[row], 0.0)
-                iterate.done = False
+    def aim(self, iterate: Iterate, precision: Precision) -> None:
+        """Find which way is up. Cost: an ascent, or a value for a secant."""
+        at = iterate.at or self.evaluate(iterate.u[None])
+        iterate.at, iterate.ascent = at, self.ascents_of(at, precision)[0]
 
-    def step(self, batch: list[Iterate]) -> None:
-        """Move each iterate to the maximiser of the linearised function, or part of the way.
+    def step(self, iterate: Iterate, precision: Precision) -> Iterator[None]:
+        """Move an iterate to the maximiser of the linearised function, or part of the way.
 
         For a convex function the whole step never descends; otherwise it is halved until it
         ascends. The segment lies within the ball, so a part of it does too.
         """
-        targets = {
-            iterate: self.function.geometry.maximiser(iterate.ascent, self.radius)
-            for iterate in batch
-            if bool(iterate.ascent.any())
-        }
-        for iterate in batch:
-            iterate.done = iterate not in targets
-        pending, fraction = list(targets), 1.0
-        for _ in range(_HALVINGS):
-            if not pending:
-                return
-            points = torch.stack([torch.lerp(it.u, targets[it], fraction) for it in pending])
-            found = self.evaluate(points)
-            better = [row for row, it in enumerate(pending) if found.values[row] > it.value]
-            if better:
-                ascents = self.ascents_of(found)
-                for row in better:
-                    value = float(found.values[row])
-                    pending[row].move(points[row], value, ascents[row], self.least_gain(value))
-            pending = [iterate for row, iterate in enumerate(pending) if row not in set(better)]
-            fraction /= 2
-        for iterate in pending:
+        if not bool(iterate.ascent.any()):
             iterate.done = True
-
-    def advance(self, iterates: list[Iterate], until: int) -> None:
-        """Step the iterates one after the other until all are done or `until` is spent."""
-        while self.spent < until:
-            active = [iterate for iterate in iterates if not iterate.done]
-            if not active:
+            return
+        target = self.function.geometry.maximiser(iterate.ascent, self.radius)
+        for halving in range(_HALVINGS):
+            u = torch.lerp(iterate.u, target, 0.5**halving)
+            at = self.evaluate(u[None])
+            yield
+            if float(at.values[0]) > iterate.value:
+                iterate.move(u, at, self.least_gain(float(at.values[0]), precision))
+                self.aim(iterate, precision)
+                yield
                 return
-            for batch in self.batches(active):
-                if self.spent < until:
-                    self.step(batch)
+        iterate.done = True

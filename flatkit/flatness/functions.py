@@ -50,7 +50,7 @@ class LossIncrease:
             loss, gradient = self.objective.loss_and_gradient(points[0])
             losses, gradients = torch.tensor([loss], dtype=torch.float64), gradient[None]
         else:
-            losses, gradients = _gradients(self.objective, points, create_graph=False)[:2]
+            losses, gradients = _gradients(self.objective, points)
         return FunctionValues(losses - self.base, lambda: self.geometry.displacement(gradients))
 
 
@@ -59,7 +59,8 @@ class GradientNorm:
     """φ(u) = ‖T ∇L(θ + T u)‖ in the dual norm; its gradient is a Hessian-vector product.
 
     With c = T ∇L and s the gradient of the dual norm at c (c/‖c‖, or sign c in the L∞ ball),
-    ∇φ = T H(θ + T u) T s, from the graph of the gradient where that is kept.
+    ∇φ = T H(θ + T u) T s. Its secant is T (∇L(θ + T u) − ∇L(θ + T (u − h s))) / h, for one more
+    gradient.
 
     Args:
         objective: L.
@@ -74,43 +75,33 @@ class GradientNorm:
         self.objective, self.theta, self.geometry = objective, theta, geometry
         self.hessian: SymmetricOperator = HessianOperator(objective, theta)
         self.rows = batch_rows(objective, theta)
-        self.product_cost = self.ascent_cost = product_cost(objective)
+        self.product_cost = product_cost(objective)
+        self.ascent_cost = self.product_cost + 1  # the gradient at its point is computed again
 
     def __call__(self, u: Tensor) -> FunctionValues:
-        """Evaluate φ at the rows of u [K, P]. Cost: K gradients, and K products for ascents."""
+        """Evaluate φ at the rows of u [K, P]. Cost: K gradients; as many for secants."""
+        gradients = self._gradients(u)
+        scaled = self.geometry.displacement(gradients)
+        steepest = self.geometry.maximiser(scaled, 1.0)
+
+        def secants(step: float) -> Tensor:
+            change = gradients - self._gradients(u - step * steepest)
+            return self.geometry.displacement(change) / step
+
+        def ascents() -> Tensor:
+            return torch.stack([self._ascent(*rows) for rows in zip(u, steepest, strict=True)])
+
+        return FunctionValues(self.geometry.dual_norm(scaled).cpu(), ascents, secants)
+
+    def _gradients(self, u: Tensor) -> Tensor:
         points = self.theta + self.geometry.displacement(u)
         if len(points) == 1:
-            return self._at_one_point(points[0])
-        _, gradients, point = _gradients(self.objective, points, create_graph=True)
-        scaled = self.geometry.displacement(gradients.detach())
+            return self.objective.gradient(points[0])[None]
+        return _gradients(self.objective, points)[1]
 
-        def ascents() -> Tensor:
-            self.objective.count(matvecs=len(points))
-            if not gradients.requires_grad:
-                return torch.zeros_like(points)
-            (products,) = torch.autograd.grad(
-                gradients,
-                point,
-                grad_outputs=self.geometry.displacement(self._steepest(scaled)),
-                materialize_grads=True,
-            )
-            products = products.detach()  # torch 2.4 makes zeros that require gradients
-            return self.geometry.displacement(products)
-
-        return FunctionValues(self.geometry.dual_norm(scaled), ascents)
-
-    def _at_one_point(self, point: Tensor) -> FunctionValues:
-        hessian = HessianOperator(self.objective, point)
-        scaled = self.geometry.displacement(hessian.gradient())
-
-        def ascents() -> Tensor:
-            product = hessian.matvec(self.geometry.displacement(self._steepest(scaled)))
-            return self.geometry.displacement(product)[None]
-
-        return FunctionValues(self.geometry.dual_norm(scaled)[None], ascents)
-
-    def _steepest(self, scaled: Tensor) -> Tensor:
-        return self.geometry.maximiser(scaled, 1.0)
+    def _ascent(self, u: Tensor, steepest: Tensor) -> Tensor:
+        hessian = HessianOperator(self.objective, self.theta + self.geometry.displacement(u))
+        return self.geometry.displacement(hessian.matvec(self.geometry.displacement(steepest)))
 
 
 def product_cost(objective: Objective) -> int:
@@ -139,7 +130,7 @@ def batch_rows(objective: Objective, theta: Tensor) -> int:
 def _can_batch(objective: Objective, theta: Tensor) -> bool:
     points = torch.stack([theta, theta * 1.01])  # [2, P]
     try:
-        losses, gradients, _ = _gradients(objective, points, create_graph=False)
+        losses, gradients = _gradients(objective, points)
     except RuntimeError:  # what vmap raises for an operation of the model without a batching rule
         return False
     alone = [objective.loss_and_gradient(point) for point in points]
@@ -151,13 +142,11 @@ def _can_batch(objective: Objective, theta: Tensor) -> bool:
     )
 
 
-def _gradients(
-    objective: Objective, points: Tensor, *, create_graph: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return L [K] in float64 and ∇L [K, P] at the rows of points, and the leaf they depend on."""
+def _gradients(objective: Objective, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return L [K] in float64 and ∇L [K, P] at the rows of points."""
     chunk: Chunk = next(objective.chunks())
     leaf = points.detach().requires_grad_()
     losses = vmap(lambda theta: objective.chunk_loss(theta, chunk), randomness="error")(leaf)
-    (gradients,) = torch.autograd.grad(losses.sum(), leaf, create_graph=create_graph)
+    (gradients,) = torch.autograd.grad(losses.sum(), leaf)
     objective.count(gradients=len(points))
-    return losses.detach().double().cpu(), gradients, leaf
+    return losses.detach().double().cpu(), gradients

@@ -1,8 +1,7 @@
 """Where a search in the ball starts: the quadratic model's maximiser, known directions, chance."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from flatkit.flatness.frank_wolfe import BallFunction
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import QuadraticModel, Quantity, ScaledOperator
+from flatkit.flatness.rounds import Start
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import differentiate
 from flatkit.spectrum.operators import SymmetricOperator
@@ -19,12 +19,12 @@ NUM_VECTORS = 20  # eigenvectors in whose span most of the random initial points
 # Initial points that are eigenvectors, random combinations of all of them, and random points of
 # the sphere. `python -m benchmarks.flatness networks` chose them.
 _ALONE, _COMBINED, _ANYWHERE = 8, 64, 8
-# Products for the Krylov basis: at first, at most, and each time it grows;
-# `python -m benchmarks.flatness quadratics` chose them.
-_FEWEST_PRODUCTS, _MOST_PRODUCTS, _MORE_PRODUCTS = 8, 60, 12
+# Products for the Krylov basis of a point that nothing is known about, at first and at most.
+_FEWEST_PRODUCTS, _MOST_PRODUCTS = 8, 200
+_MORE_PRODUCTS = 12  # before the model's maximum is compared with that before
 # Differences, relative to the maximum: at which the model fits, at which it stands still.
 _FITS, _STANDS = 1e-4, 1e-8
-# Of all the initial points together, so that those of a large network fit in memory.
+# Of the basis of a model and its products, so that those of a large network fit in memory.
 _MOST_NUMBERS = 2**28
 
 
@@ -54,11 +54,11 @@ def search_starts(
     quantity: Quantity,
     vectors: Tensor,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Return initial points u [P] on the sphere by name, the most promising first.
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield initial points u [P] on the sphere by name, the most promising first.
 
     Most random ones are combinations of the eigenvectors: the maxima of networks lie almost within
-    their span, and a random point of the sphere almost across it.
+    their span, and a random point of the sphere almost across it. Cost: no product.
 
     Args:
         model: the quadratic model in the coordinates of the geometry.
@@ -68,79 +68,63 @@ def search_starts(
         vectors: top eigenvectors [K, P], orthonormal.
         generator: draws the random ones.
     """
-    gradient = model.gradient
-    directions: dict[str, Tensor] = {}
-
-    def both(name: str, direction: Tensor) -> None:
+    for name, direction in _directions(model, rho, quantity, vectors, generator):
         if bool(direction.any()):
-            directions[name] = direction
-            directions[f"{name}, reversed"] = -direction
-
-    both("quadratic model", model.maximum(quantity, rho=rho).u)
-    both("eigenvector 1", vectors[0])
-    both("gradient", gradient)
-    if bool(gradient.any()):
-        directions["gradient-norm ascent"] = model.operator.matvec(gradient)
-    room = max(4, _MOST_NUMBERS // max(1, gradient.numel()))
-    for number in range(2, min(_ALONE, len(vectors)) + 1):
-        both(f"eigenvector {number}", vectors[number - 1])
-    for number in range(1, _COMBINED + 1):
-        if len(directions) < room:
-            drawn = torch.randn(len(vectors), generator=generator).to(vectors)
-            directions[f"mixture {number}"] = drawn @ vectors
-    for number in range(1, _ANYWHERE + 1):
-        if len(directions) < room:
-            drawn = torch.randn(gradient.numel(), generator=generator).to(gradient)
-            directions[f"random {number}"] = drawn
-    return {
-        name: geometry.maximiser(direction, rho)
-        for name, direction in directions.items()
-        if bool(direction.any())
-    }
+            yield name, geometry.maximiser(direction, rho)
 
 
-@dataclass(frozen=True)
-class InitialPoints:
-    """Initial points of a search and what it cost to find them.
-
-    Attributes:
-        points: coordinates u [P] by name.
-        gradients: spent, a Hessian-vector product as `product_cost` says.
-    """
-
-    points: Mapping[str, Tensor]
-    gradients: int
-
-
-def initial_points(
-    function: FunctionOfObjective,
-    *,
+def _directions(
+    model: QuadraticModel,
     rho: float,
-    budget: int = 600,
-    generator: torch.Generator | None = None,
-) -> InitialPoints:
-    """Return initial points for a search around a point that nothing is known about.
+    quantity: Quantity,
+    vectors: Tensor,
+    generator: torch.Generator,
+) -> Iterator[tuple[str, Tensor]]:
+    gradient = model.gradient
+    best = model.within_basis(quantity, rho)[1]
+    yield "quadratic model", best
+    yield "quadratic model, reversed", -best
+    if quantity == "loss":
+        yield "gradient", gradient
+    else:
+        yield "gradient-norm ascent", model.image(gradient)
+    for number in range(1, min(_ALONE, len(vectors)) + 1):
+        yield f"eigenvector {number}", vectors[number - 1]
+        yield f"eigenvector {number}, reversed", -vectors[number - 1]
+        if number == 1:
+            yield "gradient, reversed", -gradient
+            if quantity != "loss":
+                yield "gradient", gradient
+    for number in range(1, _COMBINED + 1):
+        drawn = torch.randn(len(vectors), generator=generator).to(vectors)
+        yield f"mixture {number}", drawn @ vectors
+    for number in range(1, _ANYWHERE + 1):
+        yield f"random {number}", torch.randn(gradient.numel(), generator=generator).to(gradient)
+
+
+def unaided_starts(
+    function: FunctionOfObjective, *, rho: float, generator: torch.Generator
+) -> Iterator[Start]:
+    """Yield initial points around a point that nothing is known about, and what each took.
 
     One Krylov basis from the gradient gives the maximiser of the quadratic model and approximate
     eigenvectors, from which `search_starts` goes on. Where the function agrees with the model at
     its maximiser, nothing is better than a better model: the basis grows until its maximum stands
     still.
 
-    Cost: a gradient and at most 60 Hessian-vector products, within a third of the budget (but eight
-    products in any case), or two thirds where the model fits; memory 2 vectors a product.
+    Cost: a gradient and 8 Hessian-vector products, or at most 200 where the model fits; memory 2
+    vectors a product.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    objective, theta, geometry = function.objective, function.theta, function.geometry
+    theta, geometry = function.theta, function.geometry
     hessian = ScaledOperator(function.hessian, geometry)
-    gradient = geometry.displacement(objective.gradient(theta))
-    product = function.product_cost
-    room = max(_FEWEST_PRODUCTS, _MOST_NUMBERS // (2 * max(1, hessian.size)))
-    products = min(max(_FEWEST_PRODUCTS, budget // (3 * product)), _MOST_PRODUCTS, room)
-    model = QuadraticModel(hessian, gradient, max_basis=products)
-    spent = 1 + (len(model.basis) + 3) * product  # three: of two maxima and GAM's ascent
+    gradient = geometry.displacement(function.objective.gradient(theta))
+    yield 1
+    model = QuadraticModel(hessian, gradient, max_basis=1)
+    yield function.product_cost
+    yield from _grown(model, _FEWEST_PRODUCTS, function.product_cost)
     if geometry.is_round:
-        spent += _sharpen(model, function, rho, min(room, budget * 2 // (3 * product)))
-    points = search_starts(
+        yield from _sharpen(model, function, rho)
+    yield from search_starts(
         model,
         rho=rho,
         geometry=geometry,
@@ -148,7 +132,6 @@ def initial_points(
         vectors=model.ritz(min(NUM_VECTORS, hessian.size))[1],
         generator=generator,
     )
-    return InitialPoints(points, spent)
 
 
 def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator) -> Tensor:
@@ -178,25 +161,29 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     return total
 
 
-def _sharpen(model: QuadraticModel, function: FunctionOfObjective, rho: float, most: int) -> int:
-    """Let the basis grow while that raises the maximum, where the function fits the model.
+def _grown(model: QuadraticModel, size: int, cost: int) -> Iterator[int]:
+    """Let the basis grow to a size, and yield what each product cost."""
+    while len(model.basis) < size:
+        before = len(model.basis)
+        model.extend(before + 1)
+        if len(model.basis) == before:
+            return
+        yield cost
 
-    Returns:
-        What it cost, in gradients.
-    """
+
+def _sharpen(model: QuadraticModel, function: FunctionOfObjective, rho: float) -> Iterator[int]:
+    """Let the basis grow while that raises the maximum, where the function fits the model."""
     quantity = function.quantity
-    found = model.maximum(quantity, rho=rho)
-    value, before = float(function(found.u[None]).values[0]), len(model.basis)
-    spent, product = function.value_cost, max(2, function.ascent_cost)
-    if abs(value - found.value) > _FITS * abs(value):
-        return spent
+    most = min(_MOST_PRODUCTS, _MOST_NUMBERS // (2 * model.operator.size))
+    value, u = model.within_basis(quantity, rho)
+    seen = float(function(u[None]).values[0])
+    yield function.value_cost
+    if abs(seen - value) > _FITS * abs(seen):
+        return
     while len(model.basis) < most:
-        count = len(model.basis)
-        model.extend(min(most, count + _MORE_PRODUCTS))
-        better = model.maximum(quantity, rho=rho)
-        spent += product  # of the maximum
-        stands = better.value - found.value <= _STANDS * abs(better.value)
-        found = better
-        if stands or len(model.basis) == count:
-            break
-    return spent + (len(model.basis) - before) * product
+        before = len(model.basis)
+        yield from _grown(model, min(most, before + _MORE_PRODUCTS), function.product_cost)
+        better, _ = model.within_basis(quantity, rho)
+        if better - value <= _STANDS * abs(better) or len(model.basis) == before:
+            return
+        value = better

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.flatness.geometry import Geometry
-from flatkit.flatness.trust_region import quadratic_maximum
-from flatkit.spectrum.dot import new_direction
+from flatkit.flatness.trust_region import QuadraticMaximum, quadratic_maximum
+from flatkit.spectrum.dot import dot, new_direction, norm
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.space import Space
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
 
@@ -74,6 +75,7 @@ class QuadraticModel:
         operator: H.
         gradient: g [P].
         vectors: [K, P] to start the basis with.
+        space: whose vectors and images start the basis, at no product.
         max_basis: M at most.
 
     >>> from flatkit.spectrum.operators import DenseOperator
@@ -89,14 +91,18 @@ class QuadraticModel:
         gradient: Tensor,
         *,
         vectors: Tensor | Sequence[Tensor] = (),
+        space: Space | None = None,
         max_basis: int = 24,
     ) -> None:
         check_count("max_basis", max_basis)
         self.operator, self.gradient = operator, gradient
-        room = min(operator.size, max(max_basis, len(vectors)))
+        known = 0 if space is None else space.size
+        room = min(operator.size, max(max_basis, known + len(vectors)))
         self._rows = gradient.new_empty(room, gradient.numel())
         self._products = torch.empty_like(self._rows)
-        self._count = 0
+        self._count = known
+        if space is not None:
+            self._rows[:known], self._products[:known] = space.vectors, space.images
         self._generator = torch.Generator().manual_seed(0)
         for vector in vectors:
             self._add(vector)
@@ -152,15 +158,8 @@ class QuadraticModel:
         >>> [round(float(value), 4) for value in values], bool((residuals < 1e-5).all())
         ([-3.0, 1.0], True)
         """
-        basis, products = self.basis, self.products
-        small = (basis.double() @ products.double().T).cpu().numpy()
-        values, parts = np.linalg.eigh(0.5 * (small + small.T))
-        order = np.argsort(-abs(values), kind="stable")[:k]
-        rows = torch.from_numpy(parts.T[order].copy()).to(basis)
-        found, mapped = rows @ basis, rows @ products
-        largest = torch.from_numpy(values[order])
-        gap = mapped.double() - largest.to(mapped.device)[:, None] * found.double()
-        return largest, found, gap.norm(dim=1).cpu()
+        values, pairs, residuals = Space(self.basis, self.products).ritz(k)
+        return values, pairs.vectors, residuals
 
     def maximum(self, quantity: Quantity, *, rho: float, slope: float = math.inf) -> ModelMaximum:
         """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.
@@ -174,27 +173,35 @@ class QuadraticModel:
             rho: ρ > 0.
             slope: |λ|max of H, with its error added; without it nothing bounds the shortfall.
         """
+        found, u = self._secular(quantity, rho)
+        moved = self.gradient + self.image(u)  # g + Hu [P]
+        slopes = moved if quantity == "loss" else self.operator.matvec(moved)
+        residual = norm(slopes - found.multiplier * u)
+        excess = max(0.0, (slope if quantity == "loss" else slope**2) - found.multiplier)
+        gap = 2 * rho * residual + 2 * rho**2 * excess
+        if quantity == "loss":
+            return ModelMaximum(found.value, gap, u)
+        value = norm(moved)
+        most = float(np.hypot(value, math.sqrt(2 * gap)))  # from ½‖·‖² ≤ ½ value² + gap
+        return ModelMaximum(value, most - value, u)
+
+    def within_basis(self, quantity: Quantity, rho: float) -> tuple[float, Tensor]:
+        """Return the maximum over ‖u‖ ≤ ρ within the basis, and u [P]. Cost: no product."""
+        found, u = self._secular(quantity, rho)
+        return (found.value if quantity == "loss" else norm(self.gradient + self.image(u))), u
+
+    def image(self, vector: Tensor) -> Tensor:
+        """Return H v [P] of a vector within the basis. Cost: no product."""
+        return dot(self.basis, vector).to(vector) @ self.products
+
+    def _secular(self, quantity: Quantity, rho: float) -> tuple[QuadraticMaximum, Tensor]:
         check_choice("quantity", quantity, ("loss", "gradient_norm"))
         check_positive("rho", rho)
-        basis, products, gradient = (
-            part.double() for part in (self.basis, self.products, self.gradient)
-        )
-        of_loss = quantity == "loss"
-        rows = basis if of_loss else products  # of Q H Qᵀ, or of Q H² Qᵀ
-        linear = (rows @ gradient).cpu().numpy()
-        found = quadratic_maximum(_symmetric(rows @ products.T), linear, rho)
-        point = torch.from_numpy(found.point).to(basis)  # [M]
-        u, moved = point @ basis, gradient + point @ products  # u and g + Hu, [P]
-        slopes = moved if of_loss else self.operator.matvec(moved.to(self.gradient)).double()
-        residual = float((slopes - found.multiplier * u).norm())
-        excess = max(0.0, (slope if of_loss else slope**2) - found.multiplier)
-        gap = 2 * rho * residual + 2 * rho**2 * excess
-        if of_loss:
-            return ModelMaximum(found.value, gap, u.to(self.gradient))
-        value = float(moved.norm())
-        most = float(np.hypot(value, math.sqrt(2 * gap)))  # from ½‖·‖² ≤ ½ value² + gap
-        return ModelMaximum(value, most - value, u.to(self.gradient))
+        rows = self.basis if quantity == "loss" else self.products  # of Q H Qᵀ, or of Q H² Qᵀ
+        linear = dot(rows, self.gradient).numpy()
+        found = quadratic_maximum(_symmetric(dot(rows, self.products)), linear, rho)
+        return found, torch.from_numpy(found.point).to(self.basis) @ self.basis
 
 
 def _symmetric(matrix: Tensor) -> np.ndarray:
-    return (0.5 * (matrix + matrix.T)).cpu().numpy()
+    return (0.5 * (matrix + matrix.T)).numpy()

@@ -1,16 +1,18 @@
 """Zeroth-order sharpness: the largest increase of the loss within a ρ-ball."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flatkit.devices import ordinary_torch
-from flatkit.flatness.ball import BallMaximum, search_ball
+from flatkit.flatness.ball import BallMaximum, Search, search_ball
 from flatkit.flatness.functions import LossIncrease
 from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.flatness.rounds import Start
 from flatkit.objective.function import Objective
+from flatkit.spectrum.steps import Steps
 
 
 @ordinary_torch()
@@ -52,24 +54,62 @@ def max_loss_increase(
     >>> max_loss_increase(objective, torch.zeros(1), rho=0.5).value
     0.25
     """
+    search = _search(objective, theta, rho, starts, geometry, tolerance, generator)
+    return _at_least_zero(search.within(budget))
+
+
+def loss_increase_steps(
+    objective: Objective,
+    theta: Tensor | None = None,
+    *,
+    rho: float,
+    starts: Mapping[str, Tensor] | Iterable[Start] | None = None,
+    geometry: Geometry | None = None,
+    tolerance: float = 1e-7,
+    generator: torch.Generator | None = None,
+) -> Steps[BallMaximum]:
+    """Search as `max_loss_increase` does, for as long as it is asked to.
+
+    Args:
+        objective: as of `max_loss_increase`, like all the others.
+        theta: the point [P].
+        rho: ρ > 0.
+        starts: coordinates u [P] by name, or as of `search_steps`.
+        geometry: of the ball.
+        tolerance: gain, relative to the value, that ends an ascent.
+        generator: draws starts and where walks begin.
+    """
+    search = _search(objective, theta, rho, starts, geometry, tolerance, generator)
+    for ask in search.steps():
+        yield lambda ask=ask: _at_least_zero(ask())
+
+
+def _search(
+    objective: Objective,
+    theta: Tensor | None,
+    rho: float,
+    starts: Mapping[str, Tensor] | Iterable[Start] | None,
+    geometry: Geometry | None,
+    tolerance: float,
+    generator: torch.Generator | None,
+) -> Search:
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
     function = LossIncrease(objective, theta, geometry)
-    best = search_ball(
+    return search_ball(
         function,
         rho=rho,
         starts=starts,
-        budget=budget,
         tolerance=tolerance,
         noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
         generator=generator,
     )
-    return best if best.value >= 0 else _centre(best, theta)
 
 
-def _centre(best: BallMaximum, theta: Tensor) -> BallMaximum:
-    """Return the centre, which the ball holds: R0 is 0 at least, whatever a search found."""
-    return replace(
-        best, value=0.0, displacement=torch.zeros_like(theta), coordinates=torch.zeros_like(theta)
-    )
+def _at_least_zero(best: BallMaximum) -> BallMaximum:
+    """Return the centre in the place of what is lower: the ball holds it, so R0 is 0 at least."""
+    if best.value >= 0:
+        return best
+    centre = torch.zeros_like(best.coordinates)
+    return replace(best, value=0.0, displacement=centre, coordinates=centre)

@@ -1,15 +1,17 @@
 """First-order flatness: the largest gradient norm within a ρ-ball."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from flatkit.devices import ordinary_torch
-from flatkit.flatness.ball import BallMaximum, search_ball
+from flatkit.flatness.ball import BallMaximum, Search, search_ball
 from flatkit.flatness.functions import GradientNorm
 from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.flatness.rounds import Start
 from flatkit.objective.function import Objective
+from flatkit.spectrum.steps import Steps
 
 
 @ordinary_torch()
@@ -57,15 +59,54 @@ def max_gradient_norm(
     >>> max_gradient_norm(objective, torch.zeros(1), rho=0.5).value
     1.0
     """
+    return _search(objective, theta, rho, starts, geometry, tolerance, noise, generator).within(
+        budget
+    )
+
+
+def gradient_norm_steps(
+    objective: Objective,
+    theta: Tensor | None = None,
+    *,
+    rho: float,
+    starts: Mapping[str, Tensor] | Iterable[Start] | None = None,
+    geometry: Geometry | None = None,
+    tolerance: float = 1e-7,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Steps[BallMaximum]:
+    """Search as `max_gradient_norm` does, for as long as it is asked to.
+
+    Args:
+        objective: as of `max_gradient_norm`, like all the others.
+        theta: the point [P].
+        rho: ρ > 0.
+        starts: coordinates u [P] by name, or as of `search_steps`.
+        geometry: of the ball.
+        tolerance: gain, relative to the value, that ends an ascent.
+        noise: the rounding of ‖∇L‖.
+        generator: draws starts and where walks begin.
+    """
+    return _search(objective, theta, rho, starts, geometry, tolerance, noise, generator).steps()
+
+
+def _search(
+    objective: Objective,
+    theta: Tensor | None,
+    rho: float,
+    starts: Mapping[str, Tensor] | Iterable[Start] | None,
+    geometry: Geometry | None,
+    tolerance: float,
+    noise: float,
+    generator: torch.Generator | None,
+) -> Search:
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
-    function = GradientNorm(objective, theta, geometry)
     return search_ball(
-        function,
+        GradientNorm(objective, theta, geometry),
         rho=rho,
         starts=starts,
-        budget=budget,
         tolerance=tolerance,
         noise=noise,
         generator=generator,

@@ -1,16 +1,22 @@
-"""L-BFGS on the sphere: the last part of an ascent, where Frank-Wolfe steps become slow."""
+"""L-BFGS on the sphere, and how an ascent goes from rough to exact."""
 
 from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from torch import Tensor
 
-from flatkit.flatness.frank_wolfe import BallSearch, Iterate
+from flatkit.flatness.frank_wolfe import EXACT, BallSearch, Iterate, Precision
+from flatkit.spectrum.dot import inner, norm
 
 # Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20.
-_MEMORY = 6
+_MEMORY = 8
 _LONGEST_STEP = 1.0  # in radii, before the point is brought back to the sphere
-_SHORTENINGS = 8  # how often a step is divided by three before the direction is given up
+_SHORTENINGS = 5  # how often a step is divided by three before the direction is given up
+# Of secants, until a step gains so little. A long one is blind to the kinks within it, where the
+# gradient leads nowhere; `python -m benchmarks.flatness` chose them.
+_ROUGH = (Precision(0.1, 1e-3), Precision(0.03, 3e-4), Precision(0.01, 1e-4))
+_ROUGH_GRADIENT = (Precision(None, 1e-3),)
 
 
 class _Pair(NamedTuple):
@@ -21,62 +27,86 @@ class _Pair(NamedTuple):
     curvature: float
 
 
-def ascend_on_sphere(search: BallSearch, iterate: Iterate, until: int) -> None:
-    """Ascend on the sphere by L-BFGS until the gain falls below the tolerance or all is spent.
+def ascend(
+    search: BallSearch, iterate: Iterate, go_on: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Ascend, ever more exactly, until a step along the gradient gains less than the tolerance.
 
-    Tangent vectors move along by projection, a retraction brings the point back to the sphere
-    (Huang, Gallivan and Absil, 2015), and steps are shortened until they ascend, so the value never
-    falls. A point whose function grows inwards is left to Frank-Wolfe steps, which leave the
-    sphere.
+    On the sphere of a round ball by L-BFGS: tangent vectors move along by projection, a retraction
+    brings the point back to the sphere (Huang, Gallivan and Absil, 2015), and steps are shortened
+    until they ascend, so the value never falls. Elsewhere by Frank-Wolfe steps. Where a function
+    has secants these serve until they gain little.
 
-    Cost: a value and an ascent a step; memory 2·6 vectors.
+    Cost: a value and an ascent a step, or two values with secants; memory 2·8 vectors.
 
     Args:
         search: the function, the radius and what was spent.
-        iterate: where to go on; it is moved.
-        until: gradients at which to stop.
+        iterate: where to go on; it is moved, and `done` at the end.
+        go_on: asked before the ascent becomes more exact; where it says no, the ascent is left.
     """
     pairs: deque[_Pair] = deque(maxlen=_MEMORY)
+    at = iterate.at or search.evaluate(iterate.u[None])
+    iterate.at = at
+    for precision in (*(_ROUGH_GRADIENT if at.secants is None else _ROUGH), EXACT):
+        iterate.done = False
+        search.aim(iterate, precision)
+        yield
+        while not iterate.done:
+            yield from _advance(search, iterate, precision, pairs)
+        if precision is not EXACT and not go_on():
+            iterate.done = False
+            return
+
+
+def _advance(
+    search: BallSearch, iterate: Iterate, precision: Precision, pairs: deque[_Pair]
+) -> Iterator[None]:
+    """Take one step: of L-BFGS where the function grows outwards on a sphere."""
     radius = search.radius
-    if float(iterate.u.double().norm()) < 0.999 * radius and not iterate.done:
-        search.advance([iterate], until)  # inside: no sphere to ascend on
-    while search.spent < until and not iterate.done:
-        outward = float(iterate.u.double() @ iterate.ascent.double()) / radius
-        on_sphere = float(iterate.u.double().norm()) > 0.999 * radius  # 32 bits round it
-        if outward <= 0 or not on_sphere:
-            search.step([iterate])
-            pairs.clear()
-            continue
-        slope = _tangent(iterate.u, iterate.ascent, radius)
-        direction = _direction(slope, pairs, outward / radius, _LONGEST_STEP * radius)
-        if not _move(search, iterate, direction, slope, pairs):
-            if not pairs:
-                search.step([iterate])
-                return
+    if not (search.function.geometry.is_round and norm(iterate.u) > 0.999 * radius):
+        yield from search.step(iterate, precision)
+        return
+    outward = inner(iterate.u, iterate.ascent) / radius
+    if outward <= 0:  # to the inside
+        pairs.clear()
+        yield from search.step(iterate, precision)
+        return
+    slope = _tangent(iterate.u, iterate.ascent, radius)
+    direction = _direction(slope, pairs, outward / radius, _LONGEST_STEP * radius)
+    moved = yield from _move(search, iterate, precision, direction, slope, pairs)
+    if not moved:
+        if pairs:
             pairs.clear()  # once more, along the slope itself
+        else:
+            iterate.done = True
 
 
 def _move(
-    search: BallSearch, iterate: Iterate, direction: Tensor, slope: Tensor, pairs: deque[_Pair]
-) -> bool:
+    search: BallSearch,
+    iterate: Iterate,
+    precision: Precision,
+    direction: Tensor,
+    slope: Tensor,
+    pairs: deque[_Pair],
+) -> Generator[None, None, bool]:
     """Take the longest of some steps that ascends, and remember how the slope changed."""
-    radius, fraction = search.radius, 1.0
-    for _ in range(_SHORTENINGS):
-        u = search.function.geometry.maximiser(iterate.u + fraction * direction, radius)
-        found = search.evaluate(u[None])
-        value = float(found.values[0])
-        if value > iterate.value:
+    radius, before = search.radius, iterate.u
+    for shortening in range(_SHORTENINGS):
+        u = search.function.geometry.maximiser(before + direction / 3**shortening, radius)
+        at = search.evaluate(u[None])
+        yield
+        if float(at.values[0]) > iterate.value:
             break
-        fraction /= 3
     else:
         return False
-    before = iterate.u
-    iterate.move(u, value, search.ascents_of(found)[0], search.least_gain(value))
+    iterate.move(u, at, search.least_gain(float(at.values[0]), precision))
+    search.aim(iterate, precision)
+    yield
     step = _tangent(u, u - before, radius)
     change = _tangent(u, slope, radius) - _tangent(u, iterate.ascent, radius)
-    curvature = float(step.double() @ change.double())
+    curvature = inner(step, change)
     # A pair without positive curvature would turn the direction downhill.
-    if curvature > 1e-10 * float(step.norm()) * float(change.norm()):
+    if curvature > 1e-10 * norm(step) * norm(change):
         pairs.append(_Pair(step, change, curvature))
     return True
 
@@ -89,19 +119,19 @@ def _direction(slope: Tensor, pairs: deque[_Pair], stiffness: float, longest: fl
     """
     direction, weights = slope.clone(), []
     for pair in reversed(pairs):
-        weights.append(float(pair.step @ direction) / pair.curvature)
+        weights.append(inner(pair.step, direction) / pair.curvature)
         direction -= weights[-1] * pair.change
     if pairs:
-        stiffness = float(pairs[-1].change.double().norm()) ** 2 / pairs[-1].curvature
+        stiffness = norm(pairs[-1].change) ** 2 / pairs[-1].curvature
     direction = direction / stiffness
     for pair, weight in zip(pairs, reversed(weights), strict=True):
-        direction += (weight - float(pair.change @ direction) / pair.curvature) * pair.step
-    if float(direction @ slope) <= 0:
+        direction += (weight - inner(pair.change, direction) / pair.curvature) * pair.step
+    if inner(direction, slope) <= 0:
         direction = slope / stiffness
-    size = float(direction.norm())
+    size = norm(direction)
     return direction * min(1.0, longest / size) if size > 0 else direction
 
 
 def _tangent(u: Tensor, vector: Tensor, radius: float) -> Tensor:
     """Return the part of a vector that is tangent to the sphere at u."""
-    return vector - u * (float(u.double() @ vector.double()) / radius**2)
+    return vector - u * (inner(u, vector) / radius**2)

@@ -11,10 +11,10 @@ from torch import nn
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.flatness import max_gradient_norm, max_loss_increase
-from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues, Iterate
+from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import disagreement
-from flatkit.flatness.iterated_search import iterated_local_search
+from flatkit.flatness.rounds import Rounds
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
 
 
@@ -206,11 +206,19 @@ class Hidden:
         return FunctionValues(torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda: ascents)
 
 
+def walk(function, starts, *, budget, explore=None):
+    """Return what a search finds whose first ascent ends at a kink, and what it spent."""
+    search = BallSearch(function, 1.0, tolerance=1e-7)
+    rounds = Rounds(search, iter(starts.items()), explore, torch.Generator(), kinked=True)
+    for _ in rounds.run():
+        if search.spent >= budget:
+            break
+    return search, next(iterate for iterate in search.iterates if iterate.name == "walks")
+
+
 @pytest.mark.parametrize("explores", [True, False])
 def test_walks_from_far_away_find_what_none_of_the_starts_sees(explores):
     axes, function = torch.eye(40, dtype=torch.float64), Hidden()
-    search = BallSearch(function, 1.0, tolerance=1e-7, budget=1500)
-    best = Iterate("start", axes[0], 1.0, axes[0])
     drawn = []
 
     def explore(generator):  # long along a third axis, as gradients are along the few largest
@@ -218,14 +226,15 @@ def test_walks_from_far_away_find_what_none_of_the_starts_sees(explores):
         parts = torch.randn(3, generator=generator, dtype=torch.float64)
         return parts[0] * axes[1] + 100 * parts[1] * axes[2] + 100 * parts[2] * axes[0]
 
-    found = iterated_local_search(
-        search, best, [axes[0], axes[2]], explore if explores else None, torch.Generator()
+    starts = {"one": axes[0], "other": axes[2]}
+    search, found = walk(
+        function, starts, budget=1500, explore=explore if explores else None
     )
     assert found.value == pytest.approx(9.0 if explores else 1.0, rel=1e-9)
-    assert found.trail == sorted(found.trail)
-    assert float(found.u.norm()) <= 1 + 1e-12 and best.value == 1.0
+    assert found.trail == sorted(found.trail) and search.iterates[0].value == 1.0
+    assert float(found.u.norm()) <= 1 + 1e-12
     passes = search.evaluations + 2 * search.ascents
-    assert search.spent == passes + len(drawn) and 1400 < search.spent <= 1500
+    assert search.spent == passes + len(drawn) and 1500 <= search.spent < 1510
     assert bool(drawn) == explores
 
 
@@ -255,7 +264,7 @@ def test_no_half_leaves_batchnorm_a_single_sample(samples, chunk):
     assert float(found.norm()) > 0
 
 
-def test_walks_of_a_large_network_are_fewer_than_the_budget_allows(monkeypatch):
+def test_walks_of_a_large_network_are_no_more_than_its_memory_allows(monkeypatch):
     monkeypatch.setattr("flatkit.flatness.iterated_search._MOST_NUMBERS", 40 * 10)
     together = []
 
@@ -266,12 +275,9 @@ def test_walks_of_a_large_network_are_fewer_than_the_budget_allows(monkeypatch):
             together.append(len(u))
             return super().__call__(u)
 
-    best = Iterate("start", torch.eye(40)[0], 1.0, torch.eye(40)[0])
-    search = BallSearch(Watched(), 1.0, tolerance=1e-7, budget=5000)
-    iterated_local_search(
-        search, best, [best.u], lambda g: torch.randn(40, generator=g), torch.Generator()
-    )
-    assert max(together) == 10 and 4900 < search.spent <= 5000
+    begin = {"start": torch.eye(40)[0]}
+    walk(Watched(), begin, budget=5000, explore=lambda g: torch.randn(40, generator=g))
+    assert max(together) == 10
 
 
 def test_rounding_of_the_loss_is_no_kink():

@@ -1,0 +1,173 @@
+"""The order of a search in a ball: the most promising start alone, then rounds that double."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from flatkit.flatness.frank_wolfe import BallSearch, Iterate, Precision
+from flatkit.flatness.iterated_search import NAME, DirectionSampler, walk_far_apart, walk_near
+from flatkit.flatness.sphere_lbfgs import ascend
+from flatkit.spectrum.dot import inner, norm
+
+Start: TypeAlias = tuple[str, Tensor] | int
+"""A name and coordinates u [P]; or how many gradients it took to get nearer to the next."""
+
+_LOOKS = 4  # starts whose value is looked at before the highest goes on alone
+_ROUND = 4  # starts of the next round; each further one has twice as many
+_STEPPED, _ASCENDED = 2, 4  # one in so many of a round takes a step, and is ascended from
+_FIRST_STEP = Precision(0.1)  # of the better half
+_FEWEST_WALKS = 8  # from far apart, in the first round that has any
+_SPAN = 17  # starts in whose span walks from near the best begin
+_SAME_MAXIMUM = 0.1  # distance, in radii, of a lower point that leads to the maximum of another
+_HOPELESS = 0.9  # of the highest value: what is below after the rough part of an ascent is left
+_MOST_NUMBERS = 2**27  # of the starts of one round together
+# Angle, in radians, to the ascent direction at which no ascent of a smooth function ends: those
+# of the tanh networks in `python -m benchmarks.flatness networks` end closer, those of untrained
+# ReLU networks do not.
+_KINK_ANGLE = 3e-3
+_ROUNDINGS = 8  # units of rounding of a value within which a gain is none
+
+
+@dataclass(eq=False)
+class Rounds:
+    """One search, which goes on for as long as it is asked to.
+
+    What it does next depends on the function, the starts and the generator alone.
+
+    Args:
+        search: the function, the radius and what was spent.
+        starts: where to begin.
+        explore: draws directions for walks from far apart; without it there are none.
+        generator: draws where walks begin.
+
+    Attributes:
+        kinked: whether an ascent ended although the slope there promised more.
+        phases: that have ended: the first ascent, and rounds.
+        looked_elsewhere: whether the best of other starts was ascended from too, or there are none.
+    """
+
+    search: BallSearch
+    starts: Iterator[Start]
+    explore: DirectionSampler | None
+    generator: torch.Generator
+    kinked: bool = False
+    looked_elsewhere: bool = False
+    phases: int = 0
+    _seen: list[Tensor] = field(default_factory=list[Tensor])
+
+    def run(self) -> Iterator[None]:
+        """Search; yield after each small piece of work."""
+        waiting: list[Iterate] = []
+        yield from self._look(_LOOKS, waiting)
+        waiting.remove(first := self.search.best)
+        yield from self._ascend(first)
+        size = _ROUND
+        while True:
+            self.phases += 1
+            yield from self._look(min(size, self._room), waiting)
+            if not waiting and not self.kinked:
+                break
+            yield from self._round(waiting)
+            self.looked_elsewhere = True
+            if self.kinked:
+                yield from self._walk(_FEWEST_WALKS * size // _ROUND)
+            waiting = []
+            size *= 2
+        self.looked_elsewhere = True
+
+    def ends_at_kink(self, iterate: Iterate) -> bool:
+        """Return whether an ascent has ended although the slope there promises more."""
+        geometry, radius = self.search.function.geometry, self.search.radius
+        if not (iterate.done and geometry.is_round and bool(iterate.ascent.any())):
+            return False
+        target, size = geometry.maximiser(iterate.ascent, radius), abs(iterate.value)
+        gain = linear_gain(iterate, target)
+        rounding = torch.finfo(iterate.u.dtype).eps * size
+        if gain <= max(self.search.noise, _ROUNDINGS * rounding):
+            return False
+        between = angle(iterate, target, radius)
+        if between is None:
+            return gain > 0.5 * _KINK_ANGLE**2 * size
+        return between > _KINK_ANGLE
+
+    @property
+    def _room(self) -> int:
+        """How many starts fit in memory at once."""
+        iterates = self.search.iterates
+        return max(2, _MOST_NUMBERS // (3 * iterates[0].u.numel())) if iterates else 2
+
+    def _look(self, count: int, looked: list[Iterate]) -> Iterator[None]:
+        """Evaluate the next starts and add them to those that were looked at."""
+        missing = count
+        while missing and (start := next(self.starts, None)) is not None:
+            if isinstance(start, int):
+                self.search.explored += start
+            else:
+                looked.append(self.search.begin(*start))
+                missing -= 1
+                if len(self._seen) < min(_SPAN, 2 * self._room):
+                    self._seen.append(looked[-1].u)
+            yield
+
+    def _ascend(self, iterate: Iterate) -> Iterator[None]:
+        def worthwhile() -> bool:
+            best = self.search.best
+            if iterate is best:
+                return True
+            near = float((iterate.u - best.u).norm()) < _SAME_MAXIMUM * self.search.radius
+            return not near and iterate.value > _HOPELESS * best.value
+
+        yield from ascend(self.search, iterate, worthwhile)
+        self.kinked = self.kinked or self.ends_at_kink(iterate)
+
+    def _round(self, waiting: list[Iterate]) -> Iterator[None]:
+        """Let the better half of some starts take a step, and ascend from the best quarter."""
+        for iterate in _best_part(waiting, _STEPPED):
+            self.search.aim(iterate, _FIRST_STEP)
+            yield
+            yield from self.search.step(iterate, _FIRST_STEP)
+        for iterate in _best_part(waiting, _ASCENDED):
+            yield from self._ascend(iterate)
+        for iterate in waiting:
+            if iterate is not self.search.best:
+                iterate.forget()
+
+    def _walk(self, count: int) -> Iterator[None]:
+        """Walk from far apart and then, at the same cost, from near the best point."""
+        search = self.search
+        walks = next((it for it in search.iterates if it.name == NAME), None)
+        if walks is None:
+            search.iterates.append(walks := Iterate(NAME, search.best.u))
+        walks.follow(search.best)
+        before = search.spent
+        if self.explore is not None:
+            yield from walk_far_apart(search, walks, count, self.explore, self.generator)
+        until = max(2 * search.spent - before, before + 1)
+        while search.spent < until:
+            yield from walk_near(search, walks, self._seen, self.generator)
+        if not walks.done:
+            yield from self._ascend(walks)
+
+
+def _best_part(iterates: list[Iterate], one_in: int) -> list[Iterate]:
+    """Return the highest of some iterates, one in so many."""
+    ranking = sorted(iterates, key=lambda iterate: -iterate.value)
+    return ranking[: math.ceil(len(iterates) / one_in)]
+
+
+def linear_gain(iterate: Iterate, target: Tensor) -> float:
+    """Return what the function would gain on the way to a point [P], were it linear."""
+    return inner(iterate.ascent, target - iterate.u)
+
+
+def angle(iterate: Iterate, target: Tensor, radius: float) -> float | None:
+    """Return the angle between a point on the sphere and its ascent direction, else None."""
+    size = norm(iterate.u)
+    if size < 0.999 * radius or not bool(target.any()):
+        return None
+    along = inner(iterate.u, target) / size**2
+    return math.atan2(norm(target - iterate.u * along), along * size)
