@@ -97,11 +97,12 @@ def walk_far_apart(
     walks = [_Walk(u, plan.step) for u in starts]
     steps, taken = plan.first_round, 0
     while walks and taken < plan.steps:
+        last = len(walks) == 1
         steps = min(steps, plan.steps - taken)
         yield from _advance(search, walks, steps, plan.decay, found)
         found.trail.append(found.value)
         walks.sort(key=lambda walk: -walk.best)
-        walks = walks[: max(1, len(walks) // plan.keep_one_in)]
+        walks = [] if last else walks[: max(1, len(walks) // plan.keep_one_in)]
         taken, steps = taken + steps, steps * plan.growth
 
 

@@ -20,7 +20,6 @@ _LOOKS = 4  # starts whose value is looked at before the highest goes on alone
 _ROUND = 4  # starts of the next round; each further one has twice as many
 _STEPPED, _ASCENDED = 2, 4  # one in so many of a round takes a step, and is ascended from
 _FIRST_STEP = Precision(0.1)  # of the better half
-_FEWEST_WALKS = 8  # from far apart, in the first round that has any
 _SPAN = 17  # starts in whose span walks from near the best begin
 _SAME_MAXIMUM = 0.1  # distance, in radii, of a lower point that leads to the maximum of another
 _HOPELESS = 0.9  # of the highest value: what is below after the rough part of an ascent is left
@@ -73,8 +72,8 @@ class Rounds:
                 break
             yield from self._round(waiting)
             self.looked_elsewhere = True
-            if self.kinked:
-                yield from self._walk(_FEWEST_WALKS * size // _ROUND)
+            if self.kinked and size > _ROUND:
+                yield from self._walk(size)
             waiting = []
             size *= 2
         self.looked_elsewhere = True
@@ -137,7 +136,7 @@ class Rounds:
                 iterate.forget()
 
     def _walk(self, count: int) -> Iterator[None]:
-        """Walk from far apart and then, at the same cost, from near the best point."""
+        """Walk from far apart and then, at half the cost, from near the best point."""
         search = self.search
         walks = next((it for it in search.iterates if it.name == NAME), None)
         if walks is None:
@@ -146,7 +145,7 @@ class Rounds:
         before = search.spent
         if self.explore is not None:
             yield from walk_far_apart(search, walks, count, self.explore, self.generator)
-        until = max(2 * search.spent - before, before + 1)
+        until = max(search.spent + (search.spent - before) // 2, before + 1)
         while search.spent < until:
             yield from walk_near(search, walks, self._seen, self.generator)
         if not walks.done:
