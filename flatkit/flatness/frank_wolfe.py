@@ -38,15 +38,18 @@ class BallFunction(Protocol):
 
     Attributes:
         geometry: of the ball.
-        rows: how many points are best evaluated at once.
         value_cost: of a value, and of a secant, in gradients of the loss.
         ascent_cost: of a gradient of φ where the value is known, in gradients of the loss.
     """
 
     geometry: Geometry
-    rows: int
     value_cost: int
     ascent_cost: int
+
+    @property
+    def rows(self) -> int:
+        """How many points are best evaluated at once."""
+        ...
 
     def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]."""

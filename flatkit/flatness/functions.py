@@ -1,5 +1,6 @@
 """Functions on a ball, at many points at once: the loss increase and the gradient norm."""
 
+from functools import cached_property
 from typing import ClassVar, final
 
 import torch
@@ -40,8 +41,16 @@ class LossIncrease:
         self.objective, self.theta, self.geometry = objective, theta, geometry
         self.hessian: SymmetricOperator = HessianOperator(objective, theta)
         self.base = objective.loss(theta)
-        self.rows = batch_rows(objective, theta)
         self.product_cost = product_cost(objective)
+
+    @property
+    def rows(self) -> int:
+        """How many points are best evaluated at once."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> int:
+        return batch_rows(self.objective, self.theta)
 
     def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]. Cost: K gradients."""
@@ -74,9 +83,17 @@ class GradientNorm:
     def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
         self.objective, self.theta, self.geometry = objective, theta, geometry
         self.hessian: SymmetricOperator = HessianOperator(objective, theta)
-        self.rows = batch_rows(objective, theta)
         self.product_cost = product_cost(objective)
         self.ascent_cost = self.product_cost + 1  # the gradient at its point is computed again
+
+    @property
+    def rows(self) -> int:
+        """How many points are best evaluated at once."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> int:
+        return batch_rows(self.objective, self.theta)
 
     def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]. Cost: K gradients; as many for secants."""

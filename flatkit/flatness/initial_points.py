@@ -119,9 +119,8 @@ def unaided_starts(
     hessian = ScaledOperator(function.hessian, geometry)
     gradient = geometry.displacement(function.objective.gradient(theta))
     yield 1
-    model = QuadraticModel(hessian, gradient, max_basis=1)
-    yield function.product_cost
-    yield from _grown(model, _FEWEST_PRODUCTS, function.product_cost)
+    model = QuadraticModel(hessian, gradient, max_basis=_FEWEST_PRODUCTS, fill=False)
+    yield from grown(model, _FEWEST_PRODUCTS, function.product_cost)
     if geometry.is_round:
         yield from _sharpen(model, function, rho)
     yield from search_starts(
@@ -161,7 +160,7 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     return total
 
 
-def _grown(model: QuadraticModel, size: int, cost: int) -> Iterator[int]:
+def grown(model: QuadraticModel, size: int, cost: int) -> Iterator[int]:
     """Let the basis grow to a size, and yield what each product cost."""
     while len(model.basis) < size:
         before = len(model.basis)
@@ -182,7 +181,7 @@ def _sharpen(model: QuadraticModel, function: FunctionOfObjective, rho: float) -
         return
     while len(model.basis) < most:
         before = len(model.basis)
-        yield from _grown(model, min(most, before + _MORE_PRODUCTS), function.product_cost)
+        yield from grown(model, min(most, before + _MORE_PRODUCTS), function.product_cost)
         better, _ = model.within_basis(quantity, rho)
         if better - value <= _STANDS * abs(better) or len(model.basis) == before:
             return

@@ -77,6 +77,7 @@ class QuadraticModel:
         vectors: [K, P] to start the basis with.
         space: whose vectors and images start the basis, at no product.
         max_basis: M at most.
+        fill: the basis now; else `extend` does it.
 
     >>> from flatkit.spectrum.operators import DenseOperator
     >>> hessian = DenseOperator(torch.diag(torch.tensor([3.0, 1.0])))
@@ -93,6 +94,7 @@ class QuadraticModel:
         vectors: Tensor | Sequence[Tensor] = (),
         space: Space | None = None,
         max_basis: int = 24,
+        fill: bool = True,
     ) -> None:
         check_count("max_basis", max_basis)
         self.operator, self.gradient = operator, gradient
@@ -106,9 +108,9 @@ class QuadraticModel:
         self._generator = torch.Generator().manual_seed(0)
         for vector in vectors:
             self._add(vector)
-        if self._count < max_basis:
-            self._add(gradient)
-        self.extend(max_basis)
+        self._holds_gradient = False
+        if fill:
+            self.extend(max_basis)
 
     def extend(self, max_basis: int) -> None:
         """Let the basis grow to M vectors: products of the newest, or chance where these end."""
@@ -118,11 +120,18 @@ class QuadraticModel:
             self._rows = torch.cat([self._rows, more])
             self._products = torch.cat([self._products, torch.empty_like(more)])
         while self._count < min(max_basis, len(self._rows)):
-            if self._count and self._add(self.products[-1]):
+            newest = self.products[-1] if self._holds_gradient and self._count else self.gradient
+            self._holds_gradient = True
+            if self._add(newest):
                 continue
             drawn = torch.randn(self.gradient.numel(), generator=self._generator)
             if not self._add(drawn.to(self.gradient)):
                 return
+
+    @property
+    def room(self) -> int:
+        """How many vectors the basis has room for."""
+        return len(self._rows)
 
     @property
     def basis(self) -> Tensor:

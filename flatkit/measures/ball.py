@@ -1,30 +1,34 @@
 """What the searches in the balls of all radii share: the quadratic model, starts, noise, kinks."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum
 from flatkit.flatness.geometry import Geometry
-from flatkit.flatness.initial_points import NUM_VECTORS, search_starts
+from flatkit.flatness.initial_points import NUM_VECTORS, grown, search_starts
 from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel, Quantity, ScaledOperator
-from flatkit.flatness.r0 import max_loss_increase
-from flatkit.flatness.r1 import max_gradient_norm
+from flatkit.flatness.r0 import loss_increase_steps
+from flatkit.flatness.r1 import gradient_norm_steps
+from flatkit.flatness.rounds import Start
 from flatkit.measures.precision import Jump, gradient_jump, gradient_noise, rounding_radius
-from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.results import Cost
-from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.lanczos import lanczos
+from flatkit.spectrum.krylov import KEPT_BYTES
+from flatkit.spectrum.lanczos import Lanczos
+from flatkit.spectrum.steps import Steps
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
-_TOLERANCE = 1e-2
-"""Tolerance of the eigenvalue that scales the model; its vectors are only starts of a search."""
-_BASIS = 40
-"""Products at most for the basis of the quadratic model."""
+_PRODUCTS = 12
+"""For a Krylov space of a scaled Hessian, which no other measure shares."""
+_FROM_GRADIENT = 8
+"""Products beyond the Krylov space, from the gradient on: what the model of R0 needs."""
+_SMALLER = "smaller radius"
 
 
 class Search(NamedTuple):
@@ -34,6 +38,39 @@ class Search(NamedTuple):
     cost: Cost
 
 
+class Process:
+    """One search, a piece at a time, and what it cost so far."""
+
+    def __init__(self, session: "Session", steps: Steps[BallMaximum]) -> None:
+        self._session, self._steps = session, steps
+        self._ask: Callable[[], BallMaximum] | None = None
+        self.cost, self.done = Cost(), False
+
+    def step(self) -> bool:
+        """Do the next piece of work; return whether there was any."""
+        with self._session.meter() as cost:
+            ask = next(self._steps, None)
+        self.cost = _added(self.cost, cost())
+        self.done = ask is None
+        self._ask = ask or self._ask
+        return not self.done
+
+    @property
+    def spent(self) -> int:
+        """Gradients of the loss, products of the model among them."""
+        return self.cost.gradients + self._session.product_price * self.cost.matvecs
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a value."""
+        return self._ask is not None
+
+    @property
+    def found(self) -> BallMaximum | None:
+        """What is known; None before the first value."""
+        return None if self._ask is None else self._ask()
+
+
 @dataclass
 class Ball:
     """What the searches share, in the coordinates of the geometry.
@@ -41,80 +78,106 @@ class Ball:
     Attributes:
         session: whose objective is searched.
         geometry: of the ball.
-        model: the quadratic model at the checkpoint.
-        top: the eigenvalue of largest magnitude.
-        vectors: approximate top eigenvectors [K, P], orthonormal.
-        noise: what rounding does to the gradient, in the dual norm.
-        rounding_radius: the ρ below which rounding may change R1 by more than 1 %.
-        jump: of the gradient at the checkpoint.
-        searches: what was found, by quantity and radius.
+        processes: the searches that have begun, by quantity and radius.
     """
 
     session: "Session"
     geometry: Geometry
-    model: QuadraticModel
-    top: Estimate
-    vectors: Tensor
-    noise: float
-    rounding_radius: float
-    jump: Jump
-    searches: dict[tuple[Quantity, float], Search] = field(
-        default_factory=dict[tuple[Quantity, float], Search]
+    processes: dict[tuple[Quantity, float], Process] = field(
+        default_factory=dict[tuple[Quantity, float], Process]
     )
+
+    @cached_property
+    def model(self) -> QuadraticModel:
+        """The quadratic model at the checkpoint.
+
+        Cost: 8 products beyond those of the Krylov space.
+        """
+        for _ in self._modelled():
+            pass
+        return self._model
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """Approximate top eigenvectors [K, P], orthonormal."""
+        return self.model.ritz(min(NUM_VECTORS, len(self.model.basis)))[1]
 
     @property
     def slope(self) -> float:
-        """|λ|max with its error."""
-        return _largest(self.top)
+        """|λ|max, with how far beyond it |λ|max may be, as far as Lanczos has come."""
+        for _ in self._modelled():
+            pass
+        search = self.session.krylov if self._shares_krylov else self._own
+        return sum(search.magnitude())
+
+    @cached_property
+    def noise(self) -> float:
+        """What rounding does to the gradient, in the dual norm."""
+        return gradient_noise(self.session, self.geometry)
+
+    @property
+    def rounding_radius(self) -> float:
+        """The ρ below which rounding may change R1 by more than 1 %."""
+        return rounding_radius(self.session, self.geometry, self.slope, self.noise)
+
+    @cached_property
+    def jump(self) -> Jump:
+        """Of the gradient at the checkpoint."""
+        return gradient_jump(self.session, gradient_noise(self.session, Geometry("l2")))
 
     def model_maximum(self, which: Quantity, rho: float) -> ModelMaximum:
         """Return the maximum of the quadratic model over the ball."""
         return self.model.maximum(which, rho=rho, slope=self.slope)
 
     def search(self, which: Quantity, rho: float) -> Search:
-        """Search the maximum in one ball, once.
+        """Search the maximum in one ball, until the budget of a search is spent.
 
-        Every radius starts also from the best point of the radius before, so that neither maximum
-        can fall as the ball grows; the gradient norm starts also from the point that the search
-        of the loss found, if that was measured, which keeps R0 ≤ R1.
+        Every radius starts also from the best point of the radius before; the gradient norm starts
+        also from the point that the search of the loss found, if that was measured, which keeps
+        R0 ≤ R1.
         """
-        if (which, rho) not in self.searches:
-            self.searches[which, rho] = self._search(which, rho)
-        return self.searches[which, rho]
+        process, budget = self.process(which, rho), self.session.search_budget
+        while process.spent < budget or not process.begun:
+            if not process.step():
+                break
+        return self.answer(which, rho)
 
-    def _search(self, which: Quantity, rho: float) -> Search:
-        session, budget = self.session, self.session.search_budget
-        with session.meter() as cost:
-            starts = self._known(which, rho) | search_starts(
-                self.model,
-                rho=rho,
-                geometry=self.geometry,
-                quantity=which,
-                vectors=self.vectors,
-                generator=session.generator("start"),
-            )
+    def process(self, which: Quantity, rho: float) -> Process:
+        """Return a search, to be driven a piece at a time."""
+        if (which, rho) not in self.processes:
             shared: dict[str, Any] = {
                 "rho": rho,
-                "starts": starts,
+                "starts": self._starts(which, rho),
                 "geometry": self.geometry,
-                "budget": budget,
-                "generator": session.generator("walks"),
+                "generator": self.session.generator("walks"),
             }
-            if which == "loss":
-                found = max_loss_increase(session.objective, **shared)
-            else:
-                found = max_gradient_norm(session.objective, noise=self.noise, **shared)
-            return Search(found, cost())
+            objective = self.session.objective
+            steps = (
+                loss_increase_steps(objective, **shared)
+                if which == "loss"
+                else gradient_norm_steps(objective, noise=self.noise, **shared)
+            )
+            self.processes[which, rho] = Process(self.session, steps)
+        return self.processes[which, rho]
 
-    def _known(self, which: Quantity, rho: float) -> dict[str, Tensor]:
-        """Return what earlier searches found in this ball, by the name of the start."""
-        known: dict[str, Search] = {}
-        smaller = max((r for w, r in self.searches if w == which and r < rho), default=None)
-        if smaller is not None:
-            known["smaller radius"] = self.searches[which, smaller]
-        if which == "gradient_norm" and ("loss", rho) in self.searches:
-            known["loss maximiser"] = self.searches["loss", rho]
-        return {name: search.found.coordinates for name, search in known.items()}
+    def answer(self, which: Quantity, rho: float) -> Search:
+        """Return the highest point that is known in a ball: smaller ones lie within it."""
+        process = self.processes[which, rho]
+        best = process.found
+        assert best is not None
+        for (quantity, radius), other in self.processes.items():
+            found = other.found if quantity == which and radius < rho else None
+            if found is not None and found.value > best.value:
+                best = replace(
+                    best,
+                    value=found.value,
+                    displacement=found.displacement,
+                    coordinates=found.coordinates,
+                    stationarity=None,
+                    linear_gap=None,
+                    start=_SMALLER,
+                )
+        return Search(best, process.cost)
 
     def settings(self, rho: float, found: BallMaximum) -> dict[str, Any]:
         """Return how a search was made and how it went, ready for JSON."""
@@ -133,33 +196,83 @@ class Ball:
             "seed": self.session.own(ObjectiveSettings).seed,
         }
 
+    def _starts(self, which: Quantity, rho: float) -> Iterator[Start]:
+        """Yield starts: what is known of this ball, the step along the gradient, the model's."""
+        for name, found in self._known(which, rho).items():
+            yield name, self.geometry.retract(found.coordinates, rho)
+        gradient = self.geometry.displacement(self.session.gradient)
+        if bool(gradient.any()):
+            yield "gradient", self.geometry.maximiser(gradient, rho)
+        yield from self._modelled()
+        for name, u in search_starts(
+            self.model,
+            rho=rho,
+            geometry=self.geometry,
+            quantity=which,
+            vectors=self.vectors,
+            generator=self.session.generator("start"),
+        ):
+            if name != "gradient":
+                yield name, u
+
+    def _known(self, which: Quantity, rho: float) -> dict[str, BallMaximum]:
+        """Return what earlier searches know of this ball, by the name of the start."""
+        known: dict[str, BallMaximum | None] = {}
+        smaller = max((r for w, r in self.processes if w == which and r < rho), default=None)
+        if smaller is not None:
+            known[_SMALLER] = self.processes[which, smaller].found
+        if which == "gradient_norm" and ("loss", rho) in self.processes:
+            known["loss maximiser"] = self.processes["loss", rho].found
+        return {name: found for name, found in known.items() if found is not None}
+
+    def _modelled(self) -> Iterator[int]:
+        """Make the model, once, and yield what each product cost."""
+        price = self.session.product_price
+        while not (self.session.has_space if self._shares_krylov else self._own.done):
+            if self._shares_krylov:
+                self.session.step_krylov()
+            else:
+                self._own.step()
+            yield price
+        yield from grown(self._model, self._model.room, price)
+
+    @cached_property
+    def _model(self) -> QuadraticModel:
+        """The model, whose basis is not full yet."""
+        session, geometry = self.session, self.geometry
+        space = session.space if self._shares_krylov else self._own.space()
+        return QuadraticModel(
+            ScaledOperator(session.hessian, geometry),
+            geometry.displacement(session.gradient),
+            space=space,
+            max_basis=space.size + _FROM_GRADIENT,
+            fill=False,
+        )
+
+    @property
+    def _shares_krylov(self) -> bool:
+        session = self.session
+        whole = session.curved is session.objective
+        return self.geometry.scale is None and whole and session.searches_by_krylov
+
+    @cached_property
+    def _own(self) -> Lanczos:
+        """Products with a Hessian that no other measure multiplies with."""
+        operator = ScaledOperator(self.session.hessian, self.geometry)
+        room = max(3, KEPT_BYTES // (2 * self.session.gradient.nbytes) - 1)
+        return Lanczos(
+            operator,
+            which="magnitude",
+            max_matvecs=_PRODUCTS,
+            max_basis=min(_PRODUCTS + 1, room),
+            generator=self.session.generator("extreme"),
+        )
+
 
 def prepare_ball(session: "Session") -> Ball:
-    """Return what the searches need to know of the checkpoint."""
-    geometry = session.geometry
-    operator = ScaledOperator(session.hessian, geometry)
-    top = lanczos(
-        operator,
-        which="magnitude",
-        tolerance=_TOLERANCE,
-        max_matvecs=session.own(CurvatureSettings).max_matvecs,
-        generator=session.generator("extreme"),
-    )
-    assert top.vectors is not None
-    gradient = geometry.displacement(session.gradient)
-    model = QuadraticModel(operator, gradient, vectors=top.vectors, max_basis=_BASIS)
-    noise = gradient_noise(session, geometry)
-    return Ball(
-        session,
-        geometry,
-        model,
-        top,
-        vectors=model.ritz(min(NUM_VECTORS, operator.size))[1],
-        noise=noise,
-        rounding_radius=rounding_radius(session, geometry, _largest(top), noise),
-        jump=gradient_jump(session, gradient_noise(session, Geometry("l2"))),
-    )
+    """Return what the searches share; nothing is computed yet."""
+    return Ball(session, session.geometry)
 
 
-def _largest(top: Estimate) -> float:
-    return float(top.value.abs()[0] + top.error[0])
+def _added(one: Cost, other: Cost) -> Cost:
+    return one - (Cost() - other)

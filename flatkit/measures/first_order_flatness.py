@@ -49,8 +49,9 @@ def search_status(session: "Session", rho: float) -> Status | str:
     ball = session.ball
     found = ball.search("gradient_norm", rho).found
     # L(θ+δ) − L(θ) ≤ ρ max ‖∇L‖ by the mean value theorem: a larger R0 proves a larger R1.
-    losses = ball.searches.get(("loss", rho))
-    if losses is not None and losses.found.value > rho * found.value * (1 + 1e-6):
+    losses = ball.processes.get(("loss", rho))
+    increase = 0.0 if losses is None or losses.found is None else losses.found.value
+    if increase > rho * found.value * (1 + 1e-6):
         return Status.SEARCH_MISSED_MAXIMUM
     if rho < ball.rounding_radius:
         return Status.ROUNDING

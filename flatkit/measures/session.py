@@ -210,6 +210,11 @@ class Session:
             self._seen = space if space.size <= fits else space.ritz(fits)[1]
 
     @property
+    def has_space(self) -> bool:
+        """Whether `space` costs no further product."""
+        return self._seen is not None
+
+    @property
     def space(self) -> Space:
         """A Krylov space of the curvature, of some twelve products, shared by all measures."""
         while self._seen is None:

@@ -227,9 +227,7 @@ def test_walks_from_far_away_find_what_none_of_the_starts_sees(explores):
         return parts[0] * axes[1] + 100 * parts[1] * axes[2] + 100 * parts[2] * axes[0]
 
     starts = {"one": axes[0], "other": axes[2]}
-    search, found = walk(
-        function, starts, budget=1500, explore=explore if explores else None
-    )
+    search, found = walk(function, starts, budget=1500, explore=explore if explores else None)
     assert found.value == pytest.approx(9.0 if explores else 1.0, rel=1e-9)
     assert found.trail == sorted(found.trail) and search.iterates[0].value == 1.0
     assert float(found.u.norm()) <= 1 + 1e-12
