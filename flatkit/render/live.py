@@ -211,7 +211,7 @@ def _wanting(times: float) -> str:
 
 
 def _html(table: RenderableType) -> str:
-    console = Console(record=True, file=StringIO(), width=110)
+    console = Console(record=True, file=StringIO(), width=110, force_jupyter=False)
     console.print(table)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
