@@ -15,6 +15,7 @@ from flatkit.results import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
+    from flatkit.spectrum.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,26 @@ class Draft:
     results: "Callable[[], Sequence[Result]]"
     wanting: float = math.inf
 
+
+def sampled(
+    ask: "Callable[[], Estimate]", tolerance: float, results: "Callable[[], Sequence[Result]]"
+) -> Draft:
+    """Return the draft of one number that random draws give.
+
+    Args:
+        ask: for the number.
+        tolerance: on its standard error, relative to it.
+        results: makes the results.
+    """
+    known = ask()
+    value, error = abs(float(known.value)), float(known.error)
+    if math.isinf(error):
+        return Draft(lambda: ())
+    return Draft(results, error / (tolerance * value) if value > 0 else _FAR)
+
+
+_FAR = 1e3
+"""How far off an error is that cannot be held against its value, which is 0."""
 
 Run: TypeAlias = "Callable[[Session], Sequence[Result] | Iterator[Draft]]"
 """Measures at once, or yields a draft after each piece of work, the last one of the end.

@@ -1,8 +1,10 @@
 """‖H‖_F, the root of the sum of the squared eigenvalues."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure, sampled
 from flatkit.measures.reading import Reading, number
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
@@ -10,21 +12,25 @@ from flatkit.results import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
+    from flatkit.spectrum.estimate import Estimate
 
 
-def run(session: "Session") -> list[Result]:
-    """Return ‖H‖_F, with its standard error."""
-    from flatkit.spectrum.frobenius import frobenius_norm
+def run(session: "Session") -> "Iterator[Draft]":
+    """Estimate ‖H‖_F; exact on the Krylov space of the eigenvalues, probed beside it."""
+    from flatkit.spectrum.frobenius import frobenius_steps
 
-    settings: dict[str, Any] = {
+    given: dict[str, Any] = {
         "tolerance": session.own(TraceSettings).trace_tolerance,
         "max_matvecs": session.own(CurvatureSettings).max_matvecs,
     }
+
+    def results(ask: "Callable[[], Estimate]") -> list[Result]:
+        return [session.estimated("frobenius_norm", ask(), given, cost())]
+
     with session.meter() as cost:
-        found = frobenius_norm(
-            session.curvature, generator=session.generator("frobenius"), **settings
-        )
-        return [session.estimated("frobenius_norm", found, settings, cost())]
+        draws, space = session.generator("frobenius"), session.space
+        for ask in frobenius_steps(session.curvature, **given, generator=draws, space=space):
+            yield sampled(ask, given["tolerance"], partial(results, ask))
 
 
 def read(result: Result) -> list[Reading]:

@@ -1,43 +1,61 @@
 """Density of the eigenvalues of the Hessian, smoothed."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
-from flatkit.results import Result
+from flatkit.results import Cost, Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
+    from flatkit.spectrum.density import Density
+
+_PRODUCTS = 8 * 60
+"""What it takes in the end, about."""
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the density, with its bandwidth and checks of its mass."""
-    from flatkit.spectrum.density import spectral_density
+def run(session: "Session") -> "Iterator[Draft]":
+    """Estimate the density; the search of the eigenvalues is the first of its random starts."""
+    from flatkit.spectrum.density import density_steps
 
     with session.meter() as cost:
-        found = spectral_density(session.curvature, generator=session.generator("density"))
-        size = session.curved.num_parameters
-        return [
-            Result(
-                "spectral_density",
-                {"eigenvalue": found.grid.tolist(), "density": found.curve.tolist()},
-                {"density": found.error.tolist()},
-                error_kind="standard_error",
-                settings={
-                    "bandwidth": found.bandwidth,
-                    "mass": found.mass,
-                    "mean": found.mean,
-                    "mean_error": found.mean_error,
-                    "trace": found.mean * size,
-                    "trace_error": found.mean_error * size,
-                    "nodes": found.nodes.tolist(),
-                    "weights": found.weights.tolist(),
-                    **session.measured_on,
-                },
-                cost=cost(),
-            )
-        ]
+        while not session.krylov.done:
+            session.step_krylov()
+            yield Draft(lambda: (), _PRODUCTS)
+        draws, first = session.generator("density"), session.krylov.rule()
+        found = density_steps(session.curvature, generator=draws, first=first)
+        for done, ask in enumerate(found, start=1):
+            yield Draft(partial(_results, session, ask, cost), max(1.0, _PRODUCTS / done))
+
+
+def _results(
+    session: "Session", ask: "Callable[[], Density]", cost: Callable[[], Cost]
+) -> list[Result]:
+    """Return the density, with its bandwidth and checks of its mass."""
+    found, size = ask(), session.curved.num_parameters
+    return [
+        Result(
+            "spectral_density",
+            {"eigenvalue": found.grid.tolist(), "density": found.curve.tolist()},
+            {"density": found.error.tolist()},
+            error_kind="standard_error",
+            settings={
+                "bandwidth": found.bandwidth,
+                "mass": found.mass,
+                "mean": found.mean,
+                "mean_error": found.mean_error,
+                "trace": found.mean * size,
+                "trace_error": found.mean_error * size,
+                "nodes": found.nodes.tolist(),
+                "weights": found.weights.tolist(),
+                **session.measured_on,
+            },
+            cost=cost(),
+        )
+    ]
 
 
 def read(result: Result) -> list[Reading]:

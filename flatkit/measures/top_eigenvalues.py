@@ -23,7 +23,8 @@ def run(session: "Session") -> "Iterator[Draft]":
             search = session.searches_by_krylov
             found = session.krylov.estimate() if search else session.top
             settings = {**asked(session.own(CurvatureSettings)), **spread}
-            return [session.estimated("top_eigenvalues", found, settings, cost())]
+            spent = cost() + session.krylov_by_others
+            return [session.estimated("top_eigenvalues", found, settings, spent)]
 
         while session.searches_by_krylov and not session.krylov.done:
             session.step_krylov()

@@ -1,10 +1,12 @@
 """Trace of the Hessian, with its standard error."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from flatkit.checks import check_positive
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure, sampled
 from flatkit.measures.reading import Reading, number
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results import Result
@@ -28,30 +30,35 @@ class TraceSettings:
     )
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the trace, and how it spreads over draws of the samples."""
-    from flatkit.spectrum.xtrace import trace
+def run(session: "Session") -> "Iterator[Draft]":
+    """Estimate the trace, and how it spreads over draws of the samples.
+
+    On the Krylov space of the eigenvalues it is exact, and only the rest is probed.
+    """
+    from flatkit.spectrum.xtrace import trace, trace_steps
 
     own, budget = session.own(TraceSettings), session.own(CurvatureSettings).max_matvecs
+    given: dict[str, Any] = {
+        "method": own.trace_method,
+        "tolerance": own.trace_tolerance,
+        "max_matvecs": budget,
+    }
+    spread: dict[str, Any] = {}
 
     def measure(hessian: "HessianOperator") -> "Estimate":
-        return trace(
-            hessian,
-            method=own.trace_method,
-            tolerance=own.trace_tolerance,
-            max_matvecs=budget,
-            generator=session.generator("trace"),
-        )
+        return trace(hessian, **given, generator=session.generator("trace"))
+
+    def results(ask: "Callable[[], Estimate]") -> list[Result]:
+        return [session.estimated("trace", ask(), {**given, **spread}, cost())]
 
     with session.meter() as cost:
-        found = measure(session.curvature)
-        settings = {
-            "method": own.trace_method,
-            "tolerance": own.trace_tolerance,
-            "max_matvecs": budget,
-            **session.over_draws(found, measure),
-        }
-        return [session.estimated("trace", found, settings, cost())]
+        ask, space = None, session.space if own.trace_method == "auto" else None
+        draws = session.generator("trace")
+        for ask in trace_steps(session.curvature, **given, generator=draws, space=space):
+            yield sampled(ask, own.trace_tolerance, partial(results, ask))
+        assert ask is not None  # it yields at least once
+        spread |= session.over_draws(ask(), measure)
+        yield Draft(partial(results, ask), 1.0)
 
 
 def read(result: Result) -> list[Reading]:
