@@ -86,6 +86,8 @@ class Ball:
     processes: dict[tuple[Quantity, float], Process] = field(
         default_factory=dict[tuple[Quantity, float], Process]
     )
+    _crossed: dict[float, BallMaximum] = field(default_factory=dict[float, BallMaximum])
+    _modelled_once: bool = False
 
     @cached_property
     def model(self) -> QuadraticModel:
@@ -93,8 +95,7 @@ class Ball:
 
         Cost: 8 products beyond those of the Krylov space.
         """
-        for _ in self._modelled():
-            pass
+        self.make_model()
         return self._model
 
     @cached_property
@@ -103,10 +104,19 @@ class Ball:
         return self.model.ritz(min(NUM_VECTORS, len(self.model.basis)))[1]
 
     @property
+    def is_modelled(self) -> bool:
+        """Whether the model costs no further product."""
+        return self._modelled_once
+
+    def make_model(self) -> None:
+        """Make the model, if that was not done."""
+        for _ in self.model_steps():
+            pass
+
+    @property
     def slope(self) -> float:
         """|λ|max, with how far beyond it |λ|max may be, as far as Lanczos has come."""
-        for _ in self._modelled():
-            pass
+        self.make_model()
         search = self.session.krylov if self._shares_krylov else self._own
         return sum(search.magnitude())
 
@@ -124,6 +134,15 @@ class Ball:
     def jump(self) -> Jump:
         """Of the gradient at the checkpoint."""
         return gradient_jump(self.session, gradient_noise(self.session, Geometry("l2")))
+
+    @property
+    def has_kink(self) -> bool:
+        """Whether a kink was found at the checkpoint; no until it was looked for."""
+        return "jump" in vars(self) and self.jump.found
+
+    def look_for_kinks(self) -> None:
+        """Look for a kink at the checkpoint, if that was not done."""
+        _ = self.jump
 
     def model_maximum(self, which: Quantity, rho: float) -> ModelMaximum:
         """Return the maximum of the quadratic model over the ball."""
@@ -160,13 +179,40 @@ class Ball:
             self.processes[which, rho] = Process(self.session, steps)
         return self.processes[which, rho]
 
+    def is_searching(self, which: Quantity, rho: float) -> bool:
+        """Whether a search has begun and its budget is not spent."""
+        process = self.processes.get((which, rho))
+        return (
+            process is not None and not process.done and process.spent < self.session.search_budget
+        )
+
+    def look_at_loss_maximiser(self, rho: float) -> None:
+        """Find the gradient norm where the search of the loss has ended. Cost: a gradient.
+
+        By the mean value theorem R1 is at least R0.
+        """
+        process = self.processes.get(("loss", rho))
+        found = None if process is None else process.found
+        if found is None or rho in self._crossed:
+            return
+        objective = self.session.objective
+        gradient = objective.gradient(objective.theta + found.displacement)
+        value = float(self.geometry.dual_norm(self.geometry.displacement(gradient)))
+        self._crossed[rho] = replace(found, value=value, stationarity=None, linear_gap=None)
+
     def answer(self, which: Quantity, rho: float) -> Search:
         """Return the highest point that is known in a ball: smaller ones lie within it."""
         process = self.processes[which, rho]
         best = process.found
         assert best is not None
-        for (quantity, radius), other in self.processes.items():
-            found = other.found if quantity == which and radius < rho else None
+        others = [
+            (_SMALLER, other.found)
+            for (quantity, radius), other in self.processes.items()
+            if quantity == which and radius < rho
+        ]
+        if which == "gradient_norm":
+            others += [("loss maximiser", found) for r, found in self._crossed.items() if r <= rho]
+        for name, found in others:
             if found is not None and found.value > best.value:
                 best = replace(
                     best,
@@ -175,7 +221,7 @@ class Ball:
                     coordinates=found.coordinates,
                     stationarity=None,
                     linear_gap=None,
-                    start=_SMALLER,
+                    start=name,
                 )
         return Search(best, process.cost)
 
@@ -203,7 +249,7 @@ class Ball:
         gradient = self.geometry.displacement(self.session.gradient)
         if bool(gradient.any()):
             yield "gradient", self.geometry.maximiser(gradient, rho)
-        yield from self._modelled()
+        yield from self.model_steps()
         for name, u in search_starts(
             self.model,
             rho=rho,
@@ -225,16 +271,17 @@ class Ball:
             known["loss maximiser"] = self.processes["loss", rho].found
         return {name: found for name, found in known.items() if found is not None}
 
-    def _modelled(self) -> Iterator[int]:
+    def model_steps(self) -> Iterator[int]:
         """Make the model, once, and yield what each product cost."""
         price = self.session.product_price
-        while not (self.session.has_space if self._shares_krylov else self._own.done):
+        while not self._has_space:
             if self._shares_krylov:
-                self.session.step_krylov()
+                self.session.step_space()
             else:
                 self._own.step()
             yield price
         yield from grown(self._model, self._model.room, price)
+        self._modelled_once = True
 
     @cached_property
     def _model(self) -> QuadraticModel:
@@ -248,6 +295,10 @@ class Ball:
             max_basis=space.size + _FROM_GRADIENT,
             fill=False,
         )
+
+    @property
+    def _has_space(self) -> bool:
+        return self.session.has_space if self._shares_krylov else self._own.done
 
     @property
     def _shares_krylov(self) -> bool:

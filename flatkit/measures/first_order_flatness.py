@@ -1,8 +1,9 @@
 """R1: ρ times the largest gradient norm within ρ (Zhang et al., 2023), a lower bound."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.results import Result
@@ -13,15 +14,17 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 
-def run(session: "Session") -> list[Result]:
-    """Return R1 for every radius."""
-    return [at(session, rho) for rho in session.radii("first_order_flatness")]
+def run(session: "Session") -> "Iterator[Draft]":
+    """Search R1 for every radius."""
+    from flatkit.measures.searching import searched
+
+    return searched(session, "gradient_norm", at)
 
 
 def at(session: "Session", rho: float) -> Result:
-    """Return R1 for one radius, beside an estimate of how large it may be."""
+    """Return what is known of R1 for one radius, beside an estimate of how large it may be."""
     ball = session.ball
-    found, cost = ball.search("gradient_norm", rho)
+    found, cost = ball.answer("gradient_norm", rho)
     one_step = found.trails.get("gradient-norm ascent", [None])[0]
     return Result(
         "first_order_flatness",
@@ -33,9 +36,9 @@ def at(session: "Session", rho: float) -> Result:
             "one_step": None if one_step is None else rho * one_step,
             "value_over_rho_squared": found.value / rho,
             "ratio_to_top_eigenvalue": _ratio_to_top(session, found.value / rho),
-            "rounding_radius": ball.rounding_radius,
+            "rounding_radius": ball.rounding_radius if ball.is_modelled else None,
             "rounding_from": session.noise_from,
-            "gradient_jump": ball.jump.size if ball.jump.found else None,
+            "gradient_jump": ball.jump.size if ball.has_kink else None,
             "upper_estimate": _upper_estimate(session, rho, found),
             "upper_estimate_is": "an estimate, no bound: rho (|g| + rho K), K the largest slope of "
             "the gradient that was seen, at the checkpoint or on the way to the best point",
@@ -47,21 +50,21 @@ def at(session: "Session", rho: float) -> Result:
 def search_status(session: "Session", rho: float) -> Status | str:
     """Return how the search of the largest gradient norm ended, the worst first."""
     ball = session.ball
-    found = ball.search("gradient_norm", rho).found
+    found = ball.answer("gradient_norm", rho).found
     # L(θ+δ) − L(θ) ≤ ρ max ‖∇L‖ by the mean value theorem: a larger R0 proves a larger R1.
     losses = ball.processes.get(("loss", rho))
     increase = 0.0 if losses is None or losses.found is None else losses.found.value
     if increase > rho * found.value * (1 + 1e-6):
         return Status.SEARCH_MISSED_MAXIMUM
-    if rho < ball.rounding_radius:
+    if ball.is_modelled and rho < ball.rounding_radius:
         return Status.ROUNDING
-    return Status.KINKS if ball.jump.found else found.status
+    return Status.KINKS if ball.has_kink else found.status
 
 
 def _upper_estimate(session: "Session", rho: float, found: "BallMaximum") -> float | None:
     """Return ρ(‖g‖ + ρK), at least the value found, where the ball is round."""
     ball = session.ball
-    if not ball.geometry.is_round:
+    if not (ball.geometry.is_round and ball.is_modelled):
         return None
     norm = float(ball.geometry.dual_norm(ball.model.gradient))
     return rho * (norm + rho * max(ball.slope, (found.value - norm) / rho))
@@ -70,9 +73,9 @@ def _upper_estimate(session: "Session", rho: float, found: "BallMaximum") -> flo
 def _ratio_to_top(session: "Session", value: float) -> float | None:
     """Return the value over λmax, if that was measured, is positive and belongs to the geometry."""
     measured = "top_eigenvalues" in session.settings.measures
-    if not measured or session.ball.geometry.name != "l2":
+    if not measured or session.ball.geometry.name != "l2" or not session.knows_top:
         return None
-    largest = float(session.top.value[0])
+    largest = float(session.top_so_far.value[0])
     return value / largest if largest > 0 else None
 
 

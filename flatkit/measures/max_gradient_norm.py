@@ -1,8 +1,9 @@
 """The largest gradient norm within ρ itself, a lower bound; R1 is ρ times it."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.first_order_flatness import search_status
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the norm for every radius; the search is that of R1, and its cost stands at both."""
-    return [_at(session, rho) for rho in session.radii("max_gradient_norm")]
+def run(session: "Session") -> "Iterator[Draft]":
+    """Search the norm for every radius; the search is that of R1, and its cost stands at both."""
+    from flatkit.measures.searching import searched
+
+    return searched(session, "gradient_norm", _at)
 
 
 def _at(session: "Session", rho: float) -> Result:
-    found, cost = session.ball.search("gradient_norm", rho)
+    found, cost = session.ball.answer("gradient_norm", rho)
     return Result(
         "max_gradient_norm",
         found.value,

@@ -9,6 +9,8 @@ from torch import Tensor
 from flatkit.errors import UserCodeError
 from flatkit.flatness.geometry import Geometry
 from flatkit.objective.function import Objective
+from flatkit.objective.passes import differentiate
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.settings import ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _SHARE = 0.01
 """Part of R1 that rounding may change before R1 counts as rounding."""
 _DIRECTIONS, _FARTHER = 3, 8.0
+_FEWEST, _WORK = 128, 2**26
+"""Samples that are looked at: at least so many, and so many times the parameters at most."""
 
 
 class Jump(NamedTuple):
@@ -64,11 +68,36 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
     return session.noise[geometry.name]
 
 
+def _looked_at(objective: Objective) -> Tensor | None:
+    """Return the rows that show rounding and kinks; None for all.
+
+    Fewer of a large network, where a gradient over all of them costs more than it tells.
+    """
+    rows = max(_FEWEST, _WORK // objective.num_parameters)
+    if rows >= objective.num_rows or not objective.divisible:
+        return None
+    return spread_rows(objective.num_rows, rows).to(objective.device)
+
+
+def _gradient_of(objective: Objective, theta: Tensor) -> Tensor:
+    """Return the gradient [P] of the mean loss of the samples that are looked at."""
+    rows = _looked_at(objective)
+    if rows is None:
+        return objective.gradient(theta)
+    total, weight = torch.zeros_like(theta), float(objective.weights[rows.cpu()].sum())
+    for part in rows.split(objective.chunk_size):
+        with objective.placed(theta, smooth=False) as point:
+            loss = objective.chunk_loss(point, objective.rows(part))
+            total += differentiate(loss, point)
+    return total * (objective.total_weight / weight)
+
+
 def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
     """Return by how much rounding in the dtype in use changes the gradient, [P]."""
     own, settings = session.objective, session.own(ObjectiveSettings)
+    rows = _looked_at(own)
     given: dict[str, Any] = {
-        "data": own.samples,
+        "data": own.samples if rows is None else own.samples.rows(rows),
         "samples": None,
         "device": device,
         "examine": False,
@@ -83,13 +112,14 @@ def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
 
 def _rounded_anew(objective: Objective, generator: torch.Generator) -> list[Tensor]:
     """Return changes of the gradient [P] where each weight moves by up to a unit of rounding."""
-    theta, gradient = objective.theta, objective.gradient().cpu().double()
+    theta = objective.theta
+    gradient = _gradient_of(objective, theta).cpu().double()
     eps = torch.finfo(theta.dtype).eps
     changes: list[Tensor] = []
     for _ in range(_DIRECTIONS):
         drawn = 2 * torch.rand(len(theta), generator=generator, dtype=torch.float64) - 1
         moved = (theta.cpu().double() * (1 + eps * drawn)).to(theta)
-        changes.append(objective.gradient(moved).cpu().double() - gradient)
+        changes.append(_gradient_of(objective, moved).cpu().double() - gradient)
     return changes
 
 
@@ -113,7 +143,7 @@ def gradient_jump(session: "Session", noise: float) -> Jump:
     a smooth loss the change is proportional to the step, over a jump it is not: a step of 8h must
     change ∇L by at least twice as much as one of h.
 
-    Cost: 12 gradients.
+    Cost: 12 gradients of the samples that are looked at, all of a small network.
     """
     objective, generator = session.objective, session.generator("kinks")
     theta = objective.theta
@@ -135,5 +165,5 @@ def gradient_jump(session: "Session", noise: float) -> Jump:
 def _change(objective: Objective, step: Tensor) -> float:
     """Return ‖∇L(θ + s) − ∇L(θ − s)‖."""
     theta = objective.theta
-    change = objective.gradient(theta + step) - objective.gradient(theta - step)
+    change = _gradient_of(objective, theta + step) - _gradient_of(objective, theta - step)
     return float(change.double().norm())

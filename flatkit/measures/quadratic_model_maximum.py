@@ -1,8 +1,9 @@
 """R1 of the quadratic model at the checkpoint, a second estimate beside the search."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.results import Result
@@ -11,11 +12,16 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 
-def run(session: "Session") -> list[Result]:
-    """Return the maximum for every radius; none in a ball that is not round."""
-    if not session.ball.geometry.is_round:
-        return []
-    return [at(session, rho) for rho in session.radii("quadratic_model_maximum")]
+def run(session: "Session") -> "Iterator[Draft]":
+    """Find the maximum for every radius; none in a ball that is not round."""
+    ball, found = session.ball, list[Result]()
+    if not ball.geometry.is_round:
+        return
+    for _ in ball.model_steps():
+        yield Draft(lambda: ())
+    for rho in session.radii("quadratic_model_maximum"):
+        found.append(at(session, rho))
+        yield Draft(lambda: tuple(found), 1.5)
 
 
 def at(session: "Session", rho: float) -> Result:

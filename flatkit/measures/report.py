@@ -92,24 +92,17 @@ def analyze(
     if effort.time is not None:
         _check_time(schedule, effort.seconds)
     with nullcontext() if journal is None else kept(session, journal, fresh=fresh) as store:
-        _go_on(schedule, watcher, command, store)
+        try:
+            watcher.begin(schedule)
+            schedule.run(watcher.look)
+        except KeyboardInterrupt:
+            schedule.interrupt()
+            raise InterruptedAnalysis(_report(schedule, command, store)) from None
+        finally:
+            watcher.end(schedule)
         if store is not None and schedule.ended == "done" and _is_short(schedule):
             store.remove()
         return _report(schedule, command, store)
-
-
-def _go_on(
-    schedule: Schedule, watcher: Watcher, command: Sequence[str], store: Store | None
-) -> None:
-    """Run until it ends, watched."""
-    try:
-        watcher.begin(schedule)
-        schedule.run(watcher.look)
-    except KeyboardInterrupt:
-        schedule.interrupt()
-        raise InterruptedAnalysis(_report(schedule, command, store)) from None
-    finally:
-        watcher.end(schedule)
 
 
 @ordinary_torch()

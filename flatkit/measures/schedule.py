@@ -108,7 +108,14 @@ class Process:
             PluginError: a measure of another package fails.
         """
         with self._at_work():
-            self._next()
+            if self._drafts is None and not self._begin():
+                return
+            assert self._drafts is not None
+            draft = next(self._drafts, None)
+        if draft is None:
+            self.done = True
+        else:
+            self._draft, self.wanting = draft, draft.wanting
         self.pieces += 1
         if self.done:
             self.ask()
@@ -132,18 +139,14 @@ class Process:
         ):
             self.ask()
 
-    def _next(self) -> None:
-        if self._drafts is None:
-            found = MEASURES[self.name].run(self._session)
-            if not isinstance(found, Iterator):
-                self.results, self.done = tuple(found), True
-                return
+    def _begin(self) -> bool:
+        """Start the measure; return whether it goes on piece by piece, or else has its results."""
+        found = MEASURES[self.name].run(self._session)
+        if isinstance(found, Iterator):
             self._drafts = found
-        draft = next(self._drafts, None)
-        if draft is None:
-            self.done = True
-        else:
-            self._draft, self.wanting = draft, draft.wanting
+            return True
+        self.results, self.done = tuple(found), True
+        return False
 
     @contextmanager
     def _at_work(self) -> Generator[None, None, None]:

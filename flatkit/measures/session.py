@@ -184,7 +184,7 @@ class Session:
 
     @cached_property
     def krylov(self) -> Lanczos:
-        """The search of the largest eigenvalues, a product at a time; go on by `step_krylov`."""
+        """The search of the largest eigenvalues, a product at a time; call `keep_space` after each."""
         own, curvature = self.own(CurvatureSettings), self.curvature
         k, vector = own.num_eigenvalues, self.curved.theta.nbytes
         # A basis whose images are kept: all that it saw serves the other measures.
@@ -198,13 +198,12 @@ class Session:
             generator=self.generator("eigenvalues"),
         )
 
-    def step_krylov(self) -> None:
-        """Let the search of the largest eigenvalues go on by a product; keep what it saw early on.
+    def keep_space(self) -> None:
+        """Keep what the search of the largest eigenvalues saw early on, once it has come so far.
 
         Always at the same product, so that what is made of it does not depend on whose turn it was.
         """
         search = self.krylov
-        search.step()
         if self._seen is None and (search.done or search.matvecs >= min(_SEEN, search.capacity)):
             space = search.space()
             refuse_asymmetry(self.curvature, space.asymmetry)
@@ -216,21 +215,21 @@ class Session:
         """Whether `space` costs no further product."""
         return self._seen is not None
 
-    @property
-    def space(self) -> Space:
-        """A Krylov space of the curvature, of some twelve products, shared by all measures.
-
-        Its products count where the eigenvalues do, if these are measured.
-        """
+    def step_space(self) -> None:
+        """Let the search go on for another measure; it counts where the eigenvalues do, if any."""
         before = self.objective.cost
-        while self._seen is None:
-            self.step_krylov()
+        self.krylov.step()
+        self.keep_space()
         if "top_eigenvalues" in self.settings.measures and self.searches_by_krylov:
             spent = self.objective.cost - before
-            self.outside, self.krylov_by_others = (
-                self.outside + spent,
-                self.krylov_by_others + spent,
-            )
+            self.outside += spent
+            self.krylov_by_others += spent
+
+    @property
+    def space(self) -> Space:
+        """A Krylov space of the curvature, of some twelve products, shared by all measures."""
+        while self._seen is None:
+            self.step_space()
         return self._seen
 
     @cached_property
@@ -239,8 +238,19 @@ class Session:
         if not self.searches_by_krylov:
             return self.eigenvalues(self.curvature)
         while not self.krylov.done:
-            self.step_krylov()
+            self.krylov.step()
+            self.keep_space()
         return self.krylov.estimate()
+
+    @property
+    def knows_top(self) -> bool:
+        """Whether something is known of the largest eigenvalues."""
+        return self.krylov.matvecs > 0 if self.searches_by_krylov else "top" in vars(self)
+
+    @property
+    def top_so_far(self) -> Estimate:
+        """What is known of the largest eigenvalues."""
+        return self.krylov.estimate() if self.searches_by_krylov else self.top
 
     @property
     def searches_by_krylov(self) -> bool:

@@ -12,7 +12,7 @@ from flatkit.settings import setting
 Method: TypeAlias = Literal["auto", "lanczos", "power", "lobpcg", "pyhessian"]
 GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
 
-SEARCH_BUDGET, FULL_SEARCH_BUDGET = 600, 600
+SEARCH_BUDGET, FULL_SEARCH_BUDGET = 150, 600
 """Gradients for a search in a ball: usual, and with `full`."""
 
 

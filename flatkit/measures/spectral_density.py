@@ -23,7 +23,7 @@ def run(session: "Session") -> "Iterator[Draft]":
 
     with session.meter() as cost:
         while not session.krylov.done:
-            session.step_krylov()
+            session.step_space()
             yield Draft(lambda: (), _PRODUCTS)
         draws, first = session.generator("density"), session.krylov.rule()
         found = density_steps(session.curvature, generator=draws, first=first)

@@ -20,14 +20,14 @@ def run(session: "Session") -> "Iterator[Draft]":
     with session.meter() as cost:
 
         def results() -> list[Result]:
-            search = session.searches_by_krylov
-            found = session.krylov.estimate() if search else session.top
+            found = session.top_so_far
             settings = {**asked(session.own(CurvatureSettings)), **spread}
             spent = cost() + session.krylov_by_others
             return [session.estimated("top_eigenvalues", found, settings, spent)]
 
         while session.searches_by_krylov and not session.krylov.done:
-            session.step_krylov()
+            session.krylov.step()
+            session.keep_space()
             yield Draft(results, session.krylov.excess)
         spread |= session.over_draws(session.top, session.eigenvalues)
         yield Draft(results, 1.0)

@@ -1,8 +1,9 @@
 """R0: the largest increase of the loss within ρ (Foret et al., 2021, eq. 1), a lower bound."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.results import Result
@@ -15,21 +16,24 @@ _VISIBLE = 0.01
 """Part of R0 that rounding of the loss may be before R0 counts as rounding."""
 
 
-def run(session: "Session") -> list[Result]:
-    """Return R0 for every radius."""
-    return [at(session, rho) for rho in session.radii("zeroth_order_sharpness")]
+def run(session: "Session") -> "Iterator[Draft]":
+    """Search R0 for every radius."""
+    from flatkit.measures.searching import searched
+
+    return searched(session, "loss", at)
 
 
 def at(session: "Session", rho: float) -> Result:
-    """Return R0 for one radius, beside what the quadratic model says."""
+    """Return what is known of R0 for one radius, beside what the quadratic model says."""
     import torch
 
     ball = session.ball
-    found, cost = ball.search("loss", rho)
+    found, cost = ball.answer("loss", rho)
     loss, eps = session.loss_and_gradient[0], torch.finfo(session.objective.dtype).eps
     rounding = 4 * eps * abs(loss)  # of a difference of two losses
     hidden = rounding > _VISIBLE * abs(found.value)
-    model = ball.model_maximum("loss", rho) if ball.geometry.is_round else None
+    known = ball.geometry.is_round and ball.is_modelled
+    model = ball.model_maximum("loss", rho) if known else None
     return Result(
         "zeroth_order_sharpness",
         found.value,

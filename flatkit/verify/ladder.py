@@ -170,6 +170,9 @@ def _radii(session: Session, blurred: float, rho: Sequence[float]) -> tuple[floa
 
 def _at_radius(session: Session, rho: float) -> tuple[Result, Result, Result]:
     """Return R0, R1 and the R1 of the quadratic model."""
+    session.ball.search("loss", rho)
+    session.ball.search("gradient_norm", rho)
+    session.ball.look_for_kinks()
     r0 = zeroth_order_sharpness.at(session, rho)
     r1 = first_order_flatness.at(session, rho)
     return r0, r1, quadratic_model_maximum.at(session, rho)

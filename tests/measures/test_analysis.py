@@ -169,7 +169,7 @@ def test_float32_says_when_rounding_hides_the_loss_increase():
 def test_costs_are_counted():
     report = flatkit.analyze(task_of(CASES[0]), measures=["trace", "loss_plane"], **SMALL)
     trace, plane = report.result("trace"), report.result("loss_plane")
-    assert trace.cost.matvecs >= 2 * trace.settings["sketch"] > 0
+    assert trace.cost.matvecs >= max(1, 2 * trace.settings["sketch"])
     assert plane.cost.losses == 25 and plane.cost.seconds > 0
 
 

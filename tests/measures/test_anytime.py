@@ -79,7 +79,8 @@ def test_a_larger_budget_sharpens_what_a_smaller_one_found(reports):
     few, many = reports[24.0], reports[150.0]
     assert len(many.results) >= len(few.results)
     assert many.result("top_eigenvalues").error[0] <= few.result("top_eigenvalues").error[0]
-    assert len(many.result("loss_slice").value["coordinate"]) == 9
+    assert len(many.result("loss_slice").value["coordinate"]) >= 3
+    assert set(numbers(few)) <= set(numbers(many))
 
 
 def test_the_gradients_of_a_report_are_a_budget_that_repeats_it(equal_clock):

@@ -1,0 +1,67 @@
+"""Searches in the balls of all radii, piece by piece: what R0, R1 and the largest norm share."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from flatkit.flatness.quadratic_model import Quantity
+from flatkit.measures.base import Draft
+from flatkit.measures.shared_settings import BallSettings
+from flatkit.results import Result
+
+if TYPE_CHECKING:
+    from flatkit.measures.session import Session
+
+_NAMES = {"loss": "zeroth_order_sharpness", "gradient_norm": "first_order_flatness"}
+_FIRST = 16
+"""Gradients of the first round for each radius; every later round has twice as many."""
+
+
+def searched(
+    session: "Session", which: Quantity, at: "Callable[[Session, float], Result]"
+) -> Iterator[Draft]:
+    """Search the balls in rounds, the smallest first, each of twice the work of the one before.
+
+    So every radius has a value early, and begins from a point that the smaller one has found.
+
+    Args:
+        session: whose function is searched.
+        which: of its functions.
+        at: makes the result of a radius of what is known.
+    """
+    ball, budget = session.ball, session.search_budget
+    radii, begun = session.own(BallSettings).rho, list[float]()
+    rounds = [min(_FIRST, budget)]
+    while rounds[-1] < budget:
+        rounds.append(min(2 * rounds[-1], budget))
+
+    def results() -> list[Result]:
+        return [at(session, rho) for rho in begun]
+
+    for limit in rounds:
+        wanting = math.inf if limit == rounds[0] else max(1.5, 2 * budget / limit)
+        for done, rho in enumerate(radii):
+            process = ball.process(which, rho)
+            session.report(_NAMES[which], done, len(radii))
+            while process.spent < limit or not process.begun:
+                if not process.step():
+                    break
+                if process.begun and rho not in begun:
+                    begun.append(rho)
+                yield Draft(results, wanting)
+    if which == "gradient_norm":
+        yield from _settled(session, results)
+    ball.make_model()
+    yield Draft(results, 1.0)
+
+
+def _settled(session: "Session", results: "Callable[[], list[Result]]") -> Iterator[Draft]:
+    """Look where the searches of the loss ended, and how far rounding and kinks reach."""
+    ball = session.ball
+    for rho in session.own(BallSettings).rho:
+        while ball.is_searching("loss", rho):
+            yield Draft(results, 1.0)  # the mean value theorem bounds R0 by R1, once it is there
+        ball.look_at_loss_maximiser(rho)
+        yield Draft(results, 1.5)
+    ball.look_for_kinks()
+    yield Draft(results, 1.5)
