@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 _EVERY = 0.25
 """Seconds between two pictures of a table."""
-_LINES = 10.0
-"""Seconds between two lines in a pipe that tell nothing new but closer values."""
 _WORTH_TELLING = 10.0
-"""Seconds from which on a forecast is worth a line."""
+"""Seconds from which on an analysis is worth lines in a pipe."""
+_GROWTH = 1.5
+"""Times as late as the last lines in a pipe come the next ones."""
 
 
 def watcher_here() -> Watcher:
@@ -165,7 +165,8 @@ class Lines(Silent):
     """Lines on stderr, for a pipe or a log: the plan, and every value as it comes and closes in."""
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._said: dict[str, str] = {}
+        self._next = _WORTH_TELLING
         self._console = Console(stderr=True, width=200)
 
     def begin(self, schedule: "Schedule") -> None:
@@ -175,17 +176,17 @@ class Lines(Silent):
             self._print(plan_text(schedule))
 
     def look(self, schedule: "Schedule") -> None:
-        """Say what is new of values that take long."""
+        """Say what is new, each time after a longer while."""
         elapsed = time.monotonic() - schedule.started
-        if elapsed < _WORTH_TELLING:
+        if elapsed < self._next:
             return
+        self._next = elapsed * _GROWTH
         for process in schedule.processes:
-            said = self._said.get(process.name, 0.0)
-            news = process.results and (said == 0 or (process.done and said != float("inf")))
-            if news or (process.results and not process.done and elapsed - said >= _LINES):
-                self._said[process.name] = float("inf") if process.done else elapsed
-                for title, value, error, state, _ in _rows(process):
+            for title, value, error, state, _ in _rows(process) if process.results else ():
+                if self._said.get(title) != f"{value} {error}":
+                    self._said[title] = f"{value} {error}"
                     self._print(f"[{duration(elapsed)}] {title}: {value} {error}  {state}")
+        self._print(f"[{duration(elapsed)}] {time_text(schedule)}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)
