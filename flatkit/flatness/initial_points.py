@@ -20,7 +20,7 @@ NUM_VECTORS = 20  # eigenvectors in whose span most of the random initial points
 # the sphere. `python -m benchmarks.flatness networks` chose them.
 _ALONE, _COMBINED, _ANYWHERE = 8, 64, 8
 # Products for the Krylov basis of a point that nothing is known about, at first and at most.
-_FEWEST_PRODUCTS, _MOST_PRODUCTS = 8, 200
+_FEWEST_PRODUCTS, _MOST_PRODUCTS = 5, 200
 _MORE_PRODUCTS = 12  # before the model's maximum is compared with that before
 # Differences, relative to the maximum: at which the model fits, at which it stands still.
 _FITS, _STANDS = 1e-4, 1e-8
@@ -112,7 +112,7 @@ def unaided_starts(
     its maximiser, nothing is better than a better model: the basis grows until its maximum stands
     still.
 
-    Cost: a gradient and 8 Hessian-vector products, or at most 200 where the model fits; memory 2
+    Cost: a gradient and 5 Hessian-vector products, or at most 200 where the model fits; memory 2
     vectors a product.
     """
     theta, geometry = function.theta, function.geometry

@@ -15,7 +15,12 @@ _LONGEST_STEP = 1.0  # in radii, before the point is brought back to the sphere
 _SHORTENINGS = 5  # how often a step is divided by three before the direction is given up
 # Of secants, until a step gains so little. A long one is blind to the kinks within it, where the
 # gradient leads nowhere; `python -m benchmarks.flatness` chose them.
-_ROUGH = (Precision(0.1, 1e-3), Precision(0.03, 3e-4), Precision(0.01, 1e-4))
+_ROUGH = (
+    Precision(0.2, 1e-2),
+    Precision(0.1, 1e-3),
+    Precision(0.03, 3e-4),
+    Precision(0.01, 1e-4),
+)
 _ROUGH_GRADIENT = (Precision(None, 1e-3),)
 
 
