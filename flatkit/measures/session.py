@@ -184,7 +184,7 @@ class Session:
 
     @cached_property
     def krylov(self) -> Lanczos:
-        """The search of the largest eigenvalues, a product at a time; call `keep_space` after each."""
+        """The search of the largest eigenvalues; call `keep_space` after each step."""
         own, curvature = self.own(CurvatureSettings), self.curvature
         k, vector = own.num_eigenvalues, self.curved.theta.nbytes
         # A basis whose images are kept: all that it saw serves the other measures.
