@@ -114,6 +114,9 @@ def test_beside_a_krylov_space_the_trace_is_unbiased_and_takes_few_products(earl
         off.append(float(eighth.value) - truth)
         assert abs(off[-1]) <= 6 * float(eighth.error)
     assert abs(np.mean(off)) <= 4 * np.std(off) / np.sqrt(60)
+    norm = finish(frobenius_steps(operator, max_matvecs=60, generator=seeded(2), space=space))
+    assert abs(float(norm.value) - np.linalg.norm(NETWORK)) <= 6 * float(norm.error)
+    assert norm.converged
     if early < 10:
         return
     alone = trace(operator, tolerance=0.02, max_matvecs=90, generator=seeded())
