@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage mutate \
-	bench faults fuzz-models real-weights experiment notebooks clean
+	bench faults architectures fuzz-models real-weights experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
 
 help: ## list the targets
@@ -76,6 +76,9 @@ faults: $(READY) ## run known faults of the peers again, in an environment with 
 	test -e .venv-peers || $(BIN)/python -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -e '.[demo,bench]'
 	.venv-peers/bin/python -m benchmarks.faults
+
+architectures: $(READY) ## how many published architectures the layer-wise engine takes
+	nice $(BIN)/python -m benchmarks.architectures
 
 fuzz-models: $(READY) ## hold 2,000 tasks put together from parts against dense references; goes on where it stopped
 	nice $(BIN)/python -m benchmarks.fuzz_models

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from rich.console import Console
 from torch import nn
 
 import flatkit
@@ -71,18 +73,14 @@ class Recorder(Silent):
 
     def look(self, schedule: Any) -> None:
         """Note what is new."""
-        from io import StringIO
-
-        from rich.console import Console
-
         elapsed = time.monotonic() - schedule.started
         for process in schedule.processes:
             if process.results:
                 self.first.setdefault(process.name, elapsed)
         if not self.tables or elapsed > 1.5 * self.tables[-1][0] + 10:
-            console = Console(file=StringIO(), width=100)
-            console.print(live_table(schedule))
-            self.tables.append((elapsed, console.file.getvalue()))
+            text = StringIO()
+            Console(file=text, width=100).print(live_table(schedule))
+            self.tables.append((elapsed, text.getvalue()))
 
 
 def whole() -> list[str]:
@@ -165,7 +163,7 @@ def killed() -> list[str]:
     return lines
 
 
-PARTS: Mapping[str, tuple[str, Callable[[], Sequence[str]]]] = {
+PARTS: Mapping[str, tuple[str, Callable[[], list[str]]]] = {
     "resnet18": ("A default analysis of a ResNet-18", whole),
     "plans": ("Forecasts", plans),
     "killed": ("Killed and gone on", killed),
