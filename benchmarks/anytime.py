@@ -1,8 +1,8 @@
 """A whole analysis by its defaults: when the first numbers are there, what it holds and takes.
 
 `python -m benchmarks.anytime resnet18` analyzes a ResNet-18 with 500 images of 32x32; `plans` holds
-forecasts of six jobs against what then happens; `killed` kills an analysis of the ResNet-18 and lets
-the same command go on.
+forecasts of six jobs against what then happens; `killed` kills such an analysis and lets the same
+command go on.
 """
 
 import json
