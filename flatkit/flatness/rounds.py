@@ -77,6 +77,7 @@ class Rounds:
             waiting = []
             size *= 2
         self.looked_elsewhere = True
+        yield  # or whoever asked after the last ascent would never hear of the end
 
     def ends_at_kink(self, iterate: Iterate) -> bool:
         """Return whether an ascent has ended although the slope there promises more."""
