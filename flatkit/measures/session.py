@@ -205,10 +205,9 @@ class Session:
         """
         search = self.krylov
         if self._seen is None and (search.done or search.matvecs >= min(_SEEN, search.capacity)):
-            space = search.space()
-            refuse_asymmetry(self.curvature, space.asymmetry)
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
-            self._seen = space if space.size <= fits else space.ritz(fits)[1]
+            self._seen = search.space(fits if search.matvecs > fits else None)
+            refuse_asymmetry(self.curvature, self._seen.asymmetry)
 
     @property
     def has_space(self) -> bool:
