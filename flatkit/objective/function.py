@@ -21,6 +21,7 @@ from flatkit.objective.model.layout import lay_out, prefers_channels_last
 from flatkit.objective.model.one_function import make_one_function
 from flatkit.objective.model.placing import PlacedModel
 from flatkit.objective.model.private_model import BatchNormMode, private_copy
+from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
 from flatkit.objective.passes import (
     Chunk,
@@ -39,7 +40,7 @@ from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.pytree import Bundle
 from flatkit.objective.reading.intake import Taker, take_in
 from flatkit.objective.reading.randomness import undisturbed
-from flatkit.objective.reading.sample_set import Samples, default_chunk_size
+from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.reading.samples import Data
 from flatkit.parameters import ParameterSpace
 from flatkit.results import Cost
@@ -148,7 +149,7 @@ class Objective(PlacedModel):
         habits = self._observe(self.loss_function, some.inputs, some.targets)
         weights, mean_over = find_own_weights(self)
         self.weigh(weights)
-        self.chunk_size = check_count("chunk_size", chunk_size or default_chunk_size(self.samples))
+        self.chunk_size = check_count("chunk_size", chunk_size or rows_at_once(self))
         completed = complete(self, search, loss_parameters=loss_parameters)
         self.memory_format = self._lay_out()
         check_finite(self.space.unflatten(self.theta), self.samples.inputs)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flatkit
 
 ROOT = str(Path(flatkit.__file__).parent)
-LATER, FIRST = 12, 16
+LATER, FIRST = 12, 17
 """Frames of a product, and of the first one, which the probe of the engines comes before."""
 
 

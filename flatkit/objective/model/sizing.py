@@ -1,0 +1,69 @@
+"""How many samples go through a model at once, so that what they leave behind fits in memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flatkit.objective.model.habits import WATCHED
+from flatkit.objective.reading.sample_set import default_chunk_size
+
+if TYPE_CHECKING:
+    from flatkit.objective.function import Objective
+
+_FEW = 32
+"""Samples that go through at once without a look."""
+MOST_BYTES = 2**28
+"""Bytes that the operations of a forward pass may make; its derivatives take some times as many."""
+
+
+class _Made(TorchDispatchMode):
+    """Adds up the bytes that operations make; views make none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.bytes += sum(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))
+        return result
+
+
+def rows_within(run: Callable[[], object], rows: int, most: int) -> int:
+    """Return how many rows may go through at once.
+
+    Counted, not timed, and by a limit that no machine moves: the same rows give the same sums.
+
+    Args:
+        run: a forward pass of some rows.
+        rows: how many these are.
+        most: rows at once, if memory is no matter.
+
+    >>> import torch
+    >>> rows_within(lambda: torch.zeros(2, 2**20) + 1, 2, 100)
+    16
+    """
+    with _Made() as made:
+        run()
+    each = max(1, made.bytes // rows)
+    return max(1, min(most, MOST_BYTES // each))
+
+
+def rows_at_once(objective: "Objective") -> int:
+    """Return how many samples go through a model at once where nobody says it. Cost: 8 samples."""
+    most = default_chunk_size(objective.samples)
+    if most <= _FEW or not objective.divisible or objective.samples.counts is not None:
+        return most
+    few = objective.spread(WATCHED)
+    with objective.placed(objective.theta) as point:
+        return rows_within(lambda: objective.outputs(point, few), WATCHED, most)
