@@ -28,6 +28,8 @@ _PRODUCTS = 12
 """For a Krylov space of a scaled Hessian, which no other measure shares."""
 _FROM_GRADIENT = 8
 """Products beyond the Krylov space, from the gradient on: what the model of R0 needs."""
+_BYTES = 2**28
+"""Bytes of these vectors and their products; at least two of them are made."""
 _SMALLER = "smaller radius"
 
 
@@ -288,11 +290,12 @@ class Ball:
         """The model, whose basis is not full yet."""
         session, geometry = self.session, self.geometry
         space = session.space if self._shares_krylov else self._own.space()
+        more = max(2, min(_FROM_GRADIENT, _BYTES // (2 * session.gradient.nbytes)))
         return QuadraticModel(
             ScaledOperator(session.hessian, geometry),
             geometry.displacement(session.gradient),
             space=space,
-            max_basis=space.size + _FROM_GRADIENT,
+            max_basis=space.size + more,
             fill=False,
         )
 

@@ -28,6 +28,9 @@ def run(session: "Session") -> "Iterator[Draft]":
         return [session.estimated("frobenius_norm", ask(), given, cost())]
 
     with session.meter() as cost:
+        while not session.has_space:
+            session.step_space()
+            yield Draft(lambda: ())
         draws, space = session.generator("frobenius"), session.space
         for ask in frobenius_steps(session.curvature, **given, generator=draws, space=space):
             yield sampled(ask, given["tolerance"], partial(results, ask))

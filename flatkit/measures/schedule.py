@@ -92,13 +92,13 @@ class Process:
 
     @property
     def urgency(self) -> tuple[bool, float]:
-        """How much the next piece gains: those without a value first, the cheapest of them.
+        """How much the next piece gains: those without a value first, in turn.
 
         An error falls as a power of what was spent, so that the logarithm of what is wanting falls
         by as much as its share of what was spent.
         """
         if math.isinf(self.wanting):
-            return True, -self.spent
+            return True, -float(self.pieces)
         return False, math.log(max(self.wanting, 1 + 1e-9)) / (1 + self.spent)
 
     def advance(self) -> None:

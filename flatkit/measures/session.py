@@ -46,8 +46,10 @@ from flatkit.spectrum.space import Space
 
 S = TypeVar("S")
 
-_SEEN, _SEEN_BYTES = 12, 2**29
-"""Products after which a Krylov space is kept for other measures, and bytes that it may take."""
+_SEEN, _SEEN_OF_LARGE, _LARGE = 12, 6, 2**20
+"""Products after which a Krylov space is kept for other measures; fewer of so many parameters."""
+_SEEN_BYTES, _BASIS_BYTES = 300_000_000, 600_000_000
+"""Bytes that this space may take, and a basis whose images are not kept."""
 
 
 class Session:
@@ -187,14 +189,15 @@ class Session:
         """The search of the largest eigenvalues; call `keep_space` after each step."""
         own, curvature = self.own(CurvatureSettings), self.curvature
         k, vector = own.num_eigenvalues, self.curved.theta.nbytes
-        # A basis whose images are kept: all that it saw serves the other measures.
-        room = max(k + 2, KEPT_BYTES // (2 * vector) - 1)
+        usual = 2 * k + 18
+        if 2 * (usual + 1) * vector > KEPT_BYTES:  # then its images follow from the recurrence
+            usual = min(usual, max(k + 10, _BASIS_BYTES // vector))
         return Lanczos(
             curvature,
             k=k,
             tolerance=own.tolerance,
             max_matvecs=own.max_matvecs,
-            max_basis=min(2 * k + 18, room),
+            max_basis=usual,
             generator=self.generator("eigenvalues"),
         )
 
@@ -204,7 +207,8 @@ class Session:
         Always at the same product, so that what is made of it does not depend on whose turn it was.
         """
         search = self.krylov
-        if self._seen is None and (search.done or search.matvecs >= min(_SEEN, search.capacity)):
+        enough = _SEEN if self.curved.num_parameters < _LARGE else _SEEN_OF_LARGE
+        if self._seen is None and (search.done or search.matvecs >= min(enough, search.capacity)):
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
             self._seen = search.space(fits if search.matvecs > fits else None)
             refuse_asymmetry(self.curvature, self._seen.asymmetry)

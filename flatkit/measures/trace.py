@@ -52,6 +52,9 @@ def run(session: "Session") -> "Iterator[Draft]":
         return [session.estimated("trace", ask(), {**given, **spread}, cost())]
 
     with session.meter() as cost:
+        while own.trace_method == "auto" and not session.has_space:
+            session.step_space()
+            yield Draft(lambda: ())
         ask, space = None, session.space if own.trace_method == "auto" else None
         draws = session.generator("trace")
         for ask in trace_steps(session.curvature, **given, generator=draws, space=space):
