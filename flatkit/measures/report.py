@@ -131,8 +131,8 @@ def plan(
     >>> import torch
     >>> data = (torch.ones(8, 1), torch.zeros(8, 1))
     >>> schedule = plan(nn.Linear(1, 1), "mse", data, measures=["loss", "gradient_norm"])
-    >>> schedule.forecast.gradients
-    2.0
+    >>> round(schedule.forecast.gradients, 2)
+    1.33
     """
     settings = (settings or AnalysisSettings()).changed(changes)
     effort, started = settings.of(EffortSettings), time.monotonic()

@@ -211,7 +211,9 @@ class _Process:
         return latest if ended else (yield from self._with_rest(sketch, latest))
 
     def _probed(self, found: Sampled) -> _Told:
-        rounding = math.hypot(found.rounding, self.rounding)
+        rounding = (
+            found.rounding + self.rounding
+        )  # of one kind of products: it does not average out
         return _Told(found._replace(rounding=rounding), "hutch++", 0)
 
     def _probes_first(
@@ -272,12 +274,12 @@ class _Process:
         draws = sketch.plain()
         value, size = draws.value, draws.frobenius
         rounding = rounding_error(self.whole.rounding, frobenius=size, value=value)
-        rounding = math.hypot(rounding, self.rounding)
+        rounding += self.rounding
         found = Sampled(self.known + value, draws.error, rounding, sketch.matvecs)
         return _Told(found, "hutchinson" if self.space is None else "hutch++", sketch.size)
 
     def _xtraced(self, sketch: Sketch, value: float, error: float, size: int) -> _Told:
-        rounding = math.hypot(sketch.rounding, self.rounding)
+        rounding = sketch.rounding + self.rounding
         return _Told(Sampled(self.known + value, error, rounding, sketch.matvecs), "xtrace", size)
 
     def _with_rest(self, sketch: Sketch, latest: _Told) -> _Work:
@@ -285,7 +287,7 @@ class _Process:
 
         def whole(found: Sampled) -> _Told:
             matvecs = found.matvecs + sketch.matvecs
-            rounding = math.hypot(found.rounding, sketch.rounding, self.rounding)
+            rounding = math.hypot(found.rounding, sketch.rounding) + self.rounding
             return _Told(found._replace(matvecs=matvecs, rounding=rounding), "hutch++", sketch.size)
 
         def better(found: Sampled) -> _Told:

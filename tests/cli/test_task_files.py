@@ -110,7 +110,7 @@ def test_a_layer_that_the_file_lacks_is_allowed_twice_or_not_and_the_report_says
 
 
 def test_verify_takes_the_same_options(folder, capsys):
-    code = run("verify", "weights.pth", "--rho", "0.01", "--budget", "30", "--json", "-")
+    code = run("verify", "weights.pth", "--rho", "0.01", "--search-budget", "30", "--json", "-")
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["checkpoint"]["path"] == "weights.pth"

@@ -126,7 +126,7 @@ def test_a_sum_over_samples_that_depend_on_each_other_is_refused_as_a_sum():
 
 
 def test_what_does_not_split_goes_at_once_also_where_chunks_would_be_smaller(monkeypatch):
-    monkeypatch.setattr("flatkit.objective.function.default_chunk_size", lambda samples: 5)
+    monkeypatch.setattr("flatkit.objective.function.rows_at_once", lambda objective: 5)
     data = (X, classes())
     assert Objective(scores(), dice, data).chunk_size == N
     monkeypatch.setattr("flatkit.objective.proofs.splitting.free_bytes", lambda device: 1000)

@@ -51,7 +51,7 @@ def rows_within(run: Callable[[], object], rows: int, most: int) -> int:
 
     >>> import torch
     >>> rows_within(lambda: torch.zeros(2, 2**20) + 1, 2, 100)
-    16
+    32
     """
     with _Made() as made:
         run()
