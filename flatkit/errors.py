@@ -4,6 +4,8 @@
 `FlatkitError` with exit code 1, in one line.
 """
 
+from typing import Any
+
 
 class FlatkitError(Exception):
     """Base of every error that flatkit raises on purpose."""
@@ -92,6 +94,6 @@ class InterruptedAnalysis(KeyboardInterrupt):
         report: what was measured until then, a `flatkit.Report`.
     """
 
-    def __init__(self, report: object) -> None:
+    def __init__(self, report: Any) -> None:
         super().__init__()
         self.report = report

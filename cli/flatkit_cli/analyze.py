@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -85,7 +85,7 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
             fresh=fresh,
         )
     except InterruptedAnalysis as error:
-        report, interrupted = cast("Report", error.report), True
+        report, interrupted = error.report, True
     name = report.checkpoint.get("name") or "checkpoint"
     _say_journal(output.journal, report)
     # Saved before anything is read from the results, which the code of others may do, and fail.

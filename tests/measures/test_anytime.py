@@ -228,6 +228,6 @@ def test_lines_tell_the_plan_and_what_is_new(capsys, monkeypatch):
 
 
 def shown(renderable) -> str:
-    console = Console(file=StringIO(), width=120)
-    console.print(renderable)
-    return " ".join(console.file.getvalue().split())
+    text = StringIO()
+    Console(file=text, width=120).print(renderable)
+    return " ".join(text.getvalue().split())

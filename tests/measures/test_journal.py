@@ -1,6 +1,7 @@
 """The journal of an analysis: what it is of, what differs is named, and passes are found again."""
 
 import sqlite3
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from flatkit.objective import Task
 
 
 def network(bias=0.0, mean=0.0):
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    model: Any = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape))
@@ -88,6 +89,7 @@ def test_each_objective_finds_its_own_passes(tmp_path):
             test = keep_passes(given.objective(settings, split="test"), store)
             assert train.kept is not None and test.kept is not None
             for objective in (train, test):
+                assert objective.kept is not None
                 objective.kept._least = 0.0
                 losses.append(objective.loss())
         assert train.loss() == losses[-2]  # it is closed: all goes on without

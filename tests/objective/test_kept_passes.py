@@ -4,6 +4,7 @@ import importlib.util
 import json
 import signal
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -166,7 +167,8 @@ class Weighted(nn.Module):
 
 
 def network(*, scale=1.0, mean=0.0, frozen=1.0, momentum=0.1):
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=momentum), nn.Linear(2, 1))
+    norm = nn.BatchNorm1d(2, momentum=momentum)
+    model: Any = nn.Sequential(nn.Linear(2, 2), norm, nn.Linear(2, 1))
     for parameter in model.parameters():
         nn.init.constant_(parameter, scale)
     nn.init.constant_(model[1].running_mean, mean)
@@ -174,7 +176,7 @@ def network(*, scale=1.0, mean=0.0, frozen=1.0, momentum=0.1):
     return model
 
 
-def function(*, inputs=1.0, targets=0.0, loss="mse", samples=None, **changes):
+def function(*, inputs=1.0, targets=0.0, loss: Any = "mse", samples=None, **changes):
     settings = {k: changes.pop(k) for k in ("chunk_size", "dtype") if k in changes}
     data = (torch.full((6, 2), inputs), torch.full((6, 1), targets))
     data[0][0, 0] += 1
@@ -266,8 +268,9 @@ def test_a_killed_search_goes_on_with_the_missing_products_alone(tmp_path, monke
 
     plain = small_task()
     again = HessianOperator(plain, engine=hessian.choice.engine)
-    expected = lanczos(again, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(found.value, expected.value) and torch.equal(found.vectors, expected.vectors)
+    expected: Any = lanczos(again, generator=torch.Generator().manual_seed(0))
+    assert found.vectors is not None
+    assert torch.equal(found.value, expected.value) and torch.equal(expected.vectors, found.vectors)
     assert plain.cost.matvecs == objective.cost.matvecs
 
 
@@ -284,7 +287,7 @@ def test_a_killed_search_goes_on_with_the_missing_products_alone(tmp_path, monke
 )
 def test_a_choice_of_an_engine_survives_as_json(reference, rejected):
     choice = Choice("layers", 1e-7, "truth", None, rejected, reference, float("inf"))
-    again = Choice.from_json(json.loads(json.dumps(choice.to_json())))
+    again: Any = Choice.from_json(json.loads(json.dumps(choice.to_json())))
     assert again.settings() == choice.settings() and again.tolerance == choice.tolerance
     if isinstance(reference, Reference) and isinstance(reference.recipe, partial):
         recipe = again.reference.recipe

@@ -3,6 +3,7 @@
 import io
 import random
 import statistics
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -141,7 +142,7 @@ def test_a_status_other_than_converged_is_visible_and_explained():
 )  # fmt: skip
 def test_the_samples_of_both_splits_are_named_in_numbers(train, test, words):
     keys = ("samples", "samples_available", "drawn")
-    objective = dict(zip(keys, train, strict=True))
+    objective: dict[str, Any] = dict(zip(keys, train, strict=True))
     if test:
         objective["test"] = dict(zip(keys, test, strict=True))
     found = Report([Result("loss", 0.5, 0.0)], objective=objective)

@@ -1,5 +1,7 @@
 """What is said of eigenvalues before the end holds: from the first product on, at either end."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,8 @@ def in_order(values: np.ndarray, which: str) -> np.ndarray:
 @every_end
 def test_the_errors_hold_after_every_product(name, which):
     values = SPECTRA[name]
-    truth, copies = in_order(values, which), name not in ("bulk", "negative", "tiny", "close")
+    truth = in_order(values, which)  # pyright: ignore[reportUnusedVariable]
+    copies = name not in ("bulk", "negative", "tiny", "close")
     for seed, dtype in enumerate((torch.float64, torch.float32)):
         operator = DenseOperator(random_symmetric(list(values)).to(dtype))
         k, slack = min(4, len(values)), 1e-5 * np.abs(values).max()
@@ -70,13 +73,14 @@ def test_the_errors_hold_after_every_product(name, which):
 def test_asking_changes_nothing_and_costs_no_product(kept, monkeypatch):
     monkeypatch.setattr("flatkit.spectrum.krylov.KEPT_BYTES", 2**30 if kept else 0)
     operator = DenseOperator(random_symmetric(list(SPECTRA["network"])))
-    given = {"k": 5, "max_basis": 9}
+    given: dict[str, Any] = {"k": 5, "max_basis": 9}
     silent = lanczos(operator, **given, generator=seeded())
     search, products = Lanczos(operator, **given, generator=seeded()), 0
     while not search.done:
         search.step()
         products = search.matvecs
-        search.estimate(), search.magnitude(), search.space()
+        for ask in (search.estimate, search.magnitude, search.space):
+            ask()
         assert search.matvecs == products
     found = search.estimate()
     assert silent.matvecs == found.matvecs == products and silent.notes == found.notes
@@ -147,7 +151,7 @@ def test_the_products_of_a_space_tell_an_operator_that_is_not_symmetric():
 def test_images_that_are_not_kept_follow_from_the_recurrence(name, dtype, monkeypatch):
     monkeypatch.setattr("flatkit.spectrum.krylov.KEPT_BYTES", 0)
     matrix = random_symmetric(list(SPECTRA[name])).to(dtype)
-    given = {"k": 5, "max_basis": 11 if name == "bulk" else 20}
+    given: dict[str, Any] = {"k": 5, "max_basis": 11 if name == "bulk" else 20}
     search, counts = Lanczos(DenseOperator(matrix), **given, generator=seeded()), set()
     while not search.done and search.matvecs < 60:
         search.step()

@@ -1,5 +1,7 @@
 """Traces and norms product by product: what is told holds, and a known space costs no product."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,8 @@ def krylov(operator: SymmetricOperator, steps: int, seed: int = 0) -> Space:
 def test_a_piece_is_a_product_and_the_last_is_the_function(method, spectrum, known):
     operator = Counting(random_symmetric(list(spectrum)), (30, 70))
     space = krylov(operator, known) if known else None
-    given = {"method": method, "tolerance": 0.005, "max_matvecs": 90}
+    found: Any = None
+    given: dict[str, Any] = {"method": method, "tolerance": 0.005, "max_matvecs": 90}
     operator.products, before = 0, 0
     for ask in trace_steps(operator, **given, generator=seeded(), space=space):
         found = ask()
@@ -74,7 +77,8 @@ def test_a_piece_is_a_product_and_the_last_is_the_function(method, spectrum, kno
 
 def test_a_norm_is_told_after_every_product_too():
     operator, truth = Counting(random_symmetric(list(NETWORK))), np.linalg.norm(NETWORK)
-    given = {"max_matvecs": 60}
+    given: dict[str, Any] = {"max_matvecs": 60}
+    found: Any = None
     for number, ask in enumerate(frobenius_steps(operator, **given, generator=seeded()), start=1):
         found = ask()
         assert found.matvecs == operator.products in (number, number - 1)
