@@ -33,7 +33,9 @@ def run(session: "Session") -> "Iterator[Draft]":
         searches[rho] = average_steps(session.objective, base, **given, generator=generator)
 
     def results() -> list[Result]:
-        return [_result(session, rho, ask(), cost) for rho, (ask, cost) in known.items()]
+        found = {rho: (ask(), cost) for rho, (ask, cost) in known.items()}
+        # One pair alone has no spread, and so no error.
+        return [_result(session, rho, *each) for rho, each in found.items() if each[0].samples > 1]
 
     spent = dict.fromkeys(searches, Cost())
     for pairs in range(1, _PAIRS + 1):
