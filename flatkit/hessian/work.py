@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from flatkit.objective.model.sizing import made_by
 
 
 @final
@@ -44,9 +44,8 @@ class Work(TorchDispatchMode):
         counted = flop_registry.get(_without_place(getattr(func, "overloadpacket", func)))
         if counted is not None:
             self.count += counted(*args, **options, out_val=result)
-        elif not _is_view(func):
-            made = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-            self.count += sum(tensor.numel() for tensor in made)
+        else:
+            self.count += sum(tensor.numel() for tensor in made_by(func, result))
         return result
 
 
@@ -54,9 +53,3 @@ def _without_place(packet: Any) -> Any:
     """Return the operation that does the same, and does not write into its first argument."""
     name = str(packet).partition(".")[2]
     return getattr(torch.ops.aten, name[:-1], packet) if name.endswith("_") else packet
-
-
-def _is_view(func: Any) -> bool:
-    given = getattr(getattr(func, "_schema", None), "arguments", ())
-    alias = given[0].alias_info if given else None
-    return alias is not None and not alias.is_write

@@ -52,7 +52,7 @@ class Process:
         """Do the next piece of work; return whether there was any."""
         with self._session.meter() as cost:
             ask = next(self._steps, None)
-        self.cost = _added(self.cost, cost())
+        self.cost += cost()
         self.done = ask is None
         self._ask = ask or self._ask
         return not self.done
@@ -81,6 +81,7 @@ class Ball:
         session: whose objective is searched.
         geometry: of the ball.
         processes: the searches that have begun, by quantity and radius.
+        is_modelled: whether the quadratic model costs no further product.
     """
 
     session: "Session"
@@ -88,8 +89,8 @@ class Ball:
     processes: dict[tuple[Quantity, float], Process] = field(
         default_factory=dict[tuple[Quantity, float], Process]
     )
+    is_modelled: bool = False
     _crossed: dict[float, BallMaximum] = field(default_factory=dict[float, BallMaximum])
-    _modelled_once: bool = False
 
     @cached_property
     def model(self) -> QuadraticModel:
@@ -104,11 +105,6 @@ class Ball:
     def vectors(self) -> Tensor:
         """Approximate top eigenvectors [K, P], orthonormal."""
         return self.model.ritz(min(NUM_VECTORS, len(self.model.basis)))[1]
-
-    @property
-    def is_modelled(self) -> bool:
-        """Whether the model costs no further product."""
-        return self._modelled_once
 
     def make_model(self) -> None:
         """Make the model, if that was not done."""
@@ -283,7 +279,7 @@ class Ball:
                 self._own.step()
             yield price
         yield from grown(self._model, self._model.room, price)
-        self._modelled_once = True
+        self.is_modelled = True
 
     @cached_property
     def _model(self) -> QuadraticModel:
@@ -326,7 +322,3 @@ class Ball:
 def prepare_ball(session: "Session") -> Ball:
     """Return what the searches share; nothing is computed yet."""
     return Ball(session, session.geometry)
-
-
-def _added(one: Cost, other: Cost) -> Cost:
-    return one - (Cost() - other)

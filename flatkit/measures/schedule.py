@@ -166,7 +166,6 @@ class Schedule:
 
     Args:
         session: what is measured; its settings name the measures.
-
         limit: when to stop.
 
     Attributes:

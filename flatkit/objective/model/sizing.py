@@ -19,6 +19,20 @@ MOST_BYTES = 2**28
 """Bytes that the operations of a forward pass may make; its derivatives take some times as many."""
 
 
+def made_by(func: Any, result: Any) -> list[Tensor]:
+    """Return the tensors that an operation makes; those of a view are none.
+
+    Args:
+        func: what a `TorchDispatchMode` is told of.
+        result: what came of it.
+    """
+    given = getattr(getattr(func, "_schema", None), "arguments", ())
+    alias = given[0].alias_info if given else None
+    if alias is not None and not alias.is_write:
+        return []
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
 class _Made(TorchDispatchMode):
     """Adds up the bytes that operations make; views make none."""
 
@@ -34,8 +48,7 @@ class _Made(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))
+        self.bytes += sum(tensor.nbytes for tensor in made_by(func, result))
         return result
 
 
