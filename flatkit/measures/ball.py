@@ -277,6 +277,7 @@ class Ball:
                 self.session.step_space()
             else:
                 self._own.step()
+                self.session.look_at(self._own)
             yield price
         yield from grown(self._model, self._model.room, price)
         self.is_modelled = True

@@ -33,6 +33,7 @@ def run(session: "Session") -> "Iterator[Draft]":
             return [session.estimated("bottom_eigenvalues", search.estimate(), settings, cost())]
 
         for _ in search.steps():
+            session.look_at(search)
             yield Draft(results, search.excess)
 
 

@@ -158,6 +158,15 @@ class Session:
         return HessianOperator(self.curved, memory=self.own(ObjectiveSettings).memory)
 
     @cached_property
+    def asymmetry(self) -> float:
+        """How far the curvature is from symmetric, for those that do not see it. Cost: 2 products.
+
+        Raises:
+            NotSymmetricError: too far.
+        """
+        return check_symmetric(self.curvature, generator=self.generator("symmetry"))
+
+    @cached_property
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The loss and gradient [P] at the checkpoint, both finite."""
         loss, gradient = self.objective.loss_and_gradient()
@@ -186,7 +195,7 @@ class Session:
 
     @cached_property
     def krylov(self) -> Lanczos:
-        """The search of the largest eigenvalues; call `keep_space` after each step."""
+        """The search of the largest eigenvalues; call `look_at` after each step."""
         own, curvature = self.own(CurvatureSettings), self.curvature
         k, vector = own.num_eigenvalues, self.curved.theta.nbytes
         usual = 2 * k + 18
@@ -201,17 +210,22 @@ class Session:
             generator=self.generator("eigenvalues"),
         )
 
-    def keep_space(self) -> None:
-        """Keep what the search of the largest eigenvalues saw early on, once it has come so far.
+    def look_at(self, search: Lanczos) -> None:
+        """Look at a search after a step; keep what that of the largest eigenvalues saw early on.
 
         Always at the same product, so that what is made of it does not depend on whose turn it was.
+
+        Raises:
+            NotSymmetricError: the first two products show that the operator is not symmetric.
         """
-        search = self.krylov
+        if search.matvecs == 2:
+            refuse_asymmetry(search.operator, search.asymmetry)
+        if self._seen is not None or search is not self.krylov:
+            return
         enough = _SEEN if self.curved.num_parameters < _LARGE else _SEEN_OF_LARGE
-        if self._seen is None and (search.done or search.matvecs >= min(enough, search.capacity)):
+        if search.done or search.matvecs >= min(enough, search.capacity):
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
             self._seen = search.space(fits if search.matvecs > fits else None)
-            refuse_asymmetry(self.curvature, self._seen.asymmetry)
 
     @property
     def has_space(self) -> bool:
@@ -222,7 +236,7 @@ class Session:
         """Let the search go on for another measure; it counts where the eigenvalues do, if any."""
         before = self.objective.cost
         self.krylov.step()
-        self.keep_space()
+        self.look_at(self.krylov)
         if "top_eigenvalues" in self.settings.measures and self.searches_by_krylov:
             spent = self.objective.cost - before
             self.outside += spent
@@ -242,7 +256,7 @@ class Session:
             return self.eigenvalues(self.curvature)
         while not self.krylov.done:
             self.krylov.step()
-            self.keep_space()
+            self.look_at(self.krylov)
         return self.krylov.estimate()
 
     @property
@@ -275,10 +289,11 @@ class Session:
         """
         own = self.own(CurvatureSettings)
         method, k = method or own.method, own.num_eigenvalues if k is None else k
+        if hessian is self.curvature:
+            _ = self.asymmetry
         if method == "pyhessian":
             seed = self.own(ObjectiveSettings).seed
             return pyhessian_eigenvalues(hessian.objective, k=k, seed=seed)
-        check_symmetric(hessian, generator=self.generator("symmetry"))
         methods = {"power": power_iteration, "lobpcg": lobpcg}
         return methods.get(method, lanczos)(
             hessian,

@@ -27,7 +27,7 @@ def run(session: "Session") -> "Iterator[Draft]":
 
         while session.searches_by_krylov and not session.krylov.done:
             session.krylov.step()
-            session.keep_space()
+            session.look_at(session.krylov)
             yield Draft(results, session.krylov.excess)
         spread |= session.over_draws(session.top, session.eigenvalues)
         yield Draft(results, 1.0)

@@ -56,6 +56,8 @@ class KrylovBasis:
         self._capacity, self._size = capacity, 0
         self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
         self.matvecs = self.restarts = 0
+        self._first = 0.0  # length of the first product
+        self.asymmetry = 0.0  # |uᵀAv − vᵀAu| / (‖Av‖ + ‖Au‖) of the first two directions
         self._steps = 0  # expansions since the last random direction
         self._log_couplings = 0.0  # of these
         self.has_probed = False  # to a random direction after the start
@@ -136,7 +138,13 @@ class KrylovBasis:
         check_finite(size)
         if self._images is not None:
             self._images[last] = product
+        before = self.coupling
         coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
+        if last == 0:
+            self._first = size
+        elif self.matvecs == 1:  # uᵀAv is v's part of Au, which is what was left of that
+            scale = size + self._first
+            self.asymmetry = abs(float(coefficients[0]) - before) / scale if scale else 0.0
         self._projection[last, : last + 1] = self._projection[: last + 1, last] = coefficients
         self._size, self.matvecs, self._steps = last + 1, self.matvecs + 1, self._steps + 1
         step = math.log(max(self.coupling, 1e-300))  # finite for a coupling of 0

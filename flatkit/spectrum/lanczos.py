@@ -174,6 +174,11 @@ class Lanczos:
         """Products so far."""
         return self._basis.matvecs + self._checks
 
+    @property
+    def asymmetry(self) -> float:
+        """How far from symmetric the first two products show A to be, as of `check_symmetric`."""
+        return self._basis.asymmetry
+
     @ordinary_torch()
     def step(self) -> None:
         """Multiply once, and draw what follows from it.
@@ -296,9 +301,8 @@ class Lanczos:
     def _is_over(self) -> bool:
         """Whether the wanted values converged and no copies are missing, or products ended."""
         done = self._converged and self._ranks.known and self._ranks.certain
-        if done or self._basis.matvecs >= self._max_matvecs:
-            return True
-        return self._converged and self._ranks.looked_enough(self._basis, self.values)
+        ended = done or self._basis.matvecs >= self._max_matvecs
+        return ended or (self._converged and self._ranks.looked_enough(self._basis, self.values))
 
     def _prepare(self) -> None:
         """Restart before the next product where there is no room, or others are to be seen."""
@@ -381,9 +385,8 @@ class Lanczos:
         self._scale = float(np.abs(self._values).max())
         allowed = self._tolerance * self._scale
         self._residuals = basis.coupling * np.abs(self._weights[-1])
-        errors = self._residuals
-        if self._stop == "value":
-            errors = value_errors(self._values, errors)
+        by_value, errors = self._stop == "value", self._residuals
+        errors = value_errors(self._values, errors) if by_value else errors
         enough = k if basis.coupling == 0 else min(basis.size, k + _BEYOND)
         self._converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
         self._ranks.certain = False

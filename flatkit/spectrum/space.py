@@ -48,8 +48,6 @@ class Space:
     >>> space = Space(torch.eye(3)[:2], torch.diag(torch.tensor([3.0, -5.0, 1.0]))[:2])
     >>> space.ritz(1)[0].tolist(), space.projection.trace().item()
     ([-5.0], -2.0)
-    >>> space.asymmetry
-    0.0
     """
 
     vectors: Tensor
@@ -71,13 +69,6 @@ class Space:
         """V A Vᵀ [M, M], symmetric, float64 on the CPU."""
         projected = dot(self.vectors, self.images)
         return (projected + projected.T) / 2
-
-    @property
-    def asymmetry(self) -> float:
-        """How far V A Vᵀ is from symmetric, relative to ‖A V‖: 0 but for rounding."""
-        projected, scale = dot(self.vectors, self.images), norm(self.images.reshape(-1))
-        largest = float((projected - projected.T).abs().max())
-        return largest / scale if scale > 0 else 0.0
 
     @property
     def deflation(self) -> Deflation:

@@ -12,7 +12,13 @@ from rich.console import Console
 from torch import nn
 
 import flatkit
-from flatkit.errors import InterruptedAnalysis, InvalidArgumentError, ResultError
+from flatkit.errors import (
+    InterruptedAnalysis,
+    InvalidArgumentError,
+    NotSymmetricError,
+    ResultError,
+)
+from flatkit.hessian import HessianOperator
 from flatkit.measures import AnalysisSettings
 from flatkit.measures.report import plan
 from flatkit.measures.schedule import in_gradients
@@ -231,3 +237,23 @@ def shown(renderable) -> str:
     text = StringIO()
     Console(file=text, width=120).print(renderable)
     return " ".join(text.getvalue().split())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"measures": ["top_eigenvalues"]},
+        {"measures": ["top_eigenvalues"], "method": "power"},
+        {"measures": ["bottom_eigenvalues"]},
+        {"measures": ["trace"], "params": ["0.*"]},
+        {"measures": ["zeroth_order_sharpness"], "geometry": "adaptive"},
+    ],
+    ids=str,
+)
+def test_products_that_are_not_symmetric_are_refused_by_whoever_multiplies(given, monkeypatch):
+    right = HessianOperator.matvec
+    monkeypatch.setattr(
+        HessianOperator, "matvec", lambda self, vector: right(self, vector) + vector.roll(1)
+    )
+    with pytest.raises(NotSymmetricError):
+        analyze(**given)
