@@ -40,7 +40,7 @@ class Search(NamedTuple):
     cost: Cost
 
 
-class Process:
+class SearchInBall:
     """One search, a piece at a time, and what it cost so far."""
 
     def __init__(self, session: "Session", steps: Steps[BallMaximum]) -> None:
@@ -86,8 +86,8 @@ class Ball:
 
     session: "Session"
     geometry: Geometry
-    processes: dict[tuple[Quantity, float], Process] = field(
-        default_factory=dict[tuple[Quantity, float], Process]
+    processes: dict[tuple[Quantity, float], SearchInBall] = field(
+        default_factory=dict[tuple[Quantity, float], SearchInBall]
     )
     is_modelled: bool = False
     _crossed: dict[float, BallMaximum] = field(default_factory=dict[float, BallMaximum])
@@ -159,7 +159,7 @@ class Ball:
                 break
         return self.answer(which, rho)
 
-    def process(self, which: Quantity, rho: float) -> Process:
+    def process(self, which: Quantity, rho: float) -> SearchInBall:
         """Return a search, to be driven a piece at a time."""
         if (which, rho) not in self.processes:
             shared: dict[str, Any] = {
@@ -174,7 +174,7 @@ class Ball:
                 if which == "loss"
                 else gradient_norm_steps(objective, noise=self.noise, **shared)
             )
-            self.processes[which, rho] = Process(self.session, steps)
+            self.processes[which, rho] = SearchInBall(self.session, steps)
         return self.processes[which, rho]
 
     def is_searching(self, which: Quantity, rho: float) -> bool:
