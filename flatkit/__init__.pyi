@@ -12,6 +12,7 @@ from . import training as training
 from . import verify as verify
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.loading import load as load
+from .comparison.compare import compare as compare
 from .flatness.average import average_loss_increase as average_loss_increase
 from .flatness.geometry import Geometry as Geometry
 from .flatness.m_sharpness import m_sharpness as m_sharpness
@@ -29,7 +30,6 @@ from .landscape.surface import Surface as Surface
 from .landscape.surface import load_surface as load_surface
 from .measures.base import Measure as Measure
 from .measures.report import analyze as analyze
-from .measures.report import compare as compare
 from .measures.settings import AnalysisSettings as AnalysisSettings
 from .objective.function import Objective as Objective
 from .objective.task import Task as Task
@@ -37,10 +37,11 @@ from .optim.gam import GAM as GAM
 from .optim.sam import ASAM as ASAM
 from .optim.sam import GSAM as GSAM
 from .optim.sam import SAM as SAM
-from .results import Comparison as Comparison
-from .results import Report as Report
-from .results import Result as Result
-from .results import load_results as load_results
+from .results.comparison import Comparison as Comparison
+from .results.comparison import load_results as load_results
+from .results.report import Report as Report
+from .results.result import Result as Result
+from .results.status import Status as Status
 from .spectrum.density import spectral_density as spectral_density
 from .spectrum.diagonal import diagonal as diagonal
 from .spectrum.frobenius import frobenius_norm as frobenius_norm
@@ -49,7 +50,6 @@ from .spectrum.lobpcg import lobpcg as lobpcg
 from .spectrum.operators import SymmetricOperator as SymmetricOperator
 from .spectrum.power_iteration import power_iteration as power_iteration
 from .spectrum.xtrace import trace as trace
-from .status import Status as Status
 from .training.config import TrainingConfig as TrainingConfig
 from .training.run import train as train
 from .training.tracking import CurvatureTracker as CurvatureTracker

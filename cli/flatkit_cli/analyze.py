@@ -17,7 +17,7 @@ from flatkit_cli.subject import subject_options, take_subject
 
 if TYPE_CHECKING:
     from flatkit.measures.watching import Watcher
-    from flatkit.results import Report
+    from flatkit.results.report import Report
 
 _MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEASURES)
 _FLAGS = {measure.flag: measure for measure in MEASURES.own if measure.flag}
@@ -72,7 +72,7 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
 
     from flatkit.measures import analyze as run
     from flatkit.render import report_table
-    from flatkit.results import Comparison, Entry
+    from flatkit.results.comparison import Comparison, Entry
 
     interrupted = False
     try:

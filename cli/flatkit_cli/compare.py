@@ -11,7 +11,7 @@ from flatkit_cli.options import Command
 from flatkit_cli.output import output_options, show, take_output
 
 if TYPE_CHECKING:
-    from flatkit.results import Comparison, Entry
+    from flatkit.results.comparison import Comparison, Entry
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -68,7 +68,8 @@ def merge(files: Sequence[Path], *, repeats: bool = False) -> "Comparison":
         ResultError: a file holds neither a report nor a comparison.
 
     >>> import tempfile
-    >>> from flatkit.results import Report, Result
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> folder = Path(tempfile.mkdtemp())
     >>> report = Report([Result("loss", 0.5, 0.0)], checkpoint={"name": "gam"})
     >>> files = [report.save(folder / str(seed) / "gam.json") for seed in (0, 1)]
@@ -78,7 +79,7 @@ def merge(files: Sequence[Path], *, repeats: bool = False) -> "Comparison":
     ['gam']
     """
     from flatkit.errors import InvalidArgumentError
-    from flatkit.results import Comparison, Entry, load_results
+    from flatkit.results.comparison import Comparison, Entry, load_results
 
     places = [path.resolve() for path in files]
     for path, place in zip(files, places, strict=True):

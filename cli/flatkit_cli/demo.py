@@ -15,7 +15,7 @@ from flatkit_cli.options import Command
 from flatkit_cli.output import show
 
 if TYPE_CHECKING:
-    from flatkit.results import Comparison, Entry
+    from flatkit.results.comparison import Comparison, Entry
 
 # The published settings of GAM for CIFAR-10 with a ResNet (Zhang et al., 2023), and what the paper
 # trains with (SGD, lr 0.1, momentum 0.9, weight decay 5e-4, cosine, label smoothing 0.1), but for
@@ -129,7 +129,8 @@ def _runs(out: Path, seeds: int, epochs: int) -> list[Run]:
 
 def _measure(runs: Sequence[Run], jobs: int | None, *, overwrite: bool) -> "Comparison":
     """Train and analyze every run, several at once; show a table when the first seed is done."""
-    from flatkit.results import Comparison, Entry, Report
+    from flatkit.results.comparison import Comparison, Entry
+    from flatkit.results.report import Report
 
     command = ["flatkit", *sys.argv[1:]]
     calls = [(str(r.folder), r.settings, r.measures, command, overwrite) for r in runs]
@@ -156,7 +157,7 @@ def _done(
     calls: Sequence[tuple[Any, ...]], jobs: int | None
 ) -> Generator[tuple[int, tuple[str, str]], None, None]:
     """Yield number and answer of every call as it is done."""
-    from flatkit.measures.workers import in_processes, usable_cores
+    from flatkit.comparison.workers import in_processes, usable_cores
 
     jobs = usable_cores() if jobs is None else jobs
     if jobs > 1:

@@ -11,7 +11,8 @@ from flatkit.files import check_writable
 from flatkit_cli.options import F, option
 
 if TYPE_CHECKING:
-    from flatkit.results import Comparison, Report
+    from flatkit.results.comparison import Comparison
+    from flatkit.results.report import Report
 
 
 @dataclass(frozen=True)

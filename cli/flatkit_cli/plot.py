@@ -10,7 +10,7 @@ from flatkit_cli.options import Command
 from flatkit_cli.pictures import check_pictures, draw_surfaces, picture_options, show_numbers
 
 if TYPE_CHECKING:
-    from flatkit.results import Comparison
+    from flatkit.results.comparison import Comparison
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

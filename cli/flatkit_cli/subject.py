@@ -80,7 +80,7 @@ def refuse_report(path: Path) -> None:
     """
     if path.suffix != ".json" or not path.is_file():
         return
-    from flatkit.results import load_results
+    from flatkit.results.comparison import load_results
 
     try:
         load_results(path)

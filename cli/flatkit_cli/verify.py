@@ -16,7 +16,7 @@ from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.subject import subject_options, take_subject
 
 if TYPE_CHECKING:
-    from flatkit.results import Comparison
+    from flatkit.results.comparison import Comparison
 
 
 @click.command(
@@ -47,7 +47,7 @@ def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: 
     AnalysisSettings(**radii, **given)
     output.check()
 
-    from flatkit.results import Comparison, Entry
+    from flatkit.results.comparison import Comparison, Entry
     from flatkit.verify import verify_series
 
     command = ["flatkit", *sys.argv[1:]]

@@ -14,8 +14,8 @@ from flatkit.flatness.frank_wolfe import BallFunction, BallSearch
 from flatkit.flatness.initial_points import FunctionOfObjective, disagreement, unaided_starts
 from flatkit.flatness.iterated_search import DirectionSampler
 from flatkit.flatness.rounds import Rounds, Start, angle, linear_gain
+from flatkit.results.status import Status
 from flatkit.spectrum.steps import Steps
-from flatkit.status import Status
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
 from flatkit.objective.function import Objective
 from flatkit.objective.model.copier import duplicate
+from flatkit.results.status import Status
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import check_k
-from flatkit.status import Status
 
 
 def pyhessian_eigenvalues(

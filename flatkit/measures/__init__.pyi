@@ -2,7 +2,6 @@ from .base import Measure as Measure
 from .reading import Reading as Reading
 from .registry import MEASURES as MEASURES
 from .report import analyze as analyze
-from .report import compare as compare
 from .settings import AnalysisSettings as AnalysisSettings
 
 __all__: list[str]

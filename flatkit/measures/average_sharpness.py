@@ -8,7 +8,8 @@ from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import Cost, Result
+from flatkit.results.cost import Cost
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.flatness.average import AverageIncrease

@@ -16,7 +16,7 @@ from flatkit.flatness.r1 import gradient_norm_steps
 from flatkit.flatness.rounds import Start
 from flatkit.measures.precision import Jump, gradient_jump, gradient_noise, rounding_radius
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import Cost
+from flatkit.results.cost import Cost
 from flatkit.spectrum.krylov import KEPT_BYTES
 from flatkit.spectrum.lanczos import Lanczos
 from flatkit.spectrum.steps import Steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from flatkit.measures.reading import Reader, plain_readings
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

@@ -7,7 +7,7 @@ from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, numbered
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.top_eigenvalues import asked
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

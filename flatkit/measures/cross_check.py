@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from flatkit.measures.base import Measure
 from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
-from flatkit.results import Result
-from flatkit.status import Status
+from flatkit.results.result import Result
+from flatkit.results.status import Status
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
-from flatkit.results import Result
-from flatkit.status import Status
+from flatkit.results.result import Result
+from flatkit.results.status import Status
 
 if TYPE_CHECKING:
     from flatkit.flatness.ball import BallMaximum

@@ -8,7 +8,7 @@ from flatkit.measures.base import Draft, Measure, sampled
 from flatkit.measures.reading import Reading, number
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

@@ -7,8 +7,8 @@ from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import ErrorKind, Result
-from flatkit.status import Status
+from flatkit.results.result import ErrorKind, Result
+from flatkit.results.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

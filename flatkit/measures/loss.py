@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from flatkit.measures.base import Measure
 from flatkit.measures.reading import Reading, number
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

@@ -15,7 +15,8 @@ from flatkit.measures.loss_slice import (
     as_json,
     random_directions,
 )
-from flatkit.results import Cost, Result
+from flatkit.results.cost import Cost
+from flatkit.results.result import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from flatkit.checks import check_count, check_odd, check_positive
 from flatkit.landscape.surface import Surface
 from flatkit.measures.base import Draft, Measure
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import Cost, Result
+from flatkit.results.cost import Cost
+from flatkit.results.result import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:

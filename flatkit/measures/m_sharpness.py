@@ -8,7 +8,7 @@ from flatkit.measures.base import Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results import Result
+from flatkit.results.result import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from flatkit.measures.base import Draft, Measure
 from flatkit.measures.first_order_flatness import search_status
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, in_ball
 from flatkit.measures.shared_settings import BallSettings
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

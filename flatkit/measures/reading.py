@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from flatkit.results import ErrorKind, Result
-from flatkit.status import Status
+from flatkit.results.result import ErrorKind, Result
+from flatkit.results.status import Status
 
 Role: TypeAlias = Literal["fit", "flatness", "detail"]
 """`fit` and `flatness` are compared, `detail` is only in the table of one report."""

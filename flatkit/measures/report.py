@@ -1,8 +1,8 @@
-"""`analyze` and `compare`: measures run on one or many checkpoints."""
+"""`analyze` and `plan`: measures run on a checkpoint, and what that will take."""
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,13 +11,10 @@ from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.task_file import as_task
-from flatkit.checks import check_count
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
 from flatkit.files.store import Store
-from flatkit.measures.comparing import SharedData, at_once
 from flatkit.measures.effort import EffortSettings
-from flatkit.measures.finished import finished
 from flatkit.measures.journal import kept
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
@@ -25,7 +22,7 @@ from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
-from flatkit.results import Comparison, Entry, Report
+from flatkit.results.report import Report
 
 _SHORT = 60.0
 """Seconds up to which a finished analysis is repeated sooner than its journal is worth keeping."""
@@ -160,100 +157,3 @@ def _check_time(schedule: Schedule, seconds: float) -> None:
             f"examination and the first numbers ({forecast.gradient:.2g} s a gradient over "
             f"{forecast.samples:,} samples; fewer `samples` take less)"
         )
-
-
-def compare(
-    subjects: Mapping[str, Subject | Report] | Sequence[Subject | Report],
-    *,
-    groups: Mapping[str, str] | None = None,
-    jobs: int = 1,
-    journal: str | Path | None = None,
-    fresh: bool = False,
-    **settings: Any,
-) -> Comparison:
-    """Analyze several subjects with the same settings and random draws, side by side.
-
-    The data of checkpoints of one data set are read once, or once in each process.
-
-    Args:
-        subjects: by name, or a sequence, named after their checkpoints. Reports are taken as
-            they are.
-        groups: name -> group, for repetitions of one method; by default each is its own.
-        jobs: how many checkpoints at once, each in a process that has its share of the cores; the
-            subjects are then paths of files that flatkit wrote. With other threads than in one
-            process sums are rounded otherwise. For small networks, which two cores serve no faster
-            than one, two jobs take half the time.
-        journal: a file in which finished reports of checkpoints are kept, so that the same call
-            goes on after it was stopped; beside it that of each analysis under way. All is removed
-            in the end.
-        fresh: forget what the journal holds.
-        **settings: further arguments of `analyze`.
-
-    Raises:
-        InvalidArgumentError: there is none; or something cannot be given to another process.
-            Further as `analyze`.
-        ResultError: the journal is of other settings.
-        FlatkitError: a process died.
-    """
-    if not subjects:
-        raise InvalidArgumentError("compare needs at least one checkpoint, task or report")
-    named = list(subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, 1))
-    reports = {number: s for number, (_, s) in enumerate(named) if isinstance(s, Report)}
-    given = {number: s for number, (_, s) in enumerate(named) if not isinstance(s, Report)}
-    check_count("jobs", jobs)
-    with finished(journal, settings, fresh=fresh) as done:
-        reports |= done.reports(given)
-        left = {number: s for number, s in given.items() if number not in reports}
-        journals = {number: done.journal(number, s) for number, s in left.items()}
-        if jobs > 1:
-            run = at_once(analyze_file, left, settings, jobs, journals, fresh=fresh)
-        else:
-            run = _one_by_one(left, settings, journals, fresh=fresh)
-        for number, report in run:
-            reports[number] = done.keep(number, left[number], report)
-        done.remove(given)
-    entries: list[Entry] = []
-    for number, (key, _) in enumerate(named):
-        name = key if isinstance(key, str) else reports[number].checkpoint.get("name")
-        name = name or f"run {key}"
-        entries.append(Entry(name, (groups or {}).get(name, name), reports[number]))
-    return Comparison(entries)
-
-
-def _one_by_one(
-    subjects: Mapping[int, Subject],
-    settings: Mapping[str, Any],
-    journals: Mapping[int, str | None],
-    *,
-    fresh: bool,
-) -> Iterator[tuple[int, Report]]:
-    shared = SharedData()
-    for number, subject in subjects.items():
-        task, journal = shared.task(subject), journals[number]
-        yield number, analyze(task, journal=journal, fresh=fresh, **settings)
-
-
-_shared = SharedData()
-"""Of a process that works for another one; nothing else calls `analyze_file`."""
-
-
-def analyze_file(
-    path: str,
-    settings: Mapping[str, Any],
-    command: Sequence[str],
-    journal: str | None,
-    fresh: bool,
-) -> str:
-    """Return the report of a checkpoint as JSON, for another process.
-
-    Args:
-        path: of a file of flatkit.
-        settings: of the analysis.
-        command: kept in the report.
-        journal: as of `analyze`.
-        fresh: as of `analyze`.
-    """
-    task, chosen = _shared.task(path), AnalysisSettings(**settings)
-    return analyze(
-        task, settings=chosen, progress=False, command=command, journal=journal, fresh=fresh
-    ).to_json()

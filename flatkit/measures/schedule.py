@@ -16,8 +16,9 @@ from flatkit.errors import FlatkitError, PluginError
 from flatkit.measures.base import Draft
 from flatkit.measures.forecast import Forecast, forecast
 from flatkit.measures.registry import MEASURES
-from flatkit.results import Cost, Result
-from flatkit.status import Status
+from flatkit.results.cost import Cost
+from flatkit.results.result import Result
+from flatkit.results.status import Status
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

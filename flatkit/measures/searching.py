@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flatkit.flatness.quadratic_model import Quantity
 from flatkit.measures.base import Draft
 from flatkit.measures.shared_settings import BallSettings
-from flatkit.results import Result
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

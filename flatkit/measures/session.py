@@ -35,7 +35,9 @@ from flatkit.objective.function import Objective
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import Task
-from flatkit.results import Cost, Report, Result, environment
+from flatkit.results.cost import Cost
+from flatkit.results.report import Report, environment
+from flatkit.results.result import Result
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.krylov import KEPT_BYTES
 from flatkit.spectrum.lanczos import Lanczos, lanczos

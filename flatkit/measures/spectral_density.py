@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
-from flatkit.results import Cost, Result
+from flatkit.results.cost import Cost
+from flatkit.results.result import Result
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session

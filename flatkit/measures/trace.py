@@ -9,7 +9,7 @@ from flatkit.checks import check_positive
 from flatkit.measures.base import Draft, Measure, sampled
 from flatkit.measures.reading import Reading, number
 from flatkit.measures.shared_settings import CurvatureSettings
-from flatkit.results import Result
+from flatkit.results.result import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:

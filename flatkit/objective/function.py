@@ -43,7 +43,7 @@ from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.reading.samples import Data
 from flatkit.parameters import ParameterSpace
-from flatkit.results import Cost
+from flatkit.results.cost import Cost
 
 
 class Objective(PlacedModel):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flatkit.files.store import Store
-from flatkit.results import Cost
+from flatkit.results.cost import Cost
 
 Answer: TypeAlias = tuple[Any, ...]
 """What a pass gives: numbers (or None), and tensors on its device."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
-from flatkit.objective.model.habits import REENTRANT
 from flatkit.objective.pytree import Bundle, Tree, Whole, dtype_like, leaves, map_object, map_tree
-from flatkit.results import Cost
+from flatkit.objective.users_code import REENTRANT
+from flatkit.results.cost import Cost
 
 
 class Chunk(NamedTuple):

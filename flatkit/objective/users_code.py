@@ -13,6 +13,14 @@ from torch import nn
 
 from flatkit.errors import FlatkitError, UserCodeError
 
+REENTRANT = (
+    "the model computes its activations again in a backward pass of its own, as "
+    "torch.utils.checkpoint with use_reentrant=True does: there are no derivatives with respect to "
+    "given weights, nor second ones; use checkpoint(..., use_reentrant=False), which computes the "
+    "same numbers"
+)
+"""Why models with re-entrant checkpoints are refused."""
+
 _TORCH = Path(torch.__file__).parent
 _OWN = Path(__file__).parent.parent
 _PYTHON = Path(sysconfig.get_paths()["stdlib"])

@@ -1,6 +1,7 @@
 """R0 and R1 on the scale of λmax: R1/ρ² and 2 R0/ρ² tend to it at a minimum as ρ → 0."""
 
-from flatkit.results import Report, Result
+from flatkit.results.report import Report
+from flatkit.results.result import Result
 
 FIRST_ORDER, ZEROTH_ORDER = "first_order_flatness", "zeroth_order_sharpness"
 SYMBOLS = {FIRST_ORDER: "R1/ρ²", ZEROTH_ORDER: "2 R0/ρ²"}

@@ -4,7 +4,8 @@ from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading, plain_readings
 from flatkit.measures.registry import MEASURES
 from flatkit.render.notation import at_least, bound, significant, to_error
-from flatkit.results import Report, Result
+from flatkit.results.report import Report
+from flatkit.results.result import Result
 
 _OF_VERIFY = ("verdict", "rounding_radius", "gradient_jump")
 """Results that `verify` adds; they are of no measure."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flatkit.landscape.surface import Surface
-from flatkit.results import Comparison
+from flatkit.results.comparison import Comparison
 
 _KINDS = {"train": "training samples", "test": "test samples"}
 
@@ -56,7 +56,8 @@ def over_runs(comparison: Comparison, *, test: bool = False) -> str:
         comparison: the runs; of those that recorded no samples nothing is said.
         test: whether numbers of the test data are shown too.
 
-    >>> from flatkit.results import Entry, Report
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
     >>> report = Report([], objective={"samples": 500, "samples_available": 50_000})
     >>> over_runs(Comparison([Entry("sgd", "sgd", report)]))
     '; over 500 of 50,000 training samples'

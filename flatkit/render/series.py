@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import FIRST_ORDER
-from flatkit.results import Comparison, Report
+from flatkit.results.comparison import Comparison
+from flatkit.results.report import Report
 
 Series: TypeAlias = Mapping[str, Sequence[Report]]
 """The reports of each folder."""
@@ -17,7 +18,8 @@ _MOST_RADII = 3
 def series_of(comparison: Comparison) -> Series:
     """Return by folder the reports of checkpoints of two or more epochs, in the order of these.
 
-    >>> from flatkit.results import Entry, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.result import Result
     >>> flat = Result(FIRST_ORDER, 0.1, error_kind="lower_bound", settings={"rho": 0.1})
     >>> reports = [Report([flat], checkpoint={"path": f"gam/{n}.pt", "epoch": n}) for n in (2, 1)]
     >>> entries = [Entry(str(number), "gam", r) for number, r in enumerate(reports)]
@@ -63,7 +65,7 @@ def epochs(reports: Sequence[Report]) -> list[int]:
 def shared_radii(runs: Series) -> list[float]:
     """Return radii that all reports have: the smallest, one between and the largest.
 
-    >>> from flatkit.results import Result
+    >>> from flatkit.results.result import Result
     >>> radii = (0.1, 0.2, 0.3, 0.4)
     >>> found = [Result(FIRST_ORDER, 1.0, None, "lower_bound", settings={"rho": r}) for r in radii]
     >>> shared_radii({"gam": [Report(found)]})

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from flatkit.checks import check_count
 from flatkit.devices import ordinary_torch
+from flatkit.results.status import Status
 from flatkit.spectrum.dot import norm
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 from flatkit.spectrum.sign_draws import random_signs
 from flatkit.spectrum.standard_error import EXACT, WIDENED, stretch
 from flatkit.spectrum.unit_vectors import unit_products
-from flatkit.status import Status
 
 _TRUSTED = 16  # probes whose agreement in one coordinate is no chance
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from flatkit.results.status import Status
 from flatkit.spectrum.operators import SymmetricOperator
-from flatkit.status import Status
 
 
 @dataclass(frozen=True)

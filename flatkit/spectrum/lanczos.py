@@ -14,6 +14,7 @@ from torch import Tensor
 from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
+from flatkit.results.status import Status
 from flatkit.spectrum.estimate import Estimate, residual_status
 from flatkit.spectrum.gauss_rule import Rule
 from flatkit.spectrum.krylov import KrylovBasis, basis_for
@@ -23,7 +24,6 @@ from flatkit.spectrum.ranks import Ranks, largest_magnitude
 from flatkit.spectrum.ritz import End, in_order, value_errors
 from flatkit.spectrum.space import Deflation, Space
 from flatkit.spectrum.steps import Steps
-from flatkit.status import Status
 
 StopRule: TypeAlias = Literal["residual", "value"]
 

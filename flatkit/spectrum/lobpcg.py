@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.devices import ordinary_torch
+from flatkit.results.status import Status
 from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.estimate import Estimate, residual_norms, residual_status
 from flatkit.spectrum.operators import (
@@ -19,7 +20,6 @@ from flatkit.spectrum.operators import (
 )
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.second_start import look_again
-from flatkit.status import Status
 
 _GUARDS = 2  # vectors beyond k: the last ones of a block converge slowly
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatkit.checks import check_count, check_positive
 from flatkit.devices import ordinary_torch
+from flatkit.results.status import Status
 from flatkit.spectrum.dot import inner, norm
 from flatkit.spectrum.estimate import Estimate, residual_norms
 from flatkit.spectrum.operators import (
@@ -20,7 +21,6 @@ from flatkit.spectrum.operators import (
 )
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.second_start import SecondStart, look_again
-from flatkit.status import Status
 
 _PATIENCE = 8  # iterations without progress after which a tie of λ and −λ is suspected
 # Part of a residual that is left after these iterations, and part of ‖Av‖ that it exceeds.

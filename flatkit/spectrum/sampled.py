@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from flatkit.results.status import Status
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.standard_error import EXACT, WIDENED, next_look
-from flatkit.status import Status
 
 
 class Sampled(NamedTuple):

@@ -20,9 +20,10 @@ from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
 from flatkit.objective.task import Task
-from flatkit.results import Report, Result
+from flatkit.results.report import Report
+from flatkit.results.result import Result
+from flatkit.results.status import Status
 from flatkit.spectrum.lanczos import lanczos
-from flatkit.status import Status
 from flatkit.verify.claims import Facts, Rung, judge
 
 Subject: TypeAlias = Task | Checkpoint | str | Path | Callable[[], Task]

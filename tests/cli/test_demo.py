@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from flatkit.checkpoints import load
-from flatkit.measures.workers import in_processes
+from flatkit.comparison.workers import in_processes
 from flatkit.results import Report, Result, load_results
 from flatkit_cli import demo
 from flatkit_cli.main import cli, main

@@ -26,7 +26,7 @@ from flatkit.measures.watching import Silent
 from flatkit.objective import Objective
 from flatkit.render.live import Lines, live_table, plan_table
 from flatkit.results import Report
-from flatkit.status import Status
+from flatkit.results.status import Status
 from flatkit_cli.main import main
 from tests.cases import CASES, dense_hessian
 from tests.processes import analyze_until_killed, analyze_with_journal, start

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from flatkit.errors import InvalidArgumentError, NotSymmetricError
+from flatkit.results.status import Status
 from flatkit.spectrum.lanczos import Lanczos, lanczos
 from flatkit.spectrum.operators import DenseOperator, refuse_asymmetry
 from flatkit.spectrum.steps import finish
-from flatkit.status import Status
 from tests.cases import random_symmetric
 
 SPECTRA = {

@@ -1,7 +1,7 @@
 """A network at one point and one chunk of samples: recorded once, then multiplied from."""
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from flatkit.hessian.layers.layer import Sum, added
 from flatkit.hessian.layers.recording import Recording, Step
 from flatkit.hessian.layers.trace import Network
 from flatkit.hessian.unsupported import torch_derivatives
-from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, arguments, differentiate
+
+if TYPE_CHECKING:
+    from flatkit.objective.function import Objective
 
 
 @final
@@ -46,7 +48,9 @@ class Tape:
     (tensor([36.]), tensor([[18.]]))
     """
 
-    def __init__(self, network: Network, objective: Objective, theta: Tensor, chunk: Chunk) -> None:
+    def __init__(
+        self, network: Network, objective: "Objective", theta: Tensor, chunk: Chunk
+    ) -> None:
         self._space = objective.space
         parameters = {**network.constants, **self._space.unflatten(theta)}
         args, kwargs = arguments(objective.inputs_of(chunk))

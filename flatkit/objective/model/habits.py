@@ -19,15 +19,8 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.pytree import Tree, leaves, map_tree
-from flatkit.objective.users_code import users_code
+from flatkit.objective.users_code import REENTRANT, users_code
 
-REENTRANT = (
-    "the model computes its activations again in a backward pass of its own, as "
-    "torch.utils.checkpoint with use_reentrant=True does: there are no derivatives with respect to "
-    "given weights, nor second ones; use checkpoint(..., use_reentrant=False), which computes the "
-    "same numbers"
-)
-"""Why models with re-entrant checkpoints are refused."""
 WATCHED = 8
 """Samples at which habits are looked at, spread over all."""
 

@@ -10,7 +10,7 @@ from flatkit.measures.reading import Reading
 from flatkit.render.readings import compared
 from flatkit.render.samples import over_runs
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
-from flatkit.results import Comparison
+from flatkit.results.comparison import Comparison
 
 _LONG_NAME = 5  # characters; five longer names side by side overlap in a panel of 2.1 inches
 
@@ -24,7 +24,9 @@ def curvature_figure(comparison: Comparison) -> Figure:
     Raises:
         NothingToDrawError: no quantity was measured in every run.
 
-    >>> from flatkit.results import Entry, Report, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> entries = [
     ...     Entry(name, name, Report([Result("trace", value, 0.1, "standard_error")]))
     ...     for name, value in {"sgd": 9.0, "gam": 4.0}.items()

@@ -14,7 +14,8 @@ from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius, significant
 from flatkit.render.samples import over_runs
 from flatkit.render.style import MUTED, Look, footnote, looks, panels, styled, tidy, title
-from flatkit.results import Comparison, Entry, Report
+from flatkit.results.comparison import Comparison, Entry
+from flatkit.results.report import Report
 
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
@@ -32,7 +33,9 @@ def flatness_figure(comparison: Comparison) -> Figure:
     Raises:
         NothingToDrawError: no run has R0 or R1.
 
-    >>> from flatkit.results import Entry, Report, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> flatness = Result(FIRST_ORDER, 0.03, None, "lower_bound", settings={"rho": 0.1})
     >>> report = Report([Result("top_eigenvalues", [3.1], [1e-4], "residual"), flatness])
     >>> axis = flatness_figure(Comparison([Entry("gam", "gam", report)])).axes[0]

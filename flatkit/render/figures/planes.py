@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from flatkit.errors import NothingToDrawError
 from flatkit.landscape.surface import Surface
 from flatkit.render.figures.maps import map_figure
-from flatkit.results import Comparison, Entry, Result
+from flatkit.results.comparison import Comparison, Entry
+from flatkit.results.result import Result
 
 
 def plane_figure(comparison: Comparison) -> Figure:
@@ -20,7 +21,8 @@ def plane_figure(comparison: Comparison) -> Figure:
     Raises:
         NothingToDrawError: no run has a plane with a finite loss.
 
-    >>> from flatkit.results import Entry, Report
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
     >>> value = {"x": [0.0, 1.0, 2.0], "y": [0.0, 1.0], "loss": [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]}
     >>> report = Report([Result("loss_plane", value, 0.0)])
     >>> figure = plane_figure(Comparison([Entry("sgd", "sgd", report)]))

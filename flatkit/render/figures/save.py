@@ -12,7 +12,7 @@ from flatkit.errors import FlatkitError, NothingToDrawError, ResultError
 from flatkit.files.atomic import make_folder, write_atomically
 from flatkit.measures.registry import MEASURES
 from flatkit.render.style import styled
-from flatkit.results import Comparison
+from flatkit.results.comparison import Comparison
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     # Left out: the version of matplotlib and the time, which would make every file a new one.
@@ -72,7 +72,8 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
         ResultError: a result is malformed.
 
     >>> import tempfile
-    >>> from flatkit.results import Entry, Report
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
     >>> save_figures(Comparison([Entry("empty", "empty", Report([]))]), tempfile.mkdtemp())
     []
     """

@@ -23,8 +23,9 @@ from flatkit.render.notation import radius
 from flatkit.render.samples import over_runs
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
 from flatkit.render.style import footnote, panels, styled, tidy, title
-from flatkit.results import Comparison, Report
-from flatkit.status import Status
+from flatkit.results.comparison import Comparison
+from flatkit.results.report import Report
+from flatkit.results.status import Status
 
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; where ‖∇L‖/ρ is not "

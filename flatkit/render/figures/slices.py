@@ -23,7 +23,8 @@ from flatkit.render.style import (
     styled,
     tidy,
 )
-from flatkit.results import Comparison, Result
+from flatkit.results.comparison import Comparison
+from flatkit.results.result import Result
 
 _LABELS = {"loss": "loss", "gradient_norm": "gradient norm ‖∇L‖", "accuracy": "accuracy (%)"}
 _MOST_WITH_DRAWS = 4
@@ -63,7 +64,8 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
     Raises:
         NothingToDrawError: no run has a slice.
 
-    >>> from flatkit.results import Entry, Report
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
     >>> value = {"coordinate": [-1.0, 0.0, 1.0], "loss": [[2.0, 1.0, 3.0]]}
     >>> report = Report([Result("loss_slice", value, {"loss": [0.0, 0.0, 0.0]}, "standard_error")])
     >>> figure = slice_figure(Comparison([Entry("sgd", "sgd", report)]))

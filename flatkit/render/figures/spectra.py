@@ -10,7 +10,8 @@ from flatkit.render.curvature_scale import top_eigenvalue
 from flatkit.render.figures.legend import legend_above, run_handles
 from flatkit.render.samples import over_runs
 from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
-from flatkit.results import Comparison, Result
+from flatkit.results.comparison import Comparison
+from flatkit.results.result import Result
 
 _FLOOR = 1e-7
 """Smallest density that the logarithmic panel shows, relative to the highest."""
@@ -26,7 +27,8 @@ def density_figure(comparison: Comparison) -> Figure:
     Raises:
         NothingToDrawError: no run has a density.
 
-    >>> from flatkit.results import Entry, Report
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
     >>> curve = {"eigenvalue": [0.0, 1.0], "density": [0.5, 0.1]}
     >>> settings = {"bandwidth": 0.05, "mass": 1.0}
     >>> error = {"density": [0.1, 0.0]}
@@ -65,7 +67,8 @@ def layer_figure(comparison: Comparison) -> Figure:
     Raises:
         NothingToDrawError: no run has curvature by layer.
 
-    >>> from flatkit.results import Entry, Report
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
     >>> layers = {"layer": ["first", "last"], "top": [2.0, 1.0], "trace": [4.0, 2.0]}
     >>> error = {"top": [0.1, 0.1], "trace": [0.3, 0.2]}
     >>> blocks = Result("layer_curvature", layers, error, "standard_error")

@@ -14,7 +14,7 @@ from rich.text import Text
 from flatkit.measures.reading import Reading
 from flatkit.render.tables.report import objective_text
 from flatkit.render.tables.summary import Cell, Summary, objective_differences, summarise
-from flatkit.results import Comparison
+from flatkit.results.comparison import Comparison
 
 __all__ = [
     "comparison_markdown",
@@ -37,7 +37,9 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     Raises:
         ResultError: the comparison has no run.
 
-    >>> from flatkit.results import Entry, Report, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> reports = {name: Report([Result("trace", trace, 0.5, "standard_error")])
     ...            for name, trace in {"sgd": 9.0, "gam": 2.0}.items()}
     >>> table = comparison_table(
@@ -65,7 +67,9 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
         the estimate`), and for every quantity its mean, its `..._spread` (None if unknown),
         `..._converged` and `..._flattest`.
 
-    >>> from flatkit.results import Entry, Report, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> report = Report([Result("trace", 8.0, 0.5, "standard_error")])
     >>> row = comparison_rows(Comparison([Entry("sgd", "sgd", report)]))[0]
     >>> row["trace"], row["trace_spread"], row["spread_is"]
@@ -91,7 +95,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     Raises:
         ResultError: the comparison has no run.
 
-    >>> from flatkit.results import Entry, Report, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> report = Report([Result("trace", 8.0, 0.5, "standard_error")])
     >>> print(comparison_markdown(Comparison([Entry("sgd", "sgd", report)])))
     | quantity | sgd |

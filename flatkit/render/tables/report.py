@@ -11,8 +11,10 @@ from rich.text import Text
 from flatkit.measures.registry import MEASURES
 from flatkit.render.readings import error_text, readings, value_text
 from flatkit.render.samples import count_text, samples_text, subsets
-from flatkit.results import Cost, Report, Result
-from flatkit.status import Status, advice, in_words
+from flatkit.results.cost import Cost
+from flatkit.results.report import Report
+from flatkit.results.result import Result
+from flatkit.results.status import Status, advice, in_words
 
 _GEOMETRIES = {
     "adaptive": "the displacement divided by |θ|, weight by weight",

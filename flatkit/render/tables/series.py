@@ -12,8 +12,9 @@ from rich.table import Table
 from flatkit.render.curvature_scale import SYMBOLS, over_rho_squared, top_eigenvalue
 from flatkit.render.notation import at_least, radius, significant
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
-from flatkit.results import Comparison, Report
-from flatkit.status import Status
+from flatkit.results.comparison import Comparison
+from flatkit.results.report import Report
+from flatkit.results.status import Status
 
 
 def series_table(comparison: Comparison) -> RenderableType:

@@ -9,8 +9,9 @@ from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading
 from flatkit.render.notation import with_spread
 from flatkit.render.readings import compared, rank, unknown, value_text
-from flatkit.results import Comparison, Entry, Report
-from flatkit.status import in_words
+from flatkit.results.comparison import Comparison, Entry
+from flatkit.results.report import Report
+from flatkit.results.status import in_words
 
 _SURE = {"residual": 1.0, "standard_error": 2.0, "exact": 1.0}
 """How many errors a single run must lie below another before it is called flatter."""
@@ -139,7 +140,9 @@ def summarise(comparison: Comparison) -> Summary:
     Raises:
         ResultError: the comparison has no run.
 
-    >>> from flatkit.results import Entry, Report, Result
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
     >>> entries = [
     ...     Entry(name, name, Report([Result("top_eigenvalues", [top], [0.1], "residual")]))
     ...     for name, top in (("sgd", 3.0), ("gam", 1.0))

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from flatkit.render.curvature_scale import over_rho_squared
 from flatkit.render.notation import at_least, significant
-from flatkit.results import Report
-from flatkit.status import Status
+from flatkit.results.report import Report
+from flatkit.results.status import Status
 
 _COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
 
@@ -17,7 +17,7 @@ def verdict_table(name: str, report: Report) -> RenderableType:
     """Return R1/ρ² and 2 R0/ρ² beside λmax for every ρ, and each claim with its verdict.
 
     >>> from rich.console import Console
-    >>> from flatkit.results import Result
+    >>> from flatkit.results.result import Result
     >>> claim = {"claim": "R0 ≤ R1", "verdict": "holds", "reason": ""}
     >>> Console(width=60).print(verdict_table("gam", Report([Result("verdict", [claim])])))
     gam

@@ -14,7 +14,7 @@ import torch
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.files.store import Store, forget
 from flatkit.measures.settings import AnalysisSettings
-from flatkit.results import Report
+from flatkit.results.report import Report
 from flatkit.version import __version__
 
 _KIND = "report"

@@ -10,9 +10,10 @@ from torch import nn
 
 import flatkit
 from flatkit.checkpoints import checkpoint as checkpoints
+from flatkit.comparison import compare
+from flatkit.comparison.finished import finished
 from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
-from flatkit.measures import MEASURES, Measure, report
-from flatkit.measures.finished import finished
+from flatkit.measures import MEASURES, Measure
 from flatkit.results import Report, Result
 from flatkit.training import TrainingConfig, train
 
@@ -54,7 +55,7 @@ def test_checkpoints_of_one_data_set_read_it_once(files, monkeypatch):
 
 @pytest.mark.usefixtures("_one_thread")
 def test_several_at_once_give_the_same_bits_in_the_same_order(files, monkeypatch):
-    monkeypatch.setattr("flatkit.measures.comparing.usable_cores", lambda: 2)  # a thread for each
+    monkeypatch.setattr("flatkit.comparison.sharing.usable_cores", lambda: 2)  # a thread for each
     told = []
     subjects = {"a": files[2], "old": Report([]), "b": files[0]}
     more: dict[str, Any] = {"measures": ["loss", "gradient_norm"], "dtype": "float64", "samples": 9}
@@ -102,9 +103,9 @@ def test_a_comparison_that_was_stopped_goes_on_with_what_was_finished(
     with pytest.raises(ResultError, match="seed: 0 there, 1 here"):
         flatkit.compare([*files[:2], third], journal=journal, seed=1, **more)
 
-    analyzed, analyze = [], report.analyze
+    analyzed, analyze = [], compare.analyze
     monkeypatch.setattr(
-        report, "analyze", lambda task, **given: analyzed.append(task) or analyze(task, **given)
+        compare, "analyze", lambda task, **given: analyzed.append(task) or analyze(task, **given)
     )
     resumed = flatkit.compare([*files[:2], third], journal=journal, jobs=jobs, **more)
     assert len(analyzed) == (1 if jobs == 1 else 0)  # or in another process

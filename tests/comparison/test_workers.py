@@ -7,8 +7,8 @@ import time
 import pytest
 
 from flatkit.checks import check_positive
+from flatkit.comparison.workers import in_processes
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
-from flatkit.measures.workers import in_processes
 
 
 def call(function, *arguments):

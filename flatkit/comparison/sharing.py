@@ -8,12 +8,12 @@ from typing import Any
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
+from flatkit.comparison.workers import in_processes, usable_cores
 from flatkit.data.dataset import Dataset
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.settings import AnalysisSettings
-from flatkit.measures.workers import in_processes, usable_cores
-from flatkit.results import Report
+from flatkit.results.report import Report
 
 
 class SharedData:

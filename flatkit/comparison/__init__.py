@@ -1,0 +1,1 @@
+"""Several checkpoints, measured alike and held against each other."""

@@ -1,0 +1,139 @@
+"""The results of one checkpoint, and where they come from."""
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flatkit.errors import ResultError
+from flatkit.files.atomic import write_text_atomically
+from flatkit.results.result import Result
+from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
+from flatkit.version import __version__
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of one checkpoint, and where they come from.
+
+    Attributes:
+        results: in the order in which they were measured.
+        checkpoint: path, sha256, format and training of the file, or empty for a model in memory.
+        objective: samples, indices_sha256, loss, batchnorm, dtype, device, parameters.
+        command: the command line, or empty for a call from Python.
+        environment: versions of Python and packages.
+        analysis: how the work went: `gradients` that were spent, which as a budget give the same
+            numbers; how it `ended`: `done`, `budget`, `time` or `interrupted`; `seconds`.
+
+    >>> report = Report([Result("loss", 0.5, error=0.0)], objective={"samples": 10})
+    >>> Report.from_json(report.to_json()) == report
+    True
+    """
+
+    results: Sequence[Result]
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    command: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    flatkit: str = __version__
+    analysis: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Freeze the sequences."""
+        object.__setattr__(self, "results", tuple(self.results))
+        object.__setattr__(self, "command", tuple(self.command))
+
+    def all(self, measure: str, **settings: Any) -> list[Result]:
+        """Return the results of a measure whose settings hold all of `settings`."""
+        return [
+            result
+            for result in self.results
+            if result.measure == measure
+            and all(result.settings.get(key) == value for key, value in settings.items())
+        ]
+
+    def find(self, measure: str, **settings: Any) -> Result | None:
+        """Return the first result of a measure with such settings, or None."""
+        return next(iter(self.all(measure, **settings)), None)
+
+    def result(self, measure: str, **settings: Any) -> Result:
+        """Return the first result of a measure with such settings.
+
+        Raises:
+            ResultError: there is none; the message names the measures that there are.
+        """
+        found = self.find(measure, **settings)
+        if found is None:
+            wanted = ", ".join([measure, *(f"{key}={value!r}" for key, value in settings.items())])
+            present = ", ".join(dict.fromkeys(result.measure for result in self.results))
+            raise ResultError(f"the report has no result {wanted}; it has {present or 'none'}")
+        return found
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the one object that `flatkit analyze --json -` prints."""
+        return {
+            "schema": SCHEMA,
+            "flatkit": self.flatkit,
+            "command": list(self.command),
+            "checkpoint": dict(self.checkpoint),
+            "objective": dict(self.objective),
+            "environment": dict(self.environment),
+            **({"analysis": dict(self.analysis)} if self.analysis else {}),
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Report":
+        """Read a report back.
+
+        Raises:
+            ResultError: not a report, or one of another schema.
+        """
+        check_schema(data, "results", "a report")
+        return cls(
+            results=[Result.from_dict(result) for result in data["results"]],
+            checkpoint=data.get("checkpoint", {}),
+            objective=data.get("objective", {}),
+            command=data.get("command", ()),
+            environment=data.get("environment", {}),
+            analysis=data.get("analysis", {}),
+            flatkit=data.get("flatkit", "unknown"),
+        )
+
+    def to_json(self) -> str:
+        """Return the report as JSON text."""
+        return json_text(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Read a report from its JSON text."""
+        return cls.from_dict(parse(text, "a report"))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as one JSON file, whole or not at all."""
+        return write_text_atomically(path, self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Report":
+        """Read a report from its JSON file."""
+        return cls.from_json(read_text(path))
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a result depends on, without importing the packages.
+
+    >>> sorted(environment())[:2]
+    ['machine', 'numpy']
+    """
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("torch", "numpy", "scipy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,93 @@
+"""One measured quantity: value, error bar, status, settings and cost."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, get_args
+
+from flatkit.errors import ResultError
+from flatkit.results.cost import Cost
+from flatkit.results.schema import decode, encode, refuse_nan
+from flatkit.results.status import Status, known_status
+
+ErrorKind: TypeAlias = Literal["residual", "standard_error", "lower_bound", "exact"]
+Value: TypeAlias = Any
+"""A number, or lists and dicts of numbers, strings and None."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured quantity.
+
+    Attributes:
+        measure: what was measured, e.g. `top_eigenvalues`.
+        value: a number, or lists and dicts of numbers.
+        error: how wrong the value may be, in the sense of `error_kind`; `None` for a lower bound,
+            whose distance to the maximum is not known.
+        error_kind: `residual` (an eigenvalue lies within `error` of the value), `standard_error`
+            (of a mean over random draws), `lower_bound` (a feasible point of a maximisation),
+            or `exact` (no solver or sampling error over the samples named; rounding of the named
+            dtype remains).
+        status: how it ended. One that this version does not know, from a file of a later one, stays
+            a string.
+        settings: what is needed to measure it again.
+        cost: gradients, products, seconds.
+
+    Raises:
+        ResultError: the value or error is NaN, or the kind of error is unknown.
+
+    >>> Result("loss", 0.5, error=0.0, error_kind="exact", settings={"split": "train"}).value
+    0.5
+    """
+
+    measure: str
+    value: Value
+    error: Value = None
+    error_kind: ErrorKind = "exact"
+    status: Status | str = Status.CONVERGED
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a result, and freeze the settings."""
+        if self.error_kind not in get_args(ErrorKind):
+            raise ResultError(f"unknown error_kind {self.error_kind!r} of {self.measure}")
+        for name in ("value", "error", "settings"):
+            refuse_nan(getattr(self, name), f"{name} of {self.measure}")
+        object.__setattr__(self, "status", known_status(self.status))
+        object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` reads, ready for JSON."""
+        return {
+            "measure": self.measure,
+            "value": encode(self.value),
+            "error": encode(self.error),
+            "error_kind": self.error_kind,
+            "status": str(self.status),
+            "settings": encode(dict(self.settings)),
+            "cost": asdict(self.cost),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Result":
+        """Read a result back; unknown keys of `cost` are ignored.
+
+        Raises:
+            ResultError: a key is missing or malformed.
+        """
+        try:
+            known = {key: data["cost"][key] for key in asdict(Cost()) if key in data["cost"]}
+            return cls(
+                measure=data["measure"],
+                value=decode(data["value"]),
+                error=decode(data["error"]),
+                error_kind=data["error_kind"],
+                status=data["status"],
+                settings=decode(data["settings"]),
+                cost=Cost(**known),
+            )
+        except (KeyError, TypeError) as error:
+            raise ResultError(
+                f"malformed result: {error!r} is missing or of a wrong type"
+            ) from error
