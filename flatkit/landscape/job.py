@@ -180,9 +180,13 @@ class LandscapeJob:
                     preview(self._surface(points, complete=False))
         return self._surface(points, complete=True)
 
-    def growing(self) -> "GrowingSurface":
-        """Return the surface as one that is measured from coarse to fine."""
-        return GrowingSurface(self)
+    def growing(self, *, coarsest: int = 1) -> "GrowingSurface":
+        """Return the surface as one that is measured from coarse to fine.
+
+        Args:
+            coarsest: the intervals of the first level to each side, about.
+        """
+        return GrowingSurface(self, coarsest)
 
     def values_at(self, part: Sequence[Point]) -> list[Values]:
         """Measure the points of a pass, given as indices [.., j, i]."""
@@ -224,9 +228,11 @@ class GrowingSurface:
 
     Args:
         job: what is measured; every point of it, in the end.
+        coarsest: the intervals of the first level to each side, about.
 
     Attributes:
-        num_levels: the first has three points along an axis, the last has all.
+        num_levels: the first has few points along an axis, the last has all.
+        known: the finest level that is measured whole; -1 before the first.
 
     >>> from torch import nn
     >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", (torch.ones(1, 1),) * 2)
@@ -238,16 +244,18 @@ class GrowingSurface:
     array([1., 0., 1.])
     """
 
-    def __init__(self, job: LandscapeJob) -> None:
-        self._job, self._points = job, Refinement(job.axes, coarsest=1)
+    def __init__(self, job: LandscapeJob, coarsest: int = 1) -> None:
+        self._job, self._points = job, Refinement(job.axes, coarsest=coarsest)
         self._parts = [list(batches(todo, job.batch)) for todo in self._points.levels()]
-        self.num_levels = len(self._parts)
+        self.num_levels, self.known = len(self._parts), -1
 
     def measure(self, level: int) -> Iterator[int]:
         """Measure what a level adds to those before; yield how many are new, pass by pass."""
         for part in self._parts[level]:
             for point, values in zip(part, self._job.values_at(part), strict=True):
                 self._points.put(point, values)
+            if part is self._parts[level][-1]:
+                self.known = level
             yield len(part)
 
     def at(self, level: int) -> Surface:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 _PAIRS = 32
 """Pairs of draws, in the end."""
+_FEWEST = 2
+"""Pairs that show a spread: one alone has none, and so no error."""
 
 
 def run(session: "Session") -> "Iterator[Draft]":
-    """Draw for all radii in turn."""
+    """Draw for all radii in turn, once each has the fewest pairs."""
     from flatkit.flatness.average import average_steps
 
     base, geometry = session.evaluations["train"][0].loss, session.geometry
@@ -35,18 +37,18 @@ def run(session: "Session") -> "Iterator[Draft]":
 
     def results() -> list[Result]:
         found = {rho: (ask(), cost) for rho, (ask, cost) in known.items()}
-        # One pair alone has no spread, and so no error.
-        return [_result(session, rho, *each) for rho, each in found.items() if each[0].samples > 1]
+        each = [(rho, *one) for rho, one in found.items() if one[0].samples >= _FEWEST]
+        return [_result(session, *one) for one in each]
 
     spent = dict.fromkeys(searches, Cost())
-    for pairs in range(1, _PAIRS + 1):
-        for rho, search in searches.items():
-            with session.meter() as cost:
-                ask = next(search)
-                spent[rho] += cost()
-                known[rho] = ask, spent[rho]
-            enough = pairs > 1 and len(known) == len(searches)
-            yield Draft(results, _PAIRS / pairs if enough else math.inf)
+    first = [rho for rho in searches for _ in range(_FEWEST)]
+    later = [rho for _ in range(_FEWEST, _PAIRS) for rho in searches]
+    for done, rho in enumerate([*first, *later], start=1):
+        with session.meter() as cost:
+            ask = next(searches[rho])
+            spent[rho] += cost()
+            known[rho] = ask, spent[rho]
+        yield Draft(results, _PAIRS * len(searches) / done if done >= _FEWEST else math.inf)
 
 
 def _result(session: "Session", rho: float, found: "AverageIncrease", cost: Cost) -> Result:
@@ -79,4 +81,5 @@ MEASURE = Measure(
     read,
     settings=(BallSettings,),
     passes=lambda session: len(session.own(BallSettings).rho) * 2 * _PAIRS / 3,
+    first=lambda session: 2 * _FEWEST / 3,
 )

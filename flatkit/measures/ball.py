@@ -115,6 +115,10 @@ class Ball:
     def slope(self) -> float:
         """|λ|max, with how far beyond it |λ|max may be, as far as Lanczos has come."""
         self.make_model()
+        return self._slope
+
+    @property
+    def _slope(self) -> float:
         search = self.session.krylov if self._shares_krylov else self._own
         return sum(search.magnitude())
 
@@ -146,6 +150,15 @@ class Ball:
         """Return the maximum of the quadratic model over the ball."""
         return self.model.maximum(which, rho=rho, slope=self.slope)
 
+    @property
+    def basis(self) -> int:
+        """Vectors of the basis of the model as it is."""
+        return len(self._model.basis)
+
+    def rough_model_maximum(self, which: Quantity, rho: float) -> ModelMaximum:
+        """Return the maximum of the model as it is: of the Krylov space alone, before more."""
+        return self._model.maximum(which, rho=rho, slope=self._slope)
+
     def search(self, which: Quantity, rho: float) -> Search:
         """Search the maximum in one ball, until the budget of a search is spent.
 
@@ -176,6 +189,11 @@ class Ball:
             )
             self.processes[which, rho] = SearchInBall(self.session, steps)
         return self.processes[which, rho]
+
+    def has_begun(self, which: Quantity, rho: float) -> bool:
+        """Whether a search has a value."""
+        process = self.processes.get((which, rho))
+        return process is not None and process.begun
 
     def is_searching(self, which: Quantity, rho: float) -> bool:
         """Whether a search has begun and its budget is not spent."""
@@ -241,12 +259,12 @@ class Ball:
         }
 
     def _starts(self, which: Quantity, rho: float) -> Iterator[Start]:
-        """Yield starts: what is known of this ball, the step along the gradient, the model's."""
-        for name, found in self._known(which, rho).items():
-            yield name, self.geometry.retract(found.coordinates, rho)
+        """Yield starts: the step along the gradient, what is known of this ball, the model's."""
         gradient = self.geometry.displacement(self.session.gradient)
         if bool(gradient.any()):
             yield "gradient", self.geometry.maximiser(gradient, rho)
+        for name, found in self._known(which, rho).items():
+            yield name, self.geometry.retract(found.coordinates, rho)
         yield from self.model_steps()
         for name, u in search_starts(
             self.model,
@@ -272,12 +290,8 @@ class Ball:
     def model_steps(self) -> Iterator[int]:
         """Make the model, once, and yield what each product cost."""
         price = self.session.product_price
-        while not self._has_space:
-            if self._shares_krylov:
-                self.session.step_space()
-            else:
-                self._own.step()
-                self.session.look_at(self._own)
+        while not self.has_space:
+            self.step_space()
             yield price
         yield from grown(self._model, self._model.room, price)
         self.is_modelled = True
@@ -297,8 +311,17 @@ class Ball:
         )
 
     @property
-    def _has_space(self) -> bool:
+    def has_space(self) -> bool:
+        """Whether the Krylov space, from which the model begins, costs no further product."""
         return self.session.has_space if self._shares_krylov else self._own.done
+
+    def step_space(self) -> None:
+        """Make a product for that space."""
+        if self._shares_krylov:
+            self.session.step_space()
+        else:
+            self._own.step()
+            self.session.look_at(self._own)
 
     @property
     def _shares_krylov(self) -> bool:

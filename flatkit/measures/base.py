@@ -82,6 +82,9 @@ class Measure:
         size: of a result without readings, in words, e.g. `5 × 31`.
         remarks: lines below the table of a report.
         passes: how many gradients it takes, about, for a forecast.
+        first: how many it takes to its first value, about, beyond the Krylov space of the session;
+            by default all of its passes. Measures without a value have their turns by it.
+        on_space: whether its first value needs that space.
 
     >>> Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0)]).on_request
     False
@@ -99,3 +102,14 @@ class Measure:
     size: Callable[[Result], str] = lambda result: "-"
     remarks: Callable[[Result], Sequence[str]] = lambda result: ()
     passes: "Callable[[Session], float]" = lambda session: 1.0
+    first: "Callable[[Session], float] | None" = None
+    on_space: bool = False
+
+    def own_first(self, session: "Session") -> float:
+        """Return how many gradients its first value takes beyond the space."""
+        return (self.first or self.passes)(session)
+
+    def gradients_to_first(self, session: "Session") -> float:
+        """Return how many gradients its first value takes now, if it has not begun, about."""
+        shared = session.gradients_to_space if self.on_space else 0.0
+        return self.own_first(session) + shared

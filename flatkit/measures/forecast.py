@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flatkit.hessian.memory import measure_bytes
+from flatkit.measures.base import Measure
 from flatkit.measures.registry import MEASURES
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import differentiate
@@ -25,8 +26,6 @@ _COPIES = 6
 """Vectors of the size of θ beside a Krylov basis: the model, θ, gradients, a copy in float64."""
 _BASIS = 20
 """Vectors of the Krylov basis of one eigenvalue."""
-_FIRST = 12
-"""Gradients until every usual measure has a first value, about."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Forecast:
         memory: bytes that it will hold, about.
         passes: measure -> gradients that it takes if nothing stops it, about.
         samples: over which that is.
+        first: gradients until every measure has a first value, about.
 
     >>> forecast = Forecast(1.0, 3.0, 7.0, price=2, memory=10**9, passes={"trace": 100.0})
     >>> forecast.seconds(100.0)
@@ -54,6 +54,7 @@ class Forecast:
     memory: int
     passes: Mapping[str, float] = field(default_factory=dict[str, float])
     samples: int = 0
+    first: float = 0.0
 
     @property
     def gradients(self) -> float:
@@ -73,7 +74,7 @@ class Forecast:
     @property
     def first_table(self) -> float:
         """Seconds until every measure has a first value."""
-        return self.seconds(min(self.gradients, _FIRST))
+        return self.seconds(self.first)
 
 
 def forecast(session: "Session") -> Forecast:
@@ -83,15 +84,24 @@ def forecast(session: "Session") -> Forecast:
     """
     objective = session.objective
     loss, gradient = (_over_all(objective, each) for each in (_loss, _gradient))
+    chosen = {name: MEASURES[name] for name in session.settings.measures}
     return Forecast(
         loss,
         gradient,
         _PRODUCT * gradient,
         session.product_price,
         _bytes(objective),
-        {name: MEASURES[name].passes(session) for name in session.settings.measures},
+        {name: measure.passes(session) for name, measure in chosen.items()},
         objective.num_samples,
+        _gradients_to_first(session, chosen.values()),
     )
+
+
+def _gradients_to_first(session: "Session", measures: Collection[Measure]) -> float:
+    """Return the gradients until each measure has a value; the Krylov space is shared by them."""
+    shared = any(measure.on_space for measure in measures)
+    own = math.fsum(measure.own_first(session) for measure in measures)
+    return own + shared * session.gradients_to_space
 
 
 def _over_all(objective: Objective, run: Callable[[Objective, int], object]) -> float:

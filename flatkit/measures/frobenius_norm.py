@@ -49,4 +49,6 @@ MEASURE = Measure(
     settings=(CurvatureSettings, TraceSettings),
     on_request=True,
     passes=lambda session: 60.0 * session.product_price,
+    first=lambda session: 2.0 * session.product_price,
+    on_space=True,
 )

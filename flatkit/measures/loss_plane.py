@@ -49,8 +49,8 @@ def run(session: "Session") -> Iterator[Draft]:
             for new in plane.measure(level):
                 done += new
                 session.report("loss_plane", done, points**2)
-                yield Draft(partial(results, level - 1), points**2 / done if level else math.inf)
-        yield Draft(partial(results, plane.num_levels - 1), 1.0)
+                wanting = points**2 / done if plane.known >= 0 else math.inf
+                yield Draft(partial(results, plane.known), wanting)
 
 
 def _result(session: "Session", subspace: "Subspace", plane: "Surface", cost: Cost) -> Result:
@@ -74,4 +74,5 @@ MEASURE = Measure(
     figures={"plane": "flatkit.render.figures.planes:plane_figure"},
     size=size,
     passes=lambda session: session.own(PlaneSettings).plane_points ** 2 / 3,
+    first=lambda session: 3.0,  # three points along each axis
 )

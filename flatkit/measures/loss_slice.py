@@ -19,7 +19,7 @@ from flatkit.settings import setting
 if TYPE_CHECKING:
     from torch import Generator
 
-    from flatkit.landscape.job import LandscapeJob
+    from flatkit.landscape.job import GrowingSurface, LandscapeJob
     from flatkit.landscape.settings import Quantity
     from flatkit.landscape.subspaces import Subspace
     from flatkit.measures.session import Session
@@ -51,36 +51,61 @@ class SliceSettings:
 
 
 _FEWEST = 2
-"""Directions that show a spread."""
+"""Directions that show a spread, and those of the first look."""
 _QUANTITIES: "tuple[Quantity, ...]" = ("loss", "accuracy", "gradient_norm")
+_CHEAP: "tuple[Quantity, ...]" = ("loss", "accuracy")
+"""What the first look shows."""
+_COARSEST = 2
+"""Intervals of the first look to each side, about."""
 
 
 def run(session: "Session") -> Iterator[Draft]:
-    """Measure along filter-normalised directions from coarse to fine, with errors over them."""
+    """Measure along filter-normalised directions from coarse to fine, with errors over them.
+
+    A first look at few points of two directions leaves out the gradient norm, which takes three
+    times as long.
+    """
     own, generator = session.own(SliceSettings), session.generator("slice")
     number, points = own.slice_directions, own.slice_points
     with session.meter() as cost:
         subspaces = [random_directions(session, generator, dimensions=1) for _ in range(number)]
+
+        def results(lines: "Sequence[GrowingSurface]", level: int) -> list[Result]:
+            found = [line.at(level) for line in lines]
+            return [_result(session, subspaces[: len(found)], found, cost())] if found else []
+
+        look = Draft(lambda: ())
+        looks = [
+            around_checkpoint(session, subspace, points, _CHEAP).growing(coarsest=_COARSEST)
+            for subspace in subspaces[:_FEWEST]
+        ]
+        for line in looks:
+            for _ in line.measure(0):
+                if all(each.known == 0 for each in looks):
+                    look = Draft(partial(results, looks, 0), number * points)
+                yield look
         lines = [
             around_checkpoint(session, subspace, points, _QUANTITIES).growing()
             for subspace in subspaces
         ]
         done = 0
-
-        def results(level: int, count: int) -> list[Result]:
-            found = [line.at(level) for line in lines[:count]]
-            return [_result(session, subspaces[:count], found, cost())] if found else []
-
         for level in range(lines[0].num_levels):
-            for place, line in enumerate(lines):
-                # One direction alone has no spread: what all have of the level before says more.
-                known = (level, place) if place >= _FEWEST or not level else (level - 1, number)
+            for line in lines:
                 for new in line.measure(level):
                     done += new
                     session.report("loss_slice", done, number * points)
-                    wanting = number * points / done if known[1] >= _FEWEST else math.inf
-                    yield Draft(partial(results, *known), wanting)
-        yield Draft(partial(results, lines[0].num_levels - 1, number), 1.0)
+                    known = _finest(lines, level)
+                    draft = Draft(partial(results, *known), number * points / done)
+                    yield draft if known[0] else look
+
+
+def _finest(lines: "Sequence[GrowingSurface]", level: int) -> "tuple[list[GrowingSurface], int]":
+    """Return the lines to be shown, and their level: the one under way, or the one before it."""
+    whole = [line for line in lines if line.known == level]
+    # One direction alone has no spread: what all have of the level before says more.
+    if len(whole) >= _FEWEST and (level or len(whole) == len(lines)):
+        return whole, level
+    return list(lines) if level else [], level - 1
 
 
 def _result(
@@ -182,6 +207,7 @@ MEASURE = Measure(
     settings=(SliceSettings, ExtentSettings),
     figures={"slice": "flatkit.render.figures.slices:slice_figure"},
     size=size,
+    first=lambda session: 5 * _FEWEST / 3,
     passes=lambda session: math.prod(
         (session.own(SliceSettings).slice_directions, session.own(SliceSettings).slice_points)
     ),

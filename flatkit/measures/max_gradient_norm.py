@@ -45,4 +45,5 @@ MEASURE = Measure(
     settings=(BallSettings,),
     on_request=True,
     passes=lambda session: 0.0,
+    first=lambda session: 1.0,
 )

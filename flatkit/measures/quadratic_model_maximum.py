@@ -1,6 +1,6 @@
 """R1 of the quadratic model at the checkpoint, a second estimate beside the search."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from flatkit.measures.base import Draft, Measure
@@ -9,26 +9,43 @@ from flatkit.measures.shared_settings import BallSettings
 from flatkit.results.result import Result
 
 if TYPE_CHECKING:
+    from flatkit.flatness.quadratic_model import ModelMaximum, Quantity
     from flatkit.measures.session import Session
+
+_ROUGH = 10.0
+"""How far off the model of the Krylov space alone counts as."""
 
 
 def run(session: "Session") -> "Iterator[Draft]":
-    """Find the maximum for every radius; none in a ball that is not round."""
+    """Find the maximum for every radius; none in a ball that is not round.
+
+    At the smallest first on the Krylov space alone, which products from the gradient on sharpen.
+    """
     ball, found = session.ball, list[Result]()
     if not ball.geometry.is_round:
         return
-    for _ in ball.model_steps():
+    while not ball.has_space:
+        ball.step_space()
         yield Draft(lambda: ())
+    if not ball.is_modelled:
+        found.append(_at(session, session.own(BallSettings).rho[0], ball.rough_model_maximum))
+        rough = tuple(found)
+        yield Draft(lambda: rough, _ROUGH)
+        for _ in ball.model_steps():
+            yield Draft(lambda: rough, _ROUGH)
+        found.clear()
     for rho in session.radii("quadratic_model_maximum"):
-        found.append(at(session, rho))
+        found.append(_at(session, rho, ball.model_maximum))
         yield Draft(lambda: tuple(found), 1.5)
 
 
-def at(session: "Session", rho: float) -> Result:
+def _at(
+    session: "Session", rho: float, maximum: "Callable[[Quantity, float], ModelMaximum]"
+) -> Result:
     """Return the maximum for one radius, with how far the model's maximum may lie above it."""
     ball = session.ball
     with session.meter() as cost:
-        found = ball.model_maximum("gradient_norm", rho)
+        found = maximum("gradient_norm", rho)
         return Result(
             "quadratic_model_maximum",
             rho * found.value,
@@ -39,7 +56,7 @@ def at(session: "Session", rho: float) -> Result:
                 "geometry": ball.geometry.name,
                 "is": "rho max |g + H u| over the ball; the maximum of this model lies at most the "
                 "error above the value",
-                "basis": len(ball.model.basis),
+                "basis": ball.basis,
             },
             cost=cost(),
         )
@@ -57,4 +74,6 @@ MEASURE = Measure(
     read,
     settings=(BallSettings,),
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.product_price),
+    first=lambda session: float(session.product_price),
+    on_space=True,
 )

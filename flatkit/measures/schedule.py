@@ -82,6 +82,7 @@ class Process:
         self.name, self._session = name, session
         self.done, self.wanting, self.pieces = False, math.inf, 0
         self.cost, self.results = Cost(), tuple[Result, ...]()
+        self._used = Cost()  # in its turns, also for others
         self._drafts: Iterator[Draft] | None = None
         self._draft: Draft | None = None
         self._asked_at, self._asking = -math.inf, 0.0
@@ -93,13 +94,15 @@ class Process:
 
     @property
     def urgency(self) -> tuple[bool, float]:
-        """How much the next piece gains: those without a value first, in turn.
+        """How much the next piece gains: first values come first, the cheapest of them before.
 
-        An error falls as a power of what was spent, so that the logarithm of what is wanting falls
-        by as much as its share of what was spent.
+        A first value costs what its measure says, or what it used already, if that is more. An
+        error falls as a power of what was spent, so that the logarithm of what is wanting falls by
+        as much as its share of what was spent.
         """
         if math.isinf(self.wanting):
-            return True, -float(self.pieces)
+            used = in_gradients(self._used, self._session.product_price)
+            return True, -max(used, MEASURES[self.name].gradients_to_first(self._session))
         return False, math.log(max(self.wanting, 1 + 1e-9)) / (1 + self.spent)
 
     def advance(self) -> None:
@@ -152,13 +155,14 @@ class Process:
     @contextmanager
     def _at_work(self) -> Generator[None, None, None]:
         """Charge to this process what is computed, and let errors from outside name it."""
-        session, before = self._session, self.cost
+        session, before, begun = self._session, self.cost, self._session.objective.cost
         session.outside = session.objective.cost - before
         try:
             with named(self.name):
                 yield
         finally:
             self.cost = session.objective.cost - session.outside
+            self._used += session.objective.cost - begun
             session.outside = Cost()
 
 

@@ -22,7 +22,8 @@ def searched(
 ) -> Iterator[Draft]:
     """Search the balls in rounds, the smallest first, each of twice the work of the one before.
 
-    So every radius has a value early, and begins from a point that the smaller one has found.
+    Every radius has a value before any is searched further, and then goes on from a point that the
+    smaller one has found.
 
     Args:
         session: whose function is searched.
@@ -30,25 +31,23 @@ def searched(
         at: makes the result of a radius of what is known.
     """
     ball, budget = session.ball, session.search_budget
-    radii, begun = session.own(BallSettings).rho, list[float]()
-    rounds = [min(_FIRST, budget)]
+    radii = session.own(BallSettings).rho
+    rounds = [1, min(_FIRST, budget)]
     while rounds[-1] < budget:
         rounds.append(min(2 * rounds[-1], budget))
 
     def results() -> list[Result]:
-        return [at(session, rho) for rho in begun]
+        return [at(session, rho) for rho in radii if ball.has_begun(which, rho)]
 
     for limit in rounds:
-        wanting = math.inf if limit == rounds[0] else max(1.5, 2 * budget / limit)
         for done, rho in enumerate(radii):
             process = ball.process(which, rho)
             session.report(_NAMES[which], done, len(radii))
             while process.spent < limit or not process.begun:
                 if not process.step():
                     break
-                if process.begun and rho not in begun:
-                    begun.append(rho)
-                yield Draft(results, wanting)
+                known = ball.has_begun(which, radii[0])
+                yield Draft(results, max(1.5, 2 * budget / limit) if known else math.inf)
     if which == "gradient_norm":
         yield from _settled(session, results)
     ball.make_model()

@@ -48,7 +48,7 @@ from flatkit.spectrum.space import Space
 
 S = TypeVar("S")
 
-_SEEN, _SEEN_OF_LARGE, _LARGE = 12, 6, 2**20
+_SEEN, _SEEN_OF_LARGE, _LARGE = 12, 4, 2**20
 """Products after which a Krylov space is kept for other measures; fewer of so many parameters."""
 _SEEN_BYTES, _BASIS_BYTES = 300_000_000, 600_000_000
 """Bytes that this space may take, and a basis whose images are not kept."""
@@ -224,8 +224,7 @@ class Session:
             refuse_asymmetry(search.operator, search.asymmetry)
         if self._seen is not None or search is not self.krylov:
             return
-        enough = _SEEN if self.curved.num_parameters < _LARGE else _SEEN_OF_LARGE
-        if search.done or search.matvecs >= min(enough, search.capacity):
+        if search.done or search.matvecs >= self._enough:
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
             self._seen = search.space(fits if search.matvecs > fits else None)
 
@@ -233,6 +232,18 @@ class Session:
     def has_space(self) -> bool:
         """Whether `space` costs no further product."""
         return self._seen is not None
+
+    @property
+    def gradients_to_space(self) -> float:
+        """What `space` costs, in gradients, about."""
+        left = 0 if self.has_space else self._enough - self.krylov.matvecs
+        return float(self.product_price * left)
+
+    @property
+    def _enough(self) -> int:
+        """After how many products the space is kept."""
+        enough = _SEEN if self.curved.num_parameters < _LARGE else _SEEN_OF_LARGE
+        return min(enough, self.krylov.capacity)
 
     def step_space(self) -> None:
         """Let the search go on for another measure; it counts where the eigenvalues do, if any."""

@@ -33,6 +33,11 @@ def run(session: "Session") -> "Iterator[Draft]":
         yield Draft(results, 1.0)
 
 
+def _products_to_first(session: "Session") -> int:
+    wanted = session.own(CurvatureSettings).num_eigenvalues
+    return max(0, wanted - session.krylov.matvecs) if session.searches_by_krylov else 20 * wanted
+
+
 def asked(own: CurvatureSettings) -> dict[str, Any]:
     """Return what was asked of the eigenvalues, ready for JSON."""
     return {
@@ -81,4 +86,5 @@ MEASURE = Measure(
     read,
     settings=(CurvatureSettings,),
     passes=lambda session: 20.0 * session.product_price,
+    first=lambda session: float(_products_to_first(session) * session.product_price),
 )

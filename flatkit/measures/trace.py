@@ -76,4 +76,6 @@ MEASURE = Measure(
     read,
     settings=(CurvatureSettings, TraceSettings),
     passes=lambda session: 60.0 * session.product_price,
+    first=lambda session: float(session.product_price),
+    on_space=True,
 )

@@ -63,4 +63,5 @@ MEASURE = Measure(
     settings=(BallSettings,),
     figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
+    first=lambda session: 1.0,
 )

@@ -107,6 +107,45 @@ def test_all_of_a_small_network_is_done_by_default(reports):
     assert all(result.status == "converged" for result in report)
 
 
+class FirstValues(Silent):
+    """Notes at how many gradients each measure had its first value."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, float] = {}
+
+    def begin(self, schedule) -> None:
+        self.expected = schedule.forecast.first
+
+    def look(self, schedule) -> None:
+        for process in schedule.processes:
+            if process.results:
+                self.at.setdefault(process.name, schedule.spent)
+
+
+def test_33_gradients_of_a_large_network_give_every_measure_a_value_the_cheap_ones_first(
+    monkeypatch,
+):
+    monkeypatch.setattr("flatkit.measures.session._LARGE", 0)
+    seen, task = FirstValues(), flatkit.Task(CASE.build(), CASE.loss, CASE.data())
+    report = flatkit.analyze(task, budget=33.0, chunk_size=3, progress=seen)
+    assert list(seen.at) == sorted(seen.at, key=lambda name: seen.at[name])
+    assert set(seen.at) == set(AnalysisSettings().measures)
+    assert seen.expected == pytest.approx(max(seen.at.values()), abs=5)
+    cheap = ("loss", "gradient_norm", "zeroth_order_sharpness", "first_order_flatness")
+    assert all(seen.at[name] <= 5 for name in cheap)
+    assert len(report.result("loss_slice").value["coordinate"]) == 5
+    assert len(report.result("loss_slice").value["loss"]) == 2
+    assert len(report.result("loss_plane").value["x"]) == 3
+
+
+def test_searches_that_two_measures_share_are_told_by_both():
+    report = analyze(measures=["first_order_flatness", "max_gradient_norm"], rho=[0.03, 0.1])
+    for first, second in zip(
+        report.all("first_order_flatness"), report.all("max_gradient_norm"), strict=True
+    ):
+        assert first.value == pytest.approx(first.settings["rho"] * second.value)
+
+
 class StopAfter(Silent):
     """Presses Ctrl-C after so many pieces of work."""
 
