@@ -1,6 +1,6 @@
 """R1 of the quadratic model at the checkpoint, a second estimate beside the search."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flatkit.measures.base import Draft, Measure
@@ -9,7 +9,6 @@ from flatkit.measures.shared_settings import BallSettings
 from flatkit.results.result import Result
 
 if TYPE_CHECKING:
-    from flatkit.flatness.quadratic_model import ModelMaximum, Quantity
     from flatkit.measures.session import Session
 
 _ROUGH = 10.0
@@ -28,23 +27,28 @@ def run(session: "Session") -> "Iterator[Draft]":
         ball.step_space()
         yield Draft(lambda: ())
     if not ball.is_modelled:
-        found.append(_at(session, session.own(BallSettings).rho[0], ball.rough_model_maximum))
+        found.append(at(session, session.own(BallSettings).rho[0], rough=True))
         rough = tuple(found)
         yield Draft(lambda: rough, _ROUGH)
         for _ in ball.model_steps():
             yield Draft(lambda: rough, _ROUGH)
         found.clear()
     for rho in session.radii("quadratic_model_maximum"):
-        found.append(_at(session, rho, ball.model_maximum))
+        found.append(at(session, rho))
         yield Draft(lambda: tuple(found), 1.5)
 
 
-def _at(
-    session: "Session", rho: float, maximum: "Callable[[Quantity, float], ModelMaximum]"
-) -> Result:
-    """Return the maximum for one radius, with how far the model's maximum may lie above it."""
+def at(session: "Session", rho: float, *, rough: bool = False) -> Result:
+    """Return the maximum for one radius, with how far the model's maximum may lie above it.
+
+    Args:
+        session: at whose point.
+        rho: the radius.
+        rough: of the model as it is now.
+    """
     ball = session.ball
     with session.meter() as cost:
+        maximum = ball.rough_model_maximum if rough else ball.model_maximum
         found = maximum("gradient_norm", rho)
         return Result(
             "quadratic_model_maximum",
