@@ -4,7 +4,7 @@ A measure's file makes the readings of its results; tables and figures show them
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from flatkit.results.result import ErrorKind, Result
@@ -33,6 +33,11 @@ class Reading:
         rho: the radius, if there is one.
         place: among the readings of one measure, in a table of several runs.
         remark: what a table says in place of the error.
+        sampling_error: standard error over samples of the data, None if it is not known.
+        influence: what equal blocks of the samples contribute; to first order their mean is the
+            value, and their spread its error over samples.
+        leaves_open: of a lower bound, by how much the maximum may exceed it, at 95 %, by how the
+            ends of the searches spread; None if that is not known.
 
     >>> Reading("trace", "trace tr H", 12.0, 0.5, "standard_error", "converged").converged
     True
@@ -51,6 +56,9 @@ class Reading:
     rho: float | None = None
     place: int = 0
     remark: str = ""
+    sampling_error: float | None = None
+    influence: tuple[float, ...] = ()
+    leaves_open: float | None = None
 
     @property
     def converged(self) -> bool:
@@ -96,8 +104,38 @@ def number(result: Result, key: str, title: str, *, scale: float = 1.0, **more: 
         error_kind=result.error_kind,
         status=result.status,
         measure=result.measure,
+        **_over_samples(result, scale),
         **more,
     )
+
+
+def _over_samples(result: Result, scale: float, place: int | None = None) -> dict[str, Any]:
+    """Return how a number depends on the samples, and what a search left open.
+
+    Args:
+        result: the result.
+        scale: of the number.
+        place: of the number in a list, from 0.
+    """
+    error: Any = result.settings.get("sampling_error")
+    influence: Any = result.settings.get("influence")
+    searched: Any = result.settings.get("catchment")
+    values: Any = influence.get("values") if isinstance(influence, dict) else None
+    left: Any = searched.get("leaves_open") if isinstance(searched, dict) else None
+    if place is not None:  # a single error in place of a list is that of the first
+        error = _at(error, place) if isinstance(error, list) or place else error
+        values = _at(values, place)
+    known = isinstance(values, list) and all(is_number(value) for value in values)
+    return {
+        "sampling_error": abs(scale) * error if is_number(error) else None,
+        "influence": tuple(scale * value for value in values) if known else (),
+        "leaves_open": left * abs(scale * float(result.value)) if is_number(left) else None,
+    }
+
+
+def _at(found: Any, place: int) -> Any:
+    """Return an entry of a list; None where there is none."""
+    return found[place] if isinstance(found, list) and place < len(found) else None
 
 
 def numbered(result: Result, title: str) -> list[Reading]:
@@ -109,7 +147,10 @@ def numbered(result: Result, title: str) -> list[Reading]:
     errors = result.error if isinstance(result.error, list) else [None] * len(result.value)
     name, kind = result.measure, result.error_kind
     return [
-        detail(result, f"{name}[{place}]", f"{title}{place}", float(value), error, kind)
+        replace(
+            detail(result, f"{name}[{place}]", f"{title}{place}", float(value), error, kind),
+            **_over_samples(result, 1.0, place - 1),
+        )
         for place, (value, error) in enumerate(zip(result.value, errors, strict=True), start=1)
         if is_number(value)
     ]

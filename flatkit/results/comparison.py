@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from flatkit.files.atomic import write_text_atomically
 from flatkit.results.report import Report
 from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
 from flatkit.version import __version__
+
+_STATISTICS = "flatkit.comparison.statistics", "statistics"
+"""Module and function; by name, as statistics are made of results and not results of them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,18 @@ class Comparison:
     def in_group(self, group: str) -> list[Entry]:
         """Return the runs of one group."""
         return [entry for entry in self.entries if entry.group == group]
+
+    def statistics(self) -> Any:
+        """Return what the runs allow to say: errors apart, paired differences, a verdict.
+
+        Returns:
+            `flatkit.comparison.statistics.Statistics`.
+
+        Raises:
+            ResultError: the comparison has no run.
+        """
+        module, function = _STATISTICS
+        return getattr(import_module(module), function)(self)
 
     def to_json(self) -> str:
         """Return the comparison as JSON text."""

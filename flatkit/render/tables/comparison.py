@@ -11,9 +11,12 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flatkit.comparison.functions import objective_differences
+from flatkit.comparison.summary import Cell, Summary, summarise
 from flatkit.measures.reading import Reading
+from flatkit.render.notation import with_spread
+from flatkit.render.readings import value_text
 from flatkit.render.tables.report import objective_text
-from flatkit.render.tables.summary import Cell, Summary, objective_differences, summarise
 from flatkit.results.comparison import Comparison
 
 __all__ = [
@@ -192,7 +195,17 @@ def _column_title(summary: Summary, key: str) -> str:
 
 
 def _text(cell: Cell) -> str:
-    return cell.text() + ("" if cell.converged else "!")
+    return _plain(cell) + ("" if cell.converged else "!")
+
+
+def _plain(cell: Cell) -> str:
+    """Return mean ± spread; of a single run, its value with its standard error, if any."""
+    first = cell.readings[0]
+    if len(cell.readings) > 1:
+        return with_spread(cell.mean, cell.spread or 0.0)
+    if first.error_kind == "standard_error" and first.error is not None:
+        return with_spread(first.value, first.error)
+    return value_text(first).removeprefix("≥ ")  # the title of the column says it
 
 
 def _marked(cell: Cell) -> str:

@@ -1,0 +1,76 @@
+"""Whether runs measured one function: else their numbers do not compare."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flatkit.results.comparison import Comparison, Entry
+from flatkit.results.report import Report
+
+_TEST = "which test samples (sha256)"
+_SAMPLES = "which samples (sha256)"
+
+
+def objective_differences(comparison: Comparison) -> list[str]:
+    """Return a line for each respect in which the runs measured different functions.
+
+    Values of curvature and flatness compare only if loss, samples, data, BatchNorm mode, dtype
+    and number of parameters agree.
+
+    >>> from flatkit.results.comparison import Entry
+    >>> reports = [Report([], objective={"loss": loss}) for loss in ("mse", "cross_entropy")]
+    >>> entries = [Entry(name, name, report) for name, report in zip("ab", reports)]
+    >>> objective_differences(Comparison(entries))
+    ['loss: mse (a), cross_entropy (b)']
+    """
+    functions = [(entry.name, _function(entry.report)) for entry in comparison.entries]
+    if not all(_TEST in function for _, function in functions):  # some read no test data
+        for _, function in functions:
+            function.pop(_TEST, None)
+    lines: list[str] = []
+    for aspect in dict.fromkeys(key for _, function in functions for key in function):
+        names: dict[str, list[str]] = {}
+        for name, function in functions:
+            names.setdefault(function.get(aspect, "not recorded"), []).append(name)
+        if len(names) > 1:
+            values = (f"{value} ({_some(who)})" for value, who in names.items())
+            lines.append(f"{aspect}: {', '.join(values)}")
+    return lines
+
+
+def _function(report: Report) -> dict[str, str]:
+    """Return what identifies the measured function, as text."""
+    objective = report.objective
+    aspects = ["loss", "samples", "batchnorm", "dropout", "weight_decay", "dtype", "parameters"]
+    if objective.get("batchnorm") == "train":
+        aspects.append("chunk_size")  # batch statistics depend on the batches
+    found = {key: str(objective[key]) for key in aspects if key in objective}
+    if "indices_sha256" in objective:
+        found[_SAMPLES] = str(objective["indices_sha256"])[:12]
+    if objective.get("test"):
+        found[_TEST] = str(objective["test"].get("indices_sha256"))[:12]
+    data = report.checkpoint.get("data")
+    if data:
+        found["data"] = _data_text(data)
+    return found
+
+
+def _data_text(data: Any) -> str:
+    if not isinstance(data, Mapping) or "sha256" not in data:
+        return str(data)
+    return f"{data.get('name', 'data')}, sha256 {str(data['sha256'])[:12]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
+
+
+def grouped(comparison: Comparison) -> bool:
+    """Return whether a group has several runs."""
+    return len(comparison.groups) < len(comparison.entries)
+
+
+def rows_of(comparison: Comparison) -> list[tuple[str, list[Entry]]]:
+    """Return the rows of a table: groups with their runs if one has several, else the runs."""
+    if grouped(comparison):
+        return [(group, comparison.in_group(group)) for group in comparison.groups]
+    return [(entry.name, [entry]) for entry in comparison.entries]

@@ -1,0 +1,393 @@
+"""What runs side by side allow to say: errors apart, paired differences, correlations, a verdict.
+
+Three errors are told apart. That of the **solver**: a residual, a standard error over probes, or
+what a search in a ball leaves open. That of the **seeds**: how the runs of a group differ, so that
+it is about the method and not one run of it. That of the **data sample**: the measured loss is a
+mean over samples, and other samples of the same population would have given other numbers; it
+follows from what blocks of the samples contribute (`Reading.influence`), with the weights of the
+network held fixed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import sqrt
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from flatkit.comparison.caveats import caveats
+from flatkit.comparison.correlation import Correlation, correlations
+from flatkit.comparison.functions import objective_differences, rows_of
+from flatkit.comparison.intervals import (
+    CONFIDENCE,
+    Interval,
+    Part,
+    combined,
+    holm,
+    interval,
+    mean_of_rows,
+    of_mean,
+)
+from flatkit.comparison.readings import compared, shared
+from flatkit.errors import ResultError
+from flatkit.measures.reading import Better, Reading, Role
+from flatkit.results.comparison import Comparison, Entry
+from flatkit.results.status import Status, in_words
+
+__all__ = ["Correlation", "GroupValue", "Pair", "Quantity", "Statistics", "statistics"]
+
+PairedBy: TypeAlias = Literal["seed", "samples", "none"]
+
+_ENOUGH_RUNS = 3
+"""With fewer, the spread over the runs says too little for a verdict."""
+_SEARCH_HOLDS = (Status.CONVERGED, Status.BUDGET, Status.INTERRUPTED, Status.KINKS)
+"""How a search may have ended whose `leaves_open` holds."""
+
+
+@dataclass(frozen=True)
+class GroupValue:
+    """A number of a group of runs, with its three errors apart.
+
+    Attributes:
+        group: its name; of a run, where no group has several.
+        runs: how many.
+        mean: over the runs.
+        solver: of the mean: residuals, errors over probes (shared by the runs, so that they need
+            not cancel), or what the searches leave open; None if unknown.
+        seeds: the standard error of the mean over the runs; None for one run.
+        sampling: the standard error over samples of the data; None if unknown.
+    """
+
+    group: str
+    runs: int
+    mean: float
+    solver: float | None
+    seeds: float | None
+    sampling: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The difference of two groups, or runs.
+
+    Attributes:
+        first: a group.
+        second: another.
+        difference: of the means, first - second; over the common seeds where these are paired.
+        low: of its 95 % interval; None where nothing is known of the error.
+        high: of its interval.
+        p: of the hypothesis that there is none.
+        p_holm: the same, corrected for all pairs of this quantity.
+        runs: how many pairs, or the fewer of two groups that are not paired.
+        paired_by: `seed`, `samples` (two runs, block by block of the samples) or `none`.
+        differs: whether they differ beyond all errors that are known, at 5 % over the family.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    runs: int
+    paired_by: PairedBy
+    differs: bool
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One quantity that all runs have.
+
+    Attributes:
+        key: for programs.
+        title: for readers.
+        better: which values are wanted; of a flatness, which are flatter.
+        role: `fit` or `flatness`.
+        rows: a value a group, in the order of the comparison.
+        pairs: every two groups.
+        flattest: the group that is flatter than every other beyond all errors that are known.
+        why: it, or none, is called so.
+    """
+
+    key: str
+    title: str
+    better: Better
+    role: Role
+    rows: Sequence[GroupValue]
+    pairs: Sequence[Pair]
+    flattest: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a comparison allows to say.
+
+    Attributes:
+        quantities: by key, in the order of the columns.
+        correlations: of each measure of flatness with the gap and the error on test data.
+        caveats: what weakens the comparison, in sentences.
+        verdict: what it says, in sentences.
+    """
+
+    quantities: Mapping[str, Quantity]
+    correlations: Sequence[Correlation]
+    caveats: Sequence[str]
+    verdict: Sequence[str]
+
+
+def statistics(comparison: Comparison) -> Statistics:
+    """Return what a comparison allows to say.
+
+    Two groups are held against each other by the differences of runs of one seed, where they have
+    such, else by their means (Welch); two runs by what each block of the samples contributes to
+    their difference. Added in squares are the errors over seeds and over samples, and those over
+    probes, which runs share, so that of a difference they add up before; residuals and what
+    searches leave open widen the interval as they are. p is corrected for all pairs of a quantity
+    (Holm), and a group is called flattest where it is flatter than every other at 5 %, with three
+    runs a group or single runs alone, of which nothing is said about seeds.
+
+    Raises:
+        ResultError: the comparison has no run.
+
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
+    >>> entries = [
+    ...     Entry(name, name, Report([Result("top_eigenvalues", [top], [0.1], "residual")]))
+    ...     for name, top in (("sgd", 3.0), ("gam", 1.0))
+    ... ]
+    >>> found = statistics(Comparison(entries)).quantities["top_eigenvalue"]
+    >>> found.flattest, [pair.differs for pair in found.pairs]
+    ('gam', [True])
+    """
+    if not comparison.entries:
+        raise ResultError("the comparison holds no run")
+    runs = {entry.name: compared(entry.report) for entry in comparison.entries}
+    differences = objective_differences(comparison)
+    rows = rows_of(comparison)
+    quantities = {
+        key: _quantity(key, rows, runs, differences) for key in shared(list(runs.values()))[0]
+    }
+    found = list(quantities.values())
+    return Statistics(
+        quantities,
+        correlations(comparison, runs),
+        caveats(comparison, runs, differences),
+        [_sentence(quantity) for quantity in found if quantity.role == "flatness"],
+    )
+
+
+def _quantity(
+    key: str,
+    rows: Sequence[tuple[str, Sequence[Entry]]],
+    runs: Mapping[str, Mapping[str, Reading]],
+    differences: Sequence[str],
+) -> Quantity:
+    cells = [_Cell(name, entries, [runs[e.name][key] for e in entries]) for name, entries in rows]
+    pairs = _corrected([_pair(one, other) for one, other in combinations(cells, 2)])
+    first = cells[0].readings[0]
+    flattest, why = _flattest(cells, pairs, differences)
+    values = [cell.value() for cell in cells]
+    return Quantity(key, first.title, first.better, first.role, values, pairs, flattest, why)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The readings of a quantity by the runs of a group."""
+
+    name: str
+    entries: Sequence[Entry]
+    readings: Sequence[Reading]
+
+    def value(self) -> GroupValue:
+        values, several = [reading.value for reading in self.readings], len(self.readings) > 1
+        return GroupValue(
+            group=self.name,
+            runs=len(values),
+            mean=fmean(values),
+            solver=self.solver,
+            seeds=of_mean(values).error if several else None,
+            sampling=None if self.sampling is None else self.sampling.error,
+        )
+
+    @property
+    def solver(self) -> float | None:
+        """The mean error of the estimates: they may all be off to one side."""
+        errors = [_solver_error(reading) for reading in self.readings]
+        known = [error for error in errors if error is not None]
+        return fmean(known) if len(known) == len(errors) else None
+
+    @property
+    def is_over_probes(self) -> bool:
+        return self.readings[0].error_kind == "standard_error"
+
+    @property
+    def blocks(self) -> list[float] | None:
+        """What each block of the samples contributes to the mean over the runs."""
+        rows = [reading.influence for reading in self.readings]
+        same = len(rows[0]) > 1 and len({len(row) for row in rows}) == 1
+        return mean_of_rows(rows) if same else None
+
+    @property
+    def sampling(self) -> Part | None:
+        errors = [r.sampling_error for r in self.readings if r.sampling_error is not None]
+        if len(self.readings) == 1 and errors:
+            return Part(errors[0], max(1, len(self.readings[0].influence) - 1) or 1)
+        blocks = self.blocks
+        if blocks is not None:
+            return of_mean(blocks)
+        return Part(fmean(errors)) if len(errors) == len(self.readings) else None
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether what was measured is what was asked for, or its error covers the rest."""
+        return all(
+            reading.converged
+            or (reading.leaves_open is not None and reading.status in _SEARCH_HOLDS)
+            for reading in self.readings
+        )
+
+
+def _solver_error(reading: Reading) -> float | None:
+    if reading.error_kind == "lower_bound":
+        return reading.leaves_open
+    return 0.0 if reading.error_kind == "exact" else reading.error
+
+
+def _pair(one: _Cell, other: _Cell) -> Pair:
+    """Return the difference of two cells with all the errors that are known."""
+    difference, seeds, runs, by_seed = _over_seeds(one, other)
+    sampling = _sampling_of_difference(one, other)
+    parts = [part for part in (seeds, sampling) if part is not None]
+    solver = _solver_of_difference(one, other, difference)
+    bound = 0.0
+    if solver is not None and one.is_over_probes:
+        parts.append(Part(solver))
+    elif solver is not None:
+        bound = solver
+    known = solver is not None or seeds is not None
+    single = len(one.readings) != len(other.readings) and 1 in (
+        len(one.readings),
+        len(other.readings),
+    )
+    stuck = seeds is not None and seeds.error == 0  # of equal differences no spread is known
+    usable = known and not single and not (stuck and difference)
+    found = interval(difference, parts, bound) if usable else None
+    found = found if found is not None or not usable else Interval(*[difference] * 2, p=1.0)
+    by: PairedBy = "samples" if seeds is None and sampling is not None else "none"
+    return Pair(
+        first=one.name,
+        second=other.name,
+        difference=difference,
+        low=None if found is None else found.low,
+        high=None if found is None else found.high,
+        p=None if found is None else found.p,
+        p_holm=None,
+        runs=runs,
+        paired_by="seed" if by_seed else by,
+        differs=False,
+    )
+
+
+def _over_seeds(one: _Cell, other: _Cell) -> tuple[float, Part | None, int, bool]:
+    """Return the difference, its error over the seeds, of how many runs, and whether in pairs."""
+    by_seed = [
+        {e.seed: r.value for e, r in zip(cell.entries, cell.readings, strict=True) if e.seed}
+        for cell in (one, other)
+    ]
+    common = [seed for seed in by_seed[0] if seed in by_seed[1]]
+    fewer = min(len(one.readings), len(other.readings))
+    if len(common) > 1 and (len(common) >= _ENOUGH_RUNS or len(common) == fewer):
+        differences = [by_seed[0][seed] - by_seed[1][seed] for seed in common]
+        return fmean(differences), of_mean(differences), len(common), True
+    values = [[reading.value for reading in cell.readings] for cell in (one, other)]
+    difference = fmean(values[0]) - fmean(values[1])
+    if fewer < 2:
+        return difference, None, fewer, False
+    parts = [of_mean(found) for found in values]
+    error = sqrt(sum(part.error**2 for part in parts))
+    below = sum(part.error**4 / part.freedom for part in parts)
+    return difference, Part(error, error**4 / below if below else 1), fewer, False
+
+
+def _sampling_of_difference(one: _Cell, other: _Cell) -> Part | None:
+    first, second = one.blocks, other.blocks
+    if first is not None and second is not None and len(first) == len(second):
+        return of_mean([a - b for a, b in zip(first, second, strict=True)])
+    parts = [part for part in (one.sampling, other.sampling) if part is not None]
+    return combined(parts) if len(parts) == 2 else None
+
+
+def _solver_of_difference(one: _Cell, other: _Cell, difference: float) -> float | None:
+    """Return by how much the solver may have moved a difference, at its worst.
+
+    Runs share their probes, and nobody knows how that ties their errors: they add up. A search
+    finds a lower bound, so that only the smaller of two can be too small for the order to hold.
+    """
+    if one.readings[0].error_kind == "lower_bound":
+        return (one if difference < 0 else other).solver
+    if one.solver is None or other.solver is None:
+        return None
+    return one.solver + other.solver
+
+
+def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with their corrected p, and whether they differ."""
+    tested = [pair.p for pair in pairs if pair.p is not None]
+    corrected = iter(holm(tested))
+    found: list[Pair] = []
+    for pair in pairs:
+        p = None if pair.p is None else next(corrected)
+        found.append(replace(pair, p_holm=p, differs=p is not None and p < 1 - CONFIDENCE))
+    return found
+
+
+def _flattest(
+    cells: Sequence[_Cell], pairs: Sequence[Pair], differences: Sequence[str]
+) -> tuple[str | None, str]:
+    """Return the group that is flatter than all others, and why, or why there is none."""
+    first = cells[0].readings[0]
+    if first.role != "flatness":
+        return None, "it is no measure of flatness"
+    if len(cells) < 2:
+        return None, "there is nothing to compare it with"
+    if differences:
+        return None, "different functions were measured"
+    sign = -1 if first.better == "higher" else 1
+    best = min(cells, key=lambda cell: sign * fmean(r.value for r in cell.readings))
+    for cell in cells:
+        if not cell.may_judge:
+            status = next(r.status for r in cell.readings if not r.converged)
+            return None, f"it did not converge in {cell.name} ({in_words(status)})"
+    few = next((cell for cell in cells if 1 < len(cell.readings) < _ENOUGH_RUNS), None)
+    if few is not None:
+        return None, f"{few.name} has {len(few.readings)} runs, and 3 are the least"
+    for pair in (pair for pair in pairs if best.name in (pair.first, pair.second)):
+        other = pair.second if pair.first == best.name else pair.first
+        if pair.p_holm is None:
+            return None, f"of {best.name} and {other} the spread over seeds is not known"
+        if not pair.differs or sign * pair.difference * (1 if pair.first == best.name else -1) > 0:
+            return None, f"{best.name} and {other} do not differ (p = {pair.p_holm:.2g})"
+    return best.name, _grounds(cells, pairs)
+
+
+def _grounds(cells: Sequence[_Cell], pairs: Sequence[Pair]) -> str:
+    """Return beyond which errors a group is the flattest."""
+    known = ["solver"]
+    single = len(cells[0].readings) == 1
+    if not single:
+        known.append("seeds")
+    if all(cell.sampling is not None for cell in cells):
+        known.append("data sample")
+    errors = " and ".join([", ".join(known[:-1]), known[-1]] if len(known) > 1 else known)
+    text = f"beyond the errors of the {errors} (p ≤ {max(p.p_holm or 0.0 for p in pairs):.2g})"
+    missing = [] if "data sample" in known else ["on these samples"]
+    missing += ["of these runs, whatever other seeds give"] if single else []
+    return f"{text}; {', '.join(missing)}" if missing else text
+
+
+def _sentence(quantity: Quantity) -> str:
+    if quantity.flattest is None:
+        return f"{quantity.title}: nobody is flattest: {quantity.why}"
+    return f"{quantity.title}: {quantity.flattest} is flattest, {quantity.why}"

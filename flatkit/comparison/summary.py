@@ -1,0 +1,161 @@
+"""What runs side by side allow to say: means, spreads, and which row is flatter beyond them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from flatkit.comparison.functions import grouped, objective_differences, rows_of
+from flatkit.comparison.readings import compared, shared, unknown
+from flatkit.comparison.statistics import statistics
+from flatkit.errors import ResultError
+from flatkit.measures.reading import Reading
+from flatkit.results.comparison import Comparison
+from flatkit.results.status import in_words
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantity of one row.
+
+    Attributes:
+        readings: one per run.
+        flattest: lower than every other row beyond the spread, or higher where that is flatter.
+
+    >>> readings = (Reading("x", "x", value, 0.1, "residual", "converged") for value in (1.0, 3.0))
+    >>> Cell(tuple(readings)).mean
+    2.0
+    """
+
+    readings: tuple[Reading, ...]
+    flattest: bool = False
+
+    @property
+    def values(self) -> list[float]:
+        """The value of each run."""
+        return [reading.value for reading in self.readings]
+
+    @property
+    def sign(self) -> int:
+        """-1 where a higher value is the flatter one, else 1."""
+        return -1 if self.readings[0].better == "higher" else 1
+
+    @property
+    def mean(self) -> float:
+        """The mean over the runs."""
+        return fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the runs; of a single run, the error of its estimate.
+
+        Runs that share their random probes can agree better than either is known, so the spread
+        is never less than the mean error of the estimates.
+        """
+        if len(self.readings) == 1:
+            return self.readings[0].error
+        return max(stdev(self.values), self._mean_error())
+
+    @property
+    def converged(self) -> bool:
+        """Whether the measurement converged in every run."""
+        return all(reading.converged for reading in self.readings)
+
+    def _mean_error(self) -> float:
+        return fmean(reading.error or 0.0 for reading in self.readings)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of runs, or a run.
+
+    Attributes:
+        name: of the group or run.
+        runs: how many.
+        cells: by the key of the quantity.
+    """
+
+    name: str
+    runs: int
+    cells: Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows of quantities that every run has.
+
+    Attributes:
+        titles: key -> title, in the order of the columns.
+        rows: groups if one of them has several runs, else runs.
+        grouped: whether the rows are groups.
+        left_out: titles of the quantities that only some of the runs have.
+        differences: how the measured functions differ; empty if the rows compare.
+        unconverged: which measurements did not converge, in words.
+        unknown: measures of packages that are not installed here.
+    """
+
+    titles: Mapping[str, str]
+    rows: Sequence[Row]
+    grouped: bool
+    left_out: Sequence[str]
+    differences: Sequence[str]
+    unconverged: Sequence[str]
+    unknown: Sequence[str] = ()
+
+
+def summarise(comparison: Comparison) -> Summary:
+    """Return the rows of a comparison.
+
+    A row is called flattest in a column only if it is flatter than every other beyond all errors
+    that are known, as `flatkit.comparison.statistics` says.
+
+    Raises:
+        ResultError: the comparison has no run.
+
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
+    >>> entries = [
+    ...     Entry(name, name, Report([Result("top_eigenvalues", [top], [0.1], "residual")]))
+    ...     for name, top in (("sgd", 3.0), ("gam", 1.0))
+    ... ]
+    >>> rows = summarise(Comparison(entries)).rows
+    >>> [(row.name, [cell.flattest for cell in row.cells.values()]) for row in rows]
+    [('sgd', [False]), ('gam', [True])]
+    """
+    if not comparison.entries:
+        raise ResultError("the comparison holds no run")
+    runs = {entry.name: compared(entry.report) for entry in comparison.entries}
+    titles, left_out = shared(list(runs.values()))
+    said = statistics(comparison)
+    rows = [
+        Row(
+            name,
+            len(entries),
+            {
+                key: Cell(
+                    tuple(runs[entry.name][key] for entry in entries),
+                    flattest=said.quantities[key].flattest == name,
+                )
+                for key in titles
+            },
+        )
+        for name, entries in rows_of(comparison)
+    ]
+    return Summary(
+        titles=titles,
+        rows=rows,
+        grouped=grouped(comparison),
+        left_out=left_out,
+        differences=objective_differences(comparison),
+        unconverged=_unconverged(runs, titles),
+        unknown=sorted({name for entry in comparison.entries for name in unknown(entry.report)}),
+    )
+
+
+def _unconverged(runs: Mapping[str, Mapping[str, Reading]], titles: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name}: {reading.title} ({in_words(reading.status)})"
+        for name, run in runs.items()
+        for key, reading in run.items()
+        if key in titles and not reading.converged
+    ]
