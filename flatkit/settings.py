@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, wraps
 from numbers import Integral, Real
 from typing import (
     Any,
@@ -22,7 +22,7 @@ from typing import (
     get_type_hints,
 )
 
-from flatkit.checks import check_choice
+from flatkit.checks import check_choice, nearest
 from flatkit.errors import InvalidArgumentError
 
 T = TypeVar("T")
@@ -115,6 +115,25 @@ def kinds_of(cls: type) -> Mapping[str, Kind]:
     return {name: _kind(hints[name], known.choices) for name, known in settings_of(cls).items()}
 
 
+def check_made(name: str, value: Any, cls: type[T]) -> T:
+    """Return settings if they are of a class; a mapping is answered with what makes them.
+
+    Raises:
+        InvalidArgumentError: they are something else.
+
+    >>> check_made("config", {"steps": 3}, Setting)
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: config must be a Setting, got a dict; write
+    Setting(**config)
+    """
+    if isinstance(value, cls):
+        return value
+    fix = f"; write {cls.__name__}(**{name})" if isinstance(value, Mapping) else ""
+    raise InvalidArgumentError(
+        f"{name} must be a {cls.__name__}, got a {type(value).__name__}{fix}"
+    )
+
+
 def check_settings(settings: Any) -> None:
     """Check every value that is not None by what its field says; of sequences, every entry.
 
@@ -154,10 +173,50 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
 
 
 def described(cls: type[T]) -> type[T]:
-    """Add a line for each setting to the docstring of a dataclass."""
+    """Add a line for each setting to the docstring of a dataclass, and help to its constructor.
+
+    A name that it does not know is answered with the nearest, a value in the place of a list with
+    the list.
+
+    >>> @described
+    ... @dataclass
+    ... class Walk:
+    ...     places: Sequence[str] = setting((), "Where to.")
+    >>> Walk(place=["wood"])
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: Walk has no setting 'place'; did you mean 'places'?
+    >>> Walk(places="wood")
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: places must be a list, got 'wood'; write places=['wood']
+    """
     lines = [f"    {name}: {known.help}" for name, known in settings_of(cls).items()]
     cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+    plain_init: Callable[..., None] = cls.__init__
+
+    @wraps(plain_init)
+    def init(self: Any, *values: Any, **given: Any) -> None:
+        check_names(type(self), given)
+        plain_init(self, *values, **given)
+
+    cls.__init__ = init  # type: ignore[method-assign]
     return cls
+
+
+def check_names(cls: type, given: Mapping[str, Any]) -> None:
+    """Refuse what is no setting of a dataclass, and a value in the place of a list of them.
+
+    Raises:
+        InvalidArgumentError: there is one; the message names the nearest setting, or the list.
+    """
+    known = [item.name for item in fields(cls) if item.init]
+    for name in given:
+        if name not in known:
+            raise InvalidArgumentError(
+                f"{cls.__name__} has no setting {name!r}{nearest(name, known)}"
+            )
+    for name, kind in kinds_of(cls).items():
+        if kind.shape == "several" and given.get(name) is not None:
+            _entries(name, given[name])
 
 
 def _kind(hint: Any, choices: Collection[str]) -> Kind:
@@ -186,5 +245,7 @@ def _check_type(name: str, value: Any, wanted: type) -> None:
 
 def _entries(name: str, value: Any) -> Collection[Any]:
     if isinstance(value, str) or not isinstance(value, Collection):  # a text is one of letters
-        raise InvalidArgumentError(f"{name} must be a list, got {value!r}")
+        raise InvalidArgumentError(
+            f"{name} must be a list, got {value!r}; write {name}=[{value!r}]"
+        )
     return cast("Collection[Any]", value)

@@ -135,7 +135,13 @@ def as_task(
         )
     if isinstance(subject, Task):
         return subject
-    return (load(subject) if isinstance(subject, str | Path) else subject).task()
+    checkpoint: Any = load(subject) if isinstance(subject, str | Path) else subject
+    if not isinstance(checkpoint, Checkpoint):
+        raise InvalidArgumentError(
+            "what is analyzed must be a model with loss and data, a Task, a Checkpoint or the path "
+            f"of one, got a {type(subject).__name__}"
+        )
+    return checkpoint.task()
 
 
 def _refuse_without_model(checkpoint: Checkpoint, parts: Parts) -> None:

@@ -82,6 +82,12 @@ def measure_landscape(
     >>> sorted(line.quantities["loss"].tolist()), sorted(line.quantities["gradient_norm"].tolist())
     ([0.0, 1.0, 4.0], [0.0, 2.0, 4.0])
     """
+    given: Any = sources
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InvalidArgumentError(
+            f"sources must be a list of checkpoints or tasks, got a {type(given).__name__}; write "
+            "[source] where there is one"
+        )
     jobs = plan_landscapes(sources, LandscapeSettings(**settings))
     return [job.measure(progress=progress) for job in jobs]
 

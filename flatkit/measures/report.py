@@ -18,7 +18,7 @@ from flatkit.measures.effort import EffortSettings
 from flatkit.measures.journal import kept
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
-from flatkit.measures.settings import AnalysisSettings
+from flatkit.measures.settings import AnalysisSettings, chosen
 from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
@@ -80,7 +80,7 @@ def analyze(
     >>> [round(value, 4) for value in report.result("top_eigenvalues").value]
     [5.0]
     """
-    settings = (settings or AnalysisSettings()).changed(changes)
+    settings = chosen(settings, changes)
     effort, started = settings.of(EffortSettings), time.monotonic()
     task = as_task(subject, loss, data, test_data)
     session = Session(task, settings, progress if callable(progress) else None)
@@ -131,7 +131,7 @@ def plan(
     >>> round(schedule.forecast.gradients, 2)
     1.33
     """
-    settings = (settings or AnalysisSettings()).changed(changes)
+    settings = chosen(settings, changes)
     effort, started = settings.of(EffortSettings), time.monotonic()
     session = Session(as_task(subject, loss, data), settings)
     return Schedule(session, Limit(effort.budget or math.inf, started + effort.seconds))

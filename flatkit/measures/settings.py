@@ -9,7 +9,7 @@ from flatkit.errors import InvalidArgumentError, PluginError
 from flatkit.measures.effort import EffortSettings
 from flatkit.measures.registry import MEASURES
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.settings import check_values, described, setting, settings_of
+from flatkit.settings import check_made, check_values, described, setting, settings_of
 
 S = TypeVar("S")
 
@@ -121,11 +121,10 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
                 raise InvalidArgumentError(
                     f"added must not hold {name!r}: {name} has an option of its own: `{name}`"
                 )
-            none = "none, as no chosen measure of another package has settings"
-            raise InvalidArgumentError(
-                f"setting {name!r} is not known: `added` takes {', '.join(known) or none}"
-                f"{nearest(name, [*declared])}"
-            )
+            near = nearest(name, [*declared])
+            takes = ", ".join(known) or "none, as no chosen measure of another package has settings"
+            added_takes = "" if near and not known else f": `added` takes {takes}"
+            raise InvalidArgumentError(f"setting {name!r} is not known{added_takes}{near}")
         for part in added:
             self.of(part)
 
@@ -164,3 +163,16 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         given = {name: self.added[name] for name in settings_of(part) if name in self.added}
         check_values(part, given)
         return part(**given)
+
+
+def chosen(settings: AnalysisSettings | None, changes: Mapping[str, Any]) -> AnalysisSettings:
+    """Return the settings that a call means: those given, or the usual ones, and what it changes.
+
+    Raises:
+        InvalidArgumentError: they are no settings, or a change is not allowed.
+
+    >>> chosen(None, {"seed": 3}).seed
+    3
+    """
+    given = AnalysisSettings() if settings is None else settings
+    return check_made("settings", given, AnalysisSettings).changed(changes)

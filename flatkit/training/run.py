@@ -22,6 +22,7 @@ from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDiverg
 from flatkit.models import MODELS
 from flatkit.objective.losses import CrossEntropy, Loss
 from flatkit.objective.passes import Evaluation
+from flatkit.settings import check_made
 from flatkit.training.augmentation import check_augmentable
 from flatkit.training.config import TrainingConfig
 from flatkit.training.determinism import deterministic_algorithms, private_random_state
@@ -94,6 +95,7 @@ def train(
     >>> [row.epoch for row in outcome.history], outcome.checkpoint.name
     ([1, 2], 'ckpt.pt')
     """
+    check_made("config", config, TrainingConfig)
     folder = RunFolder(Path(out))
     folder.check(resume=resume, overwrite=overwrite)
     stored = load(folder.checkpoint) if resume else None
