@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flatkit.checks import check_choice, check_positive
 from flatkit.errors import InvalidArgumentError
-from flatkit.parameters import ParameterSpace
+from flatkit.objective.parameters import ParameterSpace
 
 GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
 GEOMETRIES = get_args(GeometryName)

@@ -16,8 +16,8 @@ from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
 from flatkit.hessian.reference import errors_along
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import Asked, ask, recall
+from flatkit.objective.parameters import check_like
 from flatkit.objective.passes import Chunk
-from flatkit.parameters import check_like
 from flatkit.spectrum.operators import SymmetricOperator
 
 

@@ -20,7 +20,7 @@ from flatkit.errors import FlatkitError
 from flatkit.hessian.layers.operations import ACTIVATION_FUNCTIONS, ACTIVATIONS, rows
 from flatkit.hessian.layers.trace import Network, trace
 from flatkit.hessian.unsupported import UnsupportedError
-from flatkit.parameters import ParameterSpace
+from flatkit.objective.parameters import ParameterSpace
 
 
 class CannotStackError(FlatkitError):

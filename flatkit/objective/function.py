@@ -23,6 +23,7 @@ from flatkit.objective.model.placing import PlacedModel
 from flatkit.objective.model.private_model import BatchNormMode, private_copy
 from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
+from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import (
     Chunk,
     Counter,
@@ -42,7 +43,6 @@ from flatkit.objective.reading.intake import Taker, take_in
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.reading.samples import Data
-from flatkit.parameters import ParameterSpace
 from flatkit.results.cost import Cost
 
 

@@ -15,7 +15,7 @@ from flatkit.flatness import (
     max_gradient_norm,
     quadratic_maximum,
 )
-from flatkit.parameters import ParameterSpace
+from flatkit.objective.parameters import ParameterSpace
 from flatkit.spectrum.operators import DenseOperator
 from tests.cases import CASES, dense_hessian, quadratic_task, random_symmetric
 from tests.flatness.test_ball import ball_maximum, quadratic

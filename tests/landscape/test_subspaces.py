@@ -17,7 +17,7 @@ from flatkit.landscape import (
     plane_through,
     random_subspace,
 )
-from flatkit.parameters import ParameterSpace
+from flatkit.objective.parameters import ParameterSpace
 from tests.cases import CASES, dense_hessian, quadratic_task, random_symmetric
 
 SPACE = ParameterSpace(("weight", "bias"), ((3, 4), (3,)))

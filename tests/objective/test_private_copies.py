@@ -24,7 +24,7 @@ from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.evaluate import MovableModel
 from flatkit.objective.model.copier import duplicate
-from flatkit.parameters import ParameterSpace
+from flatkit.objective.parameters import ParameterSpace
 
 INPUTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.arange(12) % 3

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flatkit.landscape.subspaces import Subspace
-    from flatkit.parameters import ParameterSpace
+    from flatkit.objective.parameters import ParameterSpace
 
 
 class GivenDirections(Kind):
@@ -52,7 +52,7 @@ def given_subspace(
         InvalidArgumentError: they do not fit the parameters, or span no line or plane.
 
     >>> import torch
-    >>> from flatkit.parameters import ParameterSpace
+    >>> from flatkit.objective.parameters import ParameterSpace
     >>> space = ParameterSpace.of({"weight": torch.ones(2, 2)})
     >>> given_subspace(space, torch.zeros(4), torch.ones(4)).describe()["norms"]
     [2.0]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from flatkit.landscape.subspaces import Subspace
-    from flatkit.parameters import ParameterSpace
+    from flatkit.objective.parameters import ParameterSpace
 
 
 class RandomDirections(Kind):
@@ -57,7 +57,7 @@ def random_subspace(
         may_be_flat: lets directions pass that are zero or parallel.
 
     >>> import torch
-    >>> from flatkit.parameters import ParameterSpace
+    >>> from flatkit.objective.parameters import ParameterSpace
     >>> space = ParameterSpace.of({"weight": torch.ones(2, 2)})
     >>> random_subspace(space, torch.ones(4)).describe()["normalization"]
     'filter'
@@ -99,7 +99,7 @@ def random_direction(
         one_dimensional: whether biases stay (`zero`) or move (`whole`).
 
     >>> import torch
-    >>> from flatkit.parameters import ParameterSpace
+    >>> from flatkit.objective.parameters import ParameterSpace
     >>> space = ParameterSpace.of({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
     >>> theta = torch.tensor([3.0, 4.0, 0.0, 1.0, 1.0, 1.0])
     >>> direction = random_direction(space, theta, generator=torch.Generator())
@@ -139,7 +139,7 @@ def normalise(
             that parameter, or, with `none`, as the direction says.
 
     >>> import torch
-    >>> from flatkit.parameters import ParameterSpace
+    >>> from flatkit.objective.parameters import ParameterSpace
     >>> space = ParameterSpace.of({"weight": torch.ones(1, 2), "bias": torch.ones(1)})
     >>> theta, direction = torch.tensor([3.0, 4.0, 2.0]), torch.tensor([1.0, 0.0, 9.0])
     >>> normalise(space, theta, direction)

@@ -20,11 +20,11 @@ from flatkit.errors import UserCodeError
 from flatkit.objective.kept import Passes
 from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
+from flatkit.objective.parameters import ParameterSpace, check_like
 from flatkit.objective.passes import Chunk, arguments
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.users_code import users_code
-from flatkit.parameters import ParameterSpace, check_like
 
 
 class PlacedModel(ABC):

@@ -12,11 +12,11 @@ from flatkit.objective.model.captured import graph_leaves, held_by, tensors_of
 from flatkit.objective.model.copier import registered
 from flatkit.objective.model.elsewhere import Elsewhere, Spot
 from flatkit.objective.model.private_model import PrivateModel
+from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import Chunk, chunk_of, share_of
 from flatkit.objective.proofs.examination import Check, Found, prove
 from flatkit.objective.pytree import tensors_in
 from flatkit.objective.reading.randomness import undisturbed
-from flatkit.parameters import ParameterSpace
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
