@@ -43,12 +43,12 @@ class Interval:
     p: float
 
 
-def interval(value: float, parts: Sequence[Part], bound: float = 0.0) -> Interval | None:
-    """Return the interval and test of a number, or None where nothing is known of its error.
+def interval(value: float, parts: Sequence[Part], bound: float = 0.0) -> Interval:
+    """Return the interval and test of a number.
 
     Args:
         value: the number.
-        parts: of its error, independent.
+        parts: of its error, independent; none if it is exact.
         bound: by which it may be off beside them.
 
     >>> found = interval(2.0, [Part(1.0)])
@@ -64,8 +64,6 @@ def interval(value: float, parts: Sequence[Part], bound: float = 0.0) -> Interva
     error, freedom = combined(parts)
     beyond = max(0.0, abs(value) - bound)
     if error == 0:
-        if bound == 0 and not parts:
-            return None
         return Interval(value - bound, value + bound, float(beyond == 0))
     reach = error * float(stdtrit(min(freedom, 1e12), (1 + CONFIDENCE) / 2)) + bound
     p = min(1.0, 2 * float(stdtr(min(freedom, 1e12), -beyond / error)))

@@ -20,7 +20,6 @@ from flatkit.comparison.correlation import Correlation, correlations
 from flatkit.comparison.functions import objective_differences, rows_of
 from flatkit.comparison.intervals import (
     CONFIDENCE,
-    Interval,
     Part,
     combined,
     holm,
@@ -74,7 +73,9 @@ class Pair:
         first: a group.
         second: another.
         difference: of the means, first - second; over the common seeds where these are paired.
-        low: of its 95 % interval; None where nothing is known of the error.
+        low: of its 95 % interval; None where nothing is known of the error. It is that of the
+            population where the error of the data sample is known: then free of what few samples
+            add to a number in the mean (`Reading.sampling_bias`).
         high: of its interval.
         p: of the hypothesis that there is none.
         p_holm: the same, corrected for all pairs of this quantity.
@@ -240,6 +241,11 @@ class _Cell:
         return Part(fmean(errors)) if len(errors) == len(self.readings) else None
 
     @property
+    def bias(self) -> float:
+        """By how much few samples make the mean too large."""
+        return fmean(reading.sampling_bias or 0.0 for reading in self.readings)
+
+    @property
     def may_judge(self) -> bool:
         """Whether what was measured is what was asked for, or its error covers the rest."""
         return all(
@@ -273,8 +279,8 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
     )
     stuck = seeds is not None and seeds.error == 0  # of equal differences no spread is known
     usable = known and not single and not (stuck and difference)
-    found = interval(difference, parts, bound) if usable else None
-    found = found if found is not None or not usable else Interval(*[difference] * 2, p=1.0)
+    few = 0.0 if sampling is None else one.bias - other.bias
+    found = interval(difference - few, parts, bound) if usable else None
     by: PairedBy = "samples" if seeds is None and sampling is not None else "none"
     return Pair(
         first=one.name,

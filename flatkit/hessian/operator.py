@@ -1,6 +1,6 @@
 """The Hessian of an objective at a point, through Hessian-vector products."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, final
@@ -203,6 +203,27 @@ class HessianOperator(SymmetricOperator):
                 sums += prepared.products(rows)
             del prepared
         return asked.keep(finite(total, "Hessian-vector product"))[0]
+
+    def shares(self, vectors: Tensor, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield what blocks of the samples contribute to products [K, P]; they add up to these.
+
+        Args:
+            vectors: rows [K, P].
+            blocks: the rows of the samples in each, int64, which together are all of them.
+        """
+        check_like("vectors", vectors, self.theta.expand(len(vectors), -1))
+        self._passed = True
+        engine, size = self._built(self.choice.engine), self.plan.chunk_size
+        at_once = len(vectors) if self.memory is None else 1
+        self.objective.count(matvecs=len(vectors))
+        for rows in blocks:
+            total = torch.zeros_like(vectors)
+            for part in rows.split(size):
+                prepared = engine.prepare(self.objective.rows(part.to(self.device)))
+                for some, sums in zip(vectors.split(at_once), total.split(at_once), strict=True):
+                    sums += prepared.products(some)
+                del prepared
+            yield finite(total, "Hessian-vector product")
 
     def _ask(self, what: str, *given: Tensor, **counts: int) -> Asked:
         """Ask for what the chosen engine gives; what is counted is a pass, made from now on."""

@@ -51,4 +51,5 @@ MEASURE = Measure(
     read,
     passes=lambda session: 0.0,
     first=lambda session: len(session.splits) / 3,  # where the loss is not measured
+    influence=lambda samples, result: samples.evaluation(result),
 )

@@ -8,12 +8,13 @@ so that help and the tables of saved results are quick: what needs torch is impo
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flatkit.measures.reading import Reader, plain_readings
 from flatkit.results.result import Result
 
 if TYPE_CHECKING:
+    from flatkit.measures.influence import Influences
     from flatkit.measures.session import Session
     from flatkit.spectrum.estimate import Estimate
 
@@ -85,6 +86,8 @@ class Measure:
         first: how many it takes to its first value, about, beyond the Krylov space of the session;
             by default all of its passes. Measures without a value have their turns by it.
         on_space: whether its first value needs that space.
+        influence: settings to add to a finished result: how other samples would have moved it.
+            Asked when all measures are done, as long as there is budget.
 
     >>> Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0)]).on_request
     False
@@ -104,6 +107,7 @@ class Measure:
     passes: "Callable[[Session], float]" = lambda session: 1.0
     first: "Callable[[Session], float] | None" = None
     on_space: bool = False
+    influence: "Callable[[Influences, Result], Mapping[str, Any]] | None" = None
 
     def own_first(self, session: "Session") -> float:
         """Return how many gradients its first value takes beyond the space."""

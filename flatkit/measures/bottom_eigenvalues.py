@@ -28,6 +28,8 @@ def run(session: "Session") -> "Iterator[Draft]":
             generator=session.generator("bottom"),
         )
 
+        session.bottom = search
+
         def results() -> list[Result]:
             settings = {**asked(own), "method": "lanczos"}
             return [session.estimated("bottom_eigenvalues", search.estimate(), settings, cost())]
@@ -50,4 +52,5 @@ MEASURE = Measure(
     settings=(CurvatureSettings,),
     on_request=True,
     passes=lambda session: 40.0 * session.product_price,
+    influence=lambda samples, result: samples.bottom_eigenvalues(result),
 )

@@ -108,4 +108,5 @@ MEASURE = Measure(
     figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
     first=lambda session: 1.0,
+    influence=lambda samples, result: samples.largest_gradient_norm(result),
 )

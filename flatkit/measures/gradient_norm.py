@@ -22,4 +22,10 @@ def read(result: Result) -> list[Reading]:
     return [number(result, "gradient_norm", "gradient norm ‖∇L‖", role="fit", better="lower")]
 
 
-MEASURE = Measure("gradient_norm", "norm of the loss gradient on the training data", run, read)
+MEASURE = Measure(
+    "gradient_norm",
+    "norm of the loss gradient on the training data",
+    run,
+    read,
+    influence=lambda samples, result: samples.gradient_norm(result),
+)

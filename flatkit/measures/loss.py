@@ -43,4 +43,5 @@ MEASURE = Measure(
     run,
     read,
     passes=lambda session: len(session.splits) / 3,
+    influence=lambda samples, result: samples.evaluation(result),
 )

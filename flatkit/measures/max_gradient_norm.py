@@ -46,4 +46,5 @@ MEASURE = Measure(
     on_request=True,
     passes=lambda session: 0.0,
     first=lambda session: 1.0,
+    influence=lambda samples, result: samples.largest_gradient_norm(result),
 )

@@ -34,6 +34,7 @@ class Reading:
         place: among the readings of one measure, in a table of several runs.
         remark: what a table says in place of the error.
         sampling_error: standard error over samples of the data, None if it is not known.
+        sampling_bias: by how much few samples make it too large, in the mean; None if unknown.
         influence: what equal blocks of the samples contribute; to first order their mean is the
             value, and their spread its error over samples.
         leaves_open: of a lower bound, by how much the maximum may exceed it, at 95 %, by how the
@@ -57,6 +58,7 @@ class Reading:
     place: int = 0
     remark: str = ""
     sampling_error: float | None = None
+    sampling_bias: float | None = None
     influence: tuple[float, ...] = ()
     leaves_open: float | None = None
 
@@ -119,15 +121,17 @@ def _over_samples(result: Result, scale: float, place: int | None = None) -> dic
     """
     error: Any = result.settings.get("sampling_error")
     influence: Any = result.settings.get("influence")
+    bias: Any = result.settings.get("sampling_bias")
     searched: Any = result.settings.get("catchment")
     values: Any = influence.get("values") if isinstance(influence, dict) else None
     left: Any = searched.get("leaves_open") if isinstance(searched, dict) else None
     if place is not None:  # a single error in place of a list is that of the first
         error = _at(error, place) if isinstance(error, list) or place else error
-        values = _at(values, place)
+        values, bias = _at(values, place), _at(bias, place)
     known = isinstance(values, list) and all(is_number(value) for value in values)
     return {
         "sampling_error": abs(scale) * error if is_number(error) else None,
+        "sampling_bias": scale * bias if is_number(bias) else None,
         "influence": tuple(scale * value for value in values) if known else (),
         "leaves_open": left * abs(scale * float(result.value)) if is_number(left) else None,
     }

@@ -6,7 +6,7 @@ values and counts alone, so that a run with more budget repeats one with less, a
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,8 +21,12 @@ from flatkit.results.result import Result
 from flatkit.results.status import Status
 
 if TYPE_CHECKING:
+    from flatkit.measures.influence import Influences
     from flatkit.measures.session import Session
 
+NOT_ASKED: Mapping[str, Any] = {
+    "sampling_error_is": "not known: nothing was left of the budget for it"
+}
 Ended: TypeAlias = Literal["done", "budget", "time", "interrupted"]
 
 _LOSS = 1 / 3
@@ -143,6 +147,23 @@ class Process:
         ):
             self.ask()
 
+    def add_influences(self, influences: "Influences", limit: "Callable[[], Ended | None]") -> None:
+        """Add to the results how other samples would have moved them, until a limit is reached."""
+        ask = MEASURES[self.name].influence
+        for number, result in enumerate(self.results if ask else ()):
+            if limit() is not None:
+                found: Mapping[str, Any] = NOT_ASKED
+                cost = Cost()
+            else:
+                with self._at_work():
+                    before = self._session.objective.cost
+                    found = ask(influences, result) if ask else {}
+                    cost = self._session.objective.cost - before
+            # What draws of the samples said before is not taken back.
+            settings = {**found, **result.settings}
+            changed = replace(result, settings=settings, cost=result.cost + cost)
+            self.results = (*self.results[:number], changed, *self.results[number + 1 :])
+
     def _begin(self) -> bool:
         """Start the measure; return whether it goes on piece by piece, or else has its results."""
         found = MEASURES[self.name].run(self._session)
@@ -227,6 +248,20 @@ class Schedule:
         for process in self.processes:
             if not process.done:
                 process.ask()
+        if self.ended == "done":
+            self._add_influences(look)
+
+    def _add_influences(self, look: "Callable[[Schedule], object]") -> None:
+        """Ask how other samples would have moved the numbers, after all of them are there.
+
+        So nothing of them depends on it.
+        """
+        from flatkit.measures.influence import Influences
+
+        influences = Influences(self.session)
+        for process in self.processes:
+            process.add_influences(influences, lambda: self.limit.reached(self.spent))
+            look(self)
 
     def interrupt(self) -> None:
         """Note that the run was stopped from outside: what was last asked for is what there is."""

@@ -69,6 +69,7 @@ class Session:
         seconds_of_setup: what copying the model and examining the function took.
         krylov_by_others: what the search of the largest eigenvalues spent for other measures.
         keep: lets the passes of a further objective be kept, where there is a journal.
+        bottom: the search of the smallest eigenvalues, if there was one.
         outside: what was spent by others than the process that is at work.
     """
 
@@ -77,9 +78,9 @@ class Session:
     ) -> None:
         self.task, self.settings, self._progress = task, settings, progress
         self.noise: dict[str, float] = {}
-        self.noise_from, self.outside = "", Cost()
+        self.noise_from, self.outside, self.krylov_by_others = "", Cost(), Cost()
         self._seen: Space | None = None
-        self.krylov_by_others = Cost()
+        self.bottom: Lanczos | None = None
         self.keep: Callable[[Objective], Objective] = lambda objective: objective
         begun = time.monotonic()
         self.objective = task.objective(self.own(ObjectiveSettings))

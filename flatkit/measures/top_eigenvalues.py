@@ -87,4 +87,5 @@ MEASURE = Measure(
     settings=(CurvatureSettings,),
     passes=lambda session: 20.0 * session.product_price,
     first=lambda session: float(_products_to_first(session) * session.product_price),
+    influence=lambda samples, result: samples.top_eigenvalues(result),
 )

@@ -78,4 +78,5 @@ MEASURE = Measure(
     passes=lambda session: 60.0 * session.product_price,
     first=lambda session: float(session.product_price),
     on_space=True,
+    influence=lambda samples, result: samples.trace(result),
 )
