@@ -118,6 +118,8 @@ def landscape(
     surfaces = []
     for job in plan_landscapes([make_source(path) for path in checkpoints], settings):
         path = out / f"{_stem(job)}.npz"
+        if not surfaces and not path.exists():
+            _say_plan(job, len(checkpoints))
         with _progress(job.name) as progress:
             surface = measure_into(
                 path,
@@ -134,6 +136,16 @@ def landscape(
             click.echo(f"export: {exported}", err=True)
     draw(surfaces)
     show_numbers(surfaces, level=level)
+
+
+def _say_plan(job: "LandscapeJob", checkpoints: int) -> None:
+    """Say what a surface will take, and all of them where each checkpoint has its own."""
+    from flatkit.landscape.directions.kind import ThroughKind
+    from flatkit.measures.forecast import landscape_forecast
+    from flatkit.render.live import say_plan
+
+    one = isinstance(kind_named(job.kind), ThroughKind)
+    say_plan(landscape_forecast(job), times=1 if one else checkpoints)
 
 
 def _not_too_often(show: "Callable[[Surface], None]") -> "Callable[[Surface], None]":

@@ -1,7 +1,7 @@
 """The command `flatkit verify`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.subject import subject_options, take_subject
 
 if TYPE_CHECKING:
+    from flatkit.measures.forecast import Forecast
     from flatkit.results.comparison import Comparison
 
 
@@ -53,12 +54,26 @@ def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: 
     command = ["flatkit", *sys.argv[1:]]
     with progress_bar() as progress:
         subjects = [partial(make_task, path) for path in checkpoints]
-        series = verify_series(subjects, rho=rho or (), progress=progress, command=command, **given)
-        reports = list(series)
+        given |= {"plan": _once(len(subjects)), "progress": progress, "command": command}
+        reports = list(verify_series(subjects, rho=rho or (), **given))
     names = [str(path) for path in checkpoints]
     comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])
     output.write(reports[0] if len(reports) == 1 else comparison, lambda: _show(comparison))
     output.draw(comparison)
+
+
+def _once(times: int) -> "Callable[[Forecast], None]":
+    """Return what says the plan at the first of so many checkpoints."""
+    from flatkit.render.live import say_plan
+
+    told: list[Forecast] = []
+
+    def say(forecast: "Forecast") -> None:
+        if not told:
+            say_plan(forecast, times=times)
+        told.append(forecast)
+
+    return say
 
 
 def _show(comparison: "Comparison") -> None:

@@ -49,6 +49,8 @@ class LandscapeJob:
         name: what is looked at.
         kind: of the directions.
         axes: name -> steps.
+        objectives: as given.
+        quantities: as given.
         batch: points that are measured at once.
 
     Raises:
@@ -91,7 +93,7 @@ class LandscapeJob:
             for split, objective in objectives.items()
         }
         self.batch = min(each.batch for each in self._evaluators.values())
-        self._objectives, self._quantities = objectives, tuple(quantities)
+        self.objectives, self.quantities = objectives, tuple(quantities)
         self._memory = memory
         self._header: dict[str, Any] = {
             **(about or {}),
@@ -108,10 +110,10 @@ class LandscapeJob:
             "flatkit": __version__,
             "torch": torch.__version__,
             **self._header,
-            "quantities": list(self._quantities),
+            "quantities": list(self.quantities),
             "axes": {name: steps.tolist() for name, steps in self.axes.items()},
             "batch": self.batch,
-            "tensors": _digest(self._subspace, self._objectives),
+            "tensors": _digest(self._subspace, self.objectives),
         }
         found["objective"] = {
             split: {key: part for key, part in described.items() if key != "examination"}

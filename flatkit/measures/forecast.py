@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flatkit.flatness.functions import product_cost
 from flatkit.hessian.memory import measure_bytes
 from flatkit.measures.base import Measure
 from flatkit.measures.registry import MEASURES
@@ -14,6 +15,7 @@ from flatkit.objective.passes import differentiate
 from flatkit.spectrum.krylov import KEPT_BYTES
 
 if TYPE_CHECKING:
+    from flatkit.landscape.job import LandscapeJob
     from flatkit.measures.session import Session
 
 _FEW, _MORE = 8, 32
@@ -82,19 +84,50 @@ def forecast(session: "Session") -> Forecast:
 
     Cost: the gradients of about 50 samples.
     """
-    objective = session.objective
-    loss, gradient = (_over_all(objective, each) for each in (_loss, _gradient))
     chosen = {name: MEASURES[name] for name in session.settings.measures}
+    passes = {name: measure.passes(session) for name, measure in chosen.items()}
+    first = _gradients_to_first(session, chosen.values())
+    return forecast_of(session.objective, passes, first=first)
+
+
+def forecast_of(
+    objective: Objective, passes: Mapping[str, float], *, first: float = 0.0, curved: bool = True
+) -> Forecast:
+    """Measure a few samples and return what passes over all of them will take.
+
+    Cost: the gradients of about 50 samples.
+
+    Args:
+        objective: whose passes.
+        passes: what is done -> gradients that it takes, about.
+        first: gradients until there is a first value of each.
+        curved: whether eigenvalues are among it, whose basis takes memory.
+    """
+    loss, gradient = (_over_all(objective, each) for each in (_loss, _gradient))
     return Forecast(
         loss,
         gradient,
         _PRODUCT * gradient,
-        session.product_price,
-        _bytes(objective),
-        {name: measure.passes(session) for name, measure in chosen.items()},
+        product_cost(objective),
+        _bytes(objective, curved=curved),
+        passes,
         objective.num_samples,
-        _gradients_to_first(session, chosen.values()),
+        first,
     )
+
+
+def landscape_forecast(job: "LandscapeJob") -> Forecast:
+    """Measure a few samples and return what the points of a line or plane will take.
+
+    Points that are measured many at once, those of small networks, take less.
+    """
+    curved = "top_eigenvalue" in job.quantities
+    passes: dict[str, float] = {}
+    for split, objective in job.objectives.items():
+        point = 1.0 if "gradient_norm" in job.quantities else 1 / 3
+        search = _BASIS * product_cost(objective) if curved else 0
+        passes[split] = job.num_points * (point + search)
+    return forecast_of(next(iter(job.objectives.values())), passes, curved=curved)
 
 
 def _gradients_to_first(session: "Session", measures: Collection[Measure]) -> float:
@@ -140,10 +173,10 @@ def _gradient(objective: Objective, rows: int) -> object:
         return differentiate(objective.chunk_loss(point, chunk), point)
 
 
-def _bytes(objective: Objective) -> int:
+def _bytes(objective: Objective, *, curved: bool) -> int:
     """Return what is held at once: vectors, a Krylov basis, and what a chunk of samples makes."""
     vector = objective.theta.nbytes
-    basis = (_BASIS + 1) * vector
+    basis = (_BASIS + 1) * vector if curved else 0
     images = basis if 2 * basis <= KEPT_BYTES else 0
     few = min(_WEIGHED, objective.num_rows)
     least = measure_bytes(lambda: _gradient(objective, few))[0]

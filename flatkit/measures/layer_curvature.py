@@ -1,78 +1,111 @@
 """Top eigenvalue and trace of the diagonal block of the Hessian that belongs to each layer."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
-from flatkit.measures.base import Measure
+from flatkit.measures.base import Draft, Measure
 from flatkit.measures.reading import Reading, detail
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.measures.trace import TraceSettings
 from flatkit.objective.settings import ObjectiveSettings
-from flatkit.results.result import ErrorKind, Result
+from flatkit.results.result import Cost, ErrorKind, Result
 from flatkit.results.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from flatkit.measures.session import Session
     from flatkit.spectrum.estimate import Estimate
 
 _BUDGET = 200
 """Products for each of the two numbers of a layer, lest a deep network take hours."""
+_WANTING = 20.0
+"""How far off the whole is while layers are missing."""
 
 
-def run(session: "Session") -> list[Result]:
-    """Return both numbers for every layer."""
-    rows: dict[str, list[Any]] = {"layer": [], "parameters": [], "top": [], "trace": []}
-    errors: dict[str, list[float]] = {"top": [], "trace": []}
-    statuses: list[Status | str] = []
-    curvature, own = session.own(CurvatureSettings), session.own(TraceSettings)
+class _Layer(NamedTuple):
+    """A layer, the size of its block, and both numbers."""
+
+    name: str
+    size: int
+    top: "Estimate"
+    trace: "Estimate"
+
+
+def run(session: "Session") -> "Iterator[Draft]":
+    """Find both numbers layer by layer, a product at a time; layers that are done are told."""
+    groups, done = session.curved.space.layers(), list[_Layer]()
     with session.meter() as cost:
-        groups = session.curved.space.layers()
-        for done, (layer, names) in enumerate(groups.items()):
-            session.report("layers", done, len(groups))
-            size, top, trace = _block(session, layer, names)
-            rows["layer"].append(layer)
-            rows["parameters"].append(size)
-            rows["top"].append(float(top.value[0]))
-            rows["trace"].append(float(trace.value))
-            errors["top"].append(float(top.error[0]))
-            errors["trace"].append(float(trace.error))
-            statuses += [top.status, trace.status]
-        return [
-            Result(
-                "layer_curvature",
-                rows,
-                errors,
-                error_kind="standard_error",
-                status=next((s for s in statuses if s != Status.CONVERGED), Status.CONVERGED),
-                settings={
-                    "error_of_top": "residual",
-                    "tolerance": curvature.tolerance,
-                    "trace_tolerance": own.trace_tolerance,
-                    "seed": session.own(ObjectiveSettings).seed,
-                },
-                cost=cost(),
-            )
-        ]
+
+        def draft() -> Draft:
+            known, share = tuple(done), len(done) / len(groups)
+            made = (lambda: [_result(session, known, cost())]) if known else (list)
+            return Draft(made, max(1.0, _WANTING * (1 - share)) if known else math.inf)
+
+        for layer, names in groups.items():
+            session.report("layers", len(done), len(groups))
+            blocks = _block(session, layer, names)
+            while True:
+                try:
+                    next(blocks)
+                except StopIteration as end:
+                    done.append(end.value)
+                    break
+                yield draft()
+            yield draft()
+
+
+def _result(session: "Session", layers: "Sequence[_Layer]", cost: Cost) -> Result:
+    """Return what is known of some layers."""
+    statuses = [status for each in layers for status in (each.top.status, each.trace.status)]
+    return Result(
+        "layer_curvature",
+        {
+            "layer": [each.name for each in layers],
+            "parameters": [each.size for each in layers],
+            "top": [float(each.top.value[0]) for each in layers],
+            "trace": [float(each.trace.value) for each in layers],
+        },
+        {
+            "top": [float(each.top.error[0]) for each in layers],
+            "trace": [float(each.trace.error) for each in layers],
+        },
+        error_kind="standard_error",
+        status=next((s for s in statuses if s != Status.CONVERGED), Status.CONVERGED),
+        settings={
+            "error_of_top": "residual",
+            "tolerance": session.own(CurvatureSettings).tolerance,
+            "trace_tolerance": session.own(TraceSettings).trace_tolerance,
+            "seed": session.own(ObjectiveSettings).seed,
+        },
+        cost=cost,
+    )
 
 
 def _block(
     session: "Session", layer: str, names: "Sequence[str]"
-) -> "tuple[int, Estimate, Estimate]":
-    """Return the size, top eigenvalue and trace of one block."""
+) -> "Generator[None, None, _Layer]":
+    """Yield after each product of one block; return both of its numbers."""
     from flatkit.hessian.operator import HessianOperator
-    from flatkit.spectrum.lanczos import lanczos
-    from flatkit.spectrum.xtrace import trace
+    from flatkit.spectrum.lanczos import Lanczos
+    from flatkit.spectrum.xtrace import trace_steps
 
     own = session.own(CurvatureSettings)
     memory = session.own(ObjectiveSettings).memory
     block = HessianOperator(session.curved.block(names), memory=memory)
     budget = min(own.max_matvecs, _BUDGET)
     generator = session.generator(f"layer {layer}")
-    top = lanczos(block, tolerance=own.tolerance, generator=generator, max_matvecs=budget)
+    top = Lanczos(block, tolerance=own.tolerance, generator=generator, max_matvecs=budget)
+    while not top.done:
+        top.step()
+        yield
+    found, ask = top.estimate(), None
     tolerance = session.own(TraceSettings).trace_tolerance
-    found = trace(block, tolerance=tolerance, generator=generator, max_matvecs=budget)
-    return block.size, top, found
+    asks = trace_steps(block, tolerance=tolerance, generator=generator, max_matvecs=budget)
+    for ask in asks:  # noqa: B007 (the last one is asked)
+        yield
+    assert ask is not None  # it yields at least once
+    return _Layer(layer, block.size, found, ask())
 
 
 def read(result: Result) -> list[Reading]:
@@ -102,4 +135,5 @@ MEASURE = Measure(
     flag="--by-layer",
     figures={"layers": "flatkit.render.figures.spectra:layer_figure"},
     passes=lambda session: 60.0 * session.product_price * len(session.curved.space.layers()),
+    first=lambda session: 60.0 * session.product_price,
 )

@@ -1,5 +1,6 @@
 """An analysis as it goes on: a live table in a terminal and a notebook, lines in a pipe."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from flatkit.render.notation import duration
 from flatkit.render.readings import error_text, readings, value_text
 
 if TYPE_CHECKING:
+    from flatkit.measures.forecast import Forecast
     from flatkit.measures.schedule import Process, Schedule
 
 _EVERY = 0.25
@@ -44,19 +46,40 @@ def plan_text(schedule: "Schedule") -> str:
     """Return in a line what an analysis will take."""
     forecast, limit = schedule.forecast, schedule.limit
     left = limit.until - schedule.started
-    gradients = forecast.within(limit.gradients, left)
+    return forecast_text(forecast, gradients=forecast.within(limit.gradients, left))
+
+
+def forecast_text(forecast: "Forecast", *, gradients: float = math.inf, times: int = 1) -> str:
+    """Return in a line what work will take.
+
+    Args:
+        forecast: of it.
+        gradients: after how many it ends.
+        times: how often the same is done, e.g. at so many checkpoints.
+    """
+    gradients = min(gradients, forecast.gradients)
     whole = forecast.seconds(gradients)
     parts = [
         f"{duration(forecast.gradient)} a gradient over {forecast.samples:,} samples",
         f"about {duration(forecast.product)} a product",
         f"about {decimal(forecast.memory)} of memory",
-        f"first values in about {duration(min(forecast.first_table, whole))}",
-        f"{gradients:,.0f} gradients in about {duration(whole)}",
     ]
+    if forecast.first:
+        parts.append(f"first values in about {duration(min(forecast.first_table, whole))}")
+    most = "" if times == 1 else f" at each of {times}, in all about {duration(times * whole)}"
+    parts.append(f"{gradients:,.0f} gradients in about {duration(whole)}{most}")
     if gradients < 0.99 * forecast.gradients:
         everything = duration(forecast.seconds(forecast.gradients))
         parts.append(f"to the end it would take {everything}: a larger budget or fewer samples")
     return "plan: " + "; ".join(parts)
+
+
+def say_plan(forecast: "Forecast", *, times: int = 1) -> None:
+    """Say on stderr what work will take: on a terminal, and elsewhere if that is long."""
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+    if console.is_terminal or times * forecast.seconds(forecast.gradients) >= _WORTH_TELLING:
+        line = forecast_text(forecast, times=times)
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
 def plan_table(schedule: "Schedule") -> RenderableType:

@@ -14,7 +14,9 @@ from flatkit.measures import (
     quadratic_model_maximum,
     zeroth_order_sharpness,
 )
+from flatkit.measures.forecast import Forecast, forecast_of
 from flatkit.measures.precision import gradient_jump, gradient_noise, rounding_radius
+from flatkit.measures.registry import MEASURES
 from flatkit.measures.schedule import run_whole
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
@@ -41,6 +43,7 @@ def verify(
     *,
     rho: Sequence[float] = (),
     progress: Progress | None = None,
+    plan: Callable[[Forecast], object] | None = None,
     command: Sequence[str] = (),
     **changes: Any,
 ) -> Report:
@@ -54,6 +57,7 @@ def verify(
         subject: a `Task` or what makes one, a `Checkpoint`, or the path of one.
         rho: the radii; by default nine, up to 5 % of the length of the weights.
         progress: called as the measures advance, with name, steps done and steps in all.
+        plan: called before the first pass with what all of it will take.
         command: kept in the report.
         **changes: single settings of `AnalysisSettings` by name.
 
@@ -76,6 +80,8 @@ def verify(
     if settings.of(BallSettings).geometry != "l2":
         raise InvalidArgumentError("verify is about round balls: geometry must be l2")
     session = Session(task, settings, progress)
+    if plan is not None:
+        plan(_forecast(session, len(rho) or _STEPS))
     results, facts = _at_checkpoint(session)
     rungs: list[Rung] = []
     radii = _radii(session, facts.blurred, rho)
@@ -120,6 +126,15 @@ def verify_series(
     for subject in earlier:
         yield verify(subject, rho=rho, **settings)
     yield final if final is not None else verify(last, rho=rho, **settings)
+
+
+def _forecast(session: Session, radii: int) -> Forecast:
+    """Return what it will take at so many radii."""
+    price = session.product_price
+    passes = {name: MEASURES[name].passes(session) for name in _AT_CHECKPOINT}
+    passes["bottom_eigenvalues"] = MEASURES["bottom_eigenvalues"].passes(session)
+    passes["flatness"] = float(radii * (2 * session.search_budget + price))
+    return forecast_of(session.objective, passes)
 
 
 def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:

@@ -19,7 +19,9 @@ from flatkit.errors import (
     ResultError,
 )
 from flatkit.hessian import HessianOperator
+from flatkit.landscape import LandscapeSettings, plan_landscapes
 from flatkit.measures import AnalysisSettings
+from flatkit.measures.forecast import landscape_forecast
 from flatkit.measures.report import plan
 from flatkit.measures.schedule import in_gradients
 from flatkit.measures.watching import Silent
@@ -27,6 +29,7 @@ from flatkit.objective import Objective
 from flatkit.render.live import Lines, live_table, plan_table
 from flatkit.results import Report
 from flatkit.results.status import Status
+from flatkit.verify import verify
 from flatkit_cli.main import main
 from tests.cases import CASES, dense_hessian
 from tests.processes import analyze_until_killed, analyze_with_journal, start
@@ -270,6 +273,43 @@ def test_lines_tell_the_plan_and_what_is_new(capsys, monkeypatch):
     analyze(progress=Lines(), measures=["loss", "trace"])
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("plan: ") and any("trace tr H" in line for line in lines)
+
+
+def test_a_landscape_is_forecast_by_its_points_and_quantities():
+    task = flatkit.Task(CASE.build(), CASE.loss, CASE.data())
+    for quantities, each in ((["loss"], 1 / 3), (["loss", "gradient_norm"], 1.0)):
+        settings = LandscapeSettings(dimensions=1, points=7, quantities=quantities)
+        (job,) = plan_landscapes([task], settings)
+        assert landscape_forecast(job).gradients == pytest.approx(7 * each)
+
+
+def test_verify_tells_its_plan_before_the_first_pass():
+    told = []
+    task = flatkit.Task(CASE.build(), CASE.loss, CASE.data())
+    report = verify(task, rho=[0.1], search_budget=20, plan=told.append)
+    spent = sum(in_gradients(result.cost, 2.0) for result in report)
+    assert len(told) == 1 and 0.2 * spent < told[0].gradients < 5 * spent
+
+
+class StopAtFirstValue(Silent):
+    """Presses Ctrl-C as soon as a measure of several pieces has a value."""
+
+    def look(self, schedule) -> None:
+        for process in schedule.processes:
+            process.ask()
+            if process.results:
+                raise KeyboardInterrupt
+
+
+def test_layers_are_told_one_by_one():
+    most = analyze(measures=["layer_curvature"]).result("layer_curvature")
+    assert most.status == "converged" and len(most.value["layer"]) > 1
+    with pytest.raises(InterruptedAnalysis) as caught:
+        analyze(measures=["layer_curvature"], progress=StopAtFirstValue())
+    some = caught.value.report.result("layer_curvature")
+    assert len(some.value["layer"]) == 1 and some.status == "interrupted"
+    assert some.value["top"] == most.value["top"][:1]
+    assert some.cost.matvecs < most.cost.matvecs
 
 
 def shown(renderable) -> str:
