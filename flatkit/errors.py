@@ -59,6 +59,16 @@ class NothingToDrawError(ResultError):
     """The results hold nothing that a figure shows."""
 
 
+class UnknownNameError(ResultError, KeyError):
+    """A report, comparison or surface holds nothing of a name; the message names what it holds.
+
+    >>> str(UnknownNameError("no trase"))  # that of a KeyError stands in quotes
+    'no trase'
+    """
+
+    __str__ = Exception.__str__
+
+
 class OutputError(FlatkitError, OSError):
     """An output cannot be written."""
 

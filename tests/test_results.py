@@ -5,7 +5,12 @@ import math
 
 import pytest
 
-from flatkit.errors import OutputError, ResultError
+from flatkit.errors import (
+    MissingDependencyError,
+    NothingToDrawError,
+    OutputError,
+    ResultError,
+)
 from flatkit.results import Comparison, Cost, Entry, Report, Result, load_results
 
 SLICE = Result(
@@ -135,3 +140,110 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_an_output_that_is_a_folder_is_an_error(tmp_path):
     with pytest.raises(OutputError, match="folder"):
         REPORT.save(tmp_path)
+
+
+LOSSES = [Result("loss", value, 0.0, settings={"split": s}) for s, value in
+          (("train", 0.5), ("test", 0.7))]  # fmt: skip
+FLAT = [
+    Result("first_order_flatness", rho, None, "lower_bound", settings={"rho": rho})
+    for rho in (0.01, 0.05)
+]
+MANY = Report([*LOSSES, Result("trace", 8.0, 0.5, "standard_error"), *FLAT, SLICE])
+
+
+@pytest.mark.parametrize(
+    "shown", [MANY, SLICE, FLAT[0], Comparison([Entry("a", "x", MANY)]), Report([]), Comparison([])]
+)
+def test_objects_show_themselves_in_a_line_and_in_html(shown):
+    line = repr(shown)
+    assert "\n" not in line and len(line) < 200
+    assert type(shown).__name__ in line
+    html = shown._repr_html_()
+    assert html.startswith("<") and len(html) < 6000
+    assert "color:" not in html  # the page's own, light or dark
+
+
+def test_names_in_html_are_escaped():
+    odd = Report([Result("trace", 8.0)], checkpoint={"name": "<script>x</script>"})
+    for shown in (odd, Comparison([Entry("<script>x</script>", "<script>", odd)])):
+        assert "<script>" not in shown._repr_html_()
+
+
+def test_a_report_is_like_a_dict_of_its_results():
+    assert MANY["loss"] is LOSSES[0] and MANY["loss[split=test]"] is LOSSES[1]
+    assert MANY["first_order_flatness[rho=0.05]"] is FLAT[1]
+    assert list(MANY) == list(MANY.results) == MANY.values()  # as ever
+    assert dict(MANY) == dict(MANY.items()) and len(dict(MANY)) == len(MANY.results)
+    assert "trace" in MANY and "first_order_flatness" in MANY and FLAT[0] in MANY
+    assert "trase" not in MANY
+    with pytest.raises(KeyError, match="did you mean 'trace'"):
+        MANY["trase"]
+    with pytest.raises(ResultError, match=r"2 results: first_order_flatness\[rho=0\.01\]"):
+        MANY["first_order_flatness"]
+
+
+def test_results_that_nothing_tells_apart_keep_a_name_each():
+    twice = Report([Result("trace", 1.0), Result("trace", 2.0)])
+    assert [result.value for _, result in twice.items()] == [1.0, 2.0]
+    assert len(dict(twice)) == 2
+
+
+def test_a_comparison_is_like_a_dict_of_its_reports():
+    runs = Comparison([Entry("gam, seed 0", "gam", MANY), Entry("sgd, seed 0", "sgd", REPORT)])
+    assert list(runs) == runs.keys() == ["gam, seed 0", "sgd, seed 0"]
+    assert runs["sgd, seed 0"] is REPORT and dict(runs) == dict(runs.items())
+    assert len(runs) == 2 and "gam, seed 0" in runs and "gam" not in runs and bool(Comparison([]))
+    with pytest.raises(KeyError, match="did you mean 'gam, seed 0'"):
+        runs["gam, sed 0"]
+    with pytest.raises(KeyError, match="group of the runs gam, seed 0"):
+        runs["gam"]
+
+
+def test_data_frames_are_tidy_and_grids_have_a_row_for_each_point():
+    frame = Comparison([Entry("a", "x", MANY, seed="3", epoch=2)]).to_dataframe()
+    assert len(frame) == 2 + 1 + 2 * 2
+    assert set(frame["run"]) == {"a"} and set(frame["seed"]) == {"3"} and set(frame["epoch"]) == {2}
+    flat = frame[frame.measure == "first_order_flatness"]
+    assert flat["rho"].tolist() == flat["value"].tolist() == [0.01, 0.05]
+    assert frame[frame.split == "test"]["value"].tolist() == [0.7]
+    curve = SLICE.to_dataframe()
+    assert curve["coordinate"].tolist() == [-1.0, 0.0, 1.0] and curve["loss"][1] == 0.1
+    plane = Result("loss_plane", {"x": [0.0, 1.0, 2.0], "y": [5.0, 6.0],
+                                  "loss": [[1, 2, 3], [4, 5, 6]]}).to_dataframe()  # fmt: skip
+    assert plane[(plane.x == 2.0) & (plane.y == 6.0)]["loss"].tolist() == [6.0]
+
+
+def test_without_pandas_the_answer_is_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'flatkit\[frames\]'"):
+        MANY.to_dataframe()
+
+
+def test_plots_are_listed_before_matplotlib_is_loaded_and_drawn_when_called():
+    runs = Comparison([Entry(name, name, MANY) for name in "ab"])
+    assert dir(runs.plot) == ["curvature", "flatness", "series", "slice"]  # sorted by `dir`
+    assert "curvature" in repr(runs.plot)
+    assert type(runs.plot.curvature()).__name__ == "Figure" and runs.plot().axes
+    assert MANY.plot.slice(log_scale=False).axes and MANY["loss_slice"].plot().axes
+    with pytest.raises(AttributeError, match="did you mean 'slice'"):
+        _ = MANY.plot.slise
+    with pytest.raises(NothingToDrawError, match="figures need"):
+        LOSSES[0].plot()
+
+
+def test_surfaces_show_themselves_by_name_and_in_xarray():
+    from flatkit.landscape import Surface
+
+    plane = Surface(
+        {"x": [0.0, 1.0, 2.0], "y": [5.0, 6.0]}, {"loss": [[1, 2, 3], [4, 5, math.inf]]}
+    )
+    assert repr(plane) == "<Surface surface: loss on 3 × 2 points>"
+    assert plane["loss"][1, 0] == 4 and plane.keys() == list(plane) == ["loss"]
+    assert "loss" in plane._repr_html_() and "not finite" not in plane._repr_html_()
+    with pytest.raises(KeyError, match="did you mean 'loss'"):
+        plane["los"]
+    data = plane.to_xarray()
+    assert data["loss"].sel(x=2.0, y=5.0).item() == 3.0 and data["loss"].dims == ("y", "x")
+    assert dir(plane.plot) == ["contour", "heat", "surface_3d"] and plane.plot().axes
+    frame = plane.to_dataframe()
+    assert frame[(frame.x == 1.0) & (frame.y == 6.0)]["loss"].tolist() == [5.0]

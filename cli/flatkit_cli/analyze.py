@@ -12,7 +12,7 @@ from flatkit.errors import InterruptedAnalysis
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings
 from flatkit_cli.options import Command, F, option, setting_options, take_settings
-from flatkit_cli.output import output_options, show, take_output
+from flatkit_cli.output import format_option, output_options, take_output
 from flatkit_cli.subject import subject_options, take_subject
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
     help="Forget what an earlier run of the same --json file has kept.",
 )
 @output_options
+@format_option
 def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)
@@ -94,7 +95,7 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
         output.draw(Comparison([Entry(name, name, report)]))
     finally:
         if output.json_file != "-":
-            show(report_table(report))
+            output.show(report, lambda: report_table(report))
     if interrupted:
         raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit_cli.options import Command
-from flatkit_cli.output import output_options, show, take_output
+from flatkit_cli.output import format_option, output_options, take_output
 
 if TYPE_CHECKING:
     from flatkit.results.comparison import Comparison, Entry
@@ -31,6 +31,7 @@ flatkit compare runs/*/report.json --figures figures --markdown report.md
 )
 @click.argument("files", nargs=-1, required=True, type=_FILE, metavar="RESULTS.json...")
 @output_options
+@format_option
 @click.option(
     "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there."
 )
@@ -48,7 +49,7 @@ def compare(files: Sequence[Path], markdown: Path | None, repeats: bool, **optio
     if markdown is not None:
         check_writable(markdown)
     output.check()
-    output.write(comparison, lambda: show(comparison_table(comparison)))
+    output.write(comparison, lambda: output.show(comparison, lambda: comparison_table(comparison)))
     if output.json_file == "-":
         warn(comparison)
     if markdown is not None:

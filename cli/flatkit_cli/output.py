@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit.files import check_writable
-from flatkit_cli.options import F, option
+from flatkit_cli.options import F, Names, option
 
 if TYPE_CHECKING:
     from flatkit.results.comparison import Comparison
@@ -22,10 +22,12 @@ class Output:
     Attributes:
         json_file: where to save the report; `-` prints it alone.
         figures: the folder to draw in.
+        format: of the table on stdout.
     """
 
     json_file: str | None
     figures: Path | None
+    format: str = "text"
 
     @property
     def journal(self) -> Path | None:
@@ -59,6 +61,13 @@ class Output:
             saved = result.save(self.json_file)
             click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)
 
+    def show(self, result: "Report | Comparison", text: Callable[[], Any]) -> None:
+        """Print a table of the result: `text()` for the terminal, or in the format asked for."""
+        if self.format == "text":
+            show(text())
+        else:
+            click.echo(result.table(self.format))
+
     def draw(self, comparison: "Comparison") -> None:
         """Write the figures, if they are asked for."""
         if self.figures is not None and not draw(comparison, self.figures):
@@ -84,14 +93,29 @@ def output_options(command: F) -> F:
     return saved(figures(command))
 
 
+def format_option(command: F) -> F:
+    """Add `--format`, which `take_output` takes, too."""
+    return option(
+        "--format",
+        "table_format",
+        type=Names(("text", "markdown", "latex", "csv", "html")),
+        default="text",
+        show_default=True,
+        group="Output",
+        help="Of the table that is printed.",
+    )(command)
+
+
 def take_output(options: dict[str, Any]) -> Output:
     """Take these options out of all of a command.
 
     >>> options = {"json_file": "-", "figures": None, "seed": 3}
     >>> take_output(options), options
-    (Output(json_file='-', figures=None), {'seed': 3})
+    (Output(json_file='-', figures=None, format='text'), {'seed': 3})
     """
-    return Output(options.pop("json_file"), options.pop("figures"))
+    return Output(
+        options.pop("json_file"), options.pop("figures"), options.pop("table_format", "text")
+    )
 
 
 def draw(comparison: "Comparison", folder: Path) -> list[Path]:

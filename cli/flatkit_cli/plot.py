@@ -73,14 +73,8 @@ def plot(
 
 def _draw_reports(comparison: "Comparison", figures: Path) -> None:
     from flatkit.errors import NothingToDrawError
-    from flatkit.measures.registry import MEASURES
+    from flatkit.render.plots import what_is_drawn
     from flatkit_cli.output import draw
 
-    if draw(comparison, figures):
-        return
-    drawn = ", ".join(measure.name for measure in MEASURES.own if measure.figures)
-    held = sorted({result.measure for entry in comparison.entries for result in entry.report})
-    raise NothingToDrawError(
-        f"nothing to draw: figures need {drawn}, or curvature of two runs; "
-        f"the files hold {', '.join(held) or 'no result'}"
-    )
+    if not draw(comparison, figures):
+        raise NothingToDrawError(f"nothing to draw: {what_is_drawn(comparison)}")

@@ -17,11 +17,12 @@ from flatkit.errors import CheckpointError, InvalidArgumentError
 from flatkit.objective.losses import Loss
 from flatkit.objective.task import Task
 from flatkit.registry import call_text, plain
+from flatkit.results.showing import Shown
 from flatkit.version import __version__
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Shown):
     """A checkpoint in memory; nothing of it has been executed, and nothing is built yet.
 
     Only flatkit's own files name model, data and loss; of all others these are empty, and
@@ -68,6 +69,14 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     training_state: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return a line: which file, of what kind, how large, how far trained."""
+        sizes = [tensor.numel() for tensor in self.state_dict.values()]
+        facts = [self.format, f"{len(sizes)} tensors of {sum(sizes):,} numbers"]
+        facts += [self.model["name"]] if self.model else []
+        facts += [f"epoch {self.epoch}"] if self.epoch else []
+        return f"<Checkpoint {self.path}: {', '.join(facts)}>"
 
     @property
     def name(self) -> str:

@@ -2,24 +2,31 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_atomically
+from flatkit.results.showing import Shown, no_such
 from flatkit.version import __version__
+
+if TYPE_CHECKING:
+    from xarray import Dataset
 
 SCHEMA = 1
 _HEADER, _MEASURED = "header", "measured"
 
 
-@dataclass(frozen=True)
-class Surface:
+@dataclass(frozen=True, repr=False)
+class Surface(Shown):
     """Quantities at θ + t·d (one axis, `t`) or at θ + x·d₁ + y·d₂ (axes `x` and `y`).
+
+    By name it is like a dict of the values of its quantities.
 
     Attributes:
         axes: name -> steps, in units of the direction: `{"t": [n]}` or `{"x": [nx], "y": [ny]}`.
@@ -35,6 +42,8 @@ class Surface:
     >>> surface = Surface({"t": [-1.0, 0.0, 1.0]}, {"loss": [2.0, 1.0, 2.0]})
     >>> surface.shape, bool(surface.measured.all())
     ((3,), True)
+    >>> surface, surface["loss"].tolist()
+    (<Surface surface: loss on 3 points>, [2.0, 1.0, 2.0])
     """
 
     axes: Mapping[str, Any]
@@ -56,6 +65,39 @@ class Surface:
         object.__setattr__(self, "axes", axes)
         object.__setattr__(self, "quantities", values)
         object.__setattr__(self, "measured", numpy.asarray(measured, bool))
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the values of a quantity.
+
+        Raises:
+            UnknownNameError: it has none; the message names those that there are.
+        """
+        if name not in self.quantities:
+            raise no_such(name, "quantity", self.quantities)
+        return self.quantities[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.quantities)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.quantities
+
+    def keys(self) -> list[str]:
+        """Return the names of the quantities."""
+        return list(self.quantities)
+
+    def __repr__(self) -> str:
+        """Return a line: of what, which quantities, on how many points."""
+        size = " × ".join(str(n) for n in reversed(self.shape))
+        return f"<Surface {self.name}: {', '.join(self.quantities)} on {size} points>"
+
+    def to_xarray(self) -> "Dataset":
+        """Return the quantities as a data set of xarray, with the steps as coordinates.
+
+        Raises:
+            MissingDependencyError: without the package xarray.
+        """
+        return import_module("flatkit.render.frames").dataset(self)
 
     @property
     def shape(self) -> tuple[int, ...]:

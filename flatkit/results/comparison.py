@@ -1,15 +1,16 @@
 """Reports side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flatkit.errors import ResultError
+from flatkit.errors import ResultError, UnknownNameError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.results.report import Report
 from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
+from flatkit.results.showing import Shown, no_such, table_of
 from flatkit.version import __version__
 
 _STATISTICS = "flatkit.comparison.statistics", "statistics"
@@ -55,15 +56,17 @@ class Entry:
         return cls(data["name"], data["group"], report, data.get("seed", ""), data.get("epoch"))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Reports side by side, in groups of repetitions.
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
+    """Reports side by side, in groups of repetitions; by name like a dict of the reports.
 
     >>> from flatkit.results.result import Result
     >>> report = Report([Result("loss", 0.5, error=0.0)])
     >>> comparison = Comparison([Entry("sgd, seed 0", "sgd", report)])
     >>> Comparison.from_json(comparison.to_json()) == comparison
     True
+    >>> comparison, list(comparison), comparison["sgd, seed 0"]
+    (<Comparison of 1 run in 1 group: sgd (1)>, ['sgd, seed 0'], <Report of a model: loss>)
     """
 
     entries: Sequence[Entry]
@@ -84,6 +87,70 @@ class Comparison:
     def in_group(self, group: str) -> list[Entry]:
         """Return the runs of one group."""
         return [entry for entry in self.entries if entry.group == group]
+
+    def __getitem__(self, name: str) -> Report:
+        """Return the report of a run.
+
+        Raises:
+            UnknownNameError: there is no such run; the message names those that there are.
+        """
+        found = next((entry.report for entry in self.entries if entry.name == name), None)
+        if found is not None:
+            return found
+        if name in self.groups:
+            runs = ", ".join(entry.name for entry in self.in_group(name))
+            raise UnknownNameError(
+                f"{name!r} is a group of the runs {runs}; take one, or .in_group({name!r})"
+            )
+        raise no_such(name, "run", self.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __bool__(self) -> bool:
+        """Return True: a comparison without runs is one, too."""
+        return True
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def keys(self) -> list[str]:
+        """Return the names of the runs."""
+        return [entry.name for entry in self.entries]
+
+    def values(self) -> list[Report]:
+        """Return the reports."""
+        return [entry.report for entry in self.entries]
+
+    def items(self) -> list[tuple[str, Report]]:
+        """Return name and report of each run."""
+        return [(entry.name, entry.report) for entry in self.entries]
+
+    def table(self, format: str = "text", *, pairs: bool = False) -> str:
+        """Return groups or runs in rows, quantities with their errors in columns, as a table.
+
+        Args:
+            format: `text`, `markdown`, `latex` (booktabs), `csv` (tidy, a number a row) or `html`.
+            pairs: the differences between groups instead, with 95 % intervals and corrected p.
+
+        Raises:
+            InvalidArgumentError: another format.
+            ResultError: the comparison has no run.
+        """
+        return table_of(self, format, pairs=pairs)
+
+    def __repr__(self) -> str:
+        """Return a line: how many runs in which groups."""
+        runs, groups = len(self.entries), len(self.groups)
+        sizes = [f"{group} ({len(self.in_group(group))})" for group in self.groups[:6]]
+        more = [f"{groups - 6} more"] if groups > 6 else []
+        return (
+            f"<Comparison of {runs} run{'' if runs == 1 else 's'} in {groups} "
+            f"group{'' if groups == 1 else 's'}: {', '.join([*sizes, *more])}>"
+        )
 
     def statistics(self) -> Any:
         """Return what the runs allow to say: errors apart, paired differences, a verdict.

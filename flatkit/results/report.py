@@ -7,16 +7,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flatkit.errors import ResultError
+from flatkit.errors import ResultError, UnknownNameError
 from flatkit.files.atomic import write_text_atomically
+from flatkit.results.names import names_of
 from flatkit.results.result import Result
 from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
+from flatkit.results.showing import Shown, no_such, table_of
 from flatkit.version import __version__
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """The results of one checkpoint, and where they come from.
+
+    Iterated over, it gives its results. By name it is like a dict of them: `report["trace"]`,
+    `report.keys()`, `"trace" in report`, `dict(report)`. A measure with several results has a name
+    for each, e.g. `first_order_flatness[rho=0.05]`; of loss and accuracy, that alone is the one on
+    the training data.
 
     Attributes:
         results: in the order in which they were measured.
@@ -30,6 +37,10 @@ class Report:
     >>> report = Report([Result("loss", 0.5, error=0.0)], objective={"samples": 10})
     >>> Report.from_json(report.to_json()) == report
     True
+    >>> report
+    <Report of a model: loss>
+    >>> report["loss"].value, list(report.keys())
+    (0.5, ['loss'])
     """
 
     results: Sequence[Result]
@@ -73,6 +84,61 @@ class Report:
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self.results)
+
+    def __getitem__(self, name: str) -> Result:
+        """Return a result by its name.
+
+        Raises:
+            UnknownNameError: there is none, or several; the message names what there is.
+        """
+        named = self._named
+        if name in named:
+            return named[name]
+        several = [key for key in named if key.partition("[")[0] == name]
+        if several:
+            raise UnknownNameError(
+                f"{name} has {len(several)} results: {', '.join(several)}; name one of them, or "
+                f"take all with .all({name!r})"
+            )
+        raise no_such(name, "result", named)
+
+    def __contains__(self, item: object) -> bool:
+        if isinstance(item, Result):
+            return item in self.results
+        return item in self._named or any(result.measure == item for result in self.results)
+
+    def keys(self) -> list[str]:
+        """Return the name of every result, each a key of `report[...]`."""
+        return list(self._named)
+
+    def values(self) -> list[Result]:
+        """Return the results."""
+        return list(self.results)
+
+    def items(self) -> list[tuple[str, Result]]:
+        """Return the name and the result of each."""
+        return list(self._named.items())
+
+    def table(self, format: str = "text") -> str:
+        """Return the numbers with their errors as a table.
+
+        Args:
+            format: `text`, `markdown`, `latex` (booktabs), `csv` (tidy) or `html`.
+
+        Raises:
+            InvalidArgumentError: another format.
+        """
+        return table_of(self, format)
+
+    @property
+    def _named(self) -> dict[str, Result]:
+        return names_of(self.results)
+
+    def __repr__(self) -> str:
+        """Return a line: of what, and the measures."""
+        name = self.checkpoint.get("name") or "a model"
+        measures = ", ".join(dict.fromkeys(result.measure for result in self.results))
+        return f"<Report of {name}: {measures or 'no result'}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the one object that `flatkit analyze --json -` prints."""

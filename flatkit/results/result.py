@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from flatkit.errors import ResultError
 from flatkit.results.cost import Cost
 from flatkit.results.schema import decode, encode, refuse_nan
+from flatkit.results.showing import Shown, in_short
 from flatkit.results.status import Status, known_status
 
 ErrorKind: TypeAlias = Literal["residual", "standard_error", "lower_bound", "exact"]
@@ -15,8 +16,8 @@ Value: TypeAlias = Any
 """A number, or lists and dicts of numbers, strings and None."""
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """One measured quantity.
 
     Attributes:
@@ -36,8 +37,9 @@ class Result:
     Raises:
         ResultError: the value or error is NaN, or the kind of error is unknown.
 
-    >>> Result("loss", 0.5, error=0.0, error_kind="exact", settings={"split": "train"}).value
-    0.5
+    >>> result = Result("trace", 0.5, error=0.1, error_kind="standard_error")
+    >>> result.value, result
+    (0.5, <Result trace = 0.5, standard error 0.1, converged>)
     """
 
     measure: str
@@ -56,6 +58,19 @@ class Result:
             refuse_nan(getattr(self, name), f"{name} of {self.measure}")
         object.__setattr__(self, "status", known_status(self.status))
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+
+    def __repr__(self) -> str:
+        """Return a line: measure, where, value, how wrong it may be, how it ended."""
+        where = ", ".join(
+            f"{name}={in_short(self.settings[name])}"
+            for name in ("split", "rho", "geometry")
+            if name in self.settings and self.settings[name] != "l2"
+        )
+        wrong = self.error_kind.replace("_", " ")
+        if self.error_kind in ("residual", "standard_error"):
+            wrong += f" {in_short(self.error)}"
+        name = f"{self.measure}({where})" if where else self.measure
+        return f"<Result {name} = {in_short(self.value)}, {wrong}, {self.status}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` reads, ready for JSON."""

@@ -77,10 +77,28 @@ def test_compare_writes_the_files_that_are_asked_for(tmp_path, capsys):
     )
     assert code == 0 and "λmax" in out
     assert len(load_results(out_json).entries) == 2
-    assert "| top eigenvalue λmax | 9.0000 | **2.0000** |" in markdown.read_text("utf-8")
+    assert "| gam | 95.00 | **2.0000** |" in markdown.read_text("utf-8")
     names = {path.name for path in figures.iterdir()}
     assert names == {f"{n}.{s}" for n in ("plane", "curvature") for s in ("png", "svg")}
     assert all(str(path) in err for path in (out_json, markdown, figures))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("markdown", "| gam | 95.00 | **2.0000** |"),
+        ("latex", r"gam & 95.00 & \textbf{\boldmath 2.0000} \\"),
+        ("csv", "gam of the paper,gam of the paper,,,top_eigenvalue,,,2.0,0.0001,residual,conv"),
+        ("html", "<strong>2.0000</strong>"),
+    ],
+)
+def test_the_table_is_printed_in_the_format_that_is_asked_for(kind, row, tmp_path, capsys):
+    name = "gam of the paper" if kind == "csv" else "gam"
+    files = save(tmp_path, sgd=report(9.0), gam=report(2.0, name=name))
+    code, out, _ = run(capsys, "compare", *files, "--format", kind)
+    assert code == 0 and row in out
+    code, _, err = run(capsys, "compare", *files, "--format", "latx")
+    assert code == 2 and "did you mean 'latex'?" in err
 
 
 def test_runs_of_one_name_are_told_apart_by_their_files(tmp_path, capsys):

@@ -209,3 +209,16 @@ def test_vectors_that_a_table_scales_are_differentiated(padding):
     step = 1e-5 * torch.linspace(-1, 1, objective.num_parameters).double()
     change = objective.loss(objective.theta + step) - objective.loss(objective.theta - step)
     assert float(objective.gradient() @ step) == pytest.approx(change / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "proved"), [(1.0, True), (45.0, None)])
+def test_a_loss_that_vanishes_is_too_flat_to_prove_and_no_wrong_gradient(scale, proved):
+    # log-softmax gives a difference of logits of 45 as 0 or 2e-16: differences of it tell nothing
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(scale * torch.eye(4) + 0.1 * torch.randn(4, 4))
+    data = (torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3))
+    check = Objective(model, "cross_entropy", data).examination["gradient"]
+    assert check.passed is proved, check
+    assert proved or "too flat" in check.how

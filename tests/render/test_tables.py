@@ -298,12 +298,15 @@ def test_what_only_some_runs_measured_is_named_not_dropped_in_silence():
     assert "left out: R1/ρ² (ρ = 0.1)" in text
 
 
-def test_markdown_has_one_column_for_each_row_of_the_table():
-    name = "a|b"
-    lines = comparison_markdown(alone(**{name: report(top=1.0), "c": report()})).splitlines()
-    rows = [line.replace("\\|", "") for line in lines if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {4}
-    assert "| top eigenvalue λmax | **1.0000** | 3.0000 |" in lines
+def test_markdown_has_a_line_for_each_run_and_a_column_for_each_quantity():
+    runs = alone(**{"a|b": report(top=1.0), "c": report(), "d": report(trace=1e6, r1=123456.0)})
+    text = comparison_markdown(runs)
+    *tables, notes = text.split("\n\n")
+    lines = notes.splitlines()
+    assert len(tables) == 1 and "| **1.0000** |" in tables[0]
+    rows = [line.replace("\\|", "") for line in tables[0].splitlines()]
+    assert [row.split(" | ")[0] for row in rows] == ["| run", "| :--", "| ab", "| c", "| d"]
+    assert len({row.count("|") for row in rows}) == 1
     assert "- bold: flattest, beyond the errors of the estimates" in lines
 
 

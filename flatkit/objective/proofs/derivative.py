@@ -7,6 +7,7 @@ derivatives of no loss: no curvature belongs to them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatkit.errors import UserCodeError, WrongGradientError
 from flatkit.objective.proofs.examination import Found
+from flatkit.objective.pytree import leaves
 from flatkit.objective.users_code import users_code
 
 if TYPE_CHECKING:
@@ -80,6 +82,18 @@ class _Place:
         """Return the loss a step [P] away."""
         return float(self.function.chunk_loss(self.theta + step, self.chunk).detach())
 
+    @cached_property
+    def outputs(self) -> float:
+        """The largest magnitude of what the model returns, whose rounding the loss has.
+
+        The loss itself does not tell how it is rounded: where all samples are right by far, it is
+        a vanishing difference of large logits.
+        """
+        with self.function.placed(self.theta) as point:
+            found = leaves(self.function.outputs(point, self.chunk))
+            sizes = [float(x.detach().abs().max()) for x in found if _is_number(x)]
+        return max(sizes, default=0.0)
+
     def slope(self, direction: Tensor, steps: Sequence[float]) -> Slope:
         """Return the slope along a direction [P], by the first step that agrees, or the best."""
         expected = float(self.gradient @ direction)
@@ -92,7 +106,10 @@ class _Place:
             found = (self.value(move) - self.value(-move)) / (2 * step * unit)
             scale = max(abs(found), size) or 1.0
             error = abs(found - expected) / scale
-            rounding = 100 * eps * abs(self.loss) / (step * unit * scale)
+            size_of_terms = abs(self.loss)
+            if error > _TOLERANCE:  # only then is it of interest
+                size_of_terms = max(size_of_terms, self.outputs)
+            rounding = 100 * eps * size_of_terms / (step * unit * scale)
             if best is None or not error >= best.error:
                 best = Slope(expected, found, error, rounding)
             if error <= _TOLERANCE:
@@ -249,6 +266,10 @@ def _has_empty_rows(place: _Place, name: str) -> bool:
     moved = [torch.zeros_like(part) for part in parts]
     moved[index] = empty[:, None].expand(shapes[index]).to(parts[index]).flatten()
     return place.slope(torch.cat(moved), _FINE[-1:]).difference != 0
+
+
+def _is_number(leaf: Tensor) -> bool:
+    return leaf.is_floating_point() and leaf.numel() > 0
 
 
 class _Watch(TorchDispatchMode):

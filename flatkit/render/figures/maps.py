@@ -87,6 +87,15 @@ def map_figure(
     return figure
 
 
+def heat_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Figure:
+    """Draw planes as `map_figure` does, with a rectangle of colour for every point.
+
+    Raises:
+        ResultError: no plane has a finite value.
+    """
+    return map_figure(surfaces, quantity=quantity, style="heat")
+
+
 def _draw(axis: Axes, plane: Surface, array: Any, scale: Scale, style: str) -> Any:
     axis.grid(False)
     axis.patch.set(hatch="////", facecolor="0.93")

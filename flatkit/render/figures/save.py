@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from flatkit.checks import check_choice
 from flatkit.errors import FlatkitError, NothingToDrawError, ResultError
 from flatkit.files.atomic import make_folder, write_atomically
-from flatkit.measures.registry import MEASURES
+from flatkit.render.plots import of_results
 from flatkit.render.style import styled
 from flatkit.results.comparison import Comparison
 
@@ -21,10 +21,6 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
 }
 """Options of `Figure.savefig` by suffix."""
-_OF_SEVERAL = {
-    "series": "flatkit.render.figures.series:series_figure",
-    "curvature": "flatkit.render.figures.curvature:curvature_figure",
-}
 Draw: TypeAlias = Callable[[Comparison], Figure]
 
 
@@ -78,26 +74,12 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     []
     """
     written: list[Path] = []
-    for name, reference in _figures(comparison).items():
+    for name, reference in of_results(comparison).items():
         # Imported when it is its turn: what a package breaks does not take the others along.
         figure = _draw(comparison, name, _import(reference))
         if figure is not None:
             written += save_figure(figure, folder, name)
     return written
-
-
-def _figures(comparison: Comparison) -> dict[str, str]:
-    """Return by name what draws each figure, as `module:function`."""
-    measured = {result.measure for entry in comparison.entries for result in entry.report}
-    found = {
-        name: reference
-        for measure in MEASURES
-        if measure in measured
-        for name, reference in MEASURES[measure].figures.items()
-    }
-    if len(comparison.entries) > 1:
-        found |= _OF_SEVERAL
-    return found
 
 
 def _import(reference: str) -> Draw:

@@ -9,7 +9,7 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as Line
 
 from flatkit.comparison.functions import objective_differences
 from flatkit.comparison.summary import Cell, Summary, summarise
@@ -17,17 +17,21 @@ from flatkit.measures.reading import Reading
 from flatkit.render.notation import with_spread
 from flatkit.render.readings import value_text
 from flatkit.render.tables.report import objective_text
+from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.results.comparison import Comparison
 
 __all__ = [
+    "SheetTable",
     "comparison_markdown",
     "comparison_rows",
+    "comparison_sheet",
     "comparison_table",
     "objective_differences",
 ]
 
 _WIDEST_NAME = 30
-_GAP = 2
+_EDGES = 2
+"""Characters that a table of rich has left and right."""
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
@@ -51,7 +55,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     >>> Console(width=80).print(table)
     L: not recorded
     <BLANKLINE>
-            trace tr H
+     run  trace tr H
      ─────────────────
      sgd   9.00 ± 0.50
      gam  2.00 ± 0.50*
@@ -59,7 +63,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     ±: one standard error of the estimate
     *: flattest, beyond the errors of the estimates
     """
-    return _Blocks(summarise(comparison), _functions(comparison))
+    return SheetTable(comparison_sheet(comparison))
 
 
 def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -93,7 +97,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Return a comparison as Markdown: a line a quantity, a column a group or run.
+    """Return a comparison as Markdown: a line a group or run, a column a quantity.
 
     Raises:
         ResultError: the comparison has no run.
@@ -103,86 +107,105 @@ def comparison_markdown(comparison: Comparison) -> str:
     >>> from flatkit.results.result import Result
     >>> report = Report([Result("trace", 8.0, 0.5, "standard_error")])
     >>> print(comparison_markdown(Comparison([Entry("sgd", "sgd", report)])))
-    | quantity | sgd |
+    | run | trace tr H |
     | :-- | --: |
-    | trace tr H | 8.00 ± 0.50 |
+    | sgd | 8.00 ± 0.50 |
     <BLANKLINE>
     - L: not recorded
     - ±: one standard error of the estimate
     """
+    return comparison.table("markdown")
+
+
+def comparison_sheet(comparison: Comparison) -> Sheet:
+    """Return the table of a comparison, for every format.
+
+    Raises:
+        ResultError: the comparison has no run.
+
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
+    >>> report = Report([Result("trace", 8.0, 0.5, "standard_error")])
+    >>> comparison_sheet(Comparison([Entry("sgd", "sgd", report)])).rows
+    [[Text(plain='sgd', ...), Text(plain='8.00 ± 0.50', ...)]]
+    """
     summary = summarise(comparison)
-    names = [row.name for row in summary.rows]
-    lines = [_markdown_row(["quantity", *names]), _markdown_row([":--", *["--:"] * len(names)])]
-    if summary.grouped:
-        lines.append(_markdown_row(["runs", *(str(row.runs) for row in summary.rows)]))
-    for key in summary.titles:
-        cells = [row.cells[key] for row in summary.rows]
-        texts = [f"**{_text(cell)}**" if cell.flattest else _text(cell) for cell in cells]
-        lines.append(_markdown_row([_column_title(summary, key), *texts]))
-    notes = [*_functions(comparison), *_warnings(summary), *_legend(summary, mark="bold")]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+    runs = [Column("runs")] if summary.grouped else []
+    return Sheet(
+        columns=[
+            Column("group" if summary.grouped else "run", number=False),
+            *runs,
+            *(
+                Column(_column_title(summary, key), _measure(summary, key))
+                for key in summary.titles
+            ),
+        ],
+        rows=[
+            [
+                Text(row.name),
+                *([Text(str(row.runs))] if summary.grouped else []),
+                *(_text(row.cells[key]) for key in summary.titles),
+            ]
+            for row in summary.rows
+        ],
+        leading=1 + len(runs),
+        head=_functions(comparison),
+        warnings=_warnings(summary),
+        notes=_legend(summary),
+    )
 
 
 @dataclass(frozen=True)
-class _Blocks:
-    """Tables of as many columns as fit beside the names, one below the other."""
+class SheetTable:
+    """Tables of as many columns as fit beside the names, one below the other, for rich."""
 
-    summary: Summary
-    functions: Sequence[str]
+    sheet: Sheet
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         """Yield the tables for the width at hand, then the notes."""
-        for line in self.functions:
-            yield Text(line)
-        for keys in self._packed(options.max_width):
-            yield self._table(keys)
-        for line in _warnings(self.summary):
-            yield Text(line, style="bold yellow")
-        for line in _legend(self.summary, mark="*"):
-            yield Text(line, style="dim")
+        for line in self.sheet.head:
+            yield Line(line)
+        widths = self._widths()
+        for part in self.sheet.folded(options.max_width - _EDGES, widths):
+            yield self._table(part)
+        for line in self.sheet.warnings:
+            yield Line(line, style="bold yellow")
+        for line in self.sheet.notes:
+            yield Line(line, style="dim")
 
-    def _packed(self, width: int) -> list[list[str]]:
-        blocks: list[list[str]] = [[]]
-        names = min(_WIDEST_NAME, max(cell_len(row.name) for row in self.summary.rows))
-        fixed = names + 2 + (4 + _GAP if self.summary.grouped else 0)
-        used = fixed
-        for key in self.summary.titles:
-            needed = self._width(key) + _GAP
-            if blocks[-1] and used + needed > width:
-                blocks.append([])
-                used = fixed
-            blocks[-1].append(key)
-            used += needed
-        return blocks
+    def _widths(self) -> list[int]:
+        found: list[int] = []
+        for place, column in enumerate(self.sheet.columns):
+            cells = [row[place].marked() for row in self.sheet.rows]
+            wide = max(cell_len(line) for line in [*_title(column, cells).split("\n"), *cells])
+            found.append(wide if column.number else min(wide, _WIDEST_NAME))
+        return found
 
-    def _table(self, keys: Sequence[str]) -> Table:
+    def _table(self, part: Sheet) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.add_column("", overflow="fold", max_width=_WIDEST_NAME)
-        if self.summary.grouped:
-            table.add_column("runs", justify="right")
-        for key in keys:
-            table.add_column(self._header(key), justify="right", no_wrap=True)
-        for row in self.summary.rows:
-            runs = [str(row.runs)] if self.summary.grouped else []
-            table.add_row(Text(row.name), *runs, *(_styled(row.cells[key]) for key in keys))
+        for place, column in enumerate(part.columns):
+            title = _title(column, [row[place].marked() for row in part.rows])
+            if column.number:
+                table.add_column(Line(title), justify="right", no_wrap=True)
+            else:
+                table.add_column(Line(title), overflow="fold", max_width=_WIDEST_NAME)
+        for row in part.rows:
+            table.add_row(*(_styled(text) for text in row))
         return table
 
-    def _width(self, key: str) -> int:
-        return max(
-            cell_len(line) for line in [*self._header(key).plain.split("\n"), *self._texts(key)]
-        )
 
-    def _header(self, key: str) -> Text:
-        """Return the title, broken into lines that are no wider than they must be."""
-        title = _column_title(self.summary, key)
-        widest = max(len("eigenvalue"), *(cell_len(text) for text in self._texts(key)))
-        lines = wrap(title.replace(" = ", "\0=\0"), widest, break_long_words=False)
-        return Text("\n".join(lines).replace("\0", " "))
+def _title(column: Column, cells: Sequence[str]) -> str:
+    """Return a title, broken into lines that are no wider than they must be."""
+    widest = max(len("eigenvalue"), *(cell_len(text) for text in cells))
+    lines = wrap(column.title.replace(" = ", "\0=\0"), widest, break_long_words=False)
+    return "\n".join(lines).replace("\0", " ")
 
-    def _texts(self, key: str) -> list[str]:
-        return [_marked(row.cells[key]) for row in self.summary.rows]
+
+def _measure(summary: Summary, key: str) -> str:
+    return summary.rows[0].cells[key].readings[0].measure
 
 
 def _column_title(summary: Summary, key: str) -> str:
@@ -194,8 +217,8 @@ def _column_title(summary: Summary, key: str) -> str:
     return f"{symbol} ≥{separator}{rest}"
 
 
-def _text(cell: Cell) -> str:
-    return _plain(cell) + ("" if cell.converged else "!")
+def _text(cell: Cell) -> Text:
+    return Text(_plain(cell), strong=cell.flattest, doubtful=not cell.converged)
 
 
 def _plain(cell: Cell) -> str:
@@ -208,13 +231,9 @@ def _plain(cell: Cell) -> str:
     return value_text(first).removeprefix("≥ ")  # the title of the column says it
 
 
-def _marked(cell: Cell) -> str:
-    return _text(cell) + ("*" if cell.flattest else "")
-
-
-def _styled(cell: Cell) -> Text:
-    style = "" if cell.converged else "yellow"
-    return Text(_marked(cell), style="bold green" if cell.flattest else style)
+def _styled(text: Text) -> Line:
+    style = "bold green" if text.strong else "yellow" if text.doubtful else ""
+    return Line(text.marked(), style=style)
 
 
 def _functions(comparison: Comparison) -> list[str]:
@@ -241,7 +260,7 @@ def _warnings(summary: Summary) -> list[str]:
     return lines
 
 
-def _legend(summary: Summary, *, mark: str) -> list[str]:
+def _legend(summary: Summary) -> list[str]:
     cells = [cell for row in summary.rows for cell in row.cells.values()]
     lines = []
     if summary.grouped:
@@ -254,9 +273,5 @@ def _legend(summary: Summary, *, mark: str) -> list[str]:
         lines.append("≥: lower bounds, the best points that searches in the ball found")
     if any(cell.flattest for cell in cells):
         beyond = "the spread over the runs" if summary.grouped else "the errors of the estimates"
-        lines.append(f"{mark}: flattest, beyond {beyond}")
+        lines.append(f"*: flattest, beyond {beyond}")
     return lines
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

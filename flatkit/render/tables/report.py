@@ -11,6 +11,8 @@ from rich.text import Text
 from flatkit.measures.registry import MEASURES
 from flatkit.render.readings import error_text, readings, value_text
 from flatkit.render.samples import count_text, samples_text, subsets
+from flatkit.render.tables.sheet import Column, Sheet
+from flatkit.render.tables.sheet import Text as Cell
 from flatkit.results.cost import Cost
 from flatkit.results.report import Report
 from flatkit.results.result import Result
@@ -54,6 +56,34 @@ def report_table(report: Report) -> RenderableType:
         *(Text(line, style="dim") for line in _LEGEND),
     ]
     return Group(*_header(report), table, *notes)
+
+
+def report_sheet(report: Report) -> Sheet:
+    """Return the numbers of a report with their errors, for the formats of files.
+
+    >>> sheet = report_sheet(Report([Result("trace", 8.04, 0.1, error_kind="standard_error")]))
+    >>> [text.plain for text in sheet.rows[0]]
+    ['trace tr H', '8.04', '± 0.10', 'converged']
+    """
+    rows = [
+        [
+            Cell(reading.title),
+            Cell(value_text(reading)),
+            Cell(error_text(reading)),
+            Cell(in_words(reading.status), doubtful=reading.status != Status.CONVERGED),
+        ]
+        for result in report
+        for reading in readings(result)
+    ]
+    columns = [Column(name, number=name == "value") for name in
+               ("quantity", "value", "error", "status")]  # fmt: skip
+    head = [f"L: {objective_text(report.objective)}"] if report.objective else []
+    title = _checkpoint_text(report.checkpoint)
+    warnings = [str(line) for line in _status_notes(report)]
+    return Sheet(
+        columns, rows, head=[title, *head] if title else head, warnings=warnings,
+        notes=[_LEGEND[0]],
+    )  # fmt: skip
 
 
 def objective_text(objective: Mapping[str, Any]) -> str:

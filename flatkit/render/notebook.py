@@ -1,0 +1,65 @@
+"""What a notebook shows of an object: short HTML in the colours of its page."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy
+
+from flatkit.comparison.readings import readings
+from flatkit.landscape.surface import Surface
+from flatkit.render.notation import significant
+from flatkit.render.tables.comparison import comparison_sheet
+from flatkit.render.tables.formats import html as table_html
+from flatkit.render.tables.report import report_sheet
+from flatkit.render.tables.sheet import Column, Sheet, Text
+from flatkit.results.comparison import Comparison
+from flatkit.results.report import Report
+from flatkit.results.result import Result
+
+_LONGEST = 160
+"""Characters of a cell."""
+
+
+def html(shown: Any) -> str:
+    """Return an object as HTML: results and surfaces as a table, others as their line.
+
+    >>> "trace tr H" in html(Result("trace", 8.0, 0.5, "standard_error"))
+    True
+    """
+    if isinstance(shown, Comparison) and shown.entries:
+        return table_html(comparison_sheet(shown))
+    if isinstance(shown, Report) and any(readings(result) for result in shown):
+        return table_html(report_sheet(shown))
+    if isinstance(shown, Result) and readings(shown):
+        return table_html(report_sheet(Report([shown])))
+    if isinstance(shown, Surface):
+        return table_html(_surface(shown))
+    describe: Any = getattr(shown, "describe", None)
+    if callable(describe):
+        return table_html(_facts(repr(shown), describe()))
+    return f"<pre>{escape(repr(shown))}</pre>"
+
+
+def _surface(surface: Surface) -> Sheet:
+    rows: list[list[Text]] = []
+    for name, values in surface.quantities.items():
+        finite = values[numpy.isfinite(values)]
+        numbers = [surface.at_centre(name), *((finite.min(), finite.max()) if finite.size else ())]
+        texts = [significant(float(x)) if numpy.isfinite(x) else "not finite" for x in numbers]
+        rows.append([Text(name), *map(Text, [*texts, "", ""][:3])])
+    columns = [Column("quantity", number=False), *map(Column, ("at the centre", "least", "most"))]
+    return Sheet(columns, rows, head=[repr(surface)])
+
+
+def _facts(line: str, facts: Mapping[str, Any]) -> Sheet:
+    """Return what is known of a checkpoint, a row each."""
+    columns = [Column("", number=False), Column("", number=False)]
+    rows = [[Text(name.replace("_", " ")), Text(_short(value))] for name, value in facts.items()]
+    return Sheet(columns, rows, head=[line])
+
+
+def _short(value: Any) -> str:
+    parts: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    text = ", ".join(f"{name}={part}" for name, part in parts.items()) or str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

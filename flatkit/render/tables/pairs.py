@@ -1,0 +1,88 @@
+"""The table of differences between groups: each with its interval and corrected p."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from flatkit.comparison.statistics import Pair, statistics
+from flatkit.render.notation import significant, with_spread
+from flatkit.render.tables.sheet import Column, Sheet, Text
+from flatkit.results.comparison import Comparison
+
+PAIR_COLUMNS = ("quantity", *(item.name for item in fields(Pair)))
+"""Of the rows of `pairs_rows`."""
+_PAIRED = {"seed": "by seed", "samples": "by samples", "none": "no"}
+
+
+def pairs_sheet(comparison: Comparison) -> Sheet:
+    """Return the differences of every two groups (or runs) in every quantity.
+
+    Raises:
+        ResultError: the comparison has no run.
+
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> from flatkit.results.result import Result
+    >>> entries = [
+    ...     Entry(name, name, Report([Result("top_eigenvalues", [top], [0.1], "residual")]))
+    ...     for name, top in (("sgd", 3.0), ("gam", 1.0))
+    ... ]
+    >>> sheet = pairs_sheet(Comparison(entries))
+    >>> [text.plain for text in sheet.rows[0]][:3]
+    ['top eigenvalue λmax', 'sgd − gam', '2.00']
+    """
+    found = statistics(comparison)
+    rows = [
+        [Text(quantity.title), *_cells(pair)]
+        for quantity in found.quantities.values()
+        for pair in quantity.pairs
+    ]
+    titles = ("quantity", "pair", "difference", "95 % interval", "p (Holm)", "runs", "paired")
+    columns = [
+        Column(title, number=title not in ("quantity", "pair", "paired")) for title in titles
+    ]
+    notes = ["p: of no difference, corrected for all pairs of a quantity (Holm)"]
+    if any(row[2].strong for row in rows):
+        notes.append("*: they differ, beyond all errors that are known, at 5 %")
+    return Sheet(columns, rows, leading=2, warnings=list(found.caveats), notes=notes)
+
+
+def pairs_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the same as plain data, with all digits, by the attributes of `Pair`.
+
+    Raises:
+        ResultError: the comparison has no run.
+    """
+    return [
+        {"quantity": quantity.key, **asdict(pair)}
+        for quantity in statistics(comparison).quantities.values()
+        for pair in quantity.pairs
+    ]
+
+
+def _cells(pair: Pair) -> list[Text]:
+    low, high = pair.low, pair.high
+    half = (high - low) / 2 if low is not None and high is not None else 0.0
+    decimals = _like(pair.difference, half) if half > 0 else None
+    show = (lambda value: f"{value:.{decimals}f}") if decimals is not None else significant
+    interval = f"{show(low)} to {show(high)}" if low is not None and high is not None else "unknown"
+    return [
+        Text(f"{pair.first} − {pair.second}"),
+        Text(show(pair.difference) if half > 0 else significant(pair.difference, 3),
+             strong=pair.differs),
+        Text(interval),
+        Text("unknown" if pair.p_holm is None else _p(pair.p_holm)),
+        Text(str(pair.runs)),
+        Text(_PAIRED[pair.paired_by]),
+    ]  # fmt: skip
+
+
+def _like(value: float, half: float) -> int | None:
+    """Return how many decimals value and interval share; None where they need an exponent."""
+    text = with_spread(value, half)
+    if text.startswith("("):
+        return None
+    return len(text.partition(" ")[0].partition(".")[2])
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"

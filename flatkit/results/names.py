@@ -1,0 +1,39 @@
+"""A name for every result of a report."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from flatkit.results.result import Result
+
+_TELLING = ("rho", "geometry", "split")
+"""Settings by which results of one measure are told apart."""
+
+
+def names_of(results: Sequence[Result]) -> dict[str, Result]:
+    """Return the results by name: that of the measure, and what tells several of one apart.
+
+    >>> found = [Result("R1", 1.0, settings={"rho": rho}) for rho in (0.1, 0.2)]
+    >>> losses = [Result("loss", 1.0, settings={"split": split}) for split in ("train", "test")]
+    >>> list(names_of([*losses, *found]))
+    ['loss', 'loss[split=test]', 'R1[rho=0.1]', 'R1[rho=0.2]']
+    """
+    named: dict[str, Result] = {}
+    for result in results:
+        own = [other for other in results if other.measure == result.measure]
+        differing = [
+            key for key in _TELLING if len({str(other.settings.get(key)) for other in own}) > 1
+        ]
+        parts = [
+            f"{key}={result.settings[key]}"
+            for key in differing
+            if key in result.settings and (key, result.settings[key]) != ("split", "train")
+        ]
+        name = f"{result.measure}[{', '.join(parts)}]" if parts else result.measure
+        named[_free(name, named)] = result
+    return named
+
+
+def _free(name: str, taken: dict[str, Result]) -> str:
+    """Return a name that is not taken; the second of one name is its `#2`."""
+    number = Counter(key.partition(" #")[0] for key in taken)[name] + 1
+    return name if number == 1 else f"{name} #{number}"
