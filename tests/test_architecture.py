@@ -29,6 +29,7 @@ KNOW_MODULES = {
     "models",
     "checkpoints",
     "training",
+    "integrations/lightning_callback",
     "measures",
 }
 

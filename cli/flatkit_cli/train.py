@@ -1,5 +1,6 @@
 """`flatkit train`: train a model and leave checkpoints that `flatkit analyze` reads."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ flatkit train --resume --epochs 8 --out runs/gam
     group="Run",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Every N steps, write the top Hessian eigenvalues into curvature.json.",
+    help="Every N steps, write the top Hessian eigenvalues into curvature.json, and with "
+    "--log tensorboard to its run `curvature`.",
 )
 @option("--resume", group="Run", is_flag=True, help="Go on after the last whole epoch in --out.")
 @option("--overwrite", group="Run", is_flag=True, help="Replace the run in --out.")
@@ -64,10 +66,12 @@ def train(
     from flatkit_cli.progress import progress
 
     config = _config(source, options, out if resume else None)
-    tracker = None
-    if track_curvature is not None:
-        tracker = RunTracker(config, out, every=track_curvature, resume=resume)
-    with progress(config.epochs) as (on_epoch, on_note):
+    with ExitStack() as stack:
+        tracker = None
+        if track_curvature is not None:
+            tracker = RunTracker(config, out, every=track_curvature, resume=resume)
+            stack.callback(tracker.close)
+        on_epoch, on_note = stack.enter_context(progress(config.epochs))
         try:
             outcome = run_training(
                 config,

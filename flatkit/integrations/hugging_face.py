@@ -9,13 +9,25 @@ the gradients itself, a second time), DeepSpeed and FSDP (they own the gradients
 needs `engine="central_difference"`, because the trainer calls `backward()`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.optim import PerturbedOptimizer
+
+if TYPE_CHECKING:
+    from flatkit.integrations.hugging_face_callback import CurvatureCallback as CurvatureCallback
+
+
+def __getattr__(name: str) -> Any:
+    """Return `CurvatureCallback`, which imports the library; the mixin does without."""
+    if name == "CurvatureCallback":
+        from flatkit.integrations.hugging_face_callback import CurvatureCallback
+
+        return CurvatureCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class PerturbedTrainerMixin:

@@ -8,10 +8,22 @@ uses). `mode="exact"` needs `engine="central_difference"`, as the closure calls 
 In manual optimization none of this applies: loop over `optimizer.gradient_passes()`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.optim import PerturbedOptimizer
+
+if TYPE_CHECKING:
+    from flatkit.integrations.lightning_callback import CurvatureCallback as CurvatureCallback
+
+
+def __getattr__(name: str) -> Any:
+    """Return `CurvatureCallback`, which imports the library; the mixin does without."""
+    if name == "CurvatureCallback":
+        from flatkit.integrations.lightning_callback import CurvatureCallback
+
+        return CurvatureCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class PerturbedModuleMixin:

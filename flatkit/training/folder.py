@@ -38,6 +38,11 @@ class RunFolder:
         """The eigenvalues that were tracked, as JSON."""
         return self.path / "curvature.json"
 
+    @property
+    def curvature_log(self) -> Path:
+        """The folder of TensorBoard's log of them, a run of its own: its steps are no epochs."""
+        return self.path / "tensorboard" / "curvature"
+
     def kept(self, epoch: int) -> Path:
         """Return the checkpoint that is kept of an epoch."""
         return self.path / f"epoch-{epoch:04d}.pt"
@@ -66,7 +71,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the files of an earlier run, its last checkpoint last."""
         self.sweep()
-        for file in [*self.path.glob("tensorboard/events.out.tfevents.*"), *self._files()]:
+        for file in [*self.path.glob("tensorboard/**/events.out.tfevents.*"), *self._files()]:
             file.unlink()
 
     def sweep(self) -> None:

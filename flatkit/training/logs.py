@@ -6,7 +6,7 @@ of your own.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, final
@@ -56,6 +56,42 @@ class CsvLog:
 
 
 @final
+class ScalarLog:
+    """Numbers by name and step, as TensorBoard reads them.
+
+    Args:
+        folder: of the event files.
+        after: the last step done; later ones that a killed run left are hidden.
+
+    Raises:
+        MissingDependencyError: tensorboard is not installed.
+        OutputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, *, after: int = 0) -> None:
+        writer = _summary_writer()
+        make_folder(folder)
+        self._writer = writer(str(folder), purge_step=after + 1)
+
+    def __call__(self, scalars: Mapping[str, float], step: int) -> None:
+        """Add the numbers of a step.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        try:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write the log of TensorBoard: {error}") from error
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+@final
 class TensorBoardLog:
     """Scalars of every epoch as TensorBoard reads them: `loss/train`, `accuracy/test`, `lr`, ...
 
@@ -69,9 +105,7 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: str | Path, *, after: int = 0) -> None:
-        writer = _summary_writer()
-        make_folder(folder)
-        self._writer = writer(str(folder), purge_step=after + 1)
+        self._log = ScalarLog(folder, after=after)
 
     def __call__(self, row: EpochRow) -> None:
         """Add the numbers of a row.
@@ -79,17 +113,13 @@ class TensorBoardLog:
         Raises:
             OutputError: they cannot be written.
         """
-        try:
-            for name, value in row.to_dict().items():
-                if name != "epoch" and value is not None:
-                    self._writer.add_scalar(_tag(name), value, row.epoch)
-            self._writer.flush()
-        except OSError as error:
-            raise OutputError(f"cannot write the log of TensorBoard: {error}") from error
+        values = row.to_dict().items()
+        known = {_tag(name): v for name, v in values if name != "epoch" and v is not None}
+        self._log(known, row.epoch)
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        self._log.close()
 
 
 def check_logs(names: Sequence[str]) -> None:

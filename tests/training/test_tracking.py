@@ -12,6 +12,8 @@ from flatkit import checkpoints
 from flatkit.data import DATASETS
 from flatkit.errors import InvalidArgumentError, ResultError, TrainingDivergedError
 from flatkit.training import CurvatureTracker, RunTracker, TrainingConfig, train
+from flatkit.training.allowance import Allowance
+from flatkit.training.tracking import TRACKED
 from flatkit_cli.train import train as train_command
 from tests.cases import Case, classes, seeded
 
@@ -133,3 +135,112 @@ def test_weights_that_diverge_are_an_error_of_the_training(tmp_path):
     with pytest.raises(TrainingDivergedError, match="after step 2 of the run"):
         train(CONFIG, tmp_path, on_step=ruin)
     assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+class Clock:
+    """Seconds that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.05, 0.4, 3.0, 40.0])
+def test_measurements_keep_their_share_of_a_training(cost):
+    clock = Clock()
+    allowance = Allowance(0.03, clock=clock)
+    allowance.begin()
+    done, after = 0, [0.0]
+    for _ in range(5000):  # steps of half a second
+        clock.now += 0.5
+        if allowance.allows():
+            with allowance.measuring():
+                clock.now += cost
+            done += 1
+            after.append(allowance.spent / clock.now)
+    assert max(after[2:], default=0.0) <= 0.03 + 1e-9  # of the first one nobody knows what it takes
+    most = min(5000, int(0.03 * clock.now / cost))
+    assert done == max(1, most) or abs(done - most) <= 1  # no more seldom than the share asks
+
+
+def test_a_tracker_waits_for_its_share_and_says_so_once(monkeypatch):
+    clock, (x, y) = Clock(), (torch.randn(20, 3), torch.arange(20) % 3)
+    model = nn.Linear(3, 3)
+    tracker = CurvatureTracker("cross_entropy", (x, y), every=1, max_share=0.1, clock=clock)
+    measured = CurvatureTracker._measured
+
+    def slow(self, model, step):
+        clock.now += 2.0
+        return measured(self, model, step)
+
+    monkeypatch.setattr(CurvatureTracker, "_measured", slow)
+    with pytest.warns(UserWarning, match="a measurement takes 2 s") as caught:
+        for step in range(1, 101):
+            clock.now += 1.0
+            tracker.step(model, step)
+    assert len(caught) == 1 and tracker.seconds == 2.0 * len(tracker.history)
+    # 100 s of training: 2n <= 0.1 (100 + 2n), so that n <= 5.6
+    assert len(tracker.history) == 5
+
+
+def test_trace_and_gradient_norm_are_those_of_the_dense_hessian():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 4, generator=generator), torch.arange(30) % 3
+    torch.manual_seed(1)
+    model = nn.Linear(4, 3)
+    tracker = CurvatureTracker("cross_entropy", (x, y), measures=TRACKED, k=2, tolerance=1e-5)
+    row = tracker.measure(model, 7)
+    theta = torch.cat([model.weight.detach().flatten(), model.bias.detach()]).double()
+
+    def loss(flat):
+        return nn.functional.cross_entropy(x.double() @ flat[:12].view(3, 4).T + flat[12:], y)
+
+    hessian = torch.autograd.functional.hessian(loss, theta)
+    assert isinstance(hessian, torch.Tensor)
+    values = torch.linalg.eigvalsh(hessian)
+    assert row.values == pytest.approx([float(values[-1]), float(values[-2])], rel=1e-4)
+    assert row.trace is not None and row.trace_error is not None
+    assert abs(row.trace - float(hessian.trace())) <= 3 * row.trace_error + 1e-6
+    slope = torch.func.grad(loss)(theta)
+    assert row.gradient_norm == pytest.approx(float(slope.norm()), rel=1e-5)
+    assert row.scalars()["curvature/eigenvalue_2"] == row.values[1]
+
+
+def test_weights_that_are_shared_out_are_not_measured_as_if_they_were_whole():
+    model = nn.Linear(2, 2)
+    model.weight.ds_id = 3  # type: ignore[attr-defined]  # of DeepSpeed's third stage
+    tracker = CurvatureTracker("mse", (torch.ones(2, 2), torch.ones(2, 2)), every=1)
+    with pytest.warns(UserWarning, match="weight is shared out among processes") as caught:
+        assert tracker.step(model, 1) is None and tracker.step(model, 2) is None
+    assert len(caught) == 1 and not tracker.history
+
+
+def test_only_the_first_process_measures(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    tracker = CurvatureTracker("mse", (torch.ones(2, 2), torch.ones(2, 2)), every=1)
+    assert tracker.step(nn.Linear(2, 2), 1) is None and not tracker.history
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    assert tracker.step(nn.Linear(2, 2), 2) is not None
+
+
+def test_the_command_logs_eigenvalues_by_steps_also_after_a_resumption(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = ["--device", "cpu", "--log", "tensorboard", "--track-curvature", "2"]
+    options += ["--data", "gaussians", "--out", str(tmp_path)]
+    first = CliRunner().invoke(train_command, [*options, "--epochs", "1"])
+    assert first.exit_code == 0, first.output
+    done = rows(tmp_path)
+    more = [*options, "--epochs", "2", "--resume"]
+    assert CliRunner().invoke(train_command, more).exit_code == 0
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard" / "curvature"))
+    events.Reload()
+    logged = events.Scalars("curvature/top_eigenvalue")
+    found = rows(tmp_path)
+    assert len(found) > len(done) == 2
+    assert [e.step for e in logged] == [r["step"] for r in found]
+    assert [e.value for e in logged] == pytest.approx([r["values"][0] for r in found], rel=1e-6)
+    plain = CliRunner().invoke(train_command, [*options[:2], *options[6:], "--overwrite"])
+    assert plain.exit_code == 0 and not list((tmp_path / "tensorboard").rglob("events*"))
