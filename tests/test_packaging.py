@@ -22,6 +22,8 @@ def test_a_wheel_installs_exactly_the_two_packages(tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"flatkit", "flatkit_cli"}
     assert {"flatkit/py.typed", "flatkit_cli/main.py"} <= set(names)
+    templates = {f"flatkit/render/html/templates/page.{kind}" for kind in ("html", "css", "js")}
+    assert {*templates, "flatkit/render/html/templates/plane.js"} <= set(names)
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "flatkit = flatkit_cli.main:main" in zipfile.ZipFile(wheel).read(entry).decode()
 

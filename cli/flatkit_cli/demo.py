@@ -71,8 +71,8 @@ class Run(NamedTuple):
     help="""Train SGD, SAM and GAM on scikit-learn's digits and compare how flat they end.
 
 Writes OUT/sgd/ckpt.pt, OUT/sam/ckpt.pt, OUT/gam/ckpt.pt (further seeds in OUT/seed-N),
-OUT/report.json, OUT/report.md and OUT/figures. Takes about a minute on two cores; a first table is
-shown as soon as one seed is done.
+OUT/report.json, OUT/report.md, OUT/report.html and OUT/figures. Takes about a minute on two cores;
+a first table is shown as soon as one seed is done.
 
 \b
 flatkit demo --out demo
@@ -254,6 +254,7 @@ def _write_report(comparison: Any, verdict: str, out: Path) -> None:
     bullets = "\n".join(f"- {line}" for line in verdict.splitlines())
     parts = ["# SGD, SAM and GAM on digits", bullets, comparison_markdown(comparison), pictures]
     write_text_atomically(out / "report.md", "\n\n".join(parts) + "\n")
+    comparison.to_html(out / "report.html")
 
 
 def _print(comparison: Any, words: str) -> None:

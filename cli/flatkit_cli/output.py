@@ -23,11 +23,13 @@ class Output:
         json_file: where to save the report; `-` prints it alone.
         figures: the folder to draw in.
         format: of the table on stdout.
+        page: where to write the page of HTML.
     """
 
     json_file: str | None
     figures: Path | None
     format: str = "text"
+    page: Path | None = None
 
     @property
     def journal(self) -> Path | None:
@@ -46,6 +48,8 @@ class Output:
             check_writable(self.json_file)
         if self.figures is not None:
             check_writable(self.figures / "figure.png")
+        if self.page is not None:
+            check_writable(self.page)
 
     def write(self, result: "Report | Comparison", show: Callable[[], object]) -> None:
         """Save the result, then print it, as JSON or as `show` does."""
@@ -69,13 +73,23 @@ class Output:
             click.echo(result.table(self.format))
 
     def draw(self, comparison: "Comparison") -> None:
-        """Write the figures, if they are asked for."""
+        """Write the figures and the page, if they are asked for."""
         if self.figures is not None and not draw(comparison, self.figures):
             click.echo("figures: these results hold nothing to draw", err=True)
+        if self.page is not None:
+            click.echo(f"page: {comparison.to_html(self.page)}", err=True)
 
 
 def output_options(command: F) -> F:
-    """Add `--json` and `--figures`; `take_output` takes them."""
+    """Add `--json`, `--figures` and `--html`; `take_output` takes them."""
+    page = option(
+        "--html",
+        "page",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        group="Output",
+        help="Write a page: verdict, tables, figures, where from; one file, no network.",
+    )
     figures = option(
         "--figures",
         type=click.Path(path_type=Path),
@@ -90,7 +104,7 @@ def output_options(command: F) -> F:
         group="Output",
         help="Save the report; - prints it alone.",
     )
-    return saved(figures(command))
+    return saved(figures(page(command)))
 
 
 def format_option(command: F) -> F:
@@ -109,12 +123,15 @@ def format_option(command: F) -> F:
 def take_output(options: dict[str, Any]) -> Output:
     """Take these options out of all of a command.
 
-    >>> options = {"json_file": "-", "figures": None, "seed": 3}
+    >>> options = {"json_file": "-", "figures": None, "page": None, "seed": 3}
     >>> take_output(options), options
-    (Output(json_file='-', figures=None, format='text'), {'seed': 3})
+    (Output(json_file='-', figures=None, format='text', page=None), {'seed': 3})
     """
     return Output(
-        options.pop("json_file"), options.pop("figures"), options.pop("table_format", "text")
+        options.pop("json_file"),
+        options.pop("figures"),
+        options.pop("table_format", "text"),
+        options.pop("page"),
     )
 
 

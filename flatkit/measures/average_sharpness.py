@@ -82,4 +82,7 @@ MEASURE = Measure(
     settings=(BallSettings,),
     passes=lambda session: len(session.own(BallSettings).rho) * 2 * _PAIRS / 3,
     first=lambda session: 2 * _FEWEST / 3,
+    about="How much the loss rises on average under Gaussian noise of length about ρ. It sees all "
+    "directions, where R0 sees the worst one: about ρ²·tr H/(2P) while the loss is "
+    "quadratic. Lower is flatter.",
 )

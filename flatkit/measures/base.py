@@ -87,6 +87,7 @@ class Measure:
             by default all of its passes. Measures without a value have their turns by it.
         on_space: whether its first value needs that space.
         influence: settings to add to a finished result: how other samples would have moved it.
+        about: how to read its numbers: what they are, which are flatter, what to beware of.
             Asked when all measures are done, as long as there is budget.
 
     >>> Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0)]).on_request
@@ -108,6 +109,7 @@ class Measure:
     first: "Callable[[Session], float] | None" = None
     on_space: bool = False
     influence: "Callable[[Influences, Result], Mapping[str, Any]] | None" = None
+    about: str = ""
 
     def own_first(self, session: "Session") -> float:
         """Return how many gradients its first value takes beyond the space."""

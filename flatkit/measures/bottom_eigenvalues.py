@@ -53,4 +53,6 @@ MEASURE = Measure(
     on_request=True,
     passes=lambda session: 40.0 * session.product_price,
     influence=lambda samples, result: samples.bottom_eigenvalues(result),
+    about="The most negative curvature. Values well below 0 say that the checkpoint is a saddle "
+    "point and no minimum; small ones beside λmax are usual.",
 )

@@ -68,4 +68,6 @@ MEASURE = Measure(
     on_request=True,
     flag="--cross-check",
     remarks=remarks,
+    about="The same eigenvalues by PyHessian, with residuals computed here. Two programs that "
+    "share no code agree, or the report says by how much they do not.",
 )

@@ -109,4 +109,9 @@ MEASURE = Measure(
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
     first=lambda session: 1.0,
     influence=lambda samples, result: samples.largest_gradient_norm(result),
+    about="R1, ρ times the largest gradient norm within distance ρ: the first-order flatness that "
+    "GAM minimises. Lower is flatter. It is a lower bound, the best point that a search "
+    "found. R0 ≤ R1 always, and at a minimum R1/ρ² tends to λmax as ρ shrinks; a ratio far "
+    "from 1 says that the ball reaches beyond the quadratic part, or that ‖∇L‖ is not "
+    "small.",
 )

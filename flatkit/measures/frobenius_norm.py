@@ -51,4 +51,7 @@ MEASURE = Measure(
     passes=lambda session: 60.0 * session.product_price,
     first=lambda session: 2.0 * session.product_price,
     on_space=True,
+    about="‖H‖, the root of the sum of the squared eigenvalues. It lies between λmax and the "
+    "trace in what it counts: many moderate eigenvalues raise it, thousands of tiny ones do "
+    "not.",
 )

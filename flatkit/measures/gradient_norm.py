@@ -28,4 +28,7 @@ MEASURE = Measure(
     run,
     read,
     influence=lambda samples, result: samples.gradient_norm(result),
+    about="‖∇L‖ at the checkpoint. Near 0 the checkpoint is close to a stationary point, and "
+    "R1/ρ² should meet λmax; a large norm says that training had not ended, and R1 and R0 "
+    "then hold the slope as well as the curvature.",
 )

@@ -136,4 +136,7 @@ MEASURE = Measure(
     figures={"layers": "flatkit.render.figures.spectra:layer_figure"},
     passes=lambda session: 60.0 * session.product_price * len(session.curved.space.layers()),
     first=lambda session: 60.0 * session.product_price,
+    about="λmax and trace of each layer's own block of the Hessian: where the curvature comes "
+    "from. Blocks leave out how layers interact, so that their λmax never exceeds that of "
+    "the whole; their traces add up to it.",
 )

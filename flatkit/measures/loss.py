@@ -44,4 +44,7 @@ MEASURE = Measure(
     read,
     passes=lambda session: len(session.splits) / 3,
     influence=lambda samples, result: samples.evaluation(result),
+    about="The mean loss L of the function that all other numbers describe, and on the test data. "
+    "Runs whose losses differ much differ in curvature for that reason alone: compare "
+    "flatness at equal losses.",
 )

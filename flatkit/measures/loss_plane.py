@@ -75,4 +75,6 @@ MEASURE = Measure(
     size=size,
     passes=lambda session: session.own(PlaneSettings).plane_points ** 2 / 3,
     first=lambda session: 3.0,  # three points along each axis
+    about="The loss on the plane of two such random directions. A random plane hardly meets the "
+    "few sharp directions of a network: planes are for seeing, λmax and R1 for comparing.",
 )

@@ -211,4 +211,8 @@ MEASURE = Measure(
     passes=lambda session: math.prod(
         (session.own(SliceSettings).slice_directions, session.own(SliceSettings).slice_points)
     ),
+    about="The loss along random lines through the weights, in steps measured by the size of each "
+    "filter, so that networks of different weight norms compare. The band is the standard "
+    "error over the lines. Wider valleys are flatter along the directions drawn, which are "
+    "not the sharpest ones.",
 )

@@ -78,4 +78,7 @@ MEASURE = Measure(
     settings=(BallSettings, MSharpnessSettings),
     on_request=True,
     asked_by="m_sharpness",
+    about="R0 of batches of m samples, each with a worst point of its own, on average: closer "
+    "than R0 to what SAM does in training, which perturbs batch by batch. Lower is flatter; "
+    "a lower bound.",
 )

@@ -47,4 +47,5 @@ MEASURE = Measure(
     passes=lambda session: 0.0,
     first=lambda session: 1.0,
     influence=lambda samples, result: samples.largest_gradient_norm(result),
+    about="The largest ‖∇L‖ within distance ρ itself, R1/ρ. Lower is flatter; a lower bound.",
 )

@@ -78,4 +78,7 @@ MEASURE = Measure(
     on_request=True,
     figures={"density": "flatkit.render.figures.spectra:density_figure"},
     passes=lambda session: 300.0 * session.product_price,
+    about="Where the eigenvalues lie, as a smoothed density of total mass 1. Of a trained "
+    "classifier most lie near 0, and a few, about as many as there are classes, stand "
+    "apart.",
 )

@@ -65,4 +65,7 @@ MEASURE = Measure(
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
     first=lambda session: 1.0,
     influence=lambda samples, result: samples.loss_increase(result),
+    about="R0, the most that the loss can rise within distance ρ of the weights: what SAM "
+    "minimises. Lower is flatter. It is a lower bound, the best point that a search found. "
+    "At a minimum 2 R0/ρ² tends to λmax as ρ shrinks.",
 )

@@ -15,6 +15,7 @@ from flatkit.version import __version__
 
 _STATISTICS = "flatkit.comparison.statistics", "statistics"
 """Module and function; by name, as statistics are made of results and not results of them."""
+_PAGE = "flatkit.render.html.document", "save_comparison"
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,18 @@ class Comparison(Shown):
             return cls([Entry.from_dict(entry) for entry in data["comparison"]])
         except (KeyError, TypeError) as error:
             raise ResultError(f"malformed comparison: {error!r}") from error
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the comparison as a page: one file that asks no network for anything.
+
+        It holds the verdict in words, tables that sort, the figures, planes that turn, how to
+        read each measure, caveats and where the numbers come from, and prints well.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        module, function = _PAGE
+        return getattr(import_module(module), function)(self, path)
 
     def save(self, path: str | Path) -> Path:
         """Write the comparison as one JSON file, whole or not at all."""

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from flatkit.results.result import Result
 from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
 from flatkit.results.showing import Shown, no_such, table_of
 from flatkit.version import __version__
+
+_PAGE = "flatkit.render.html.document", "save_report"
+"""Module and function; by name, as pages are made of results and not results of them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,6 +183,18 @@ class Report(Shown):
     def from_json(cls, text: str) -> "Report":
         """Read a report from its JSON text."""
         return cls.from_dict(parse(text, "a report"))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as a page: one file that asks no network for anything.
+
+        It holds a summary in words, the table, the figures, planes that turn, how to read each
+        measure, caveats and where the numbers come from, and prints well.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        module, function = _PAGE
+        return getattr(import_module(module), function)(self, path)
 
     def save(self, path: str | Path) -> Path:
         """Write the report as one JSON file, whole or not at all."""

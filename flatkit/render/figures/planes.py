@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy
 from matplotlib.figure import Figure
 
-from flatkit.errors import NothingToDrawError
+from flatkit.errors import NothingToDrawError, ResultError
 from flatkit.landscape.surface import Surface
 from flatkit.render.figures.maps import map_figure
 from flatkit.results.comparison import Comparison, Entry
@@ -29,7 +29,7 @@ def plane_figure(comparison: Comparison) -> Figure:
     >>> [axis.get_title() for axis in figure.axes][:1]
     ['sgd']
     """
-    planes = _planes(comparison)
+    planes = planes_of(comparison)
     if not _any_finite(planes):
         raise NothingToDrawError(
             "no run holds a plane with a finite loss; measure it with `measures` loss_plane"
@@ -37,7 +37,15 @@ def plane_figure(comparison: Comparison) -> Figure:
     return map_figure(planes)
 
 
-def _planes(comparison: Comparison) -> list[Surface]:
+def planes_of(comparison: Comparison) -> list[Surface]:
+    """Return the plane of each run that has one.
+
+    Raises:
+        ResultError: a plane is malformed.
+
+    >>> planes_of(Comparison([]))
+    []
+    """
     return [
         _plane(entry, result)
         for entry in comparison.entries
@@ -50,6 +58,14 @@ def _any_finite(planes: Sequence[Surface]) -> bool:
 
 
 def _plane(entry: Entry, result: Result) -> Surface:
+    try:
+        return _surface(entry, result)
+    except (KeyError, TypeError, ValueError) as error:
+        # It comes from a file: what is not of its shape is the file's fault.
+        raise ResultError(f"cannot draw the plane: malformed result ({error!r})") from error
+
+
+def _surface(entry: Entry, result: Result) -> Surface:
     settings = result.settings
     directions = {
         "kind": "random",

@@ -75,22 +75,26 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     """
     written: list[Path] = []
     for name, reference in of_results(comparison).items():
-        # Imported when it is its turn: what a package breaks does not take the others along.
-        figure = _draw(comparison, name, _import(reference))
+        figure = drawn(comparison, name, reference)
         if figure is not None:
             written += save_figure(figure, folder, name)
     return written
 
 
-def _import(reference: str) -> Draw:
-    module, _, function = reference.partition(":")
-    return getattr(import_module(module), function)
+def drawn(comparison: Comparison, name: str, reference: str) -> Figure | None:
+    """Return a figure, or None where the results hold nothing that it shows.
 
+    What draws it is imported now: what a package breaks does not take other figures along.
 
-def _draw(comparison: Comparison, name: str, draw: Draw) -> Figure | None:
-    """Return a figure, or None where the results hold nothing that it shows."""
+    Raises:
+        ResultError: a result is malformed.
+
+    >>> reference = "flatkit.render.figures.planes:plane_figure"
+    >>> drawn(Comparison([]), "plane", reference) is None
+    True
+    """
     try:
-        return draw(comparison)
+        return _import(reference)(comparison)
     except NothingToDrawError:
         return None
     except FlatkitError:
@@ -98,6 +102,11 @@ def _draw(comparison: Comparison, name: str, draw: Draw) -> Figure | None:
     except (KeyError, IndexError, TypeError, ValueError) as error:
         # The results come from a file: what is not of their shape is the file's fault.
         raise ResultError(f"cannot draw the {name}: malformed result ({error!r})") from error
+
+
+def _import(reference: str) -> Draw:
+    module, _, function = reference.partition(":")
+    return getattr(import_module(module), function)
 
 
 def _writer(figure: Figure, suffix: str) -> Callable[[BinaryIO], None]:
