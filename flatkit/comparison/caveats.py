@@ -5,6 +5,11 @@ from collections.abc import Mapping, Sequence
 from flatkit.measures.reading import Reading
 from flatkit.results.comparison import Comparison
 
+_FAR_APART = 2.0
+"""Ratio of two training losses beyond which curvature differs for that alone."""
+_VANISHING = 1e-3
+"""A cross-entropy below which all curvature vanishes with it."""
+
 
 def caveats(
     comparison: Comparison, runs: Mapping[str, Mapping[str, Reading]], differences: Sequence[str]
@@ -15,5 +20,75 @@ def caveats(
         comparison: the runs.
         runs: name -> key -> what is compared.
         differences: how the measured functions differ.
+
+    >>> from flatkit.results.comparison import Entry
+    >>> from flatkit.results.report import Report
+    >>> loss = lambda value: Reading("train_loss", "train loss", value, 0.0, "exact", "converged")
+    >>> trace = Reading("trace", "tr H", 9.0, 0.1, "standard_error", "converged", role="flatness")
+    >>> runs = {name: {"train_loss": loss(value), "trace": trace}
+    ...         for name, value in {"sgd": 0.1, "gam": 0.5}.items()}
+    >>> entries = [Entry(name, name, Report([])) for name in runs]
+    >>> caveats(Comparison(entries), runs, [])
+    ['the training losses differ 5-fold (sgd 0.1, gam 0.5): curvature falls with the loss itself,
+    so compare at equal loss before calling a method flat']
     """
-    return [f"different functions were measured: {line}" for line in differences]
+    flat = [reading for run in runs.values() for reading in run.values() if _is_flat(reading)]
+    found = [f"different functions were measured: {line}" for line in differences]
+    if not flat:
+        return found
+    losses = {name: run["train_loss"].value for name, run in runs.items() if "train_loss" in run}
+    return [*found, *_unequal(losses), *_vanishing(comparison, losses), *_free(comparison, flat)]
+
+
+def _is_flat(reading: Reading) -> bool:
+    return reading.role == "flatness"
+
+
+def _unequal(losses: Mapping[str, float]) -> list[str]:
+    if len(losses) < 2:
+        return []
+    low, high = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+    if losses[low] <= 0 or losses[high] / losses[low] < _FAR_APART:
+        return []
+    return [
+        f"the training losses differ {losses[high] / losses[low]:.2g}-fold ({low} "
+        f"{losses[low]:.3g}, {high} {losses[high]:.3g}): curvature falls with the loss itself, so "
+        "compare at equal loss before calling a method flat"
+    ]
+
+
+def _vanishing(comparison: Comparison, losses: Mapping[str, float]) -> list[str]:
+    names = [
+        entry.name
+        for entry in comparison.entries
+        if "cross_entropy" in str(entry.report.objective.get("loss", "")).lower()
+        and losses.get(entry.name, 1.0) < _VANISHING
+    ]
+    if not names:
+        return []
+    return [
+        f"the training loss of {_some(names)} nearly vanishes: all derivatives of a cross-entropy "
+        "vanish with it, whatever the shape of the minimum, and larger weights do the same"
+    ]
+
+
+def _free(comparison: Comparison, flat: Sequence[Reading]) -> list[str]:
+    """Say that weights can be rescaled, unless a measure that does not see it stands beside."""
+    if any(", adaptive" in reading.key or ", filter" in reading.key for reading in flat):
+        return []
+    kinds = [
+        str(kind)
+        for entry in comparison.entries
+        for kind in entry.report.objective.get("rescalable", ())
+    ]
+    if not kinds:
+        return []
+    return [
+        f"weights before {' and '.join(dict.fromkeys(kinds))} can be rescaled so that the network "
+        "stays the same and these numbers change (Dinh et al., 2017): measure R1 or R0 with "
+        "geometry='adaptive' beside them"
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"

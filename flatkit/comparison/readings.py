@@ -1,6 +1,8 @@
 """The numbers of results and reports, and which of them runs are compared by."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import hypot
 
 from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading, plain_readings
@@ -61,7 +63,40 @@ def compared(report: Report) -> dict[str, Reading]:
         for reading in readings(result) if result.measure in MEASURES else ():
             if reading.role != "detail":
                 found.setdefault(reading.key, reading)
+    found |= {gap.key: gap for gap in _gaps(found)}
     return dict(sorted(found.items(), key=lambda item: rank(item[1])))
+
+
+def _gaps(found: Mapping[str, Reading]) -> list[Reading]:
+    """Return by how much a network does worse on test data: what it fails to generalise."""
+    gaps = [
+        _gap(found, "test_loss", "train_loss", "loss_gap", "loss gap (test - train)"),
+        _gap(found, "train_accuracy", "test_accuracy", "accuracy_gap", "accuracy gap (%)"),
+    ]
+    return [gap for gap in gaps if gap is not None]
+
+
+def _gap(
+    found: Mapping[str, Reading], large: str, small: str, key: str, title: str
+) -> Reading | None:
+    """Return the difference of two readings on samples that have nothing to do with each other."""
+    if large not in found or small not in found:
+        return None
+    one, other = found[large], found[small]
+    errors = [r.sampling_error for r in (one, other) if r.sampling_error is not None]
+    blocks = [one.influence, other.influence]
+    paired = zip(*blocks, strict=True) if len(blocks[0]) == len(blocks[1]) else ()
+    return replace(
+        one,
+        key=key,
+        title=title,
+        value=one.value - other.value,
+        better="lower",
+        drawn=False,
+        place=2,
+        sampling_error=hypot(*errors) if len(errors) == len(blocks) else None,
+        influence=tuple(a - b for a, b in paired),
+    )
 
 
 def rank(reading: Reading) -> tuple[int, int, float]:

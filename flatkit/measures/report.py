@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
 from flatkit.files.store import Store
 from flatkit.measures.effort import EffortSettings
 from flatkit.measures.journal import kept
+from flatkit.measures.rescaling import rescalable
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
 from flatkit.measures.settings import AnalysisSettings, chosen
@@ -140,7 +142,9 @@ def plan(
 def _report(schedule: Schedule, command: Sequence[str], store: Store | None) -> Report:
     failed = {"journal_failed": store.failed} if store is not None and store.failed else {}
     about = {**schedule.describe(), **failed}
-    return schedule.session.make_report(schedule.results(), command, about)
+    report = schedule.session.make_report(schedule.results(), command, about)
+    kinds = rescalable(schedule.session.objective)
+    return replace(report, objective={**report.objective, "rescalable": kinds}) if kinds else report
 
 
 def _is_short(schedule: Schedule) -> bool:

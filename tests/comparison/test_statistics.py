@@ -1,0 +1,196 @@
+"""Intervals, tests and correlations against SciPy; what is called flattest, and why not."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from flatkit.comparison.correlation import kendall
+from flatkit.comparison.intervals import Part, combined, holm, interval
+from flatkit.results import Comparison, Entry, Report, Result
+
+RANDOM = np.random.default_rng(0)
+
+
+def report(trace, error=1e-6, blocks=None, catchment=None, status="converged", **losses):
+    influence = {} if blocks is None else {"influence": {"blocks": len(blocks), "values": blocks}}
+    found = [Result("trace", trace, error, "standard_error", settings=influence)]
+    for split, loss in losses.items():
+        found.append(Result("loss", loss, 0.0, settings={"split": split}))
+    if catchment is not None:
+        settings = {"rho": 1.0, "catchment": catchment}
+        found.append(
+            Result("first_order_flatness", trace, None, "lower_bound", status, settings=settings)
+        )
+    return Report(found)
+
+
+def groups(**values):
+    return Comparison(
+        [
+            Entry(f"{group}, seed {seed}", group, report(trace), seed=str(seed))
+            for group, traces in values.items()
+            for seed, trace in enumerate(traces)
+        ]
+    )
+
+
+def trace_of(comparison):
+    return comparison.statistics().quantities["trace"]
+
+
+def test_groups_of_common_seeds_are_compared_in_pairs_as_scipy_does():
+    seeds = RANDOM.normal(0, 5, 6)
+    sgd, gam = 20 + seeds + RANDOM.normal(0, 0.3, 6), 18 + seeds + RANDOM.normal(0, 0.3, 6)
+    (pair,) = trace_of(groups(sgd=sgd, gam=gam)).pairs
+    wanted = stats.ttest_rel(sgd, gam)
+    low, high = wanted.confidence_interval()
+    assert pair.paired_by == "seed" and pair.runs == 6 and pair.differs
+    assert pair.p == pytest.approx(wanted.pvalue, rel=1e-3)
+    assert (pair.low, pair.high) == pytest.approx((low, high), rel=1e-4)
+    assert trace_of(groups(sgd=sgd, gam=gam)).flattest == "gam"
+
+
+def test_groups_without_common_seeds_are_compared_as_welch_does():
+    sgd, gam = RANDOM.normal(20, 5, 5), RANDOM.normal(10, 1, 4)
+    entries = [
+        Entry(f"{g}{n}", g, report(x))
+        for g, xs in (("a", sgd), ("b", gam))
+        for n, x in enumerate(xs)
+    ]
+    (pair,) = trace_of(Comparison(entries)).pairs
+    wanted = stats.ttest_ind(sgd, gam, equal_var=False)
+    low, high = wanted.confidence_interval()
+    assert pair.paired_by == "none" and pair.runs == 4
+    assert pair.p == pytest.approx(wanted.pvalue, rel=1e-4)
+    assert (pair.low, pair.high) == pytest.approx((low, high), rel=1e-4)
+
+
+def test_two_runs_are_compared_block_by_block_of_their_samples():
+    shared = RANDOM.normal(0, 5, 25)
+    one, other = 20 + shared + RANDOM.normal(0, 1, 25), 18 + shared + RANDOM.normal(0, 1, 25)
+    entries = [
+        Entry(name, name, report(float(x.mean()), 0.0, x.tolist()))
+        for name, x in (("a", one), ("b", other))
+    ]
+    (pair,) = trace_of(Comparison(entries)).pairs
+    wanted = stats.ttest_rel(one, other)
+    assert pair.paired_by == "samples"
+    assert pair.p == pytest.approx(wanted.pvalue)
+    assert (pair.low, pair.high) == pytest.approx(tuple(wanted.confidence_interval()))
+    row = trace_of(Comparison(entries)).rows[0]
+    assert row.sampling == pytest.approx(stats.sem(one)) and row.seeds is None
+
+
+def test_the_errors_stand_apart():
+    entries = [
+        Entry(f"a{n}", "a", report(value, 0.5, [value - 1, value + 1]))
+        for n, value in enumerate([1.0, 2.0, 6.0])
+    ]
+    (row,) = trace_of(Comparison(entries)).rows
+    assert row.mean == 3 and row.solver == 0.5
+    assert row.seeds == pytest.approx(stats.sem([1.0, 2.0, 6.0]))
+    assert row.sampling == pytest.approx(1.0)
+
+
+def test_holm_and_combined_errors():
+    p = RANDOM.uniform(0, 0.2, 7)
+    order = np.argsort(p)
+    wanted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(7, 0, -1)))
+    assert np.asarray(holm(p))[order] == pytest.approx(wanted)
+    assert combined([Part(2.0, 3)]) == pytest.approx((2.0, 3))
+    found = interval(1.0, [Part(0.5, 7)], bound=0.2)
+    low, high = stats.t.interval(0.95, 7, loc=1.0, scale=0.5)
+    assert (found.low, found.high) == pytest.approx((low - 0.2, high + 0.2))
+    assert found.p == pytest.approx(2 * stats.t.sf(0.8 / 0.5, 7))
+
+
+def test_p_is_corrected_for_all_pairs_of_a_quantity():
+    quantity = trace_of(groups(a=[1, 2, 3.1], b=[2, 3.3, 4], c=[2.5, 3, 4.1]))
+    assert [pair.p_holm for pair in quantity.pairs] == holm([pair.p for pair in quantity.pairs])
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"a": [1.0, 1.1], "b": [9.0, 9.2]}, "3 are the least"),
+        ({"a": [1.0, 5.0, 2.0], "b": [2.0, 4.9, 3.0]}, "do not differ"),
+        ({"a": [1.0, 2.0, 3.0]}, "nothing to compare"),
+        ({"a": [1.0, 1.5, 2.0], "b": [2.0, 2.5, 3.0]}, "spread over seeds is not known"),
+    ],
+)
+def test_nobody_is_flattest_without_a_reason_that_is_said(values, why):
+    quantity = trace_of(groups(**values))
+    assert quantity.flattest is None and why in quantity.why
+
+
+@pytest.mark.parametrize(("ratio", "winner"), [(1.5, None), (4.0, "a")])
+def test_lower_bounds_are_told_apart_beyond_what_the_searches_leave_open(ratio, winner):
+    searched = {"searches": 9, "near_best": 4, "leaves_open": 1.0}
+    entries = [
+        Entry(name, name, report(value, catchment=searched, status="kinks"))
+        for name, value in (("a", 1.0), ("b", ratio))
+    ]
+    found = Comparison(entries).statistics()
+    assert found.quantities["first_order_flatness_over_rho_squared[rho=1.0]"].flattest == winner
+
+
+def scattered(runs):
+    return np.round(RANDOM.normal(size=runs), 1), np.round(RANDOM.normal(size=runs), 1)
+
+
+@pytest.mark.parametrize("runs", [5, 12, 40])
+def test_rank_correlations_are_those_of_scipy(runs):
+    one, other = scattered(runs)
+    assert kendall(one, other) == pytest.approx(stats.kendalltau(one, other).statistic)
+    assert kendall([1.0] * runs, other) is None
+
+
+def grid(trace, gap, lrs=(1, 2, 3), groups=("sgd", "gam")):
+    entries = []
+    for group in groups:
+        for lr in lrs:
+            loss = 0.1
+            found = report(trace(group, lr), train=loss, test=loss + gap(group, lr))
+            training = {"lr": lr, "optimizer": group, "seed": 0}
+            found = Report(found.results, checkpoint={"training": training})
+            entries.append(Entry(f"{group} {lr}", group, found))
+    return Comparison(entries)
+
+
+def test_a_correlation_that_one_setting_makes_is_granulated_away():
+    # Between the groups both grow together; within a group, along lr, they fall apart.
+    comparison = grid(lambda g, lr: 10 * (g == "sgd") + lr, lambda g, lr: 10 * (g == "sgd") - lr)
+    found = {c.key: c for c in comparison.statistics().correlations}
+    plain, fine = found["trace ~ loss_gap"], found["trace ~ loss_gap, granulated"]
+    assert plain.tau == pytest.approx((9 - 6) / 15)
+    assert fine.tau == pytest.approx((1 + -1) / 2)  # over the optimizer, over lr
+    assert "6 runs say little" in plain.warning and plain.low < plain.tau < plain.high
+    assert "granulated over optimizer, lr" in fine.title or "lr, optimizer" in fine.title
+    many = grid(lambda g, lr: lr, lambda g, lr: lr, lrs=range(5))
+    assert all(c.warning == "" for c in many.statistics().correlations)
+
+
+def test_the_gap_is_test_minus_train_with_the_errors_of_both():
+    settings = [
+        {"split": split, "sampling_error": error}
+        for split, error in (("train", 0.3), ("test", 0.4))
+    ]
+    losses = [Result("loss", v, 0.0, settings=s) for v, s in zip((1.0, 1.5), settings, strict=True)]
+    comparison = Comparison([Entry("a", "a", Report(losses))])
+    gap = comparison.statistics().quantities["loss_gap"]
+    assert gap.rows[0].mean == 0.5 and gap.rows[0].sampling == pytest.approx(0.5)
+
+
+def test_caveats_are_said_where_they_apply():
+    def of(loss, objective):
+        found = report(1.0, train=loss)
+        return Report(found.results, objective={"loss": "cross_entropy", **objective})
+
+    def said(*losses, **objective):
+        entries = [Entry(str(n), str(n), of(x, objective)) for n, x in enumerate(losses)]
+        return " / ".join(Comparison(entries).statistics().caveats)
+
+    assert said(0.5, 0.6) == ""
+    assert "differ 3-fold (0 0.2, 1 0.6)" in said(0.2, 0.6)
+    assert "nearly vanishes" in said(1e-4, 1.5e-4)
+    assert "before ReLU can be rescaled" in said(0.5, 0.6, rescalable=["ReLU"])
