@@ -154,6 +154,11 @@ class Store:
         """
         return self._read(_BLOBS, key)
 
+    @property
+    def has_blobs(self) -> bool:
+        """Whether it holds bytes of any key."""
+        return bool(self._rows("SELECT 1 FROM entries WHERE kind = ? LIMIT 1", _BLOBS))
+
     def remove(self) -> None:
         """Close and delete the file: what it was for is done."""
         self._close()

@@ -80,6 +80,9 @@ def kept(
 ) -> Generator[Store, None, None]:
     """Keep the dear passes of all objectives of a session in a file.
 
+    However the analysis ends, by a failure too, the file stays only if it holds the answer of such
+    a pass: what was quick (as everything of a small network) is computed sooner than it is kept.
+
     Args:
         session: which has computed nothing yet.
         path: of the journal.
@@ -91,7 +94,11 @@ def kept(
     """
     with journal(path, session.objective, session.settings, fresh=fresh) as store:
         session.keep = partial(keep_passes, store=store)
-        yield store
+        try:
+            yield store
+        finally:
+            if not store.has_blobs:
+                store.remove()
 
 
 def keep_passes(objective: Objective, store: Store) -> Objective:

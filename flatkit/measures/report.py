@@ -60,7 +60,7 @@ def analyze(
         command: kept in the report.
         journal: a file in which passes that take long are kept, so that the same call goes on after
             it was stopped, with more budget, or for other measures. It is removed where all was
-            done within a minute.
+            done within a minute, and where no pass took long, also after a failure.
         fresh: forget what the journal holds.
         **changes: single settings by name, e.g. `rho=[0.05], dtype="float64"`.
 

@@ -15,6 +15,7 @@ import flatkit
 from flatkit.errors import (
     InterruptedAnalysis,
     InvalidArgumentError,
+    NonFiniteError,
     NotSymmetricError,
     ResultError,
 )
@@ -219,6 +220,31 @@ def test_a_journal_of_other_weights_or_settings_is_refused(tmp_path):
     with pytest.raises(ResultError, match=r"of another job .*seed: 0 there, 1 here"):
         analyze_with_journal(path, seed=1)
     assert analyze_with_journal(path, budget=60.0, measures=["trace"]).result("trace")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e6], ids=["dear", "quick"])
+def test_a_journal_stays_after_a_budget_only_if_it_holds_a_dear_pass(
+    tmp_path, monkeypatch, seconds
+):
+    monkeypatch.setattr("flatkit.objective.kept.LEAST_SECONDS", seconds)
+    path = tmp_path / "report.json.journal"
+    report = analyze(budget=20.0, journal=path)
+    assert report.analysis["ended"] == "budget"
+    assert path.exists() == (seconds == 0.0)
+
+
+@pytest.mark.parametrize("dear", [False, True])
+def test_a_failed_analysis_leaves_no_empty_journal(tmp_path, monkeypatch, dear):
+    def fail(self, vector):
+        raise NonFiniteError("for the test")
+
+    monkeypatch.setattr("flatkit.objective.kept.LEAST_SECONDS", 0.0 if dear else 1e6)
+    monkeypatch.setattr(HessianOperator, "matvec", fail)
+    path = tmp_path / "report.json.journal"
+    with pytest.raises(NonFiniteError):
+        analyze(journal=path)
+    assert path.exists() == dear
+    assert [left.suffix for left in tmp_path.iterdir()] == [".journal"] * dear
 
 
 @pytest.mark.parametrize(
