@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage mutate \
-	bench faults architectures fuzz-models real-weights experiment notebooks clean
+	docs bench faults architectures fuzz-models real-weights experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
 
 help: ## list the targets
@@ -69,6 +69,9 @@ coverage: $(READY) ## the everyday tests, and which lines they reach; fails belo
 mutate: $(READY) ## break N seeded places of the mathematics, see which faults the tests miss
 	nice $(BIN)/python -m benchmarks.mutation --count $(N)
 
+docs: $(READY) ## build the documentation into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: $(READY) ## measure speed against peers, in pairs
 	$(BIN)/python -m benchmarks.main_job
 
@@ -93,4 +96,4 @@ notebooks: $(READY) ## execute the notebooks in place
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-oldest .venv-newest demo dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest demo dist build site .pytest_cache .ruff_cache

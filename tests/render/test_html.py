@@ -78,7 +78,7 @@ def test_the_same_results_make_the_same_bytes():
 def test_the_numbers_are_those_of_the_results_and_cells_sort_by_them():
     table = Parts(shown("one"))
     assert table.cells["value"][4:6] == ["1.0000", "0.5000"]
-    assert [a.get("data-number") for t, a in table.tags if a.get("data-label") == "value"][
+    assert [a.get("data-number") for _, a in table.tags if a.get("data-label") == "value"][
         4
     ] == "1.0"
     groups = Parts(shown("several"))

@@ -124,7 +124,7 @@ def claim_table(comparison: Comparison) -> Table:
         [
             Cell(str(claim.get("claim"))),
             Cell(entry.name),
-            Cell(str(claim.get("verdict")), mark=_VERDICTS.get(claim.get("verdict"), "open")),
+            Cell(str(claim.get("verdict")), mark=_VERDICTS.get(str(claim.get("verdict")), "open")),
             Cell(str(claim.get("reason", ""))),
         ]
         for entry in comparison.entries

@@ -292,3 +292,12 @@ def test_all_is_reached_by_the_keyboard(visit):
             page.evaluate("document.activeElement.closest('section, header')?.id ?? 'header'")
         )
     assert {"header", "numbers", "figures", "planes", "provenance"} <= reached
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_number_is_broken_over_two_lines(visit, width):
+    page = visit("several", width)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    heights = page.evaluate("""() => [...document.querySelectorAll('td[data-number]')].map((one) =>
+      (one.clientHeight - 8) / parseFloat(getComputedStyle(one).fontSize))""")
+    assert len(heights) > 50 and max(heights) < 2.4
