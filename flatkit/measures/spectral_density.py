@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from flatkit.measures.session import Session
     from flatkit.spectrum.density import Density
 
+_ERROR_IS = (
+    "root of two squares: the standard error of the curve over the random starts, wider where they "
+    "are few, and how far apart, within the distance of two nodes, the two rules lie whose mean it is"
+)
 _PRODUCTS = 8 * 60
 """What it takes in the end, about."""
 
@@ -44,6 +48,7 @@ def _results(
             {"density": found.error.tolist()},
             error_kind="standard_error",
             settings={
+                "error_is": _ERROR_IS,
                 "bandwidth": found.bandwidth,
                 "mass": found.mass,
                 "mean": found.mean,

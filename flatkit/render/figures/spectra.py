@@ -21,8 +21,9 @@ _BLOCKS = {"top": "top eigenvalue of the block", "trace": "trace of the block"}
 def density_figure(comparison: Comparison) -> Figure:
     """Draw the spectral densities, on a linear and on a logarithmic axis.
 
-    The band is ± one standard error over the probes; a dashed line is λmax where it was
-    measured. Nothing finer than the bandwidth, which the caption names, is resolved.
+    The band is ± the error of the curve, which holds more than the standard error over the starts
+    (`error_is` of the result); a dashed line is λmax where it was measured. Nothing finer than the
+    bandwidth, which the caption names, is resolved.
 
     Raises:
         NothingToDrawError: no run has a density.
@@ -53,9 +54,11 @@ def density_figure(comparison: Comparison) -> Figure:
         legend_above(figure, run_handles(style))
         tidy(axes)
         widths, masses = (_range(list(found.values()), name) for name in ("bandwidth", "mass"))
+        wider = all("error_is" in result.settings for result in found.values())
+        band = "standard error and what rules may lack" if wider else "one standard error"
         footnote(
             figure,
-            f"Gaussians of standard deviation {widths}; mass {masses}; band: ± one standard error; "
+            f"Gaussians of standard deviation {widths}; mass {masses}; band: ± {band}; "
             "dashed: λmax" + over_runs(comparison),
         )
     return figure
