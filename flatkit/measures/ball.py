@@ -1,5 +1,6 @@
 """What the searches in the balls of all radii share: the quadratic model, starts, noise, kinks."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,12 +42,19 @@ class Search(NamedTuple):
 
 
 class SearchInBall:
-    """One search, a piece at a time, and what it cost so far."""
+    """One search, a piece at a time, and what it cost so far.
+
+    Attributes:
+        cost: so far.
+        done: whether nothing is left to do.
+        settled: whether a further round promises next to nothing.
+    """
 
     def __init__(self, session: "Session", steps: Steps[BallMaximum]) -> None:
         self._session, self._steps = session, steps
         self._ask: Callable[[], BallMaximum] | None = None
-        self.cost, self.done = Cost(), False
+        self.cost, self.done, self.settled = Cost(), False, False
+        self._round, self._value = 0, -math.inf
 
     def step(self) -> bool:
         """Do the next piece of work; return whether there was any."""
@@ -56,6 +64,19 @@ class SearchInBall:
         self.done = ask is None
         self._ask = ask or self._ask
         return not self.done
+
+    def end_round(self, number: int, least_gain: float) -> None:
+        """Settle for the value if the first ascent has ended and this round gained too little.
+
+        Args:
+            number: of the round, higher than those before; a second call changes nothing.
+            least_gain: that is worth another round, relative to the value.
+        """
+        found = self.found
+        if found is None or number <= self._round:
+            return
+        gain, self._round, self._value = found.value - self._value, number, found.value
+        self.settled = found.phases > 0 and gain <= least_gain * abs(found.value)
 
     @property
     def spent(self) -> int:
@@ -196,11 +217,11 @@ class Ball:
         return process is not None and process.begun
 
     def is_searching(self, which: Quantity, rho: float) -> bool:
-        """Whether a search has begun and its budget is not spent."""
-        process = self.processes.get((which, rho))
-        return (
-            process is not None and not process.done and process.spent < self.session.search_budget
-        )
+        """Whether a search has begun, promises more, and its budget is not spent."""
+        process, budget = self.processes.get((which, rho)), self.session.search_budget
+        if process is None or process.done or process.settled:
+            return False
+        return process.spent < budget
 
     def look_at_loss_maximiser(self, rho: float) -> None:
         """Find the gradient norm where the search of the loss has ended. Cost: a gradient.

@@ -78,10 +78,11 @@ class BallSettings:
     )
     search_budget: int | None = setting(
         None,
-        "Gradients for each search in a ball, about; a Hessian-vector product counts as 2.",
+        "Gradients for each search in a ball, about; a Hessian-vector product counts as 2 or 3.",
         check=check_count,
         group="Flatness",
-        default_text=f"{SEARCH_BUDGET}, with --full {FULL_SEARCH_BUDGET}",
+        default_text=f"{SEARCH_BUDGET}, fewer where a round gains nothing; with --full "
+        f"{FULL_SEARCH_BUDGET}",
     )
 
     def __post_init__(self) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _ERROR_IS = (
     "root of two squares: the standard error of the curve over the random starts, wider where they "
-    "are few, and how far apart, within the distance of two nodes, the two rules lie whose mean it is"
+    "are few, and how far apart, within the distance of two nodes, the two rules lie whose mean it "
+    "is"
 )
 _PRODUCTS = 8 * 60
 """What it takes in the end, about."""

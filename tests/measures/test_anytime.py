@@ -222,6 +222,17 @@ def test_a_journal_of_other_weights_or_settings_is_refused(tmp_path):
     assert analyze_with_journal(path, budget=60.0, measures=["trace"]).result("trace")
 
 
+def test_searches_settle_unless_a_number_of_gradients_or_all_of_them_was_asked_for():
+    given = {"measures": ["zeroth_order_sharpness", "first_order_flatness"], "rho": [0.03, 0.1]}
+    usual, asked = analyze(**given), analyze(**given, search_budget=150)
+    full = analyze(**given, full=True)
+    spent = [report.analysis["gradients"] for report in (usual, asked, full)]
+    assert spent[0] < 0.75 * spent[1] < spent[2]
+    for found, best in zip(usual, full, strict=True):
+        assert 0.99 * best.value <= found.value <= best.value * (1 + 1e-9)
+    assert usual.analysis["ended"] == "done"
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e6], ids=["dear", "quick"])
 def test_a_journal_stays_after_a_budget_only_if_it_holds_a_dear_pass(
     tmp_path, monkeypatch, seconds
