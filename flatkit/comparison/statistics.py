@@ -272,13 +272,13 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
         parts.append(Part(solver))
     elif solver is not None:
         bound = solver
-    known = solver is not None or seeds is not None
+    known = solver is not None or seeds is not None  # else there is an interval, but no verdict
     single = len(one.readings) != len(other.readings) and 1 in (
         len(one.readings),
         len(other.readings),
     )
     stuck = seeds is not None and seeds.error == 0  # of equal differences no spread is known
-    usable = known and not single and not (stuck and difference)
+    usable = (known or sampling is not None) and not single and not (stuck and difference)
     few = 0.0 if sampling is None else one.bias - other.bias
     found = interval(difference - few, parts, bound) if usable else None
     by: PairedBy = "samples" if seeds is None and sampling is not None else "none"
@@ -288,7 +288,7 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
         difference=difference,
         low=None if found is None else found.low,
         high=None if found is None else found.high,
-        p=None if found is None else found.p,
+        p=found.p if found is not None and known else None,
         p_holm=None,
         runs=runs,
         paired_by="seed" if by_seed else by,
@@ -372,7 +372,9 @@ def _flattest(
     for pair in (pair for pair in pairs if best.name in (pair.first, pair.second)):
         other = pair.second if pair.first == best.name else pair.first
         if pair.p_holm is None:
-            return None, f"of {best.name} and {other} the spread over seeds is not known"
+            bounded = len(best.readings) == 1 and first.error_kind == "lower_bound"
+            what = "how well their balls were searched" if bounded else "the spread over seeds"
+            return None, f"of {best.name} and {other} {what} is not known"
         if not pair.differs or sign * pair.difference * (1 if pair.first == best.name else -1) > 0:
             return None, f"{best.name} and {other} do not differ (p = {pair.p_holm:.2g})"
     return best.name, _grounds(cells, pairs)

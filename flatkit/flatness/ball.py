@@ -1,7 +1,7 @@
 """Maximise a function over a ball, a gradient at a time: the best point that is known so far."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -41,6 +41,7 @@ class BallMaximum:
         evaluations: of the function, also next to a point for a secant.
         ascents: of its gradient.
         gradients: what all that cost, in gradients of the loss.
+        ends: the values at which ascents from independent starts ended, by the name of the start.
         phases: of the search that have ended: the ascent from the best start, then rounds.
     """
 
@@ -56,6 +57,7 @@ class BallMaximum:
     ascents: int
     gradients: int
     phases: int
+    ends: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @ordinary_torch()
@@ -248,6 +250,7 @@ class Search:
             ascents=search.ascents,
             gradients=search.spent,
             phases=self._rounds.phases,
+            ends={iterate.name: led_to.value for iterate, led_to in self._rounds.ended},
         )
 
     def _status(self) -> Status:

@@ -46,6 +46,8 @@ class Rounds:
     Attributes:
         kinked: whether an ascent ended although the slope there promised more.
         phases: that have ended: the first ascent, and rounds.
+        ended: the ascents that came to an end on their own, each with the iterate that it led to:
+            itself, or the best one if it was left close to that.
         looked_elsewhere: whether the best of other starts was ascended from too, or there are none.
     """
 
@@ -56,6 +58,7 @@ class Rounds:
     kinked: bool = False
     looked_elsewhere: bool = False
     phases: int = 0
+    ended: list[tuple[Iterate, Iterate]] = field(default_factory=list[tuple[Iterate, Iterate]])
     _seen: list[Tensor] = field(default_factory=list[Tensor])
 
     def run(self) -> Iterator[None]:
@@ -118,11 +121,17 @@ class Rounds:
             best = self.search.best
             if iterate is best:
                 return True
-            near = float((iterate.u - best.u).norm()) < _SAME_MAXIMUM * self.search.radius
-            return not near and iterate.value > _HOPELESS * best.value
+            return not self._is_near(best, iterate) and iterate.value > _HOPELESS * best.value
 
         yield from ascend(self.search, iterate, worthwhile)
+        best = self.search.best
+        if iterate.name != NAME:
+            self.ended.append((iterate, best if self._is_near(best, iterate) else iterate))
         self.kinked = self.kinked or self.ends_at_kink(iterate)
+
+    def _is_near(self, best: Iterate, iterate: Iterate) -> bool:
+        """Return whether an ascent leads to the maximum of the best, whatever its value is yet."""
+        return float((iterate.u - best.u).norm()) < _SAME_MAXIMUM * self.search.radius
 
     def _round(self, waiting: list[Iterate]) -> Iterator[None]:
         """Let the better half of some starts take a step, and ascend from the best quarter."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum
+from flatkit.flatness.catchment import Catchment, catchment
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import NUM_VECTORS, grown, search_starts
 from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel, Quantity, ScaledOperator
@@ -31,7 +32,7 @@ _FROM_GRADIENT = 8
 """Products beyond the Krylov space, from the gradient on: what the model of R0 needs."""
 _BYTES = 2**28
 """Bytes of these vectors and their products; at least two of them are made."""
-_SMALLER = "smaller radius"
+_SMALLER, _OF_LOSS = "smaller radius", "loss maximiser"
 
 
 class Search(NamedTuple):
@@ -248,7 +249,7 @@ class Ball:
             if quantity == which and radius < rho
         ]
         if which == "gradient_norm":
-            others += [("loss maximiser", found) for r, found in self._crossed.items() if r <= rho]
+            others += [(_OF_LOSS, found) for r, found in self._crossed.items() if r <= rho]
         for name, found in others:
             if found is not None and found.value > best.value:
                 best = replace(
@@ -276,8 +277,14 @@ class Ball:
             "stationarity": found.stationarity,
             "linear_gap": found.linear_gap,
             "evaluations": found.evaluations,
+            "catchment": self._catchment(found).describe(),
             "seed": self.session.own(ObjectiveSettings).seed,
         }
+
+    def _catchment(self, found: BallMaximum) -> Catchment:
+        """Return how well a ball was searched, by the starts that no other search led to."""
+        ends = [v for name, v in found.ends.items() if name not in (_SMALLER, _OF_LOSS)]
+        return catchment(ends, found.value)
 
     def _starts(self, which: Quantity, rho: float) -> Iterator[Start]:
         """Yield starts: the step along the gradient, what is known of this ball, the model's."""
@@ -305,7 +312,7 @@ class Ball:
         if smaller is not None:
             known[_SMALLER] = self.processes[which, smaller].found
         if which == "gradient_norm" and ("loss", rho) in self.processes:
-            known["loss maximiser"] = self.processes["loss", rho].found
+            known[_OF_LOSS] = self.processes["loss", rho].found
         return {name: found for name, found in known.items() if found is not None}
 
     def model_steps(self) -> Iterator[int]:
