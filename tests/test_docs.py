@@ -71,7 +71,9 @@ def test_the_reference_holds_every_public_name(hooks):
         public = {
             name
             for name in module.__all__
-            if not (name.startswith("__") or room == "flatkit" and f"flatkit.{name}" in hooks.ROOMS)
+            if not (
+                name.startswith("__") or (room == "flatkit" and f"flatkit.{name}" in hooks.ROOMS)
+            )
         }
         listed = hooks.names(room)
         assert set(listed) == public, room

@@ -10,7 +10,19 @@ from flatkit.comparison.statistics import statistics
 from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading
 from flatkit.results.comparison import Comparison
-from flatkit.results.status import in_words
+from flatkit.results.status import Status, in_words
+
+_FEW = 3
+"""Measurements of one status that are named one by one."""
+_ENDED: dict[str, str] = {
+    Status.KINKS: "ended at kinks, where the gradient jumps: their bounds hold, and what they "
+    "leave open counts in the verdict",
+    Status.BUDGET: "ended with their budget: their bounds hold, more work may raise them",
+    Status.INTERRUPTED: "were interrupted: their bounds hold, more work may raise them",
+    Status.ROUNDING: "are hidden by rounding of the dtype; float64 helps",
+    Status.SEARCH_MISSED_MAXIMUM: "missed a larger value that another search proves",
+}
+"""How searches in balls ended, in words that follow their number."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +165,18 @@ def summarise(comparison: Comparison) -> Summary:
 
 
 def _unconverged(runs: Mapping[str, Mapping[str, Reading]], titles: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name}: {reading.title} ({in_words(reading.status)})"
-        for name, run in runs.items()
-        for key, reading in run.items()
-        if key in titles and not reading.converged
-    ]
+    """Return what did not converge, one by one where it is little, else a line for each status."""
+    readings = [(n, r) for n, run in runs.items() for key, r in run.items() if key in titles]
+    lines: list[str] = []
+    for status in dict.fromkeys(r.status for _, r in readings if not r.converged):
+        those = [(name, reading) for name, reading in readings if reading.status == status]
+        searches = all(reading.error_kind == "lower_bound" for _, reading in those)
+        if len(those) <= _FEW and not searches:
+            lines += [f"{name}: {reading.title} ({in_words(status)})" for name, reading in those]
+        elif searches:
+            of = sum(reading.error_kind == "lower_bound" for _, reading in readings)
+            lines.append(f"{len(those)} of {of} searches {_ENDED.get(status, in_words(status))}")
+        else:
+            whose = dict.fromkeys(reading.title for _, reading in those)
+            lines.append(f"{len(those)} numbers ({in_words(status)}): {', '.join(whose)}")
+    return lines
