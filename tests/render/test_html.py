@@ -11,6 +11,8 @@ import pytest
 
 from flatkit.errors import OutputError
 from flatkit.render.html.document import page
+from flatkit.render.html.sentences import summary
+from flatkit.render.notation import significant
 from flatkit.results import Comparison, Entry, Report, Result, load_results
 from flatkit_cli.main import main
 from tests.render.html_samples import EVERY, HOSTILE_NAME, ONE, SEVERAL
@@ -176,3 +178,35 @@ assert "torch" not in sys.modules
     assert load_results(files[0]) == SEVERAL
     assert main(["compare", *files, "--html", str(tmp_path)]) == 1
     assert "folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("norm", "r1_over", "words"),
+    [
+        (1e-6, 3.1, "1.03 × λmax, as the theory says of a minimum"),
+        (0.2, 5.0, "lifts R1/ρ² by up to ‖∇L‖/ρ = 2.00"),  # 3 + 0.2/0.1
+        (0.2, 9.0, "3.00 × λmax, away from the 1 of a minimum"),
+        (1e-6, 9.0, "3.00 × λmax, away from the 1 of a minimum"),
+    ],
+)
+def test_a_summary_says_why_flatness_and_curvature_differ(norm, r1_over, words):
+    found = Report(
+        [
+            Result("gradient_norm", norm, 0.0),
+            Result("top_eigenvalues", [3.0], [1e-6], "residual"),
+            *(
+                Result("first_order_flatness", over * rho**2, None, "lower_bound",
+                       settings={"rho": rho})
+                for rho, over in ((0.5, 100.0), (0.1, r1_over))
+            ),
+        ]
+    )  # fmt: skip
+    assert words in " ".join(summary(found))
+
+
+def test_the_three_errors_of_a_group_stand_apart():
+    cells = Parts(shown("several")).cells
+    rows = SEVERAL.statistics().quantities["trace"].rows
+    at = next(n for n, mean in enumerate(cells["mean"]) if mean == "73.07")
+    assert cells["seeds"][at] == significant(rows[0].seeds, 2)
+    assert (cells["solver"][at], cells["data sample"][at]) == ("0.10", "not known")

@@ -110,7 +110,7 @@ def _of_several(comparison: Comparison, faults: list[str]) -> dict[str, Any]:
     more: list[tables.Table] = []
     if statistics is not None and summary is not None:
         first = tables.group_tables(summary, statistics)
-        more = [tables.pair_table(statistics)]
+        more = [tables.pair_table(statistics), tables.error_table(statistics)]
         more += [tables.correlation_table(statistics)] if statistics.correlations else []
     more.append(tables.claim_table(comparison))
     runs = tables.run_tables(comparison)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from flatkit.comparison.readings import compared
 from flatkit.measures.reading import Reading
 from flatkit.measures.registry import MEASURES
+from flatkit.render.notation import significant
 from flatkit.render.readings import error_text, value_text
 from flatkit.render.samples import subsets
 from flatkit.results.comparison import Comparison
@@ -67,11 +68,11 @@ def summary(report: Report) -> list[str]:
 
 
 def _fits(found: Sequence[Reading]) -> str:
-    told = [f"{one.title} {value_text(one)}" for one in found if one.measure in _FIT]
+    told = [f"{one.title} {value_text(one)}" for one in found if one.key in _FIT]
     return f"The network fits with {', '.join(told)}." if told else ""
 
 
-_FIT = ("loss", "accuracy")
+_FIT = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
 
 
 def _telling(found: Sequence[Reading]) -> list[Reading]:
@@ -91,7 +92,8 @@ def _sentence(one: Reading) -> str:
     elif one.error_kind == "exact":
         error = "exact over these samples"
     open_end = "" if one.converged else f"; not converged: {in_words(one.status)}"
-    return f"The {one.title} is {value} ({error}{open_end})."
+    the = "The " if one.title[0].islower() else ""  # a symbol has no article
+    return f"{the}{one.title} is {value} ({error}{open_end})."
 
 
 def _theory(found: Sequence[Reading]) -> str:
@@ -101,14 +103,20 @@ def _theory(found: Sequence[Reading]) -> str:
     if top is None or ball is None or top.value <= 0 or ball.rho is None:
         return ""
     ratio = ball.value / top.value
-    near = 0.9 <= ratio <= 1.1
-    said = (
-        "as the theory says of a minimum: two ways of computing agree"
-        if near
-        else "far from the 1 of a minimum with a quadratic loss: the gradient is not small there, "
-        "the ball reaches beyond the quadratic part, or the search did not find the maximum"
+    said = f"In the smallest ball, of ρ = {ball.rho:g}, R1/ρ² is {ratio:.2f} × λmax"
+    if 0.9 <= ratio <= 1.1:
+        return f"{said}, as the theory says of a minimum: two ways of computing agree."
+    norm = next((one.value for one in found if one.key == "gradient_norm"), 0.0)
+    lift = norm / ball.rho
+    if 0.1 * top.value < lift and ball.value <= 1.1 * (top.value + lift):
+        return (
+            f"{said}: the checkpoint is not quite a minimum, and the gradient that is left "
+            f"lifts R1/ρ² by up to ‖∇L‖/ρ = {significant(lift, 3)}."
+        )
+    return (
+        f"{said}, away from the 1 of a minimum with a quadratic loss: the ball reaches beyond the "
+        "quadratic part, or the search did not find the maximum."
     )
-    return f"In the smallest ball, of ρ = {ball.rho:g}, R1/ρ² is {ratio:.2f} × λmax, {said}."
 
 
 def unconverged(comparison: Comparison) -> list[Ended]:

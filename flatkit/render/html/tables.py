@@ -52,6 +52,10 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     legend: str = ""
 
+    def is_text(self, column: int) -> bool:
+        """Return whether a column holds no number, so that it stands to the left."""
+        return all(row[column].number is None for row in self.rows)
+
 
 _COST = ("L", "∇L", "Hv", "s")
 _OF_REPORT = (
@@ -118,19 +122,21 @@ def claim_table(comparison: Comparison) -> Table:
     >>> claim = {"claim": "R0 ≤ R1", "verdict": "holds", "reason": "by 3 %"}
     >>> report = Report([Result("verdict", [claim])])
     >>> [[c.text for c in row] for row in claim_table(Comparison([Entry("a", "a", report)])).rows]
-    [['R0 ≤ R1', 'a', 'holds', 'by 3 %']]
+    [['R0 ≤ R1', 'holds', 'by 3 %']]
     """
+    several = len(comparison.entries) > 1
     rows = [
         [
             Cell(str(claim.get("claim"))),
-            Cell(entry.name),
+            *([Cell(entry.name)] if several else []),
             Cell(str(claim.get("verdict")), mark=_VERDICTS.get(str(claim.get("verdict")), "open")),
             Cell(str(claim.get("reason", ""))),
         ]
         for entry in comparison.entries
         for claim in _claims(entry.report)
     ]
-    return Table("Does the theory hold here?", ("claim", "run", "verdict", "why"), rows)
+    columns = ("claim", *(["run"] if several else []), "verdict", "why")
+    return Table("Does the theory hold here?", columns, rows)
 
 
 _VERDICTS = {"holds": "flattest"}
@@ -272,6 +278,42 @@ def _interval(pair: Pair) -> Cell:
     if pair.low is None or pair.high is None:
         return Cell("not known")
     return Cell(f"{significant(pair.low, 3)} to {significant(pair.high, 3)}", pair.low)
+
+
+def error_table(statistics: Statistics) -> Table:
+    """Return the three errors of the mean of each group apart.
+
+    >>> from flatkit.comparison.statistics import GroupValue, Quantity
+    >>> value = GroupValue("gam", 3, 2.0, solver=0.01, seeds=0.1, sampling=None)
+    >>> quantity = Quantity("trace", "trace tr H", "lower", "flatness", [value], [], None, "")
+    >>> table = error_table(Statistics({"trace": quantity}, [], [], []))
+    >>> [cell.text for cell in table.rows[0]]
+    ['trace tr H', 'gam', '3', '2.000', '0.010', '0.10', 'not known']
+    """
+    rows = [
+        [
+            Cell(quantity.title),
+            Cell(value.group),
+            Cell(str(value.runs), value.runs),
+            Cell(significant(value.mean), value.mean),
+            *(_error(error) for error in (value.solver, value.seeds, value.sampling)),
+        ]
+        for quantity in statistics.quantities.values()
+        for value in quantity.rows
+    ]
+    columns = ("quantity", "group", "runs", "mean", "solver", "seeds", "data sample")
+    return Table("The three errors apart", columns, rows, _OF_ERRORS)
+
+
+_OF_ERRORS = (
+    "Of the mean of a group. Solver: how exactly the numbers were found. Seeds: the standard error "
+    "over the runs, unknown for one run. Data sample: the standard error over samples of the data, "
+    "at these weights."
+)
+
+
+def _error(error: float | None) -> Cell:
+    return Cell("not known") if error is None else Cell(significant(error, 2), error)
 
 
 def correlation_table(statistics: Statistics) -> Table:
