@@ -13,6 +13,7 @@ from . import verify as verify
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.loading import load as load
 from .comparison.compare import compare as compare
+from .comparison.track import track as track
 from .flatness.average import average_loss_increase as average_loss_increase
 from .flatness.geometry import Geometry as Geometry
 from .flatness.m_sharpness import m_sharpness as m_sharpness

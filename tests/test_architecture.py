@@ -19,6 +19,7 @@ NO_TORCH = {
         f"measures/{name}"
         for name in ("base", "reading", "registry", "settings", "shared_settings")
     ),
+    *(f"comparison/{name}" for name in ("curves", "overlap")),
     "verify/claims",
 }
 DRAWING = {"matplotlib", "plotly", "seaborn", "rich"}
@@ -187,6 +188,7 @@ def test_no_function_is_too_long(path):
                 "info",
                 "landscape",
                 "plot",
+                "track",
                 "train",
                 "verify",
             )

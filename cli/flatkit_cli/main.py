@@ -23,6 +23,7 @@ _COMMANDS = {
     "landscape": "draw the loss around, between and along checkpoints",
     "plan": "say what an analysis of a checkpoint would take",
     "plot": "draw the figures of saved reports and surfaces again",
+    "track": "measure every checkpoint of a training, as curves over its epochs",
     "verify": "say whether the theory of flatness holds at a checkpoint",
     "train": "train a network with SGD, AdamW, SAM or GAM",
 }

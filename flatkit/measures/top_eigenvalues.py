@@ -1,7 +1,8 @@
 """Largest eigenvalues of the Hessian, each with its residual."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatkit.measures.base import Draft, Measure
@@ -9,9 +10,23 @@ from flatkit.measures.reading import Reading, numbered
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results.result import Result
 from flatkit.results.status import Status
+from flatkit.settings import setting
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class EigenvectorSettings:
+    """Where eigenvectors are kept."""
+
+    eigenvectors: str | None = setting(
+        None,
+        "Folder for the eigenvectors of the largest eigenvalues, as NAME.npy of shape [k, P]; the "
+        "report names the file.",
+        group="Curvature",
+        metavar="DIR",
+    )
 
 
 def run(session: "Session") -> "Iterator[Draft]":
@@ -29,8 +44,31 @@ def run(session: "Session") -> "Iterator[Draft]":
             session.krylov.step()
             session.look_at(session.krylov)
             yield Draft(results, session.krylov.excess)
+        folder = session.own(EigenvectorSettings).eigenvectors
+        if folder is not None:
+            spread["eigenvectors"] = _save_vectors(session, folder)
         spread |= session.over_draws(session.top, session.eigenvalues)
         yield Draft(results, 1.0)
+
+
+def _save_vectors(session: "Session", folder: str) -> str:
+    """Write the eigenvectors, and return the name of the file, the same for the same weights."""
+    from hashlib import sha256
+    from io import BytesIO
+
+    import numpy as np
+
+    from flatkit.files.atomic import make_folder, write_atomically
+
+    vectors = session.top.vectors
+    assert vectors is not None  # every method for eigenvalues returns them
+    weights = session.curved.theta.detach().cpu().double().numpy().tobytes()
+    name = f"{sha256(weights).hexdigest()[:16]}.npy"
+    content = BytesIO()
+    np.save(content, vectors.detach().cpu().numpy())
+    make_folder(folder)
+    write_atomically(Path(folder) / name, lambda stream: stream.write(content.getvalue()))
+    return name
 
 
 def _products_to_first(session: "Session") -> int:
@@ -84,7 +122,7 @@ MEASURE = Measure(
     "largest eigenvalues of the Hessian",
     run,
     read,
-    settings=(CurvatureSettings,),
+    settings=(CurvatureSettings, EigenvectorSettings),
     passes=lambda session: 20.0 * session.product_price,
     first=lambda session: float(_products_to_first(session) * session.product_price),
     influence=lambda samples, result: samples.top_eigenvalues(result),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OF_RUNS: Mapping[str, str] = {
     "curvature": "flatkit.render.figures.curvature:curvature_figure",
     "series": "flatkit.render.figures.series:series_figure",
+    "track": "flatkit.render.figures.track:track_figure",
 }
 """Figures of several runs, whatever was measured."""
 _OF_LINES = {"line": "flatkit.render.figures.lines:curve_figure"}

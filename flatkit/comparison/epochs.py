@@ -1,0 +1,122 @@
+"""The checkpoints of a training: which files of a folder they are, and of which epochs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flatkit.checkpoints.loading import load
+from flatkit.errors import InvalidArgumentError
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".npz")
+_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+_NOT_OF_EPOCHS = ("ema.pt",)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A checkpoint on the way of a training.
+
+    Attributes:
+        path: of the file or folder.
+        run: what the training is called.
+        epoch: of the training, or what its program counts in the name of the file.
+    """
+
+    path: str
+    run: str
+    epoch: float
+
+
+def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list[Stop]:
+    """Return the checkpoints of folders, patterns and files, those of a run by epoch.
+
+    In a folder of flatkit those are `epoch-*.pt`, and `ckpt.pt` where it is of a later epoch; in
+    another one all files of weights, and folders such as `checkpoint-500`. A file that flatkit
+    wrote knows its epoch. Of others it is the last number in the name, or what stands in the file.
+
+    Args:
+        sources: folders, patterns or files.
+        entry: the part of the files that holds the weights.
+
+    Raises:
+        InvalidArgumentError: nothing was found, fewer than two epochs of a run, or two files of one
+            epoch.
+        CheckpointError: a file cannot be read, or nothing says of which epoch it is.
+    """
+    stops: dict[str, Stop] = {}
+    for source in sources:
+        for path in _files(Path(source)):
+            stop = _stop(path, entry)
+            stops.setdefault(str(path.resolve()), stop)
+    found = sorted(stops.values(), key=lambda stop: (_order(stop, stops), stop.epoch, stop.path))
+    return _checked(found)
+
+
+def _order(stop: Stop, stops: dict[str, Stop]) -> int:
+    return list(dict.fromkeys(other.run for other in stops.values())).index(stop.run)
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        found = [path for path in sorted(source.iterdir()) if _holds_weights(path)]
+        kept = [path for path in found if path.name.startswith("epoch-")]
+        last = source / "ckpt.pt"
+        if kept or last.is_file():  # of flatkit: the last one again, if no kept one is of its epoch
+            found = [*kept, *([last] if last.is_file() else [])]
+    elif source.exists():
+        found = [source]
+    else:
+        anchor = Path(source.anchor or ".")
+        pattern = source.relative_to(source.anchor) if source.anchor else source
+        found = sorted(anchor.glob(pattern.as_posix()))
+    if not found:
+        raise InvalidArgumentError(
+            f"no checkpoints in {source}: name a folder with epoch-*.pt (flatkit train "
+            "--save-every N leaves them), or a pattern in quotes"
+        )
+    return found
+
+
+def _holds_weights(path: Path) -> bool:
+    if path.is_dir():
+        return bool(_NUMBER.search(path.name)) and any(
+            p.suffix in _SUFFIXES for p in path.iterdir()
+        )
+    return path.suffix in _SUFFIXES and path.name not in _NOT_OF_EPOCHS
+
+
+def _stop(path: Path, entry: str | None) -> Stop:
+    checkpoint = load(path, entry=entry)
+    run = path.resolve().parent.name
+    if checkpoint.model:
+        return Stop(str(path), run, checkpoint.epoch)
+    number, beside = _NUMBER.search(path.stem), checkpoint.beside.get("epoch")
+    if number is not None:
+        return Stop(str(path), run, float(number[1]))
+    if isinstance(beside, int | float):
+        return Stop(str(path), run, float(beside))
+    raise InvalidArgumentError(
+        f"nothing says of which epoch {path} is: put its number into the name, e.g. "
+        f"epoch-0010{path.suffix}"
+    )
+
+
+def _checked(stops: Sequence[Stop]) -> list[Stop]:
+    runs: dict[str, dict[float, Stop]] = {}
+    for stop in stops:
+        known = runs.setdefault(stop.run, {})
+        other = known.get(stop.epoch)
+        if other is None or Path(other.path).name == "ckpt.pt":
+            known[stop.epoch] = stop
+        elif Path(stop.path).name != "ckpt.pt":
+            raise InvalidArgumentError(
+                f"{other.path} and {stop.path} are both of epoch {stop.epoch:g} of {stop.run}"
+            )
+    for run, known in runs.items():
+        if len(known) < 2:
+            raise InvalidArgumentError(
+                f"a curve needs checkpoints of two epochs, and {run} has "
+                f"{len(known)}; train with `save_every`"
+            )
+    return [stop for known in runs.values() for stop in known.values()]
