@@ -324,8 +324,8 @@ def measure_settled() -> list[str]:
     """Return what the searches of an analysis spend where they settle, and what they lose by it."""
     lines = [
         "R0 and R1 at three radii by `analyze`, networks of the demo: gradients in all where "
-        "searches settle after a round that gains under 0.5 % (the default), where each takes 150, and 600; "
-        "the least of the values as part of those of 600.",
+        "searches settle after a round that gains under 0.5 % (the default), where each takes 150, "
+        "and 600; the least of the values as part of those of 600.",
         "",
         "| network | settled | 150 each | 600 each | least R0 | least R1 | least R1 of 150 "
         "| ≥ 0.99 |",

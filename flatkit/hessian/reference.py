@@ -30,7 +30,7 @@ Recipe: TypeAlias = Callable[[Objective, Tensor, Chunk], Multiplies]
 
 _DOUBLE_MAX = 20_000_000
 """Parameters up to which a copy in float64 is no burden."""
-_FEWEST, _SHARE, _WORK, _MOST = 2, 20, 2_000_000, 256
+_FEWEST, _SHARE, _WORK, _MOST = 2, 20, 1_000_000, 256
 """Samples of a probe: so many at least; one in so many, or as many as make so much work (parameters
 times samples) if that is more; and so many at most. Rare samples that take another way through the
 model should be among them, and all of it, in float64 for the most part, cost less than one of the
@@ -128,19 +128,20 @@ class _Place:
         return str(self.theta.dtype).removeprefix("torch.")
 
 
-def samples_of_probe(objective: Objective, *, most: int = _MOST) -> list[Chunk]:
+def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) -> list[Chunk]:
     """Return samples spread over all the data, in chunks, on which products are compared.
 
     Args:
         objective: whose samples.
         most: so many at most.
+        draw: which of several draws.
     """
     count, cut = objective.num_rows, objective.chunk_size
     size = max(_FEWEST, count // _SHARE, _WORK // objective.num_parameters)
     if not objective.divisible:  # the chunks are part of the function: some whole ones
-        chosen = spread_rows(objective.num_chunks, max(2, min(size, most) // cut)).tolist()
+        chosen = spread_rows(objective.num_chunks, max(2, min(size, most) // cut), draw).tolist()
         return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
-    rows = spread_rows(count, min(size, most)).to(objective.device)
+    rows = spread_rows(count, min(size, most), draw).to(objective.device)
     return [objective.rows(part) for part in rows.split(cut)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import flatkit
 from flatkit import HessianOperator, Objective
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.render.tables.report import report_table
 from flatkit.spectrum import lanczos, lobpcg, power_iteration
 from tests.cases import Case, SineOnce, classes, dense_hessian, seeded
@@ -43,6 +44,42 @@ def test_where_no_engine_meets_the_tolerance_the_most_accurate_of_all_multiplies
     vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(1))
     exact = truth @ vector.double()
     assert float(((hessian @ vector).double() - exact).norm() / exact.norm()) < 1e-6
+
+
+def at_a_kink() -> Objective:
+    """A network at whose kink one sample lies, which float32 and float64 see on different sides.
+
+    The sample is among those that engines are tried on first, and not among the second ones.
+    """
+    count, looked = 5000, 256
+    other = set(spread_rows(count, looked, 1).tolist())
+    (row, *_) = [n for n in spread_rows(count, looked).tolist() if n not in other]
+    draws = torch.Generator().manual_seed(0)
+    model = CASE.build().float()
+    x, y = torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
+    layer = model[0]
+    assert isinstance(layer, nn.Linear)
+    for _ in range(1000):
+        x[row] = 0.1 * torch.randn(4, generator=draws)
+        with torch.no_grad():
+            layer.bias[0] -= layer(x[row][None])[0, 0]
+            seen = layer(x[row][None])[0, 0]
+        exact = layer.weight[0].double() @ x[row].double() + layer.bias[0].double()
+        if seen <= 0 < exact and layer(x)[row, 0] <= 0:
+            return Objective(model, "cross_entropy", (x, y), examine=False)
+    raise AssertionError("no sample was found")
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_an_error_of_a_single_sample_is_settled_by_others_if_it_is_near_the_tolerance(near):
+    choice = HessianOperator(at_a_kink(), tolerance=1e-3 if near else 1e-4).choice
+    assert choice.error is not None and choice.error > choice.tolerance
+    if near:
+        assert choice.engine in ("layers", "double_backward")
+        assert choice.elsewhere is not None and choice.elsewhere <= choice.tolerance
+        assert "on others, as next to a kink" in choice.remark
+    else:
+        assert choice.elsewhere is None and "most accurate engine" in choice.remark
 
 
 @pytest.mark.parametrize("engine", ["auto", "central_difference"])
