@@ -24,6 +24,7 @@ _COMMANDS = {
     "plan": "say what an analysis of a checkpoint would take",
     "plot": "draw the figures of saved reports and surfaces again",
     "track": "measure every checkpoint of a training, as curves over its epochs",
+    "study": "train several optimizers over seeds and judge what is claimed of them",
     "verify": "say whether the theory of flatness holds at a checkpoint",
     "train": "train a network with SGD, AdamW, SAM or GAM",
 }

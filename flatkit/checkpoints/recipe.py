@@ -8,12 +8,14 @@ from torch import nn
 
 from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset
+from flatkit.data.derived import with_changes
 from flatkit.models import MODELS
 from flatkit.objective.losses import Loss
 from flatkit.objective.names import LOSSES
 
 Recipe: TypeAlias = Mapping[str, Any]
-"""`{"name", "kwargs"}` of an entry of a registry; of data also the `sha256` of their tensors."""
+"""`{"name", "kwargs"}` of an entry of a registry; of data also the `sha256` of their tensors and,
+where they were derived from these, the `changes`."""
 
 
 def build_model(recipe: Recipe) -> nn.Module:
@@ -39,7 +41,8 @@ def build_data(recipe: Recipe, *, root: str | None = None) -> Dataset:
         MissingDependencyError: a package that holds it is not installed.
     """
     moved = {} if root is None else {"root": root}
-    return DATASETS.build(recipe["name"], **{**recipe["kwargs"], **moved})
+    dataset: Dataset = DATASETS.build(recipe["name"], **{**recipe["kwargs"], **moved})
+    return with_changes(dataset, recipe.get("changes", {}))
 
 
 def build_loss(recipe: Recipe) -> Loss:
@@ -71,4 +74,6 @@ def data_recipe(dataset: Dataset) -> dict[str, Any]:
     >>> data_recipe(blobs)["name"], len(data_recipe(blobs)["sha256"])
     ('gaussians', 64)
     """
-    return {"name": dataset.name, "kwargs": dict(dataset.kwargs), "sha256": dataset.sha256()}
+    changes = {"changes": dict(dataset.changes)} if dataset.changes else {}
+    own = {"name": dataset.name, "kwargs": dict(dataset.kwargs), **changes}
+    return {**own, "sha256": dataset.sha256()}

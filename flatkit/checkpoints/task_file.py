@@ -10,6 +10,7 @@ A task file is Python that the user wrote and named, the only place where code f
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
@@ -70,18 +71,8 @@ def load_task(spec: str) -> Task:
         InvalidArgumentError: not of this form, or there is no such file.
         TaskError: the file or the function fails, or it returns something else.
     """
-    name, colon, function = spec.rpartition(":")
-    path = Path(name)
-    if not colon or path.suffix != ".py" or not function.isidentifier():
-        raise InvalidArgumentError(f"task must be FILE.py:FUNCTION, got {spec!r}")
-    if not path.is_file():
-        raise InvalidArgumentError(f"task names {path}, and there is no such file")
-    module = _run(path)
-    build = getattr(module, function, None)
-    if not callable(build):
-        home = module.__name__
-        own = [key for key, item in vars(module).items() if _home(item) == home]
-        raise TaskError(f"{path} has no function {function}; it has {', '.join(own) or 'none'}")
+    build = load_function(spec, what="task")
+    path, _, function = spec.rpartition(":")
     needed = [
         parameter.name
         for parameter in signature(build).parameters.values()
@@ -93,13 +84,39 @@ def load_task(spec: str) -> Task:
     try:
         task = build()
     except Exception as error:
-        raise _failure(path, error) from error
+        raise _failure(Path(path), error) from error
     if not isinstance(task, Task):
         raise TaskError(
             f"{function} in {path} must return a flatkit.Task(model, loss, data), "
             f"got {type(task).__name__}"
         )
     return task
+
+
+def load_function(spec: str, *, what: str = "function") -> Callable[..., Any]:
+    """Run a file of the user and return a function of it.
+
+    Args:
+        spec: `FILE.py:FUNCTION`; the folder of the file can be imported from.
+        what: it is for, in messages.
+
+    Raises:
+        InvalidArgumentError: not of this form, or there is no such file.
+        TaskError: the file fails, or has no such function.
+    """
+    name, colon, function = spec.rpartition(":")
+    path = Path(name)
+    if not colon or path.suffix != ".py" or not function.isidentifier():
+        raise InvalidArgumentError(f"{what} must be FILE.py:FUNCTION, got {spec!r}")
+    if not path.is_file():
+        raise InvalidArgumentError(f"{what} names {path}, and there is no such file")
+    module = _run(path)
+    found = getattr(module, function, None)
+    if not callable(found):
+        home = module.__name__
+        own = [key for key, item in vars(module).items() if _home(item) == home]
+        raise TaskError(f"{path} has no function {function}; it has {', '.join(own) or 'none'}")
+    return found
 
 
 def as_task(

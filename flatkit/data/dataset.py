@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,9 @@ class Dataset:
         train: for training and, in flatkit, the samples whose loss is analyzed.
         test: never trained on.
         classes: number of classes C; targets lie in 0 .. C - 1.
+        validation: for choosing settings; None without such.
+        clean_targets: the right labels of the training samples [N], where some were made wrong.
+        changes: arguments of `flatkit.data.derived` that made it of the named one.
 
     >>> from flatkit.data import DATASETS
     >>> blobs = DATASETS.build("gaussians", samples=50, classes=2, features=3)
@@ -51,6 +54,9 @@ class Dataset:
     train: Split
     test: Split
     classes: int
+    validation: Split | None = None
+    clean_targets: Tensor | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -58,9 +64,9 @@ class Dataset:
         return tuple(self.train.inputs.shape[1:])
 
     def sha256(self) -> str:
-        """Return a digest of all four tensors, with shapes and dtypes, on any machine."""
+        """Return a digest of all tensors of the splits, with shapes and dtypes, on any machine."""
         digest = hashlib.sha256()
-        for tensor in (*self.train, *self.test):
+        for tensor in (*self.train, *self.test, *(self.validation or ())):
             array = np.ascontiguousarray(tensor.numpy())
             little = array.astype(array.dtype.newbyteorder("<"), copy=False)
             digest.update(f"{array.dtype.name}{array.shape}".encode())

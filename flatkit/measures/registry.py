@@ -31,6 +31,7 @@ _NAMES = (
     "quadratic_model_maximum",
     "average_sharpness",
     "m_sharpness",
+    "rounding",
     "loss_slice",
     "loss_plane",
 )

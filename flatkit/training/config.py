@@ -55,7 +55,7 @@ def _check_decay_of_average(name: str, value: float) -> float:
     return value
 
 
-def _check_every(name: str, value: int) -> int:
+def _check_whole(name: str, value: int) -> int:
     return check_count(name, value, minimum=0)
 
 
@@ -103,6 +103,36 @@ class TrainingConfig:
         group="Data",
         metavar="DIR",
         default_text="$FLATKIT_DATA_ROOT, or data",
+    )
+    train_samples: int | None = setting(
+        None,
+        "Use so many training samples, with the same share of every class.",
+        check=check_count,
+        group="Data",
+        metavar="N",
+        default_text="all",
+    )
+    validation_samples: int = setting(
+        0,
+        "So many of these are for choosing settings, not for training; the history has their loss "
+        "and accuracy.",
+        check=_check_whole,
+        group="Data",
+        metavar="N",
+        default_text="0: none",
+    )
+    label_noise: float = setting(
+        0.0,
+        "Share of the training labels that are made wrong, each another class; the test labels "
+        "stay right.",
+        check=check_fraction,
+        group="Data",
+    )
+    data_seed: int = setting(
+        0,
+        "Seed of the subset, of the wrong labels and of the validation split.",
+        check=_check_seed,
+        group="Data",
     )
     augment: Augment = setting("none", "Random moves of images.", group="Data")
     model: str = setting("mlp", "Model.", choices=MODELS, group="Model")
@@ -219,6 +249,13 @@ class TrainingConfig:
         group="Schedule",
         default_text="0.1",
     )
+    warmup: int = setting(
+        0,
+        "Epochs over which the learning rate rises evenly to its schedule.",
+        check=_check_whole,
+        group="Schedule",
+        metavar="N",
+    )
     rho_schedule: str | None = setting(
         None,
         "The radii over the epochs: as they are, along half a cosine, or proportional to the "
@@ -261,10 +298,15 @@ class TrainingConfig:
         group="Run",
         metavar="N",
     )
+    gradient_norms: bool = setting(
+        False,
+        "Also the gradient norms on all training and all test samples, in each evaluation.",
+        group="Run",
+    )
     save_every: int = setting(
         0,
         "Keep epoch-NNNN.pt every so many epochs; 0: none.",
-        check=_check_every,
+        check=_check_whole,
         group="Run",
         metavar="N",
     )

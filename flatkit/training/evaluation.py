@@ -40,3 +40,39 @@ def evaluate(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK)
     finally:
         model.train(training)
     return Evaluation(loss=total / split.samples, accuracy=correct / split.samples)
+
+
+def gradient_norm(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK) -> float:
+    """Return the norm of the gradient of the mean loss over a split, with the model in eval mode.
+
+    Neither the gradients that the parameters hold nor the buffers are touched. Cost: a gradient.
+
+    Args:
+        model: its mode is put back afterwards.
+        loss: values of the samples.
+        split: on the device of the model.
+        chunk: samples a pass; it bounds memory.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.ones_(model.weight)
+    >>> from flatkit.objective.losses import MeanSquared
+    >>> split = Split(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+    >>> gradient_norm(model, MeanSquared(), split)   # L = 5 w² / 2
+    5.0
+    """
+    training, parameters = model.training, [p for p in model.parameters() if p.requires_grad]
+    totals = [torch.zeros_like(p) for p in parameters]
+    try:
+        model.eval()
+        pieces = zip(split.inputs.split(chunk), split.targets.split(chunk), strict=True)
+        for inputs, targets in pieces:
+            value = loss(model(inputs), targets).sum() / split.samples
+            for total, part in zip(
+                totals, torch.autograd.grad(value, parameters, materialize_grads=True), strict=True
+            ):
+                total += part
+    finally:
+        model.train(training)
+    return float(
+        torch.stack([total.double().square().sum().cpu() for total in totals]).sum().sqrt()
+    )

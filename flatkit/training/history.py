@@ -30,6 +30,12 @@ class EpochRow:
         average_test_loss: as `test_loss`, of the moving average of the weights; None without one.
         average_test_accuracy: as `average_test_loss`, of the accuracy.
         rho: radius ρ of its steps; None with an optimizer that has none.
+        validation_loss: as `train_loss`, over the samples that choose settings; None without such.
+        validation_accuracy: likewise.
+        clean_train_accuracy: on the training samples by their right labels, where some were made
+            wrong.
+        train_gradient_norm: of the gradient of `train_loss`, if it was asked for.
+        test_gradient_norm: likewise.
         skipped: steps since the start of the run that were not made, because scaled gradients
             overflowed float16; None in another precision.
     """
@@ -46,6 +52,11 @@ class EpochRow:
     average_test_accuracy: float | None = None
     rho: float | None = None
     skipped: int | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    clean_train_accuracy: float | None = None
+    train_gradient_norm: float | None = None
+    test_gradient_norm: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
@@ -67,7 +78,9 @@ class EpochRow:
             name
             for name, value in values.items()
             if not isinstance(value, (int, float))
-            and not (value is None and name.endswith(("_loss", "_accuracy", "rho", "skipped")))
+            and not (
+                value is None and name.endswith(("_loss", "_accuracy", "_norm", "rho", "skipped"))
+            )
         ]
         if bad:
             raise ResultError(f"malformed row of a history: no number for {', '.join(bad)}")

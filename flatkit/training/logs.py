@@ -30,7 +30,7 @@ class CsvLog:
     >>> log = CsvLog(Path(tempfile.mkdtemp()) / "history.csv")
     >>> log(EpochRow(1, 0.1, 2.0, 0.5, 2.5, 0.25, gradients=23, seconds=0.5))
     >>> log.path.read_text().splitlines()[1]
-    '1,0.1,2.0,0.5,2.5,0.25,23,0.5,,,,'
+    '1,0.1,2.0,0.5,2.5,0.25,23,0.5,,,,,,,,,'
     """
 
     def __init__(self, path: str | Path, rows: Sequence[EpochRow] = ()) -> None:

@@ -21,12 +21,12 @@ from flatkit.devices import resolve_device
 from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDivergedError
 from flatkit.models import MODELS
 from flatkit.objective.losses import CrossEntropy, Loss
-from flatkit.objective.passes import Evaluation
 from flatkit.settings import check_made
 from flatkit.training.augmentation import check_augmentable
 from flatkit.training.config import TrainingConfig
+from flatkit.training.data import training_data
 from flatkit.training.determinism import deterministic_algorithms, private_random_state
-from flatkit.training.evaluation import evaluate
+from flatkit.training.evaluation import evaluate, gradient_norm
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import EpochRow, write_history
 from flatkit.training.learner import Learner
@@ -155,8 +155,8 @@ class _Plan:
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     loss: Loss
-    train: Split
-    test: Split
+    splits: Mapping[str, Split]
+    clean: torch.Tensor | None
 
 
 def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) -> _Plan:
@@ -176,9 +176,16 @@ def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) 
         model=stored.model if stored else _model_spec(config, dataset),
         data={**stored.data, "kwargs": dataset.kwargs} if stored else data_recipe(dataset),
         loss=CrossEntropy(label_smoothing=config.label_smoothing),
-        train=Split(*(tensor.to(device) for tensor in dataset.train)),
-        test=Split(*(tensor.to(device) for tensor in dataset.test)),
+        splits=_on_device(dataset, device),
+        clean=None if dataset.clean_targets is None else dataset.clean_targets.to(device),
     )
+
+
+def _on_device(dataset: Dataset, device: torch.device) -> dict[str, Split]:
+    splits = {"train": dataset.train, "test": dataset.test}
+    if dataset.validation is not None:
+        splits["validation"] = dataset.validation
+    return {name: Split(*(tensor.to(device) for tensor in own)) for name, own in splits.items()}
 
 
 def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
@@ -192,7 +199,7 @@ def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
         return replace(stored, data={**stored.data, "kwargs": kwargs}).build_data()
     if place and "root" in config.data_kwargs:
         raise InvalidArgumentError("give one of `data_root` and the data argument root, not both")
-    return DATASETS.build(config.data, **config.data_arguments)
+    return training_data(config)
 
 
 def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
@@ -226,45 +233,48 @@ def _restored_learner(plan: _Plan, stored: Checkpoint) -> Learner:
 def _learner(plan: _Plan, model: nn.Module) -> Learner:
     model.to(plan.device)
     optimizer = build_optimizer(plan.config, model)
-    return Learner(model, optimizer, loss=plan.loss, train=plan.train, config=plan.config)
+    return Learner(model, optimizer, loss=plan.loss, train=plan.splits["train"], config=plan.config)
 
 
 def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
     start = time.perf_counter()
     try:
         learner.run_epoch(epoch)
-        means = _evaluations(plan, learner, epoch)
+        found = _evaluated(plan, learner, epoch)
     except TrainingDivergedError as error:
         raise TrainingDivergedError(
             f"{error}; {plan.folder.checkpoint} holds epoch {epoch - 1}"
         ) from error
-    train, test, average = means
     return EpochRow(
         epoch=epoch,
         lr=learning_rate(plan.config, epoch),
-        train_loss=train and train.loss,  # None if it was not evaluated
-        train_accuracy=train and train.accuracy,
-        test_loss=test and test.loss,
-        test_accuracy=test and test.accuracy,
         gradients=learner.gradients,
         seconds=time.perf_counter() - start,
-        average_test_loss=average and average.loss,
-        average_test_accuracy=average and average.accuracy,
         rho=learner.rho,
         skipped=learner.skipped,
+        **found,
     )
 
 
-def _evaluations(plan: _Plan, learner: Learner, epoch: int) -> Sequence[Evaluation | None]:
-    """Return the means on the training data, on the test data, and of the average on the latter."""
+def _evaluated(plan: _Plan, learner: Learner, epoch: int) -> dict[str, Any]:
+    """Return the means over each split by their names in a row; None if this epoch has none."""
     if epoch % plan.config.evaluate_every and epoch != plan.config.epochs:
-        return None, None, None
-    train = evaluate(learner.model, plan.loss, plan.train)
-    test = evaluate(learner.model, plan.loss, plan.test)
-    if not (isfinite(train.loss) and isfinite(test.loss)):
+        return dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"))
+    means = {name: evaluate(learner.model, plan.loss, own) for name, own in plan.splits.items()}
+    if not all(isfinite(mean.loss) for mean in means.values()):
         raise learner.diverged("the loss is not finite after the last step", epoch)
-    average = learner.average
-    return train, test, None if average is None else evaluate(average, plan.loss, plan.test)
+    if learner.average is not None:
+        means["average_test"] = evaluate(learner.average, plan.loss, plan.splits["test"])
+    found = {f"{name}_loss": mean.loss for name, mean in means.items()}
+    found |= {f"{name}_accuracy": mean.accuracy for name, mean in means.items()}
+    if plan.clean is not None:
+        clean = Split(plan.splits["train"].inputs, plan.clean)
+        found["clean_train_accuracy"] = evaluate(learner.model, plan.loss, clean).accuracy
+    if plan.config.gradient_norms:
+        for name in ("train", "test"):
+            own = plan.splits[name]
+            found[f"{name}_gradient_norm"] = gradient_norm(learner.model, plan.loss, own)
+    return found
 
 
 def _save(plan: _Plan, learner: Learner, history: Sequence[EpochRow]) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from flatkit.checks import check_count
-from flatkit.data import DATASETS
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.objective.losses import CrossEntropy
 from flatkit.training.config import TrainingConfig
+from flatkit.training.data import training_data
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import read_history
 from flatkit.training.logs import ScalarLog, check_logs
@@ -59,7 +59,7 @@ class RunTracker:
         **settings: Any,
     ) -> None:
         check_count("every", every)
-        split = DATASETS.build(config.data, **config.data_arguments).train
+        split = training_data(config).train
         generator = torch.Generator().manual_seed(config.seed)
         chosen = torch.randperm(split.samples, generator=generator)[:_SAMPLES].sort().values
         self._tracker = CurvatureTracker(

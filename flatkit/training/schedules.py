@@ -73,7 +73,8 @@ def learning_rate(config: "TrainingConfig", epoch: int) -> float:
     """Return the learning rate during an epoch.
 
     With t = (epoch - 1) / epochs in [0, 1): cosine (Loshchilov & Hutter 2017, one cycle) is
-    lr * (1 + cos(pi t)) / 2; step is lr * decay^k with k milestones at or below t.
+    lr * (1 + cos(pi t)) / 2; step is lr * decay^k with k milestones at or below t. In the first W
+    epochs of a warm-up that is multiplied by epoch / (W + 1).
 
     Args:
         config: whose lr, schedule and epochs count.
@@ -87,7 +88,7 @@ def learning_rate(config: "TrainingConfig", epoch: int) -> float:
     >>> [round(learning_rate(step, epoch), 3) for epoch in (1, 2, 3, 4)]
     [1.0, 1.0, 0.1, 0.01]
     """
-    lr = config.lr or 0.0
+    lr = (config.lr or 0.0) * min(1.0, epoch / (config.warmup + 1))
     done = (epoch - 1) / config.epochs
     if config.schedule == "cosine":
         return lr * (1 + math.cos(math.pi * done)) / 2

@@ -52,13 +52,14 @@ def test_every_option_reaches_the_settings(tmp_path):
         "--milestones": "0.25,0.5", "--decay": 0.2, "--label-smoothing": 0.1, "--seed": 7,
         "--save-every": 1, "--model": "mlp", "--ema": 0.5, "--evaluate-every": 2,
         "--rho-schedule": "cosine", "--rho-final": 0.1,
-        "--accumulate": 3, "--precision": "bfloat16",
+        "--accumulate": 3, "--precision": "bfloat16", "--train-samples": 38,
+        "--validation-samples": 10, "--label-noise": 0.2, "--data-seed": 4, "--warmup": 1,
     }  # fmt: skip
     arguments = [str(part) for item in options.items() for part in item]
     result = run(
         *arguments, "--model-arg", "hidden=6,5", "--model-arg", "activation=gelu",
         "--optimizer-arg", "eps=1e-10",
-        "--deterministic", "--log", "csv", "--out", tmp_path,
+        "--deterministic", "--gradient-norms", "--log", "csv", "--out", tmp_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.exception
     config = checkpoints.load(tmp_path / "ckpt.pt").config
@@ -69,7 +70,7 @@ def test_every_option_reaches_the_settings(tmp_path):
     assert config["data_kwargs"] == {"samples": 50}
     assert config["optimizer_kwargs"] == {"eps": 1e-10}
     assert (config["batch_size"], config["device"]) == (20, "cpu")
-    assert config["deterministic"] is True
+    assert config["deterministic"] is config["gradient_norms"] is True
     assert config["log"] == ["csv"]
     folder = [str(tmp_path / "images"), str(tmp_path / "run")]
     cifar_binary(tmp_path / "images", count=20)
@@ -89,6 +90,7 @@ def test_every_option_reaches_the_settings(tmp_path):
         "device",
         "data",
         "deterministic",
+        "gradient_norms",
     }
     assert covered | {"log", "data_root", "augment", "eta"} == set(config)
 

@@ -138,7 +138,8 @@ def test_the_eigenvalues_along_a_run_go_on(tmp_path):
     (before,) = json.loads((FILES / "curvature.json").read_text())["rows"]
     assert main(["train", "--out", str(folder), "--resume", "--track-curvature", "3"]) == 0
     rows = json.loads((folder / "curvature.json").read_text())["rows"]
-    assert rows[0] == before and [row["step"] for row in rows] == [3, 6]
+    assert before.items() <= rows[0].items()  # what was measured later only has no value
+    assert [row["step"] for row in rows] == [3, 6]
 
 
 @pytest.mark.parametrize("name", HOMES)

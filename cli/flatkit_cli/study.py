@@ -1,0 +1,137 @@
+"""The command `flatkit study`."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flatkit.study.settings import read_study, study_names
+from flatkit_cli.options import Command
+from flatkit_cli.output import draw, show
+
+if TYPE_CHECKING:
+    from flatkit.study.outcome import Outcome
+    from flatkit.study.runs import Run
+    from flatkit.study.settings import Study
+
+
+@click.command(
+    cls=Command,
+    short_help="train several optimizers over seeds and judge what is claimed of them",
+    help=f"""Train every arm of STUDY with every seed, measure all alike, and say of each claim
+(flatter; generalises better; both; more than the controls) whether it holds, fails or cannot be
+told, by rules that are fixed before the numbers.
+
+STUDY is a TOML file, or one that comes along: {", ".join(study_names())}. What is done lies in
+--out and is never made again: the same command goes on after it was stopped. First it says how long
+it will take.
+
+\b
+flatkit study digits --out studies/digits
+flatkit study my_study.toml --out studies/mine --seeds 5 --plan
+""",
+)
+@click.argument("source", metavar="STUDY")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the runs, tables and figures.  [default: studies/ and the name of STUDY]",
+)
+@click.option("--seeds", type=int, metavar="N", help="In place of those of the study: 0 to N - 1.")
+@click.option("--jobs", type=int, metavar="N", help="Runs at once.  [default: as there are cores]")
+@click.option("--plan", is_flag=True, help="Only say what it will take.")
+@click.option("--no-plan", is_flag=True, help="Do not time an epoch of every arm beforehand.")
+def study(
+    source: str, out: Path | None, seeds: int | None, jobs: int | None, plan: bool, no_plan: bool
+) -> None:
+    """Read, plan, run and show; the help text is that of the command."""
+    asked = read_study(source)
+    if seeds is not None:
+        from dataclasses import replace
+
+        from flatkit.checks import check_count
+
+        asked = replace(asked, seeds=tuple(range(check_count("seeds", seeds))))
+    if not no_plan and not asked.trainer:
+        jobs = _planned(asked, jobs)
+    elif plan:
+        raise click.UsageError("--plan needs a study that flatkit trains, and no --no-plan")
+    if plan:
+        return
+
+    from flatkit.render.tables.study import study_tables
+    from flatkit.study.study import study as run_study
+
+    folder = out or Path("studies") / Path(source).stem
+    begun = time.monotonic()
+    found = run_study(asked, folder, jobs=jobs, on_run=_Told(), on_table=_early)
+    show(study_tables(found))
+    _write(found, folder)
+    click.echo(f"{folder}: done in {time.monotonic() - begun:.0f} s", err=True)
+
+
+class _Told:
+    """Says a line a run, with the time that is left as the runs of this call went."""
+
+    def __init__(self) -> None:
+        self._begun, self._first = time.monotonic(), 0
+
+    def __call__(self, run: "Run", outcome: Mapping[str, Any], done: int, total: int) -> None:
+        """Say what came out of a run."""
+        self._first = self._first or done - 1
+        here = done - self._first
+        left = (time.monotonic() - self._begun) / max(1, here) * (total - done)
+        accuracy = outcome.get("test_accuracy")
+        what = f"test accuracy {100 * accuracy:.1f} %" if accuracy is not None else "measured"
+        if outcome.get("diverged"):
+            what = f"diverged: {outcome['diverged']}"
+        where = ", ".join(part for part in (run.condition, run.arm) if part)
+        click.echo(
+            f"{done} of {total}  {where}, seed {run.seed}: {what}; {_duration(left)} left", err=True
+        )
+
+
+def _early(found: "Outcome") -> None:
+    from flatkit.render.tables.study import study_tables
+
+    show(study_tables(found))
+
+
+def _planned(asked: "Study", jobs: int | None) -> int:
+    """Say what a study will take; return how many runs at once fit in memory."""
+    from flatkit.study.forecast import forecast, jobs_that_fit
+
+    found = forecast(asked, jobs=jobs)
+    fit = jobs_that_fit(found)
+    words = f"{found.runs} runs" + (f" and {found.tuning} to choose values" if found.tuning else "")
+    click.echo(
+        f"{words}, {fit} at once: about {_duration(found.seconds * found.jobs / fit)} (trainings "
+        f"{_duration(found.training)}, analyses {_duration(found.analysis)} of one core each); "
+        f"an analysis holds {found.memory / 2**20:.0f} MiB",
+        err=True,
+    )
+    return fit
+
+
+def _write(found: "Outcome", folder: Path) -> None:
+    from flatkit.files import write_text_atomically
+    from flatkit.render.tables.study import study_markdown
+
+    click.echo(
+        f"table: {write_text_atomically(folder / 'report.md', study_markdown(found))}", err=True
+    )
+    for condition, comparison in found.comparisons.items():
+        draw(comparison, folder / condition / "figures")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as readers say it.
+
+    >>> _duration(42.4), _duration(600), _duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

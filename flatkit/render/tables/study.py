@@ -1,0 +1,114 @@
+"""Tables of a study: the verdict on each claim, and what must be said beside them."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from flatkit.render.notation import significant
+from flatkit.render.tables.comparison import comparison_markdown, comparison_table
+from flatkit.study.claims import Claim
+from flatkit.study.outcome import Outcome
+
+_COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
+
+
+def claims_table(claims: Sequence[Claim]) -> RenderableType:
+    """Return the claims with their verdicts, for `rich.console.Console.print`.
+
+    >>> from rich.console import Console
+    >>> from flatkit.study.claims import Asked, decide
+    >>> asked = Asked("", "sam", "sgd", "flatter: trace tr H", "flatter", [0.9, 1.1, 1.0],
+    ...               "ratio", 0.1)
+    >>> Console(width=80).print(claims_table(decide([asked])))
+    <BLANKLINE>
+     sam against sgd      verdict  effect (95 %)...
+    """
+    pairs = dict.fromkeys((claim.arm, claim.against) for claim in claims)
+    return Group(*(_pair_table(arm, against, claims) for arm, against in pairs))
+
+
+def _pair_table(arm: str, against: str, claims: Sequence[Claim]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{escape(arm)} against {escape(against)}", overflow="fold", min_width=30)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("effect (95 %)", no_wrap=True)
+    table.add_column("")
+    for claim in claims:
+        if (claim.arm, claim.against) == (arm, against):
+            colour = _COLOURS[claim.verdict]
+            verdict = f"[{colour}]{claim.verdict}[/{colour}]"
+            table.add_row(escape(claim.claim), verdict, effect_text(claim), escape(claim.briefly))
+    return table
+
+
+def study_tables(outcome: Outcome) -> RenderableType:
+    """Return all tables of a study: for each condition the groups, then the claims."""
+    parts: list[RenderableType] = [escape(outcome.study.title)] if outcome.study.title else []
+    for condition, comparison in outcome.comparisons.items():
+        if condition:
+            parts.append(f"\n[bold]{escape(condition)}[/bold]")
+        parts += [comparison_table(comparison), *_notes(outcome, condition)]
+        parts.append(claims_table([c for c in outcome.claims if c.condition == condition]))
+    return Group(*parts)
+
+
+def study_markdown(outcome: Outcome) -> str:
+    """Return a study as Markdown: tables of the groups, claims with verdicts, what was chosen."""
+    lines = [f"# {outcome.study.title or 'Study'}"]
+    for condition, comparison in outcome.comparisons.items():
+        if condition:
+            lines.append(f"## {condition}")
+        lines += [comparison_markdown(comparison), _claims_markdown(outcome, condition)]
+        lines += ["\n".join(f"- {note}" for note in _notes(outcome, condition))]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def effect_text(claim: Claim) -> str:
+    """Return an effect with its interval: a ratio to the base, or percent of the test set.
+
+    >>> from flatkit.study.claims import Asked, decide
+    >>> asked = Asked("", "sam", "sgd", "generalises better", "generalises",
+    ...               [0.01, 0.02, 0.03], "difference", 0.002)
+    >>> effect_text(decide([asked])[0])
+    '+2.00 (-0.48 to +4.48)'
+    """
+    if claim.effect is None:
+        return ""
+    if claim.effect_is == "ratio":
+        text = f"{significant(claim.effect, 3)} times"
+        if claim.low is None or claim.high is None:
+            return text
+        return f"{text} ({significant(claim.low, 3)} to {significant(claim.high, 3)})"
+    text = f"{100 * claim.effect:+.2f}"
+    if claim.low is None or claim.high is None:
+        return text
+    return f"{text} ({100 * claim.low:+.2f} to {100 * claim.high:+.2f})"
+
+
+def _claims_markdown(outcome: Outcome, condition: str) -> str:
+    head = "| arm | against | claim | verdict | effect (95 %) | why |"
+    lines = [head, "| :-- | :-- | :-- | :-- | --: | :-- |"]
+    for claim in outcome.claims:
+        if claim.condition == condition:
+            words = (claim.arm, claim.against, claim.claim, f"**{claim.verdict}**")
+            cells = [*words, effect_text(claim), claim.reason]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _notes(outcome: Outcome, condition: str) -> list[str]:
+    chosen, found = outcome.choices.get(condition, {}), list[str]()
+    for arm, values in chosen.items():
+        words = ", ".join(f"{name} {value}" for name, value in values.items())
+        found.append(f"chosen on the validation split for {arm}: {words}")
+    for run, why in outcome.diverged.get(condition, {}).items():
+        found.append(f"diverged: {run} ({why})")
+    spent = outcome.gradients.get(condition, {})
+    base = spent.get(outcome.study.base)
+    if base:
+        words = ", ".join(f"{arm} {number / base:.2g}" for arm, number in spent.items())
+        found.append(f"gradients of batches, in those of {outcome.study.base}: {words}")
+    return found

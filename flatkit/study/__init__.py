@@ -1,0 +1,1 @@
+"""Trainings of several optimizers over seeds, measured and held against each other."""

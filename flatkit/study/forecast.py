@@ -1,0 +1,108 @@
+"""What a study will take: an epoch of every arm is trained, and its analysis planned."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatkit.comparison.workers import usable_cores
+from flatkit.devices import free_bytes
+from flatkit.measures.effort import EffortSettings
+from flatkit.study.runs import study_runs, tuning_runs
+from flatkit.study.settings import Study
+
+if TYPE_CHECKING:
+    from flatkit.measures.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class StudyForecast:
+    """What a study will take.
+
+    Attributes:
+        runs: that are trained and measured.
+        tuning: runs beside them that only choose values.
+        seconds: in all, by `jobs` at once.
+        training: seconds of one process for all trainings.
+        analysis: seconds of one process for all analyses.
+        jobs: how many runs at once.
+        memory: bytes that the largest analysis holds, of each of the jobs.
+    """
+
+    runs: int
+    tuning: int
+    seconds: float
+    training: float
+    analysis: float
+    jobs: int
+    memory: int
+
+
+def forecast(
+    study: Study, *, jobs: int | None = None, progress: Callable[[str], object] | None = None
+) -> StudyForecast:
+    """Return what a study will take. Cost: an epoch of every arm in every condition.
+
+    Args:
+        study: what is asked; trained by flatkit, as nothing is known of the functions of others.
+        jobs: how many runs at once; by default as there are cores.
+        progress: told the name of every arm that is timed.
+
+    Raises:
+        InvalidArgumentError: as `study`.
+    """
+    from flatkit.measures.report import plan
+    from flatkit.training.config import TrainingConfig
+    from flatkit.training.run import train
+
+    jobs = jobs or usable_cores()
+    training = analysis = 0.0
+    largest = 0
+    for condition, arm in product(study.conditions, study.arms):
+        if progress is not None:
+            progress(arm.name)
+        settings = study.training(condition, arm, study.seeds[0], arm.variants()[0])
+        epochs, every = settings["epochs"], settings["save_every"]
+        short: dict[str, Any] = {**settings, "epochs": 1, "save_every": 0, "log": ()}
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.monotonic()
+            checkpoint = train(TrainingConfig(**short), Path(folder) / "run").checkpoint
+            epoch = time.monotonic() - begun
+            whole = plan(checkpoint, **study.analysis)
+            seconds = _seconds(whole)
+            largest = max(largest, whole.forecast.memory)
+            if study.matched and every:
+                measures = ["loss", *(name for name in study.matched if name != "loss")]
+                fewer: dict[str, Any] = {**study.analysis, "measures": measures}
+                part = plan(checkpoint, **fewer)
+                seconds += _seconds(part) * (epochs // every)
+        tuned = len(arm.variants()) * study.tuning_seeds if arm.tune else 0
+        training += epoch * epochs * (len(study.seeds) + tuned)
+        analysis += seconds * len(study.seeds)
+    runs = len(study_runs(study, {}))
+    tuning = len(tuning_runs(study))
+    together = (training + analysis) / min(jobs, max(1, runs))
+    return StudyForecast(runs, tuning, together, training, analysis, jobs, largest)
+
+
+def _seconds(schedule: "Schedule") -> float:
+    """Return how long an analysis takes, its examination included."""
+    effort = schedule.session.own(EffortSettings)
+    found = schedule.forecast
+    spent = found.within(schedule.limit.gradients, effort.seconds)
+    return schedule.session.seconds_of_setup + found.seconds(spent)
+
+
+def jobs_that_fit(found: StudyForecast) -> int:
+    """Return how many runs at once memory allows, at most as many as were asked for.
+
+    >>> jobs_that_fit(StudyForecast(9, 0, 1.0, 1.0, 1.0, 2, 1_000_000))
+    2
+    """
+    import torch
+
+    free = free_bytes(torch.device("cpu"))
+    return max(1, min(found.jobs, int(0.8 * free / max(1, found.memory)))) if free else found.jobs

@@ -1,0 +1,309 @@
+"""The settings of a study: arms, seeds, conditions, controls, measures; from a TOML file; no torch.
+
+title = "Does SAM end flatter than SGD on the digits, and does it generalise better?"
+seeds = 5
+base = "sgd"
+
+[train]                     # of every arm: settings of `flatkit train`
+data = "digits"
+epochs = 60
+
+[analyze]                   # of every analysis: settings of `flatkit analyze`
+measures = ["loss", "accuracy", "top_eigenvalues", "trace"]
+
+[conditions.clean]          # further settings of the training, each a study by itself
+[conditions.noisy]
+label_noise = 0.4
+
+[arms.sgd]
+[arms.sam]
+optimizer = "sam"
+tune = { rho = [0.05, 0.1, 0.2] }   # chosen on the validation split
+[arms.longer]
+epochs = 240
+
+[controls]                  # what an arm must beat beside the base
+gradients = "longer"
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from flatkit.checks import check_choice, check_count, check_fraction, check_positive, nearest
+from flatkit.errors import InvalidArgumentError
+from flatkit.measures.settings import AnalysisSettings
+from flatkit.training.config import TrainingConfig
+
+CONTROLS = {
+    "gradients": "the base with as many gradients",
+    "weight_decay": "the base with its weight decay tuned",
+    "sam": "SAM",
+}
+"""What an arm may be held against beside the base."""
+NO_CONDITION = ""
+_OWN = ("seed", "device", "data_root", "log")
+"""Settings of a training that are not an arm's."""
+_USUAL_MEASURES = (
+    "loss",
+    "accuracy",
+    "gradient_norm",
+    "top_eigenvalues",
+    "trace",
+    "zeroth_order_sharpness",
+    "first_order_flatness",
+)
+_VALIDATION = "validation_samples"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: unique in the study.
+        settings: of the training, beside those of all arms.
+        tune: setting -> values, of which those with the best accuracy on the validation split are
+            taken.
+
+    >>> Arm("sam", {"optimizer": "sam"}, {"rho": [0.1, 0.2]}).variants()
+    [{'rho': 0.1}, {'rho': 0.2}]
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def variants(self) -> list[dict[str, Any]]:
+        """Return every combination of the values to choose from; one without any, if none are."""
+        return [dict(zip(self.tune, one, strict=True)) for one in product(*self.tune.values())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is trained, measured and asked.
+
+    Attributes:
+        arms: ways to train.
+        base: the arm that the others are held against; the first, if none is named.
+        seeds: of the trainings; each arm has a run of every one.
+        title: the question.
+        train: settings of every training.
+        analyze: settings of every analysis.
+        conditions: name -> further settings of the trainings; each condition has all the arms.
+        controls: kind (`gradients`, `weight_decay`, `sam`) -> arm that the claimants must beat too.
+        matched: measures that are compared at equal training loss, along the checkpoints that
+            `save_every` keeps; none without such.
+        tuning_seeds: seeds by which values are chosen; they are not those of the study.
+        smallest_ratio: of a flatness to the base's: a decrease that matters is at least so large.
+        smallest_gain: of the test accuracy, in [0, 1], likewise.
+        task: `file.py:function` of the analyses, for models that flatkit does not know.
+        trainer: `file.py:function(folder, seed, settings)` that trains in place of flatkit and
+            returns the path of its checkpoint.
+
+    Raises:
+        InvalidArgumentError: an arm, condition or control that cannot be; names what and why.
+    """
+
+    arms: Sequence[Arm]
+    base: str = ""
+    seeds: Sequence[int] = (0, 1, 2)
+    title: str = ""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    analyze: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    controls: Mapping[str, str] = field(default_factory=dict)
+    matched: Sequence[str] = ("top_eigenvalues", "trace")
+    tuning_seeds: int = 2
+    smallest_ratio: float = 0.9
+    smallest_gain: float = 0.002
+    task: str = ""
+    trainer: str = ""
+
+    def __post_init__(self) -> None:
+        """Check everything, before anything is trained."""
+        names = [arm.name for arm in self.arms]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise InvalidArgumentError(f"two arms are named {repeated[0]!r}; give each a name")
+        if len(names) < 2:
+            raise InvalidArgumentError(f"a study needs two arms at least, got {names or 'none'}")
+        object.__setattr__(self, "base", self.base or names[0])
+        check_choice("base", self.base, names)
+        if isinstance(self.seeds, int):
+            object.__setattr__(self, "seeds", range(check_count("seeds", self.seeds)))
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InvalidArgumentError(f"seeds must be different whole numbers, got {self.seeds}")
+        object.__setattr__(self, "conditions", self.conditions or {NO_CONDITION: {}})
+        self._check_controls(names)
+        check_count("tuning_seeds", self.tuning_seeds)
+        check_fraction("smallest_ratio", self.smallest_ratio)
+        check_positive("smallest_gain", self.smallest_gain)
+        self._check_runs()
+
+    def _check_controls(self, names: Sequence[str]) -> None:
+        for kind, arm in self.controls.items():
+            check_choice("controls", kind, CONTROLS)
+            check_choice(f"controls.{kind}", arm, names)
+            if arm == self.base:
+                raise InvalidArgumentError(
+                    f"the control {kind} is the base {arm!r} itself; name an arm that differs from "
+                    "it by what is controlled"
+                )
+
+    def _check_runs(self) -> None:
+        """Build the settings of every training and analysis once, so that no fault waits hours."""
+        AnalysisSettings().changed(self.analysis)
+        for condition, arm in product(self.conditions, self.arms):
+            for variant in arm.variants():
+                self.training(condition, arm, self.seeds[0], variant)
+
+    @property
+    def analysis(self) -> dict[str, Any]:
+        """The settings of every analysis."""
+        return {"measures": _USUAL_MEASURES, **self.analyze}
+
+    @property
+    def claimants(self) -> list[str]:
+        """The arms of which it is asked whether they end flatter and generalise."""
+        only = {arm for kind, arm in self.controls.items() if kind != "sam"}
+        return [arm.name for arm in self.arms if arm.name != self.base and arm.name not in only]
+
+    def training(
+        self, condition: str, arm: Arm, seed: int, variant: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the settings of one training.
+
+        Raises:
+            InvalidArgumentError: they cannot be; the message names the arm.
+        """
+        given = {**self.train, **self.conditions[condition], **arm.settings, **variant}
+        if self.trainer:
+            return {**given, "seed": seed}
+        where = f"arm {arm.name!r}" + (f" in condition {condition!r}" if condition else "")
+        known = [item.name for item in fields(TrainingConfig)]
+        for name in given:
+            if name not in known or name == "seed":
+                hint = "; seeds are those of the study" if name == "seed" else nearest(name, known)
+                raise InvalidArgumentError(f"{where} has an unknown setting {name!r}{hint}")
+        if arm.tune and not given.get(_VALIDATION):
+            raise InvalidArgumentError(
+                f"{where} is tuned, which needs a validation split: set {_VALIDATION} in [train], "
+                f"e.g. 300, got {given.get(_VALIDATION, 0)}; the test set never chooses"
+            )
+        try:
+            whole: dict[str, Any] = {"device": "cpu", **given, "seed": seed}
+            config = TrainingConfig(**whole)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{where}: {error}") from error
+        return config.to_dict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as plain data."""
+        return json.loads(json.dumps(asdict(self), default=list))
+
+    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Return which settings differ from an earlier study; more seeds and more arms may come.
+
+        Args:
+            earlier: its `to_dict`.
+
+        >>> study = Study(arms=[Arm("sgd"), Arm("sam", {"optimizer": "sam"})])
+        >>> study.differences({**study.to_dict(), "smallest_ratio": 0.5})
+        ['smallest_ratio: 0.5 there, 0.9 here']
+        """
+        own, found = self.to_dict(), list[str]()
+        for name, value in own.items():
+            there = earlier.get(name)
+            if name == "seeds" and there is not None and set(there) <= set(value):
+                continue
+            if name == "arms" and there is not None:
+                here = {arm["name"]: arm for arm in value}
+                changed = [arm["name"] for arm in there if here.get(arm["name"]) != arm]
+                found += [f"arm {arm}" for arm in changed]
+            elif there != value and name != "title":
+                found.append(f"{name}: {there} there, {value} here")
+        return found
+
+
+def study_names() -> tuple[str, ...]:
+    """Return the names of the studies that come along, sorted.
+
+    >>> "digits" in study_names()
+    True
+    """
+    entries = files("flatkit.study").joinpath("studies").iterdir()
+    names = (entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+    return tuple(sorted(names))
+
+
+def read_study(source: str | Path) -> Study:
+    """Return the study of a TOML file, or one that comes along.
+
+    Args:
+        source: a path; a text without a folder and without `.toml` is the name of a study.
+
+    Raises:
+        InvalidArgumentError: no such file or study, not TOML, an unknown key, or settings that
+            cannot be.
+
+    >>> read_study("digits").base
+    'sgd'
+    """
+    try:
+        data = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(
+            _text(source)
+        )
+    except ValueError as error:  # TOMLDecodeError
+        raise InvalidArgumentError(f"{source} is not TOML: {error}") from error
+    known = [item.name for item in fields(Study)]
+    for name in data:
+        if name not in known:
+            raise InvalidArgumentError(
+                f"{source} has an unknown key {name!r}{nearest(name, known)}; there are "
+                f"{', '.join(known)}"
+            )
+    try:
+        given: dict[str, Any] = {**data, "arms": _arms(data.get("arms", {}))}
+        return Study(**given)
+    except (InvalidArgumentError, TypeError) as error:
+        raise InvalidArgumentError(f"{source}: {error}") from error
+
+
+def _arms(tables: Any) -> list[Arm]:
+    if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) for t in tables.values()):
+        raise InvalidArgumentError("arms must be tables, [arms.NAME], with settings of a training")
+    arms: list[Arm] = []
+    for name, table in tables.items():
+        settings = dict(table)
+        tune = settings.pop("tune", {})
+        if not isinstance(tune, Mapping) or not all(
+            isinstance(v, list) and v for v in tune.values()
+        ):
+            raise InvalidArgumentError(
+                f"tune of arm {name!r} must map settings to lists of values, e.g. "
+                "tune = { rho = [0.05, 0.1] }"
+            )
+        arms.append(Arm(name, settings, tune))
+    return arms
+
+
+def _text(source: str | Path) -> str:
+    path = Path(source)
+    if isinstance(source, str) and path.name == source and path.suffix != ".toml":
+        check_choice("study", source, study_names())
+        return (
+            files("flatkit.study").joinpath("studies").joinpath(f"{source}.toml").read_text("utf-8")
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidArgumentError(f"cannot read {source}: {reason}") from error

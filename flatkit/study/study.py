@@ -1,0 +1,189 @@
+"""`study`: train arms over seeds, measure them, judge the claims; goes on where it was stopped."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from flatkit.checks import check_count
+from flatkit.comparison.workers import in_processes, usable_cores
+from flatkit.errors import ResultError
+from flatkit.files.atomic import check_writable, write_text_atomically
+from flatkit.results.comparison import Comparison, Entry, load_results
+from flatkit.results.report import Report
+from flatkit.study.outcome import Outcome, judged
+from flatkit.study.runs import Run, choose, run_one, study_runs, tuning_runs
+from flatkit.study.settings import Study, read_study
+
+Told: TypeAlias = Callable[[Run, Mapping[str, Any], int, int], object]
+"""Called when a run is done: it, what came out, how many are done, how many there are."""
+
+_MANIFEST = "study.json"
+
+
+def study(
+    source: Study | str | Path,
+    out: str | Path,
+    *,
+    jobs: int | None = None,
+    on_run: Told | None = None,
+    on_table: Callable[[Outcome], object] | None = None,
+) -> Outcome:
+    """Train every arm with every seed, measure all alike, and judge what is claimed of them.
+
+    What is done lies in `out` and is never made again, so that the same call goes on after it was
+    stopped, also with more seeds or arms. Every run is computed by one thread in a process of its
+    own, so that the numbers do not depend on how many go at once.
+
+    Args:
+        source: the study, a TOML file, or the name of one that comes along.
+        out: folder of the runs and of what came out.
+        jobs: how many runs at once; by default as there are cores.
+        on_run: called as runs are done.
+        on_table: called with what is known each time a seed is done by all arms.
+
+    Raises:
+        InvalidArgumentError: settings that cannot be.
+        ResultError: `out` holds another study; the message says which settings differ.
+        OutputError: it cannot be written.
+    """
+    asked = source if isinstance(source, Study) else read_study(source)
+    folder = Path(out)
+    _claim_folder(asked, folder)
+    jobs = usable_cores() if jobs is None else check_count("jobs", jobs)
+    tuning = tuning_runs(asked)
+    outcomes = _done(asked, folder, tuning, jobs, on_run)
+    chosen = choose(asked, outcomes) if tuning else {}
+    runs = study_runs(asked, chosen)
+    per_seed = len(runs) // len(asked.seeds)
+
+    def told(run: Run, outcome: Mapping[str, Any], done: int, total: int) -> None:
+        if on_run is not None:
+            on_run(run, outcome, done, total)
+        if on_table is not None and done % per_seed == 0 and done < total:
+            ready = [one for one in runs if (folder / one.folder / "outcome.json").is_file()]
+            on_table(collected(asked, folder, ready, chosen))
+
+    _done(asked, folder, runs, jobs, told)
+    found = collected(asked, folder, runs, chosen)
+    found.save(folder)
+    return found
+
+
+def collected(
+    asked: Study,
+    folder: Path,
+    runs: Sequence[Run],
+    chosen: Mapping[tuple[str, str], Mapping[str, Any]],
+) -> Outcome:
+    """Return what came out of runs that lie in a folder.
+
+    Args:
+        asked: the study.
+        folder: of the study.
+        runs: that are done.
+        chosen: what tuning chose.
+    """
+    entries: dict[str, list[Entry]] = {condition: [] for condition in asked.conditions}
+    along: dict[str, list[Entry]] = {condition: [] for condition in asked.conditions}
+    diverged: dict[str, dict[str, str]] = {}
+    gradients: dict[str, dict[str, list[float]]] = {}
+    for run in _by_arm(asked, runs):
+        place = folder / run.folder
+        outcome = json.loads((place / "outcome.json").read_text("utf-8"))
+        name = f"{run.arm}, seed {run.seed}"
+        if outcome["diverged"] is not None:
+            diverged.setdefault(run.condition, {})[name] = outcome["diverged"]
+            continue
+        report = Report.load(place / "report.json")
+        entries[run.condition].append(Entry(name, run.arm, report, seed=str(run.seed)))
+        spent = gradients.setdefault(run.condition, {})
+        spent.setdefault(run.arm, []).append(outcome.get("gradients") or 0)
+        if (place / "along.json").is_file():
+            for entry in load_results(place / "along.json").entries:
+                own = replace(
+                    entry, name=f"{name}, {entry.name}", group=run.arm, seed=str(run.seed)
+                )
+                along[run.condition].append(replace(own, epoch=_epoch(entry)))
+    comparisons = {key: Comparison(own) for key, own in entries.items() if own}
+    curves = {key: Comparison(own) for key, own in along.items() if own}
+    return Outcome(
+        asked,
+        comparisons,
+        curves,
+        judged(asked, comparisons, curves, diverged),
+        _nested(chosen),
+        diverged,
+        {key: {arm: sum(n) / len(n) for arm, n in own.items()} for key, own in gradients.items()},
+    )
+
+
+def _done(
+    asked: Study, folder: Path, runs: Sequence[Run], jobs: int, told: Told | None
+) -> dict[str, Mapping[str, Any]]:
+    """Return what came out of every run, by its folder; those that are not done yet are made."""
+    analysis, along = json.loads(json.dumps(asked.analysis)), list(asked.matched)
+    calls = [
+        (
+            str(folder / run.folder),
+            json.loads(json.dumps(run.settings)),
+            analysis if run.measured else None,
+            along,
+            asked.task,
+            asked.trainer,
+        )
+        for run in runs
+    ]
+    found: dict[str, Mapping[str, Any]] = {}
+    left: list[int] = []
+    for number, run in enumerate(runs):
+        done = folder / run.folder / "outcome.json"
+        if done.is_file():
+            found[run.folder] = json.loads(done.read_text("utf-8"))
+        else:
+            left.append(number)
+    for place, outcome in in_processes(run_one, [calls[n] for n in left], jobs=jobs):
+        run = runs[left[place]]
+        found[run.folder] = outcome
+        if told is not None:
+            told(run, outcome, len(found), len(runs))
+    return found
+
+
+def _claim_folder(asked: Study, folder: Path) -> None:
+    """Write down which study a folder is of, or refuse one that is of another."""
+    manifest = folder / _MANIFEST
+    check_writable(manifest)
+    if manifest.is_file():
+        try:
+            earlier = json.loads(manifest.read_text("utf-8"))
+        except ValueError as error:
+            raise ResultError(f"{manifest} is no study: {error}") from error
+        differing = asked.differences(earlier)
+        if differing:
+            raise ResultError(
+                f"{folder} holds another study ({'; '.join(differing)}); choose another folder, or "
+                "the settings that it has; seeds and arms may be added"
+            )
+    write_text_atomically(manifest, json.dumps(asked.to_dict(), indent=1) + "\n")
+
+
+def _by_arm(asked: Study, runs: Sequence[Run]) -> list[Run]:
+    """Return runs in the order of the arms, then of the seeds."""
+    names = [arm.name for arm in asked.arms]
+    return sorted(runs, key=lambda run: (names.index(run.arm), asked.seeds.index(run.seed)))
+
+
+def _epoch(entry: Entry) -> float | None:
+    if entry.epoch is not None:
+        return entry.epoch
+    digits = "".join(character for character in entry.name if character.isdigit())
+    return float(digits) if digits else None
+
+
+def _nested(chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for (condition, arm), values in chosen.items():
+        found.setdefault(condition, {})[arm] = dict(values)
+    return found

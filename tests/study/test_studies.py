@@ -1,0 +1,237 @@
+"""A study end to end on small data: trained, measured, stopped, gone on with, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from flatkit.errors import InvalidArgumentError, ResultError
+from flatkit.results import Report
+from flatkit.study.runs import choose, study_runs
+from flatkit.study.settings import Arm, Study, read_study, study_names
+from flatkit.study.study import study
+
+TRAIN = {
+    "data": "gaussians",
+    "data_kwargs": {"samples": 60},
+    "batch_size": 16,
+    "epochs": 4,
+    "save_every": 2,
+}
+SMALL = Study(
+    arms=[Arm("sgd"), Arm("sam", {"optimizer": "sam", "rho": 0.2})],
+    seeds=(0, 1),
+    train=TRAIN,
+    analyze={"measures": ["loss", "accuracy", "top_eigenvalues", "trace"], "samples": 32},
+)
+
+
+def numbers(folder):
+    """Everything that came out, without times."""
+    claims = json.loads((folder / "claims.json").read_text())
+    reports = sorted(folder.rglob("report.json"))
+    values = [
+        [(r.measure, r.value, r.error) for r in Report.load(path)]
+        for path in reports
+        if path.parent.name.startswith("seed-")
+    ]
+    return claims, values
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    told = []
+    outcome = study(SMALL, folder, jobs=2, on_run=lambda run, *_: told.append(run.folder))
+    return outcome, folder, told
+
+
+def test_every_arm_is_trained_and_measured_with_every_seed(done):
+    outcome, _, told = done
+    assert sorted(told) == ["sam/seed-0", "sam/seed-1", "sgd/seed-0", "sgd/seed-1"]
+    (comparison,) = outcome.comparisons.values()
+    assert [(e.group, e.seed) for e in comparison.entries] == [
+        ("sgd", "0"),
+        ("sgd", "1"),
+        ("sam", "0"),
+        ("sam", "1"),
+    ]
+    (along,) = outcome.along.values()
+    assert {entry.epoch for entry in along.entries} == {2.0, 4.0}
+    assert {claim.arm for claim in outcome.claims} == {"sam"}
+    assert any("at training loss" in claim.claim for claim in outcome.claims)
+    assert outcome.claims[-1].claim == "flatter and generalises"
+
+
+def test_every_condition_has_its_own_claims(tmp_path):
+    two = {"plain": {}, "smooth": {"label_smoothing": 0.1}}
+    small = replace(SMALL, conditions=two, train={**TRAIN, "save_every": 0}, seeds=(0,))
+    outcome = study(small, tmp_path)
+    assert list(outcome.comparisons) == ["plain", "smooth"]
+    heads = [
+        claim.condition for claim in outcome.claims if claim.claim == "flatter and generalises"
+    ]
+    assert heads == ["plain", "smooth"]
+    losses = [c.entries[0].report.objective["loss"] for c in outcome.comparisons.values()]
+    assert losses[0] != losses[1]
+    assert not outcome.along
+
+
+def test_all_files_are_there(done):
+    _, folder, _ = done
+    assert not list(folder.rglob("*.journal"))
+
+
+def test_a_study_repeats_its_numbers_and_makes_nothing_twice(done, tmp_path):
+    _, folder, _ = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("ckpt.pt")}
+    told = []
+    study(SMALL, folder, on_run=lambda run, *_: told.append(run))
+    assert not told
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("ckpt.pt")}
+    study(SMALL, tmp_path, jobs=1)
+    assert numbers(tmp_path) == numbers(folder)
+
+
+def test_a_killed_study_ends_with_the_same_numbers(done, tmp_path):
+    _, folder, _ = done
+    code = (
+        "import sys; from tests.study.test_studies import SMALL, study\n"
+        "study(SMALL, sys.argv[1], jobs=1)"
+    )
+    for seconds in (2.5, 5.0):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    study(SMALL, tmp_path, jobs=1)
+    assert numbers(tmp_path) == numbers(folder)
+
+
+def test_more_seeds_and_arms_may_come_and_other_settings_are_refused(done):
+    _, folder, _ = done
+    outcome = study(replace(SMALL, seeds=(0, 1, 2)), folder)
+    (comparison,) = outcome.comparisons.values()
+    assert len(comparison.entries) == 6
+    with pytest.raises(ResultError, match=r"holds another study \(train: .* there, .* here\)"):
+        study(replace(SMALL, seeds=(0, 1, 2), train={**TRAIN, "epochs": 5}), folder)
+    with pytest.raises(ResultError, match="arm sam"):
+        study(
+            replace(SMALL, seeds=(0, 1, 2), arms=[Arm("sgd"), Arm("sam", {"optimizer": "sam"})]),
+            folder,
+        )
+
+
+def test_an_arm_that_diverges_is_reported_and_never_dropped(tmp_path):
+    wild = replace(SMALL, arms=[Arm("sgd"), Arm("wild", {"lr": 1e30})], seeds=(0,))
+    outcome = study(wild, tmp_path)
+    assert list(outcome.diverged[""]) == ["wild, seed 0"]
+    verdicts = {claim.claim: claim for claim in outcome.claims}
+    assert all(claim.verdict == "cannot tell" for claim in verdicts.values())
+    assert any("diverged: wild, seed 0" in claim.reason for claim in verdicts.values())
+
+
+def test_the_best_value_on_the_validation_split_is_chosen():
+    tuned = Arm("sam", {"optimizer": "sam"}, {"rho": [0.1, 0.2, 0.4]})
+    asked = replace(SMALL, arms=[Arm("sgd"), tuned], train={**TRAIN, "validation_samples": 10})
+    scores = {"rho=0.1": (0.8, 0.9), "rho=0.2": (0.9, 0.9), "rho=0.4": (1.0, None)}
+    outcomes = {
+        f"sam/tuning/{values}/seed-{1_000_000 + place}": {"validation_accuracy": score}
+        for values, pair in scores.items()
+        for place, score in enumerate(pair)
+    }
+    chosen = choose(asked, outcomes)
+    assert chosen == {("", "sam"): {"rho": 0.2}}
+    assert {run.settings["rho"] for run in study_runs(asked, chosen) if run.arm == "sam"} == {0.2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": [Arm("sgd"), Arm("sgd")]}, "two arms are named 'sgd'"),
+        ({"arms": [Arm("sgd")]}, "needs two arms at least"),
+        ({"arms": [Arm("sgd"), Arm("sam", {"optimiser": "sam"})]}, "did you mean 'optimizer'"),
+        ({"arms": [Arm("sgd"), Arm("sam", {"rho": 0.1})]}, "arm 'sam': rho does not apply"),
+        ({"arms": [Arm("sgd"), Arm("sam", {}, {"lr": [0.1, 0.2]})]}, "validation split"),
+        ({"base": "adam"}, "base"),
+        ({"seeds": (1, 1)}, "seeds must be different"),
+        ({"seeds": 0}, "seeds"),
+        ({"controls": {"gradients": "sgd"}}, "is the base 'sgd' itself"),
+        ({"controls": {"luck": "sam"}}, "controls"),
+        ({"analyze": {"measures": ["sharpness"]}}, "measures"),
+        ({"train": {**TRAIN, "seed": 3}}, "seeds are those of the study"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(changes, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_files_that_are_no_study_are_refused(tmp_path):
+    path = tmp_path / "own.toml"
+    for text, message in (
+        ("arms = 3", "arms must be tables"),
+        ("[arms.a\n", "is not TOML"),
+        ("sedes = 3\n[arms.a]\n[arms.b]\nlr = 0.2", "did you mean 'seeds'"),
+        ("[arms.a]\n[arms.b]\ntune = { rho = 0.1 }", "must map settings to lists"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidArgumentError, match=message):
+            read_study(path)
+    with pytest.raises(InvalidArgumentError, match="did you mean 'digits'"):
+        read_study("digts")
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_studies_that_come_along_can_be_read(name):
+    assert len(read_study(name).seeds) >= 3
+
+
+def test_own_functions_train_and_build(tmp_path):
+    (tmp_path / "own.py").write_text(
+        """
+import torch
+from torch import nn
+import flatkit
+
+def data():
+    x = torch.linspace(-1, 1, 40)[:, None]
+    return x, (x[:, 0] > 0).long()
+
+def build():
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 2))
+    return flatkit.Task(model, "cross_entropy", data())
+
+def train(folder, seed, settings):
+    torch.manual_seed(seed)
+    task = build()
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=settings["lr"])
+    x, y = data()
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(task.model(x), y).backward()
+        optimizer.step()
+    torch.save(task.model.state_dict(), folder / "own.pt")
+    return folder / "own.pt"
+"""
+    )
+    asked = Study(
+        arms=[Arm("slow", {"lr": 0.01}), Arm("fast", {"lr": 0.5})],
+        seeds=(0, 1),
+        analyze={"measures": ["loss", "top_eigenvalues"]},
+        task=f"{tmp_path / 'own.py'}:build",
+        trainer=f"{tmp_path / 'own.py'}:train",
+    )
+    outcome = study(asked, tmp_path / "out", jobs=1)
+    (comparison,) = outcome.comparisons.values()
+    losses = {entry.name: entry.report.result("loss").value for entry in comparison.entries}
+    assert losses["fast, seed 0"] < losses["slow, seed 0"]
