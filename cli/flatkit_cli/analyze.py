@@ -10,8 +10,9 @@ import click
 
 from flatkit.errors import InterruptedAnalysis
 from flatkit.measures.registry import MEASURES
-from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings
-from flatkit_cli.options import Command, F, option, setting_options, take_settings
+from flatkit.measures.settings import AnalysisSettings
+from flatkit_cli.measuring import given_settings, measure_flags
+from flatkit_cli.options import Command, option, setting_options
 from flatkit_cli.output import format_option, output_options, take_output
 from flatkit_cli.subject import subject_options, take_subject
 
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
     from flatkit.results.report import Report
 
 _MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEASURES)
-_FLAGS = {measure.flag: measure for measure in MEASURES.own if measure.flag}
-
-
-def _measure_flags(command: F) -> F:
-    """Add the options that add a measure to what is measured."""
-    for flag, measure in reversed(_FLAGS.items()):
-        add = option(
-            flag, measure.name, is_flag=True, group="Measures", help=f"Also the {measure.help}."
-        )
-        command = add(command)
-    return command
 
 
 @click.command(
@@ -56,7 +46,7 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @subject_options
 @setting_options(AnalysisSettings)
-@_measure_flags
+@measure_flags
 @option(
     "--fresh",
     is_flag=True,
@@ -68,7 +58,7 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)
-    settings = _settings(options)
+    settings = given_settings(options)
     output.check()
 
     from flatkit.measures import analyze as run
@@ -137,12 +127,3 @@ def progress_bar() -> Generator[Callable[[str, int, int], None], None, None]:
             bar.update(tasks[measure], completed=done, total=total)
 
         yield update
-
-
-def _settings(options: dict[str, Any]) -> AnalysisSettings:
-    """Return the checked settings, with the measures that flags add."""
-    extra = [measure.name for measure in _FLAGS.values() if options.pop(measure.name)]
-    given = take_settings(AnalysisSettings, options)
-    if extra:
-        given["measures"] = [*given.get("measures", DEFAULT_MEASURES), *extra]
-    return AnalysisSettings(**given)

@@ -1,103 +1,138 @@
 """The command `flatkit compare`."""
 
-import os
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit_cli.options import Command
+from flatkit.checkpoints.parts import Parts
+from flatkit.comparison.entries import saved
+from flatkit.errors import InvalidArgumentError
+from flatkit.measures.settings import AnalysisSettings
+from flatkit_cli.measuring import given_settings, measure_flags
+from flatkit_cli.options import Command, option, setting_options, take_settings
 from flatkit_cli.output import format_option, output_options, take_output
+from flatkit_cli.subject import subject_options
 
 if TYPE_CHECKING:
-    from flatkit.results.comparison import Comparison, Entry
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+    from flatkit.comparison.watching import RunsWatcher
+    from flatkit.results.comparison import Comparison
 
 
 @click.command(
     cls=Command,
-    short_help="put saved reports side by side",
-    help="""Put the reports and comparisons in RESULTS.json... side by side in one table.
+    short_help="measure checkpoints alike, or put saved reports side by side",
+    help="""Measure checkpoints alike and put them in one table, also saved reports.
 
-A run is called flattest only where it is so beyond the spread. Reports of different functions
-(other data, loss, dtype) are shown with a warning that names what differs.
+SUBJECT... are checkpoints of any program, reports and comparisons (.json), and patterns of them in
+quotes. Checkpoints that name no model of their own need --task, or --model and --data. All are
+measured by the same samples, probes and budget; of saved reports nothing is measured again. A run
+is called flattest only where it is so beyond the errors. Checkpoints of different functions (other
+data, loss, dtype) are refused; saved reports of such are shown with a warning that names what
+differs.
+
+With --json FILE finished reports are kept: the same command goes on after it was stopped.
 
 \b
-flatkit compare sgd.json gam.json
-flatkit compare runs/*/report.json --figures figures --markdown report.md
+flatkit compare runs/sgd/ckpt.pt runs/gam/ckpt.pt
+flatkit compare 'runs/*/epoch-*.pt' --task my_task.py:build --groups '(.*)-seed[0-9]+'
+flatkit compare sgd.json gam.json --figures figures --markdown report.md
 """,
 )
-@click.argument("files", nargs=-1, required=True, type=_FILE, metavar="RESULTS.json...")
-@output_options
-@format_option
-@click.option(
-    "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there."
+@click.argument("subjects", nargs=-1, required=True, metavar="SUBJECT...")
+@option(
+    "--groups",
+    metavar="REGEX",
+    group="Runs",
+    help="Repetitions of one method: the part in parentheses of a run's name is its group; "
+    "(?P<seed>...) and (?P<epoch>...) are read too. Names are the parts in which paths differ.",
 )
-@click.option(
+@option(
     "--repeats",
     is_flag=True,
+    group="Runs",
     help="Reports of one name are repetitions of one method: show mean and spread.",
 )
-def compare(files: Sequence[Path], markdown: Path | None, repeats: bool, **options: Any) -> None:
-    """Merge and show; the help text is that of the command."""
+@option(
+    "--jobs",
+    type=int,
+    metavar="N",
+    group="Runs",
+    help="Checkpoints at once, each in a process.  [default: as cores, for small nets]",
+)
+@subject_options
+@setting_options(AnalysisSettings)
+@measure_flags
+@option(
+    "--fresh",
+    is_flag=True,
+    group="Output",
+    help="Forget what an earlier run of the same --json file has kept.",
+)
+@output_options
+@format_option
+@option(
+    "--markdown",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    group="Output",
+    help="Write the table there.",
+)
+def compare(
+    subjects: Sequence[str],
+    groups: str | None,
+    repeats: bool,
+    jobs: int | None,
+    fresh: bool,
+    markdown: Path | None,
+    **options: Any,
+) -> None:
+    """Measure or merge, and show; the help text is that of the command."""
     from flatkit.files import check_writable
     from flatkit.render import comparison_table
 
-    output, comparison = take_output(options), merge(files, repeats=repeats)
+    output = take_output(options)
+    given = {"entry": options.pop("entry"), **take_settings(Parts, options)}
+    settings = given_settings(options)
     if markdown is not None:
         check_writable(markdown)
     output.check()
+    if all(subject.endswith(".json") for subject in subjects):
+        if given["entry"] or len(given) > 1 or settings != AnalysisSettings():
+            raise InvalidArgumentError(
+                "nothing of saved reports is measured again; leave out the options of measuring, "
+                "or name checkpoints"
+            )
+        comparison = _spoken(saved, list(subjects), groups=groups, repeats=repeats)
+    else:
+        from flatkit.comparison.compare import compare as run
+
+        if repeats:
+            raise InvalidArgumentError(
+                "repeats is about names of saved reports; `groups` tells of checkpoints which are "
+                "repetitions"
+            )
+        comparison = _spoken(
+            run,
+            list(subjects),
+            progress=_watcher(),
+            command=["flatkit", *sys.argv[1:]],
+            groups=groups,
+            jobs=jobs,
+            journal=output.journal,
+            fresh=fresh,
+            settings=settings,
+            **given,
+        )
     output.write(comparison, lambda: output.show(comparison, lambda: comparison_table(comparison)))
     if output.json_file == "-":
         warn(comparison)
     if markdown is not None:
         _write_markdown(comparison, markdown)
     output.draw(comparison)
-
-
-def merge(files: Sequence[Path], *, repeats: bool = False) -> "Comparison":
-    """Return the runs of several files as one comparison, each under a name of its own.
-
-    Args:
-        files: saved reports and comparisons.
-        repeats: groups of one name in several files are one group; else they are kept apart.
-
-    Raises:
-        InvalidArgumentError: a file is given twice.
-        ResultError: a file holds neither a report nor a comparison.
-
-    >>> import tempfile
-    >>> from flatkit.results.report import Report
-    >>> from flatkit.results.result import Result
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> report = Report([Result("loss", 0.5, 0.0)], checkpoint={"name": "gam"})
-    >>> files = [report.save(folder / str(seed) / "gam.json") for seed in (0, 1)]
-    >>> [entry.name for entry in merge(files).entries]
-    ['gam (0/gam.json)', 'gam (1/gam.json)']
-    >>> merge(files, repeats=True).groups
-    ['gam']
-    """
-    from flatkit.errors import InvalidArgumentError
-    from flatkit.results.comparison import Comparison, Entry, load_results
-
-    places = [path.resolve() for path in files]
-    for path, place in zip(files, places, strict=True):
-        if places.count(place) > 1:
-            raise InvalidArgumentError(f"{path} is given twice; name every file once")
-    loaded = [list(load_results(path).entries) for path in files]
-    labels = _short(places)
-    names, groups = _homes(loaded, "name"), _homes(loaded, "group")
-    entries = []
-    for number, found in enumerate(loaded):
-        for entry in found:
-            # Two files that use one name must not become one run, nor silently one method.
-            suffix = f" ({labels[number]})"
-            name = entry.name + (suffix if len(names[entry.name]) > 1 else "")
-            apart = len(groups[entry.group]) > 1 and not repeats
-            entries.append(Entry(name, entry.group + (suffix if apart else ""), entry.report))
-    return Comparison(entries)
 
 
 def warn(comparison: "Comparison") -> None:
@@ -108,24 +143,28 @@ def warn(comparison: "Comparison") -> None:
         click.echo(f"warning: different functions were measured: {line}", err=True)
 
 
+def _spoken(make: "Callable[..., Comparison]", *given: Any, **more: Any) -> "Comparison":
+    """Return what a function makes, and say its warnings in a line each."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _say
+        warnings.simplefilter("always", UserWarning)
+        return make(*given, **more)
+
+
+def _say(message: Warning | str, *_: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+def _watcher() -> "RunsWatcher":
+    """Return what shows the comparison as it goes on: a table on a terminal, lines elsewhere."""
+    from flatkit.render.runs import RunLines, TerminalRuns
+
+    return TerminalRuns() if sys.stderr.isatty() else RunLines()
+
+
 def _write_markdown(comparison: "Comparison", path: Path) -> None:
     from flatkit.files import write_text_atomically
     from flatkit.render import comparison_markdown
 
     write_text_atomically(path, comparison_markdown(comparison) + "\n")
     click.echo(f"table: {path}", err=True)
-
-
-def _homes(loaded: "Sequence[Sequence[Entry]]", attribute: str) -> dict[str, set[int]]:
-    """Return for every name the numbers of the files that use it."""
-    homes: dict[str, set[int]] = {}
-    for number, entries in enumerate(loaded):
-        for entry in entries:
-            homes.setdefault(getattr(entry, attribute), set()).add(number)
-    return homes
-
-
-def _short(places: Sequence[Path]) -> list[str]:
-    """Return the paths without the folders that all of them share."""
-    common = os.path.commonpath([place.parent for place in places])
-    return [place.relative_to(common).as_posix() for place in places]

@@ -17,7 +17,7 @@ from flatkit_cli.options import flags_of, in_flags
 
 _COMMANDS = {
     "analyze": "measure curvature, flatness and landscape of a checkpoint",
-    "compare": "put saved reports side by side",
+    "compare": "measure checkpoints alike, or put saved reports side by side",
     "demo": "train SGD, SAM and GAM on digits, analyze and compare them",
     "info": "say what a checkpoint file is and holds",
     "landscape": "draw the loss around, between and along checkpoints",

@@ -54,9 +54,10 @@ def plot(
     level: float,
 ) -> None:
     """Draw; the help text is that of the command."""
+    from flatkit.comparison.merging import merge
     from flatkit.files import check_writable
     from flatkit.landscape import load_surface
-    from flatkit_cli.compare import merge, warn
+    from flatkit_cli.compare import warn
 
     check_pictures(formats, level, interactive=interactive)
     surfaces = [load_surface(path) for path in files if path.suffix == ".npz"]

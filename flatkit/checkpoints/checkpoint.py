@@ -231,7 +231,9 @@ class Checkpoint(Shown):
 
     def describe_file(self) -> dict[str, Any]:
         """Return what a report says of a file that gives the weights alone, ready for JSON."""
-        return {**self._identity(), "entry": self.entry, "other_entries": list(self.others)}
+        about = {**self._identity(), "entry": self.entry, "other_entries": list(self.others)}
+        epoch = self.beside.get("epoch")  # as the program that wrote it counts
+        return about | ({"epoch": epoch} if type(epoch) in (int, float) else {})
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ A task file is Python that the user wrote and named, the only place where code f
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
@@ -44,9 +44,23 @@ def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:
         TaskError: the task file fails.
     """
     if not parts.complete:
-        _refuse_without_model(checkpoint, parts)
+        refuse_without_model(checkpoint, parts)
         return checkpoint.task(data_root=parts.data_root)
-    task, origin = _built(parts)
+    return fitted(checkpoint, *build_task(parts), parts)
+
+
+def fitted(checkpoint: Checkpoint, task: Task, origin: Mapping[str, Any], parts: Parts) -> Task:
+    """Return a task whose model has taken the weights of a checkpoint.
+
+    Args:
+        checkpoint: of that model.
+        task: its model is changed.
+        origin: what a report says of where the task comes from.
+        parts: `rename`, `ignore` and `allow_uninitialised` of them are used.
+
+    Raises:
+        CheckpointError: the weights do not fit, or are not finite.
+    """
     with torch.no_grad():
         notes = checkpoint.load_into(
             task.model,
@@ -161,8 +175,12 @@ def as_task(
     return checkpoint.task()
 
 
-def _refuse_without_model(checkpoint: Checkpoint, parts: Parts) -> None:
-    """Refuse parts that are of no use without a model."""
+def refuse_without_model(checkpoint: Checkpoint, parts: Parts) -> None:
+    """Refuse parts that are of no use without a model.
+
+    Raises:
+        InvalidArgumentError: there are some.
+    """
     if parts.data or parts.rename or parts.ignore or parts.loss or parts.allow_uninitialised:
         raise InvalidArgumentError(
             f"to look at {checkpoint.path} with other data, another loss or other names, name the "
@@ -174,8 +192,13 @@ def _home(item: Any) -> str:
     return getattr(item, "__module__", "")
 
 
-def _built(parts: Parts) -> tuple[Task, dict[str, Any]]:
-    """Return the task without the weights, and what it is made of."""
+def build_task(parts: Parts) -> tuple[Task, dict[str, Any]]:
+    """Return the task that parts name, without the weights, and what it is made of.
+
+    Raises:
+        InvalidArgumentError: a name or argument is wrong.
+        TaskError: the task file fails.
+    """
     if parts.task is not None:
         return load_task(parts.task), {"task": parts.task}
     dataset = build_data({"name": parts.data, "kwargs": parts.data_args}, root=parts.data_root)

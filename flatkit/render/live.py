@@ -37,7 +37,7 @@ def watcher_here() -> Watcher:
     >>> type(watcher_here()).__name__
     'Silent'
     """
-    if _in_notebook():
+    if in_notebook():
         return NotebookTable()
     return TerminalTable() if sys.stderr.isatty() else Silent()
 
@@ -169,13 +169,13 @@ class NotebookTable(_Table):
         """Make the place of the table."""
         from IPython.display import HTML, display
 
-        self._place: Any = display(HTML(_html(Text(plan_text(schedule)))), display_id=True)
+        self._place: Any = display(HTML(html_of(Text(plan_text(schedule)))), display_id=True)
 
     def draw(self, table: RenderableType) -> None:
         """Show it."""
         from IPython.display import HTML
 
-        self._place.update(HTML(_html(table)))
+        self._place.update(HTML(html_of(table)))
 
     def end(self, schedule: "Schedule") -> None:
         """Take the table away."""
@@ -234,13 +234,19 @@ def _wanting(times: float) -> str:
     return f"error {times:,.1f} × its goal" if times < 1e4 else "…"
 
 
-def _html(table: RenderableType) -> str:
+def html_of(table: RenderableType) -> str:
+    """Return what rich draws as HTML."""
     console = Console(record=True, file=StringIO(), width=110, force_jupyter=False)
     console.print(table)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this runs in a notebook.
+
+    >>> in_notebook()
+    False
+    """
     shell = sys.modules.get("IPython")
     here = shell.get_ipython() if shell is not None else None
     return here is not None and type(here).__name__ == "ZMQInteractiveShell"

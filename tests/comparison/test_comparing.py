@@ -13,7 +13,7 @@ from flatkit.checkpoints import checkpoint as checkpoints
 from flatkit.comparison import compare
 from flatkit.comparison.finished import finished
 from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
-from flatkit.measures import MEASURES, Measure
+from flatkit.measures import MEASURES, AnalysisSettings, Measure
 from flatkit.results import Report, Result
 from flatkit.training import TrainingConfig, train
 
@@ -23,7 +23,7 @@ def files(tmp_path_factory):
     usual = TrainingConfig(data="gaussians", data_kwargs={"samples": 40}, device="cpu", epochs=1)
     usual = replace(usual, batch_size=10)
     other = replace(usual, data_kwargs={"samples": 50})
-    configs = (usual, replace(usual, seed=1), other)
+    configs = (usual, replace(usual, seed=1), other, replace(usual, seed=2))
     folder = tmp_path_factory.mktemp("runs")
     return [str(train(c, folder / str(n)).checkpoint) for n, c in enumerate(configs)]
 
@@ -45,19 +45,26 @@ def test_checkpoints_of_one_data_set_read_it_once(files, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "build_data", counted)
-        together = flatkit.compare(files, measures=["loss"], progress=False)
-    assert len(built) == 2  # 40 samples, and 50
-    for file, entry in zip(files, together.entries, strict=True):
+        together = flatkit.compare(files[:2], measures=["loss"], progress=False)
+    assert len(built) == 1
+    for file, entry in zip(files[:2], together.entries, strict=True):
         alone = flatkit.analyze(file, measures=["loss"], progress=False)
         assert [r.value for r in alone] == [r.value for r in entry.report]
         assert alone.objective["samples_available"] == entry.report.objective["samples_available"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_different_functions_are_refused_by_what_differs(files, jobs):
+    other = files[2]  # of 50 samples, not 40
+    with pytest.raises(InvalidArgumentError, match=r"which samples.* data: gaussians, sha256"):
+        flatkit.compare([files[0], other], measures=["loss"], jobs=jobs, progress=False)
 
 
 @pytest.mark.usefixtures("_one_thread")
 def test_several_at_once_give_the_same_bits_in_the_same_order(files, monkeypatch):
     monkeypatch.setattr("flatkit.comparison.sharing.usable_cores", lambda: 2)  # a thread for each
     told = []
-    subjects = {"a": files[2], "old": Report([]), "b": files[0]}
+    subjects = {"a": files[1], "old": Report([]), "b": files[0]}
     more: dict[str, Any] = {"measures": ["loss", "gradient_norm"], "dtype": "float64", "samples": 9}
     one = flatkit.compare(subjects, progress=False, **more)
     two = flatkit.compare(subjects, progress=lambda *x: told.append(x), jobs=2, **more)
@@ -72,12 +79,13 @@ def test_several_at_once_give_the_same_bits_in_the_same_order(files, monkeypatch
     ("subject", "more", "message"),
     [
         (flatkit.Task(nn.Linear(1, 1), "mse", (torch.ones(1, 1),) * 2), {}, "got a Task"),
-        ("a.pt", {"measures": ["answer"]}, "answer was registered in this one alone"),
-        ("a.pt", {"samples": 0}, "samples must be"),
-        ("a.pt", {"jobs": 0}, "jobs must be"),
+        ("a file", {"measures": ["answer"]}, "answer was registered in this one alone"),
+        ("a file", {"samples": 0}, "samples must be"),
+        ("a file", {"jobs": 0}, "jobs must be"),
     ],
 )
-def test_what_another_process_cannot_be_given_is_refused_first(subject, more, message):
+def test_what_another_process_cannot_be_given_is_refused_first(subject, more, message, files):
+    subject = files[0] if isinstance(subject, str) else subject
     given: dict[str, Any] = {"jobs": 2, **more}
     MEASURES.register(Measure("answer", "the answer", run=lambda session: []))
     try:
@@ -93,11 +101,11 @@ def test_a_comparison_that_was_stopped_goes_on_with_what_was_finished(
 ):
     journal, more = tmp_path / "a.journal", {"measures": ["loss"], "progress": False}
     # the third is missing, as if all stopped there
-    shutil.copy(files[2], third := tmp_path / "third.pt")
+    shutil.copy(files[3], third := tmp_path / "third.pt")
     content = third.read_bytes()
     third.write_bytes(content[:50])
     with pytest.raises(FlatkitError):
-        flatkit.compare([*files[:2], third], journal=journal, **more)
+        flatkit.compare([*files[:2], third], journal=journal, jobs=1, **more)
     assert journal.exists()
     third.write_bytes(content)
     with pytest.raises(ResultError, match="seed: 0 there, 1 here"):
@@ -109,7 +117,7 @@ def test_a_comparison_that_was_stopped_goes_on_with_what_was_finished(
     )
     resumed = flatkit.compare([*files[:2], third], journal=journal, jobs=jobs, **more)
     assert len(analyzed) == (1 if jobs == 1 else 0)  # or in another process
-    plain = flatkit.compare([*files[:2], third], **more)
+    plain = flatkit.compare([*files[:2], third], jobs=1, **more)
     assert [e.report.result("loss").value for e in resumed.entries] == [
         e.report.result("loss").value for e in plain.entries
     ]
@@ -118,10 +126,13 @@ def test_a_comparison_that_was_stopped_goes_on_with_what_was_finished(
 
 def test_the_report_of_a_checkpoint_that_changed_is_not_taken(files, tmp_path):
     shutil.copy(files[0], here := tmp_path / "ckpt.pt")
-    with finished(tmp_path / "a.journal", {}) as done:
+    settings = AnalysisSettings(measures=["loss"])
+    with finished(tmp_path / "a.journal", settings) as done:
         done.keep(0, here, Report([Result("loss", 0.5, 0.0)]))
         done.keep(1, flatkit.load(here), Report([Result("loss", 0.5, 0.0)]))
         assert set(done.reports({0: here, 1: flatkit.load(here), 2: files[0]})) == {0, 1}
         shutil.copy(files[1], here)
-        assert done.reports({0: here, 1: flatkit.load(here), 2: files[1], 3: object()}) == {}
+        changed = {0: here, 1: flatkit.load(here), 2: files[1], 3: object()}
+        with pytest.warns(UserWarning, match="ckpt.pt has changed since it was measured"):
+            assert done.reports(changed) == {}
         assert done.journal(0, here) != done.journal(0, files[1])

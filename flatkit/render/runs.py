@@ -1,0 +1,189 @@
+"""A comparison as it goes on: a live table in a terminal and a notebook, lines in a pipe."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from flatkit.comparison.watching import RunsWatcher, SilentRuns
+from flatkit.measures.watching import Silent, Watcher
+from flatkit.render.live import html_of, in_notebook
+from flatkit.render.notation import duration
+from flatkit.render.readings import readings, value_text
+from flatkit.results.report import Report
+
+if TYPE_CHECKING:
+    from flatkit.measures.schedule import Schedule
+
+_EVERY, _SHOWN, _ROWS = 0.25, 3, 20
+"""Seconds between two pictures; numbers and runs that a table shows."""
+
+
+def watcher_here() -> RunsWatcher:
+    """Return what watches by itself: a table in a notebook or on a terminal, else nothing.
+
+    >>> type(watcher_here()).__name__
+    'SilentRuns'
+    """
+    if in_notebook():
+        return NotebookRuns()
+    return TerminalRuns() if sys.stderr.isatty() else SilentRuns()
+
+
+class RunsProgress:
+    """What is known of the runs, in words."""
+
+    def __init__(self) -> None:
+        self._begun, self._jobs = time.monotonic(), 1
+        self._reports: dict[str, Report | None] = {}
+        self._state: dict[str, str] = {}
+        self._kept = 0
+
+    def begin(self, names: Sequence[str], jobs: int) -> None:
+        """Take note of the runs."""
+        self._begun, self._jobs = time.monotonic(), jobs
+        self._reports = dict.fromkeys(names)
+
+    def watch(self, name: str) -> Watcher:
+        """Return what tells how far the analysis of a run is."""
+        self._state[name] = "begun"
+        return _Piece(self, name)
+
+    def done(self, name: str, report: Report) -> None:
+        """Take note of a run."""
+        if name not in self._state and time.monotonic() - self._begun < 1e-2:
+            self._kept += 1
+        self._reports[name] = report
+        self._state[name] = f"done in {duration(report.analysis.get('seconds', 0.0))}"
+        self.changed()
+
+    def end(self) -> None:
+        """Leave."""
+
+    def at_work(self, name: str, words: str) -> None:
+        """Take note of how far a run is."""
+        self._state[name] = words
+        self.changed()
+
+    def changed(self) -> None:
+        """Show it, if it is time."""
+
+    @property
+    def text(self) -> str:
+        """How many are done, and how long the others may take.
+
+        >>> progress = RunsProgress()
+        >>> progress.begin(["sgd", "gam"], 1)
+        >>> progress.text
+        '0 of 2 checkpoints done'
+        """
+        total = len(self._reports)
+        done = sum(report is not None for report in self._reports.values())
+        text = f"{done} of {total} checkpoints done"
+        measured, elapsed = done - self._kept, time.monotonic() - self._begun
+        if measured > 0 and done < total:
+            left = elapsed / measured * (total - done)
+            text += f" in {duration(elapsed)}, about {duration(left)} left"
+        return f"{text}, {self._jobs} at once" if self._jobs > 1 and done < total else text
+
+    def line(self, name: str) -> str:
+        """Return a run in a line."""
+        return f"{name}: {self._state.get(name, '')}{self._numbers(name, ': ')}"
+
+    def table(self) -> RenderableType:
+        """Return the last runs that are done, what is at work, and how many there are."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for column in ("run", "", "first numbers"):
+            table.add_column(column)
+        for name in list(self._state)[-_ROWS:]:
+            table.add_row(escape(name), self._state[name], escape(self._numbers(name)))
+        return Group(table, Text(self.text, style="dim"))
+
+    def _numbers(self, name: str, before: str = "") -> str:
+        report = self._reports.get(name)
+        found = [reading for result in report or () for reading in readings(result)][:_SHOWN]
+        text = ", ".join(f"{reading.title} {value_text(reading)}" for reading in found)
+        return f"{before}{text}" if text else ""
+
+
+class TerminalRuns(RunsProgress):
+    """A table on stderr that is gone at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
+        self._drawn = 0.0
+
+    def begin(self, names: Sequence[str], jobs: int) -> None:
+        """Open the table."""
+        super().begin(names, jobs)
+        self._live.start()
+
+    def changed(self) -> None:
+        """Draw, if the last time is long enough ago."""
+        if time.monotonic() - self._drawn >= _EVERY:
+            self._live.update(self.table(), refresh=True)
+            self._drawn = time.monotonic()
+
+    def end(self) -> None:
+        """Take the table away."""
+        self._live.stop()
+
+
+class NotebookRuns(RunsProgress):
+    """A table as HTML below the cell, gone at the end."""
+
+    def begin(self, names: Sequence[str], jobs: int) -> None:
+        """Make the place of the table."""
+        from IPython.display import HTML, display
+
+        super().begin(names, jobs)
+        self._place: Any = display(HTML(html_of(self.table())), display_id=True)
+        self._drawn = 0.0
+
+    def changed(self) -> None:
+        """Draw, if the last time is long enough ago."""
+        from IPython.display import HTML
+
+        if time.monotonic() - self._drawn >= _EVERY:
+            self._place.update(HTML(html_of(self.table())))
+            self._drawn = time.monotonic()
+
+    def end(self) -> None:
+        """Take the table away."""
+        from IPython.display import HTML
+
+        self._place.update(HTML(""))
+
+
+class RunLines(RunsProgress):
+    """A line on stderr for every run that is done, for a pipe or a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True, width=200)
+
+    def done(self, name: str, report: Report) -> None:
+        """Say it."""
+        super().done(name, report)
+        text = f"[{self.text}] {self.line(name)}"
+        self._console.print(text, markup=False, highlight=False)
+
+
+class _Piece(Silent):
+    """Tells how far one analysis is."""
+
+    def __init__(self, progress: RunsProgress, name: str) -> None:
+        self._progress, self._name = progress, name
+
+    def look(self, schedule: "Schedule") -> None:
+        """Say how many measures are done."""
+        words = f"{schedule.num_done} of {len(schedule.processes)} measures done"
+        self._progress.at_work(self._name, words)
