@@ -11,6 +11,7 @@ import click
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError
 from flatkit.files import check_writable, write_text_atomically
+from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
 from flatkit_cli.options import Command
 from flatkit_cli.output import show
 
@@ -89,8 +90,13 @@ flatkit demo --out demo
 @click.option("--epochs", type=int, default=60, show_default=True)
 @click.option("--jobs", type=int, metavar="N", help="Runs at once.  [default: as there are cores]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier demo.")
-def demo(out: Path, seeds: int, epochs: int, jobs: int | None, overwrite: bool) -> None:
+@drawing_options
+def demo(
+    out: Path, seeds: int, epochs: int, jobs: int | None, overwrite: bool, **options: Any
+) -> None:
     """Train, measure and show; the help text is that of the command."""
+    drawing = take_drawing(options)
+    drawing.check()
     check_count("seeds", seeds)
     check_count("epochs", epochs)
     if jobs is not None:
@@ -104,7 +110,7 @@ def demo(out: Path, seeds: int, epochs: int, jobs: int | None, overwrite: bool) 
     comparison = _measure(_runs(out, seeds, epochs), jobs, overwrite=overwrite)
     comparison.save(out / "report.json")
     verdict = "\n".join(_verdict(comparison))
-    _write_report(comparison, verdict, out)
+    _write_report(comparison, verdict, out, drawing)
     _print(comparison, verdict)
     click.echo(f"{out}: done in {time.perf_counter() - started:.0f} s", err=True)
 
@@ -137,7 +143,9 @@ def _measure(runs: Sequence[Run], jobs: int | None, *, overwrite: bool) -> "Comp
     first, found = len(_OPTIMIZERS), dict[int, Entry]()
     for number, (report, told) in _done(calls, jobs):
         run = runs[number]
-        found[number] = Entry(run.name, run.group, Report.from_json(report))
+        found[number] = Entry(
+            run.name, run.group, Report.from_json(report), seed=str(run.settings["seed"])
+        )
         click.echo(f"{run.name}: {told}", err=True)
         early = number < first < len(runs) and all(n in found for n in range(first))
         if early:
@@ -239,17 +247,20 @@ def _number(result: Any) -> float:
     return result.value[0] if isinstance(result.value, list) else result.value
 
 
-def _write_report(comparison: Any, verdict: str, out: Path) -> None:
+def _write_report(comparison: Any, verdict: str, out: Path, drawing: Drawing) -> None:
     from flatkit.render import comparison_markdown, history_figure, save_figure, save_figures
     from flatkit.training.history import read_history
 
-    figures = save_figures(comparison, out / "figures")
+    folder, formats = out / "figures", drawing.formats
     histories = {name: read_history(out / name / "history.json") for name in _OPTIMIZERS}
-    figures += save_figure(history_figure(histories), out / "figures", "history")
+    with drawing.style():
+        figures = save_figures(comparison, folder, formats, dpi=drawing.dpi)
+        history = history_figure(histories)
+        figures += save_figure(history, folder, "history", formats, dpi=drawing.dpi)
     pictures = "\n\n".join(
         f"![{path.stem}]({path.relative_to(out).as_posix()})"
         for path in figures
-        if path.suffix == ".png"
+        if path.suffix == f".{formats[0]}"
     )
     bullets = "\n".join(f"- {line}" for line in verdict.splitlines())
     parts = ["# SGD, SAM and GAM on digits", bullets, comparison_markdown(comparison), pictures]

@@ -14,11 +14,11 @@ from flatkit.checks import check_choice
 from flatkit.files import check_writable
 from flatkit.landscape.directions import DIRECTIONS, kind_named
 from flatkit.landscape.settings import LandscapeSettings
+from flatkit_cli.drawing import names_in, take_drawing
 from flatkit_cli.options import Command, option, setting_options, take_settings
 from flatkit_cli.pictures import (
     check_pictures,
     draw_surfaces,
-    names_in,
     picture_options,
     show_numbers,
 )
@@ -93,16 +93,15 @@ def landscape(
     figures: bool,
     overwrite: bool,
     style: str,
-    formats: str,
     interactive: bool,
     level: float,
     **options: Any,
 ) -> None:
     """Measure, keep and draw; the help text is that of the command."""
-    make_source = take_subjects(options)
+    make_source, drawing = take_subjects(options), take_drawing(options)
     settings = _settings(directions, line, options)
     kinds = names_in(exports)
-    check_pictures(formats, level, interactive=interactive)
+    check_pictures(drawing, level, interactive=interactive)
     from flatkit.landscape import EXPORTS
 
     for kind in kinds:
@@ -113,7 +112,7 @@ def landscape(
 
     def draw(surfaces: "Sequence[Surface]") -> None:
         if figures:
-            draw_surfaces(surfaces, out, style=style, formats=formats, interactive=interactive)
+            draw_surfaces(surfaces, out, style=style, drawing=drawing, interactive=interactive)
 
     surfaces = []
     for job in plan_landscapes([make_source(path) for path in checkpoints], settings):

@@ -1,13 +1,14 @@
 """Where a command puts its report: a table or JSON on stdout, a JSON file, figures in a folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flatkit.files import check_writable
+from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
 from flatkit_cli.options import F, Names, option
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ class Output:
         figures: the folder to draw in.
         format: of the table on stdout.
         page: where to write the page of HTML.
+        drawing: how figures are drawn.
     """
 
     json_file: str | None
     figures: Path | None
     format: str = "text"
     page: Path | None = None
+    drawing: Drawing = field(default_factory=Drawing)
 
     @property
     def journal(self) -> Path | None:
@@ -47,6 +50,7 @@ class Output:
         if self.json_file not in (None, "-"):
             check_writable(self.json_file)
         if self.figures is not None:
+            self.drawing.check()
             check_writable(self.figures / "figure.png")
         if self.page is not None:
             check_writable(self.page)
@@ -73,15 +77,17 @@ class Output:
             click.echo(result.table(self.format))
 
     def draw(self, comparison: "Comparison") -> None:
-        """Write the figures and the page, if they are asked for."""
-        if self.figures is not None and not draw(comparison, self.figures):
-            click.echo("figures: these results hold nothing to draw", err=True)
+        """Write the figures and the page, if they are asked for; say why there are no figures."""
+        if self.figures is not None and not draw(comparison, self.figures, self.drawing):
+            from flatkit.render.plots import what_is_drawn
+
+            click.echo(f"figures: none, {what_is_drawn(comparison)}", err=True)
         if self.page is not None:
             click.echo(f"page: {comparison.to_html(self.page)}", err=True)
 
 
 def output_options(command: F) -> F:
-    """Add `--json`, `--figures` and `--html`; `take_output` takes them."""
+    """Add `--json`, `--figures`, how these are drawn, and `--html`; `take_output` takes them."""
     page = option(
         "--html",
         "page",
@@ -95,7 +101,7 @@ def output_options(command: F) -> F:
         type=click.Path(path_type=Path),
         metavar="DIR",
         group="Output",
-        help="Draw PNG and SVG there.",
+        help="Draw there.",
     )
     saved = option(
         "--json",
@@ -104,7 +110,7 @@ def output_options(command: F) -> F:
         group="Output",
         help="Save the report; - prints it alone.",
     )
-    return saved(figures(page(command)))
+    return saved(figures(page(drawing_options(command))))
 
 
 def format_option(command: F) -> F:
@@ -125,21 +131,23 @@ def take_output(options: dict[str, Any]) -> Output:
 
     >>> options = {"json_file": "-", "figures": None, "page": None, "seed": 3}
     >>> take_output(options), options
-    (Output(json_file='-', figures=None, format='text', page=None), {'seed': 3})
+    (Output(json_file='-', figures=None, format='text', page=None, drawing=...), {'seed': 3})
     """
     return Output(
         options.pop("json_file"),
         options.pop("figures"),
         options.pop("table_format", "text"),
         options.pop("page"),
+        take_drawing(options),
     )
 
 
-def draw(comparison: "Comparison", folder: Path) -> list[Path]:
+def draw(comparison: "Comparison", folder: Path, drawing: Drawing) -> list[Path]:
     """Write the figures of a comparison, and say how many, if any."""
     from flatkit.render import save_figures
 
-    written = save_figures(comparison, folder)
+    with drawing.style():
+        written = save_figures(comparison, folder, drawing.formats, dpi=drawing.dpi)
     if written:
         click.echo(f"figures: {len(written)} files in {folder}", err=True)
     return written

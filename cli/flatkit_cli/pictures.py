@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit_cli.drawing import Drawing, check_interactive, drawing_options
 from flatkit_cli.options import option
 
 if TYPE_CHECKING:
@@ -18,21 +19,13 @@ _OPTIONS = (
         default="contour",
         show_default=True,
         help="Of planes seen from above.",
-        group="Pictures",
-    ),
-    option(
-        "--formats",
-        default="png,svg",
-        show_default=True,
-        metavar="KIND[,KIND]",
-        help="Of the pictures of surfaces: png, svg, pdf.",
-        group="Pictures",
+        group="Figures",
     ),
     option(
         "--interactive",
         is_flag=True,
         help="Also an HTML page of planes, to turn and zoom.",
-        group="Pictures",
+        group="Figures",
     ),
     option(
         "--level",
@@ -40,25 +33,17 @@ _OPTIONS = (
         default=0.1,
         show_default=True,
         help="Rise of the loss that ends a basin, in the table of numbers.",
-        group="Pictures",
+        group="Figures",
     ),
 )
 
 
 def picture_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of pictures to a command."""
+    """Add the options of pictures to a command, and those of every figure."""
+    command = drawing_options(command)
     for add in reversed(_OPTIONS):
         command = add(command)
     return command
-
-
-def names_in(text: str | None) -> tuple[str, ...]:
-    """Return the names that commas separate.
-
-    >>> names_in("csv, vtk,")
-    ('csv', 'vtk')
-    """
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def draw_surfaces(
@@ -66,19 +51,21 @@ def draw_surfaces(
     folder: Path,
     *,
     style: str,
-    formats: str,
+    drawing: Drawing,
     interactive: bool,
 ) -> None:
     """Write the pictures of surfaces, and say how many."""
     from flatkit.render.figures.surfaces import save_pictures
 
-    written = save_pictures(
-        surfaces,
-        folder,
-        style=style,  # type: ignore[arg-type]
-        formats=names_in(formats),
-        interactive=interactive,
-    )
+    with drawing.style():
+        written = save_pictures(
+            surfaces,
+            folder,
+            style=style,  # type: ignore[arg-type]
+            formats=drawing.formats,
+            dpi=drawing.dpi,
+            interactive=interactive,
+        )
     click.echo(f"pictures: {len(written)} files in {folder}", err=True)
 
 
@@ -91,17 +78,11 @@ def show_numbers(surfaces: "Sequence[Surface]", *, level: float) -> None:
     Console().print(numbers_table(surfaces, level=level))
 
 
-def check_pictures(formats: str, level: float, *, interactive: bool) -> None:
+def check_pictures(drawing: Drawing, level: float, *, interactive: bool) -> None:
     """Refuse what cannot be drawn, before work starts."""
-    from importlib.util import find_spec
+    from flatkit.checks import check_positive
 
-    from flatkit.checks import check_choice, check_positive
-    from flatkit.errors import MissingDependencyError
-
-    for name in names_in(formats):
-        check_choice("formats", name, ("png", "svg", "pdf"))
+    drawing.check()
     check_positive("level", level)
-    if interactive and find_spec("plotly") is None:
-        raise MissingDependencyError(
-            "interactive pages need the package plotly: pip install 'flatkit[interactive]'"
-        )
+    if interactive:
+        check_interactive()

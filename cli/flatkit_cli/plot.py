@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit_cli.drawing import Drawing, take_drawing
 from flatkit_cli.options import Command
 from flatkit_cli.pictures import check_pictures, draw_surfaces, picture_options, show_numbers
 
@@ -49,9 +50,9 @@ def plot(
     figures: Path,
     repeats: bool,
     style: str,
-    formats: str,
     interactive: bool,
     level: float,
+    **options: Any,
 ) -> None:
     """Draw; the help text is that of the command."""
     from flatkit.comparison.merging import merge
@@ -59,23 +60,24 @@ def plot(
     from flatkit.landscape import load_surface
     from flatkit_cli.compare import warn
 
-    check_pictures(formats, level, interactive=interactive)
+    drawing = take_drawing(options)
+    check_pictures(drawing, level, interactive=interactive)
     surfaces = [load_surface(path) for path in files if path.suffix == ".npz"]
     reports = [path for path in files if path.suffix != ".npz"]
     comparison = merge(reports, repeats=repeats) if reports else None
     check_writable(figures / "figure.png")
     if comparison is not None:
         warn(comparison)
-        _draw_reports(comparison, figures)
+        _draw_reports(comparison, figures, drawing)
     if surfaces:
-        draw_surfaces(surfaces, figures, style=style, formats=formats, interactive=interactive)
+        draw_surfaces(surfaces, figures, style=style, drawing=drawing, interactive=interactive)
         show_numbers(surfaces, level=level)
 
 
-def _draw_reports(comparison: "Comparison", figures: Path) -> None:
+def _draw_reports(comparison: "Comparison", figures: Path, drawing: Drawing) -> None:
     from flatkit.errors import NothingToDrawError
     from flatkit.render.plots import what_is_drawn
     from flatkit_cli.output import draw
 
-    if not draw(comparison, figures):
+    if not draw(comparison, figures, drawing):
         raise NothingToDrawError(f"nothing to draw: {what_is_drawn(comparison)}")

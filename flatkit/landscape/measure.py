@@ -1,6 +1,7 @@
 """From checkpoints and tasks to surfaces: objectives, directions, ranges, and files that resume."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -28,7 +29,8 @@ def plan_landscapes(
 ) -> Iterator[LandscapeJob]:
     """Yield what is to be measured: one surface through all sources, or one around each.
 
-    Around several, random directions are the same draws, each scaled like its own weights.
+    Around several, random directions are the same draws, each scaled like its own weights, and
+    planes of eigenvectors have one range, the widest that one of them would have alone.
 
     Args:
         sources: checkpoints that name their model and data, tasks, or functions that make tasks.
@@ -51,6 +53,8 @@ def plan_landscapes(
     if isinstance(kind, ThroughKind):
         yield _through(sources, kind, settings)
         return
+    if len(sources) > 1:
+        settings = _with_one_range(sources, kind, settings)
     names: list[str] = []
     for source in sources:
         task = task_of(source)
@@ -192,6 +196,25 @@ def _measured(
     surface = job.measure(journal=journal, progress=progress, preview=show, note=tell)
     surface.save(path)
     return surface
+
+
+def _with_one_range(
+    sources: Sequence[WeightSource], kind: Kind, settings: LandscapeSettings
+) -> LandscapeSettings:
+    """Return settings with a range that suits all sources, so that a flatter one looks flatter.
+
+    Only where steps are lengths and the usual range follows from the weights, which means that the
+    directions of each are made once more.
+    """
+    if settings.x_range is not None or not kind.lengths:
+        return settings
+    ranges: list[tuple[float, float]] = []
+    for source in sources:
+        objective = _any(_objectives(task_of(source), settings))
+        subspace = kind.make(Request(objective, settings))
+        ranges += [kind.usual_range(subspace, n) for n in range(len(subspace.vectors))]
+    widest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return replace(settings, x_range=widest)
 
 
 def _around(name: str, task: Task, kind: Kind, settings: LandscapeSettings) -> LandscapeJob:

@@ -9,6 +9,7 @@ from .figures.slices import slice_figure as slice_figure
 from .figures.spectra import density_figure as density_figure
 from .figures.spectra import layer_figure as layer_figure
 from .figures.track import track_figure as track_figure
+from .style import figure_style as figure_style
 from .tables.comparison import comparison_markdown as comparison_markdown
 from .tables.comparison import comparison_rows as comparison_rows
 from .tables.comparison import comparison_table as comparison_table

@@ -95,6 +95,22 @@ def common_label(lines: Sequence[Surface]) -> str:
     return labels.pop() if len(labels) == 1 else "step t"
 
 
+def common_ranges(planes: Sequence[Surface]) -> dict[str, tuple[float, float]]:
+    """Return the range of each axis that holds all the planes: a flatter one then looks flatter.
+
+    >>> planes = [Surface({"x": [-r, r], "y": [0, 1]}, {}) for r in (1.0, 2.0)]
+    >>> common_ranges(planes)
+    {'x': (-2.0, 2.0), 'y': (0.0, 1.0)}
+    """
+    return {
+        name: (
+            float(min(plane.axes[name].min() for plane in planes)),
+            float(max(plane.axes[name].max() for plane in planes)),
+        )
+        for name in ("x", "y")
+    }
+
+
 def explanation(surfaces: Sequence[Surface]) -> str:
     """Return the footnote: along what, what stands still, what was interpolated, the samples.
 

@@ -37,7 +37,8 @@ def html(shown: Any) -> str:
         return table_html(_surface(shown))
     describe: Any = getattr(shown, "describe", None)
     if callable(describe):
-        return table_html(_facts(repr(shown), describe()))
+        facts: Any = describe()
+        return table_html(_facts(repr(shown), facts))
     return f"<pre>{escape(repr(shown))}</pre>"
 
 

@@ -146,7 +146,7 @@ def test_a_report_in_the_place_of_a_checkpoint_is_sent_to_the_command_that_takes
 def test_a_folder_of_figures_is_made_when_there_is_one(checkpoint, tmp_path, capsys):
     folder = tmp_path / "new" / "figures"
     code, _, err = run(capsys, "analyze", checkpoint, "--measures", "loss", "--figures", folder)
-    assert code == 0 and "hold nothing to draw" in err and not folder.parent.exists()
+    assert code == 0 and "figures: none, figures need" in err and not folder.parent.exists()
 
 
 def test_a_pickle_that_would_execute_code_does_not(tmp_path, capsys):

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from flatkit import Objective
+from flatkit import Objective, Task
 from flatkit.errors import InvalidArgumentError
-from flatkit.landscape import LandscapeJob, Subspace, Surface, axis_steps, random_direction
+from flatkit.landscape import (
+    LandscapeJob,
+    Subspace,
+    Surface,
+    axis_steps,
+    measure_landscape,
+    random_direction,
+)
 from flatkit.measures import AnalysisSettings
 from flatkit.measures.loss_slice import as_json
 from tests.cases import CASES, quadratic_task, random_symmetric, reference_function
@@ -178,3 +185,17 @@ def test_a_surface_says_how_its_points_went_through_and_why():
     one = surface_of(objective, vectors, [0.0, 1.0], quantities=("loss", "gradient_norm"))
     said = {"points_at_once": 1, "reason": "gradient_norm takes one point at a time"}
     assert one.header["evaluation"]["train"] == said
+
+
+def test_eigenvector_surfaces_of_several_checkpoints_have_the_widest_range_of_them_all():
+    tasks = [Task(*quadratic_task(torch.diag(torch.tensor(values, dtype=torch.float64))))
+             for values in ([8.0, 2.0], [0.5, 0.25])]  # fmt: skip
+    settings: dict = {"directions": "eigenvectors", "points": 5, "dtype": "float64"}
+    sharp, flat = measure_landscape(tasks, **settings)
+    reach = math.sqrt(2 / 0.5)  # where the loss of the flatter one has risen by 1
+    for surface in (sharp, flat):
+        for name in ("x", "y"):
+            assert surface.axes[name][[0, -1]] == pytest.approx([-reach, reach], rel=1e-3)
+    assert measure_landscape(tasks[:1], **settings)[0].axes["x"][-1] == pytest.approx(0.5, rel=1e-3)
+    (own, _) = measure_landscape(tasks, x_range=(-0.1, 0.2), **settings)
+    assert own.axes["x"][[0, -1]].tolist() == [-0.1, 0.2]

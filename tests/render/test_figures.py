@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ from flatkit.render import (
     save_figures,
     slice_figure,
 )
-from flatkit.render.style import looks
+from flatkit.render.style import figure_style, looks
 from flatkit.results import Comparison, Entry, Report, Result
 
 RADII = (0.01, 0.03, 0.1)
@@ -131,6 +132,10 @@ def lines(axis, **wanted):
         for line in axis.lines
         if all(getattr(line, f"get_{k}")() == v for k, v in wanted.items())
     ]
+
+
+def xdata(line):
+    return np.asarray(line.get_xdata(), dtype=float)
 
 
 def ydata(line):
@@ -301,23 +306,143 @@ def test_axes_are_logarithmic_only_where_the_heights_span_decades(largest, scale
 
 
 def test_curvature_shows_every_run_and_the_mean_with_the_standard_deviation():
-    axes = {axis.get_title().split("\n")[0]: axis for axis in curvature_figure(THREE_BY_THREE).axes}
+    axes = {axis.get_title(): axis for axis in curvature_figure(THREE_BY_THREE).axes}
     assert list(axes) == [
-        "top eigenvalue λmax", "trace tr H", "R1/ρ² (ρ = 0.1)", "test accuracy (%)",
+        "top eigenvalue λmax", "trace tr H", "R1/ρ² ≥ (ρ = 0.1)", "test accuracy (%)",
     ]  # fmt: skip
     axis = axes["top eigenvalue λmax"]
-    drawn = [ydata(line).tolist() for line in axis.lines if line.get_linestyle() == "None"]
+    drawn = [xdata(line).tolist() for line in axis.lines if line.get_linestyle() == "None"]
     assert [2.0, 2.5, 4.5] in drawn and [9.0, 10.0, 11.0] in drawn
     assert [3.0] in drawn and [10.0] in drawn
     spreads = [
-        np.ptp(np.asarray(path.vertices)[:, 1]) / 2
+        np.ptp(np.asarray(path.vertices)[:, 0]) / 2
         for bars in axis.collections
         for path in bars.get_paths()
     ]
     assert any(np.isclose(spread, np.std([2.0, 2.5, 4.5], ddof=1)) for spread in spreads)
     assert any(np.isclose(spread, 0.05 * 4.5) for spread in spreads)  # the residual of one run
-    assert axis.get_ylim()[0] == 0.0 and axes["test accuracy (%)"].get_ylim()[0] > 50
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["sgd", "sam", "gam"]
+    assert axis.get_xlim()[0] == 0.0 and axes["test accuracy (%)"].get_xlim()[0] > 50
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["sgd", "sam", "gam"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first group stands above
+    assert axis.get_xlabel() == "← flatter"
+
+
+def test_runs_of_equal_value_stand_below_each_other_and_no_two_groups_meet():
+    same = curvature_figure(seeds(a=[2.0, 2.0, 2.0], b=[2.0, 2.0, 2.0])).axes[0]
+    runs = [line for line in same.lines if len(xdata(line)) == 3]
+    places = [ydata(line).tolist() for line in runs]
+    assert all(len(set(found)) == 3 for found in places)
+    assert max(places[0]) < 0.5 < min(places[1])
+
+
+def test_the_row_of_a_group_is_shaded_only_where_it_is_flattest_beyond_the_errors():
+    def shaded(comparison):
+        patches: list[Any] = list(curvature_figure(comparison).axes[0].patches)
+        return [round(float(np.mean(patch.get_y() + patch.get_height() / 2)))
+                for patch in patches]  # fmt: skip
+
+    apart = seeds(sgd=[9.0, 9.1, 9.2], gam=[2.0, 2.1, 2.2])
+    assert shaded(apart) == [1] and shaded(seeds(sgd=[9.0, 2.0, 5.0], gam=[4.0, 8.0, 2.2])) == []
+    words = [text.get_text() for text in curvature_figure(apart).legends[0].get_texts()]
+    assert words == ["a run", "mean ± standard deviation", "flattest, beyond all known errors"]
+    alone_ = curvature_figure(alone(sgd=report(2.0), gam=report(2.0)))
+    assert not alone_.legends  # no empty strip
+
+
+def test_the_axis_of_flatness_is_logarithmic_over_decades_and_follows_negative_values():
+    wide = curvature_figure(alone(sgd=report(900.0), gam=report(1.2))).axes[0]
+    assert wide.get_xscale() == "log"
+    negative = curvature_figure(
+        alone(**{n: Report([Result("top_eigenvalues", [v], [0.1], "residual")])
+                 for n, v in (("a", -1.0), ("b", 2.0))})
+    ).axes[0]  # fmt: skip
+    assert negative.get_xscale() == "linear" and negative.get_xlim()[0] < -1.0
+
+
+def test_what_one_run_lacks_is_said_in_its_row():
+    bare = Report([Result("top_eigenvalues", [2.0], [0.1], "residual")])
+    axes = curvature_figure(alone(a=report(), b=report(), bare=bare)).axes
+    texts = {axis.get_title(): [text.get_text() for text in axis.texts] for axis in axes}
+    assert texts["top eigenvalue λmax"] == [] and texts["trace tr H"] == ["not measured"]
+
+
+WIDTHS = {"column": 3.3, "text": 6.9, "slide": 10.0}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["curvature", "flatness", "slice", "plane"])
+def test_a_figure_has_the_width_that_is_asked_for_and_no_text_leaves_it(width, name, tmp_path):
+    with figure_style(width=width):
+        figure = NAMES[name](THREE_BY_THREE)
+    assert figure.get_figwidth() == pytest.approx(WIDTHS[width])
+    (path,) = save_figure(figure, tmp_path, name, ["png"], dpi=100)
+    assert struct.unpack(">II", path.read_bytes()[16:24])[0] == round(100 * WIDTHS[width])
+    renderer = FigureCanvasAgg(figure).get_renderer()  # laid out as it was written
+    texts = [figure._supxlabel, *figure.legends]
+    for axis in figure.axes:
+        texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    for box in (box for box in boxes if box.width > 1):
+        assert box.x0 >= -1 and box.y0 >= -1
+        assert box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.bbox.height + 1
+    sizes = {"column": 7.65, "text": 8.55, "slide": 13.5}
+    labels = [axis.xaxis.label.get_fontsize() for axis in figure.axes if axis.get_xlabel()]
+    assert labels and labels == pytest.approx([sizes[width]] * len(labels))
+
+
+def test_lines_and_marks_grow_with_the_letters():
+    plain = slice_figure(of(slice_result())).axes[0].lines[-2]
+    with figure_style(width="slide"):
+        large = slice_figure(of(slice_result())).axes[0].lines[-2]
+    assert large.get_linewidth() == pytest.approx(1.5 * plain.get_linewidth())
+    assert large.get_markersize() == pytest.approx(1.5 * plain.get_markersize())
+
+
+def test_a_style_file_and_settings_win_over_our_style_and_wrong_ones_are_refused(tmp_path):
+    file = tmp_path / "mine.mplstyle"
+    file.write_text("axes.grid: False\naxes.labelsize: 21\n")
+    with figure_style(style_file=file, settings={"axes.labelsize": 22}):
+        axis = slice_figure(of(slice_result())).axes[0]
+    assert axis.xaxis.label.get_fontsize() == 22 and not axis.xaxis.get_gridlines()[0].get_visible()
+    assert slice_figure(of(slice_result())).axes[0].xaxis.label.get_fontsize() == 9
+    with figure_style(style_file="ggplot"):
+        assert slice_figure(of(slice_result())).axes
+    file.write_text("axes.grdi: False\n")
+    wrong: Any = ({"style_file": file}, {"style_file": "ggplo"}, {"settings": {"axes.grdi": 1}},
+             {"width": "page"})  # fmt: skip
+    for given in wrong:
+        with pytest.raises(InvalidArgumentError), figure_style(**given):
+            pass
+
+
+@pytest.mark.parametrize("draw", [slice_figure, history_figure])
+def test_runs_are_told_apart_without_colour(draw):
+    runs = THREE_BY_THREE if draw is slice_figure else dict.fromkeys("abc", HISTORIES["sgd"])
+    drawn = [line for line in draw(runs).axes[0].lines if line.get_marker() not in ("None", "")]
+    marks = {(line.get_marker(), line.get_linestyle()) for line in drawn}
+    assert len({mark for mark, _ in marks}) == 3
+
+
+def test_text_stays_text_in_svg_and_pdf(tmp_path):
+    svg, pdf = save_figure(curvature_figure(THREE_BY_THREE), tmp_path, "c", ["svg", "pdf"])
+    assert ">top eigenvalue λmax</text>" in svg.read_text("utf-8")
+    assert b"/TrueType" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
+    assert b"/Type3" not in pdf.read_bytes()
+
+
+def test_formats_and_resolution_are_those_that_are_asked_for(tmp_path):
+    found = save_figures(THREE_BY_THREE, tmp_path, ["pdf"], dpi=50)
+    assert {path.suffix for path in found} == {".pdf"}
+    wrongs: Any = ({"formats": ["jpg"]}, {"formats": "png"}, {"formats": []}, {"dpi": 0})
+    for wrong in wrongs:
+        with pytest.raises(InvalidArgumentError):
+            save_figures(THREE_BY_THREE, tmp_path / "none", **wrong)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_notebook_shows_a_figure_where_pyplot_was_never_imported():
+    figure: Any = slice_figure(of(slice_result()))
+    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_history_shows_training_and_test_of_every_run():

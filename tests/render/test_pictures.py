@@ -184,6 +184,18 @@ def test_equal_values_have_equal_colours_in_all_panels(style):
     assert low == pytest.approx(0.01) and high == pytest.approx(12.01)
 
 
+def test_planes_have_one_range_and_what_was_not_measured_is_white():
+    small, large = plane("sharp", 9.0), plane("flat", 1.0)
+    small = Surface({k: 0.5 * v for k, v in small.axes.items()}, small.quantities, small.header)
+    figure = map_figure([small, large])
+    left, right, _ = figure.axes
+    assert left.get_xlim() == right.get_xlim() == (-1.0, 1.0)
+    assert left.get_ylim() == right.get_ylim() == (-1.0, 1.0)
+    assert np.allclose(pixel(figure, left, 0.8, 0.8), 1.0)  # beyond its own range
+    assert not np.allclose(pixel(figure, right, 0.8, 0.8), 1.0, atol=0.05)
+    assert "one scale of axes and colours" in footnote_of(figure)
+
+
 def test_the_bar_of_a_logarithmic_scale_has_round_ticks_and_levels_repeat_between_figures():
     first, second = scale_of([np.array([0.011, 3.0])]), scale_of([np.array([0.02, 3.5])])
     assert first.is_log and first.ticks.tolist() == [0.03, 0.1, 0.3, 1.0, 3.0]

@@ -1,28 +1,59 @@
-"""The figure of curvature, flatness and accuracy by group, with every run as a dot."""
+"""The figure that tells what came out: flatness and accuracy by group, with every run as a mark."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from textwrap import wrap
+from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from flatkit.comparison.functions import rows_of
+from flatkit.comparison.statistics import statistics
 from flatkit.errors import NothingToDrawError
 from flatkit.measures.reading import Reading
+from flatkit.render.axes import tick_text
+from flatkit.render.figures.heights import spans_decades
+from flatkit.render.figures.legend import legend_above
 from flatkit.render.readings import compared
 from flatkit.render.samples import over_runs
-from flatkit.render.style import Look, footnote, looks, panels, styled, tidy
+from flatkit.render.style import (
+    MUTED,
+    Look,
+    footnote,
+    looks,
+    panels,
+    points,
+    styled,
+    tidy,
+    title,
+)
 from flatkit.results.comparison import Comparison
 
-_LONG_NAME = 5  # characters; five longer names side by side overlap in a panel of 2.1 inches
+_NAME_WIDTH = 26
+"""Characters of a name in a line; longer ones are broken."""
+_ROW, _SINGLE_ROW, _LINE, _FRAME = 0.44, 0.3, 0.15, 0.75
+"""Inches of a row of several runs, of one, of a further line of a name, and of title and ticks."""
+_PER_CHARACTER = 0.075
+_SPREAD = 0.16
+"""Rows between the mean and the runs, of which no two hide each other."""
+
+Rows = Mapping[str, Sequence[Reading]]
 
 
 def curvature_figure(comparison: Comparison) -> Figure:
-    """Draw λmax, trace, R1/ρ² at the largest common ρ and test accuracy, a panel each.
+    """Draw λmax, trace, R1/ρ² at the largest common ρ and test accuracy, a row a group.
 
-    A dot is a run, with the error of its estimate; a bar is the mean of a group, with the standard
-    deviation over its runs. Curvature starts at zero, so that heights compare; accuracy does not.
+    A mark is a run, with the error of its estimate; a line with a bar is the mean of a group ±
+    the standard deviation over its runs. Axes of flatness begin at zero, or are logarithmic where
+    the values span decades. The row of a group that is flattest beyond all known errors is shaded.
 
     Raises:
-        NothingToDrawError: no quantity was measured in every run.
+        NothingToDrawError: no such quantity was measured in two runs, or in the only one.
 
     >>> from flatkit.results.comparison import Entry
     >>> from flatkit.results.report import Report
@@ -38,73 +69,105 @@ def curvature_figure(comparison: Comparison) -> Figure:
     keys = _keys(list(runs.values()))
     if not keys:
         raise NothingToDrawError(
-            "no quantity was measured in every run; measure top_eigenvalues, trace, "
+            "no quantity was measured in two runs; measure top_eigenvalues, trace, "
             "first_order_flatness or accuracy"
         )
-    style = looks(comparison.groups)
-    columns = {
-        group: [runs[entry.name] for entry in comparison.in_group(group)]
-        for group in comparison.groups
-    }
+    rows = rows_of(comparison)
+    style = {name: looks(comparison.groups)[entries[0].group] for name, entries in rows}
+    known = statistics(comparison).quantities
+    flattest = {key: known[key].flattest for key in keys if key in known}
+    names = ["\n".join(wrap(name, _NAME_WIDTH)) or name for name, _ in rows]
+    lines = sum(name.count("\n") for name in names)
+    row = _ROW if any(len(entries) > 1 for _, entries in rows) else _SINGLE_ROW
     with styled():
-        width, longest = max(2.1, 0.35 * len(columns)), max(map(len, columns))
-        room = 0.045 * longest if _slanted(list(columns)) else 0.0  # inches for the names
-        figure, axes = panels(len(keys), width=width + room, height=2.5 + room, margins=(0.2, 0.5))
+        longest = max(len(line) for name in names for line in name.split("\n"))
+        figure, axes = panels(
+            len(keys),
+            width=1.75,
+            height=_FRAME + row * len(names) + _LINE * lines,
+            per_row=4,
+            margins=(0.15 + _PER_CHARACTER * longest, 0.55),
+            sharey=True,
+        )
         for axis, key in zip(axes, keys, strict=True):
-            _draw(axis, {g: [run[key] for run in found] for g, found in columns.items()}, style)
+            found = {
+                name: [run[key] for e in entries if key in (run := runs[e.name])]
+                for name, entries in rows
+            }
+            _draw(axis, found, style, flattest.get(key))
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
         tidy(axes)
-        footnote(figure, _explanation(columns) + over_runs(comparison, test=True))
+        for axis in axes:
+            axis.tick_params(axis="y", length=0)
+        legend_above(figure, _handles(row == _ROW, any(flattest.values())))
+        bounds = any(r.error_kind == "lower_bound" for run in runs.values() for r in run.values())
+        note = "bars of marks: errors of the estimates" + ("; ≥: lower bounds" if bounds else "")
+        footnote(figure, note + over_runs(comparison, test=True))
     return figure
 
 
 def _keys(runs: Sequence[Mapping[str, Reading]]) -> list[str]:
-    """Return the keys to draw; of the radii, the largest that all runs have."""
-    first = runs[0] if runs else {}
-    common = [r for r in first.values() if r.drawn and all(r.key in run for run in runs)]
-    found = {r.key.partition("[")[0]: r for r in common}  # radii ascend: the last one stays
-    return [r.key for r in sorted(found.values(), key=lambda r: r.role == "fit")]
+    """Return the keys to draw, flatness first; of the radii, the largest that most runs have."""
+    every = {key: reading for run in runs for key, reading in run.items() if reading.drawn}
+    counts = {key: sum(key in run for run in runs) for key in every}
+    found: dict[str, Reading] = {}
+    for key, reading in sorted(every.items(), key=lambda item: item[1].rho or 0.0):
+        name = key.partition("[")[0]
+        if counts[key] >= min(2, len(runs)) and (
+            name not in found or counts[key] >= counts[found[name].key]
+        ):
+            found[name] = reading
+    order = list(dict.fromkeys(key.partition("[")[0] for key in every))
+    kept = [found[name] for name in order if name in found]
+    return [r.key for r in sorted(kept, key=lambda r: r.role == "fit")]
 
 
-def _draw(axis: Axes, columns: Mapping[str, Sequence[Reading]], style: Mapping[str, Look]) -> None:
-    for position, (group, readings) in enumerate(columns.items()):
-        _draw_group(axis, position, readings, style[group])
-    first = next(iter(columns.values()))[0]
-    lower_bound = "\nlower bounds" if first.error_kind == "lower_bound" else ""
-    axis.set_title(first.title + lower_bound)
-    names = list(columns)
-    slanted = _slanted(names)
-    axis.set_xticks(
-        range(len(names)),
-        names,
-        rotation=40 if slanted else 0,
-        ha="right" if slanted else "center",
-        rotation_mode="anchor",
-    )
-    axis.set_xlim(-0.6, len(names) - 0.4)
-    axis.grid(False, axis="x")
-    readings = [reading for found in columns.values() for reading in found]
-    if first.role == "flatness" and min(r.value for r in readings) >= 0:
-        axis.set_ylim(0.0, 1.15 * max(r.value + (r.error or 0.0) for r in readings) or 1.0)
+def _draw(axis: Axes, rows: Rows, style: Mapping[str, Look], flattest: str | None) -> None:
+    readings = [reading for found in rows.values() for reading in found]
+    first, place = readings[0], 0
+    for place, (group, found) in enumerate(rows.items()):
+        if group == flattest:
+            axis.axhspan(place - 0.46, place + 0.46, color=style[group].colour, alpha=0.16, lw=0)
+        if found:
+            _draw_group(axis, place, found, style[group])
+        else:
+            axis.text(
+                0.5, place, "not measured", color=MUTED, fontsize=points(7.5), ha="center",
+                va="center", transform=axis.get_yaxis_transform(),
+            )  # fmt: skip
+    symbol, separator, rest = first.title.partition(" (")
+    bound = " ≥" if first.error_kind == "lower_bound" else ""
+    axis.set_title(title(symbol + bound + separator + rest))
+    axis.grid(False, axis="y")
+    for line in range(place):
+        axis.axhline(line + 0.5, color="0.9", linewidth=0.6, zorder=0)
+    _scale(axis, readings)
 
 
-def _slanted(names: Sequence[str]) -> bool:
-    return len(names) > 4 or max(map(len, names)) > _LONG_NAME
-
-
-def _draw_group(axis: Axes, position: int, readings: Sequence[Reading], look: Look) -> None:
-    several = len(readings) > 1
+def _draw_group(axis: Axes, place: int, readings: Sequence[Reading], look: Look) -> None:
     values = [reading.value for reading in readings]
+    several = len(values) > 1
     if several:
-        _draw_mean(axis, position, values, look)
+        axis.errorbar(
+            [fmean(values)],
+            [place - _SPREAD],
+            xerr=[stdev(values)],  # divided by n − 1, as in the table: the runs are a sample
+            fmt="|",
+            markersize=11,
+            markeredgewidth=2.2,
+            elinewidth=1.4,
+            capsize=3,
+            color=look.colour,
+        )
     errors = [reading.error or 0.0 for reading in readings]
-    spots = _spread_out(position + (0.16 if several else 0.0), len(values))
     axis.errorbar(
-        spots,
         values,
-        yerr=errors if any(errors) else None,
+        _spread_out(place + (_SPREAD if several else 0.0), len(values)),
+        xerr=errors if any(errors) else None,
         fmt=look.marker,
         color=look.colour,
-        markersize=5 if several else 7,
+        markersize=5 if several else 6.5,
         markeredgecolor="white",
         markeredgewidth=0.6,
         elinewidth=1.0,
@@ -112,30 +175,36 @@ def _draw_group(axis: Axes, position: int, readings: Sequence[Reading], look: Lo
     )
 
 
-def _draw_mean(axis: Axes, position: int, values: Sequence[float], look: Look) -> None:
-    mean = sum(values) / len(values)
-    # Divided by n − 1, as in the table beside it: the runs are a sample of all seeds.
-    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    axis.errorbar(
-        [position - 0.16],
-        [mean],
-        yerr=[deviation],
-        fmt="_",
-        markersize=15,
-        markeredgewidth=2.2,
-        elinewidth=1.4,
-        capsize=4,
-        color=look.colour,
-    )
+def _scale(axis: Axes, readings: Sequence[Reading]) -> None:
+    """Let flatness begin at zero, or be logarithmic over decades; say which way is flat."""
+    values, first = [reading.value for reading in readings], readings[0]
+    if first.role == "flatness":
+        right = first.better == "higher"
+        axis.set_xlabel("flatter →" if right else "← flatter")
+        if spans_decades(values):
+            axis.set_xscale("log")
+            narrow = max(values) < 300 * min(values)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+            axis.xaxis.set_minor_locator(NullLocator())
+            return
+        if min(values) >= 0:
+            axis.set_xlim(0.0, 1.12 * max(r.value + (r.error or 0.0) for r in readings) or 1.0)
+    else:
+        axis.margins(x=0.12)
+        axis.set_xlabel("better →" if first.better != "lower" else "← better")
+    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _spread_out(centre: float, count: int) -> list[float]:
-    """Return places beside each other, so that equal runs do not hide each other."""
-    step = min(0.12, 0.3 / count)
+    """Return places below each other, so that equal runs do not hide each other."""
+    step = min(0.1, 0.3 / count)
     return [centre + step * (number - (count - 1) / 2) for number in range(count)]
 
 
-def _explanation(columns: Mapping[str, Sequence[object]]) -> str:
-    if all(len(runs) == 1 for runs in columns.values()):
-        return "bars: errors of the estimates"
-    return "dots: runs, with errors of the estimates; dash: mean ± standard deviation over runs"
+def _handles(grouped: bool, shaded: bool) -> list[Artist]:
+    dash: dict[str, Any] = {"marker": "|", "markersize": 11, "markeredgewidth": 2.2}
+    run = Line2D([], [], color=MUTED, marker="o", markersize=5, linestyle="none", label="a run")
+    mean = Line2D([], [], color=MUTED, label="mean ± standard deviation", **dash)
+    flat = Patch(facecolor=MUTED, alpha=0.25, label="flattest, beyond all known errors")
+    return [*([run, mean] if grouped else []), *([flat] if shaded else [])]

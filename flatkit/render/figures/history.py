@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.render.figures.heights import spans_decades
-from flatkit.render.figures.legend import legend_above, run_handles
+from flatkit.render.figures.legend import legend_above, marks, run_handles
 from flatkit.render.style import MUTED, Line, Look, looks, panels, styled, tidy
 
 
@@ -58,8 +58,8 @@ def history_figure(histories: Mapping[str, Sequence[Row]]) -> Figure:
     with styled():
         figure, axes = panels(len(shown), width=3.2, height=2.5, margins=(0.0, 0.6))
         for axis, label in zip(axes, shown, strict=True):
-            for name, rows in runs.items():
-                _draw(axis, rows, label, style[name])
+            for number, (name, rows) in enumerate(runs.items()):
+                _draw(axis, rows, label, style[name], number)
             _finish(axis, label)
         tidy(axes)
         _legend(figure, style)
@@ -70,13 +70,15 @@ def _plain(row: Row) -> Mapping[str, Any]:
     return row.to_dict() if isinstance(row, EpochLike) else row
 
 
-def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], label: str, look: Look) -> None:
+def _draw(
+    axis: Axes, rows: Sequence[Mapping[str, Any]], label: str, look: Look, number: int
+) -> None:
     scale = 100.0 if label.startswith("accuracy") else 1.0
     for key, line in _PANELS[label]:
         points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
         epochs, values = [epoch for epoch, _ in points], [scale * value for _, value in points]
-        marker = look.marker if len(points) == 1 else ""  # a line of one point is invisible
-        axis.plot(epochs, values, line, color=look.colour, marker=marker, linewidth=1.3, alpha=0.9)
+        own = marks(look, len(points), number)
+        axis.plot(epochs, values, line, color=look.colour, linewidth=1.3, alpha=0.9, **own)
 
 
 def _finish(axis: Axes, label: str) -> None:
@@ -91,4 +93,4 @@ def _finish(axis: Axes, label: str) -> None:
 def _legend(figure: Figure, style: Mapping[str, Look]) -> None:
     data: Sequence[tuple[str, Line]] = (("train", "-"), ("test", "--"))
     dashes = [Line2D([], [], color=MUTED, linestyle=line, label=name) for name, line in data]
-    legend_above(figure, [*run_handles(style), *dashes], columns=6)
+    legend_above(figure, [*run_handles(style, marker=True), *dashes], columns=6)

@@ -19,7 +19,7 @@ from flatkit.render.axes import (
     quantity_label,
 )
 from flatkit.render.figures.heights import rises_steeply
-from flatkit.render.figures.legend import legend_above, run_handles
+from flatkit.render.figures.legend import legend_above, marks, run_handles
 from flatkit.render.figures.marks import mark_above, mark_handles
 from flatkit.render.style import (
     MUTED,
@@ -130,14 +130,15 @@ def _draw(
         dashes = _TEST if quantity.startswith("test_") else _TRAIN
         name = quantity.removeprefix("test_")
         dash = dashes.get(name, "-" if dashes is _TRAIN else "-.")
-        for line, look in zip(lines, style, strict=True):
+        for number, (line, look) in enumerate(zip(lines, style, strict=True)):
             if quantity not in line.quantities:
                 continue
             steps, values = line.axes["t"], in_units(line, quantity)
             drawn = numpy.where(numpy.abs(values) <= _LARGEST, values, numpy.nan)
             width = 1.6 if name != "gradient_norm" else 1.2
             colour = _colour(name, look, alone=len(lines) == 1)
-            axis.plot(steps, drawn, color=colour, linestyle=dash, linewidth=width)
+            own = marks(look, len(steps), number) if len(lines) > 1 else {}
+            axis.plot(steps, drawn, color=colour, linestyle=dash, linewidth=width, **own)
             beyond = ~numpy.isnan(values) & numpy.isnan(drawn)
             mark_above(axis, steps[beyond].tolist(), marker="^", colour=colour)
             mark_above(axis, steps[numpy.isnan(values)].tolist(), marker="x", colour=colour)
@@ -180,7 +181,7 @@ def _legend(
 ) -> None:
     handles: list[Any] = []
     if len(lines) > 1:
-        handles += run_handles(style)
+        handles += run_handles(style, marker=True)
     present = {quantity for panel in shown for side in panel for quantity in side}
     words = {"loss": "loss", "gradient_norm": "gradient norm (right)"}
     tests = any(quantity.startswith("test_") for quantity in present)

@@ -7,7 +7,7 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -17,6 +17,7 @@ from flatkit.landscape.directions.kind import short_name
 from flatkit.landscape.surface import Surface
 from flatkit.render.axes import (
     axis_label,
+    common_ranges,
     directions_of,
     explanation,
     in_units,
@@ -25,7 +26,7 @@ from flatkit.render.axes import (
 )
 from flatkit.render.figures.colour_scale import COLOURS, Scale, scale_of
 from flatkit.render.figures.legend import legend_above
-from flatkit.render.style import footnote, panels, styled, title
+from flatkit.render.style import footnote, panels, points, styled, title
 
 MapStyle: TypeAlias = Literal["contour", "heat"]
 
@@ -39,11 +40,12 @@ _EVEN = 2.5
 def map_figure(
     surfaces: Sequence[Surface], *, quantity: str = "loss", style: MapStyle = "contour"
 ) -> Figure:
-    """Draw a quantity on planes, on ONE scale of colours.
+    """Draw a quantity on planes, on ONE scale of colours and ONE range of the axes.
 
     The first direction runs to the right and the second upwards: `values[j, i]` is at
     (x[i], y[j]). The star is the centre; other checkpoints and the path of a trajectory are
-    drawn where they are, or are projected to. Hatched: infinite or no number.
+    drawn where they are, or are projected to. Hatched: infinite or no number. White: beyond what
+    was measured of a plane that is smaller than the others.
 
     Args:
         surfaces: with axes x and y; those without the quantity are left out.
@@ -64,7 +66,9 @@ def map_figure(
         raise ResultError(f"no plane holds a finite {quantity}; measure a landscape with it")
     with styled():
         width = 2.8 if len(planes) > 1 else 3.6
-        height = width * max(_aspect(plane) for plane in planes)
+        ranges = common_ranges(planes)
+        aspect = _aspect(planes[0], ranges)
+        height = width * aspect
         figure, axes = panels(
             len(planes),
             width=width,
@@ -79,10 +83,10 @@ def map_figure(
         for axis, plane, array in zip(axes, planes, values, strict=True):
             drawn = _draw(axis, plane, array, scale, style) or drawn
             _overlay(axis, plane)
-            _finish(axis, plane)
+            _finish(axis, plane, ranges, aspect)
         _colour_bar(figure, axes, drawn, scale, quantity)
         _legend(figure, planes, values)
-        more = "; one scale of colours" if len(planes) > 1 else ""
+        more = "; one scale of axes and colours" if len(planes) > 1 else ""
         footnote(figure, explanation(planes) + more)
     return figure
 
@@ -98,10 +102,12 @@ def heat_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Figur
 
 def _draw(axis: Axes, plane: Surface, array: Any, scale: Scale, style: str) -> Any:
     axis.grid(False)
-    axis.patch.set(hatch="////", facecolor="0.93")
+    x, y = plane.axes["x"], plane.axes["y"]
+    ground = Rectangle((x[0], y[0]), x[-1] - x[0], y[-1] - y[0], linewidth=0, zorder=0)
+    ground.set(hatch="////", facecolor="0.93", edgecolor="0.6")
+    axis.add_patch(ground)
     if not array.count():
         return None
-    x, y = plane.axes["x"], plane.axes["y"]
     if style == "heat":
         # Rasterised: thousands of rectangles would swell a vector file and show seams.
         return axis.pcolormesh(
@@ -135,7 +141,7 @@ def _overlay(axis: Axes, plane: Surface) -> None:
                 xytext=(0, 6),
                 textcoords="offset points",
                 ha="center",
-                fontsize=7.5,
+                fontsize=points(7.5),
                 color="white",
                 path_effects=[withStroke(linewidth=1.8, foreground="black")],
                 zorder=5,
@@ -143,10 +149,9 @@ def _overlay(axis: Axes, plane: Surface) -> None:
     axis.plot(0, 0, zorder=4, markersize=11, **_STAR)
 
 
-def _finish(axis: Axes, plane: Surface) -> None:
-    x, y = plane.axes["x"], plane.axes["y"]
-    axis.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
-    axis.set_box_aspect(_aspect(plane))
+def _finish(axis: Axes, plane: Surface, ranges: Mapping[str, Any], aspect: float) -> None:
+    axis.set(xlim=ranges["x"], ylim=ranges["y"])
+    axis.set_box_aspect(aspect)
     axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     preview = "" if plane.header.get("complete", True) else " (preview)"
@@ -155,11 +160,11 @@ def _finish(axis: Axes, plane: Surface) -> None:
     axis.set_ylabel(axis_label(plane, 1))
 
 
-def _aspect(plane: Surface) -> float:
+def _aspect(plane: Surface, ranges: Mapping[str, tuple[float, float]]) -> float:
     """Return height over width: that of the ranges, if both are lengths and neither is tiny."""
-    width, height = numpy.ptp(plane.axes["x"]), numpy.ptp(plane.axes["y"])
+    width, height = (high - low for low, high in (ranges["x"], ranges["y"]))
     even = directions_of(plane).lengths and max(width, height) <= _EVEN * min(width, height)
-    return float(height / width) if even else 1.0
+    return height / width if even else 1.0
 
 
 def _colour_bar(

@@ -54,6 +54,7 @@ def series_figure(comparison: Comparison) -> Figure:
             height=2.3,
             per_row=len(runs),
             margins=(0.6, 1.0),
+            fixed=True,
             sharex="col",
             sharey="row",
         )

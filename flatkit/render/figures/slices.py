@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from flatkit.errors import NothingToDrawError
 from flatkit.render.figures.heights import rises_steeply
-from flatkit.render.figures.legend import legend_above
+from flatkit.render.figures.legend import legend_above, marks, run_handles
 from flatkit.render.figures.marks import mark_above, mark_handles
 from flatkit.render.samples import over_runs
 from flatkit.render.style import (
@@ -27,6 +25,7 @@ from flatkit.results.comparison import Comparison
 from flatkit.results.result import Result
 
 _LABELS = {"loss": "loss", "gradient_norm": "gradient norm ‖∇L‖", "accuracy": "accuracy (%)"}
+_STEP = "a step of 1 is each filter's own norm"
 _MOST_WITH_DRAWS = 4
 """With more runs in one panel, the single draws would hide the means."""
 _LARGEST = 1e250
@@ -114,17 +113,17 @@ def _curves(name: str, result: Result, quantity: str, look: Look) -> _Curves:
 
 
 def _draw(axis: Axes, curves: Sequence[_Curves], quantity: str, log_scale: bool | None) -> None:
-    for run in curves:
-        _draw_run(axis, run, with_draws=len(curves) <= _MOST_WITH_DRAWS)
+    for number, run in enumerate(curves):
+        _draw_run(axis, run, number, with_draws=len(curves) <= _MOST_WITH_DRAWS)
     axis.axvline(0.0, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     axis.set_ylabel(_LABELS[quantity])
-    axis.set_xlabel("step t (1 = each filter's own norm)")
+    axis.set_xlabel("step t")
     axis.margins(x=0.02)
     if quantity != "accuracy":
         _scale(axis, curves, log_scale)
 
 
-def _draw_run(axis: Axes, run: _Curves, *, with_draws: bool) -> None:
+def _draw_run(axis: Axes, run: _Curves, number: int, *, with_draws: bool) -> None:
     look, mean = run.look, run.mean
     if with_draws and len(run.draws) > 1:
         finite = numpy.where(numpy.isfinite(run.draws), run.draws, numpy.nan)
@@ -132,7 +131,8 @@ def _draw_run(axis: Axes, run: _Curves, *, with_draws: bool) -> None:
     axis.fill_between(
         run.steps, mean - run.error, mean + run.error, color=look.colour, alpha=0.22, linewidth=0
     )
-    axis.plot(run.steps, mean, color=look.colour, linestyle=look.line, zorder=3)
+    own = marks(look, len(mean), number)
+    axis.plot(run.steps, mean, color=look.colour, linestyle=look.line, zorder=3, **own)
     beyond = numpy.isinf(run.draws).any(axis=0)
     missing = numpy.isnan(run.draws).any(axis=0) & ~beyond
     for marker, where in (("^", beyond), ("x", missing)):
@@ -157,19 +157,18 @@ def _legend(figure: Figure, runs: Sequence[tuple[str, str]], style: Mapping[str,
     names = [name for _, name in runs]
     groups = list(dict.fromkeys(group for group, _ in runs))
     labels = dict(runs) if len(groups) == len(names) else {group: group for group in groups}
-    handles: list[Any] = [
-        Line2D([], [], color=style[group].colour, linestyle=style[group].line, label=labels[group])
-        for group in groups
-    ]
+    shown = {labels[group]: style[group] for group in groups}
+    handles = run_handles(shown, line=True, marker=True)
     legend_above(figure, [*handles, *mark_handles(figure)])
 
 
 def _explanation(results: Sequence[Result]) -> str:
     counts = sorted({len(result.value["loss"]) for result in results})
     if counts == [1]:
-        return "one random filter-normalised direction"
+        return f"one random filter-normalised direction; {_STEP}"
     number = " or ".join(map(str, counts))
     thin = "; thin: single directions" if len(results) <= _MOST_WITH_DRAWS else ""
     return (
-        f"mean over {number} random filter-normalised directions; band: ± one standard error{thin}"
+        f"mean over {number} random filter-normalised directions; {_STEP}; "
+        f"band: ± one standard error{thin}"
     )

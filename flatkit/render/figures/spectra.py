@@ -1,9 +1,11 @@
 """Figures of the whole spectrum and of the layers that it comes from."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import top_eigenvalue
@@ -22,7 +24,7 @@ def density_figure(comparison: Comparison) -> Figure:
     """Draw the spectral densities, on a linear and on a logarithmic axis.
 
     The band is ± the error of the curve, which holds more than the standard error over the starts
-    (`error_is` of the result); a dashed line is λmax where it was measured. Nothing finer than the
+    (`error_is` of the result); an upright line is λmax where it was measured. Nothing finer than the
     bandwidth, which the caption names, is resolved.
 
     Raises:
@@ -51,7 +53,7 @@ def density_figure(comparison: Comparison) -> Figure:
         axes[0].set_ylim(0.0, 1.08 * peak)
         axes[1].set_yscale("log")
         axes[1].set_ylim(_FLOOR * peak, 3 * peak)
-        legend_above(figure, run_handles(style))
+        legend_above(figure, run_handles(style, line=True))
         tidy(axes)
         widths, masses = (_range(list(found.values()), name) for name in ("bandwidth", "mass"))
         wider = all("error_is" in result.settings for result in found.values())
@@ -59,7 +61,7 @@ def density_figure(comparison: Comparison) -> Figure:
         footnote(
             figure,
             f"Gaussians of standard deviation {widths}; mass {masses}; band: ± {band}; "
-            "dashed: λmax" + over_runs(comparison),
+            "upright: λmax" + over_runs(comparison),
         )
     return figure
 
@@ -92,7 +94,7 @@ def layer_figure(comparison: Comparison) -> Figure:
                 range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor"
             )
             axis.grid(False, axis="x")
-        legend_above(figure, run_handles(style, linewidth=5))
+        legend_above(figure, _bar_handles(style))
         tidy(axes)
         note = "black bars: residual of the eigenvalue, standard error of the trace"
         footnote(figure, note + over_runs(comparison))
@@ -115,7 +117,7 @@ def _draw_density(axis: Axes, result: Result, look: Look) -> None:
     spread = list(zip(curve, result.error["density"], strict=True))
     # A density is not negative, wherever its error reaches.
     low, high = [max(0.0, c - e) for c, e in spread], [c + e for c, e in spread]
-    axis.plot(grid, curve, color=look.colour, linewidth=1.3)
+    axis.plot(grid, curve, color=look.colour, linestyle=look.line, linewidth=1.3)
     axis.fill_between(grid, low, high, color=look.colour, alpha=0.25, linewidth=0)
 
 
@@ -123,7 +125,7 @@ def _mark_largest(axis: Axes, comparison: Comparison, style: Mapping[str, Look])
     for entry in comparison.entries:
         top = top_eigenvalue(entry.report)
         if top is not None and entry.name in style:
-            axis.axvline(top, color=style[entry.name].colour, linewidth=0.9, linestyle="--")
+            axis.axvline(top, color=style[entry.name].colour, linewidth=0.9, linestyle=":")
 
 
 def _draw_blocks(
@@ -141,9 +143,26 @@ def _draw_blocks(
             result.value[key],
             width=0.8 / len(found),
             yerr=result.error[key],
-            color=style[name].colour,
             ecolor="0.2",
+            **_bar(style[name], number),
         )
+
+
+_HATCHES = ("", "////", "xxxx", "....", "----")
+
+
+def _bar(look: Look, number: int) -> dict[str, Any]:
+    """Return how the bars of a run look: hatched, so that they are told apart in grey, too."""
+    return {
+        "facecolor": look.colour,
+        "edgecolor": "white",
+        "linewidth": 0.4,
+        "hatch": _HATCHES[number % len(_HATCHES)],
+    }
+
+
+def _bar_handles(style: Mapping[str, Look]) -> list[Patch]:
+    return [Patch(label=name, **_bar(look, n)) for n, (name, look) in enumerate(style.items())]
 
 
 def _range(results: Sequence[Result], name: str) -> str:

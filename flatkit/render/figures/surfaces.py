@@ -18,6 +18,7 @@ def save_pictures(
     *,
     style: MapStyle = "contour",
     formats: Sequence[str] = ("png", "svg"),
+    dpi: float = 160,
     interactive: bool = False,
 ) -> list[Path]:
     """Write the figures of surfaces: those of one kind side by side, on one scale.
@@ -30,6 +31,7 @@ def save_pictures(
         folder: for the files; made if it is missing.
         style: of the figures from above: `contour` or `heat`.
         formats: of `png`, `svg`, `pdf`.
+        dpi: dots an inch of what is drawn in dots.
         interactive: also a page that turns and zooms for each loss, `KIND-plane-QUANTITY.html`.
 
     Raises:
@@ -48,15 +50,15 @@ def save_pictures(
         lines = [surface for surface in own if len(surface.axes) == 1]
         planes = [surface for surface in own if len(surface.axes) == 2]
         if lines:
-            written += save_figure(curve_figure(lines), folder, f"{kind}-line", formats)
+            written += save_figure(curve_figure(lines), folder, f"{kind}-line", formats, dpi=dpi)
         for quantity in quantities_of(planes):
             name = f"{kind}-plane-{quantity}"
             figure = map_figure(planes, quantity=quantity, style=style)
-            written += save_figure(figure, folder, name, formats)
+            written += save_figure(figure, folder, name, formats, dpi=dpi)
             if not quantity.endswith("loss"):
                 continue
             figure = surface_3d_figure(planes, quantity=quantity)
-            written += save_figure(figure, folder, f"{name}-3d", formats)
+            written += save_figure(figure, folder, f"{name}-3d", formats, dpi=dpi)
             if interactive:
                 page = Path(folder) / f"{name}.html"
                 written.append(save_page(planes, page, quantity=quantity))

@@ -14,6 +14,7 @@ from flatkit.errors import ResultError
 from flatkit.landscape.surface import Surface
 from flatkit.render.axes import (
     axis_label,
+    common_ranges,
     explanation,
     in_units,
     quantity_label,
@@ -27,7 +28,7 @@ _FINE = 121
 
 
 def surface_3d_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") -> Figure:
-    """Draw a quantity as height over planes, on ONE scale of heights and colours.
+    """Draw a quantity as height over planes, on ONE scale of heights, colours and axes.
 
     Logarithmic where the values allow it. Higher than the scale: cut off there. Infinite or no
     number: a hole.
@@ -56,11 +57,13 @@ def surface_3d_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") ->
             margins=(0.3, 0.5),
             subplot_kw={"projection": "3d"},
         )
+        ranges = common_ranges(planes)
         scale = scale_of(values, linear=quantity.endswith("accuracy"))
         for axis, plane, array in zip(axes, planes, values, strict=True):
             assert isinstance(axis, Axes3D)
             _draw(axis, plane, array, scale)
             _finish(axis, plane, scale, quantity)
+            axis.set(**{f"{name}lim": ends for name, ends in ranges.items()})
         cut = f"; cut off at {tick_text(float(f'{scale.top:.2g}'))}"
         footnote(figure, explanation(planes) + (cut if scale.extend == "max" else ""))
     return figure
@@ -132,7 +135,7 @@ def _line(axis: Axes3D, at: Any, smooth: Any, x: Any, y: Any) -> None:
 def _finish(axis: Axes3D, plane: Surface, scale: Scale, quantity: str) -> None:
     axis.view_init(elev=32, azim=-58)
     # Room for the labels, which the layout overlooks.
-    axis.set_box_aspect((4, 4, 3), zoom=0.86)  # type: ignore[arg-type]
+    axis.set_box_aspect((4, 4, 3), zoom=0.8)  # type: ignore[arg-type]
     axis.set_zlim(scale.range)
     texts = [tick_text(tick) for tick in scale.ticks]
     axis.zaxis.set_ticks(scale.heights(scale.ticks).tolist(), labels=texts)
