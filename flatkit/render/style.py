@@ -273,14 +273,16 @@ class DrawnFigure(Figure):
     """A figure that a notebook shows also where pyplot was never imported."""
 
     def savefig(self, *values: Any, **options: Any) -> None:
-        """Write the figure; panels of a fixed shape are laid out twice.
+        """Write the figure; panels of a fixed shape are laid out three times.
 
-        The first time they have the shape that is left to them, and their labels may be cut off.
+        The first time they have the shape that is left to them, and labels are cut off; of three
+        planes in a column, a second time leaves a pixel outside.
         """
         flat = (axis for axis in self.axes if axis.name != "3d")
         fixed = any(axis.get_box_aspect() is not None for axis in flat)
         if fixed and self.get_layout_engine() is not None:
-            self.draw_without_rendering()
+            for _ in range(2):
+                self.draw_without_rendering()
         super().savefig(*values, **options)
 
     def _repr_png_(self) -> bytes:

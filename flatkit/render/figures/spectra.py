@@ -24,8 +24,8 @@ def density_figure(comparison: Comparison) -> Figure:
     """Draw the spectral densities, on a linear and on a logarithmic axis.
 
     The band is ± the error of the curve, which holds more than the standard error over the starts
-    (`error_is` of the result); an upright line is λmax where it was measured. Nothing finer than the
-    bandwidth, which the caption names, is resolved.
+    (`error_is` of the result); an upright line is λmax where it was measured. Nothing finer than
+    the bandwidth, which the caption names, is resolved.
 
     Raises:
         NothingToDrawError: no run has a density.
