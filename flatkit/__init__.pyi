@@ -51,6 +51,9 @@ from .spectrum.lobpcg import lobpcg as lobpcg
 from .spectrum.operators import SymmetricOperator as SymmetricOperator
 from .spectrum.power_iteration import power_iteration as power_iteration
 from .spectrum.xtrace import trace as trace
+from .studies.settings import Arm as Arm
+from .studies.settings import Study as Study
+from .studies.study import study as study
 from .training.config import TrainingConfig as TrainingConfig
 from .training.run import train as train
 from .training.tracking import CurvatureTracker as CurvatureTracker

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit.study.settings import read_study, study_names
+from flatkit.studies.settings import read_study, study_names
 from flatkit_cli.options import Command
 from flatkit_cli.output import draw, show
 
 if TYPE_CHECKING:
-    from flatkit.study.outcome import Outcome
-    from flatkit.study.runs import Run
-    from flatkit.study.settings import Study
+    from flatkit.studies.outcome import Outcome
+    from flatkit.studies.runs import Run
+    from flatkit.studies.settings import Study
 
 
 @click.command(
@@ -62,7 +62,7 @@ def study(
         return
 
     from flatkit.render.tables.study import study_tables
-    from flatkit.study.study import study as run_study
+    from flatkit.studies.study import study as run_study
 
     folder = out or Path("studies") / Path(source).stem
     begun = time.monotonic()
@@ -101,7 +101,7 @@ def _early(found: "Outcome") -> None:
 
 def _planned(asked: "Study", jobs: int | None) -> int:
     """Say what a study will take; return how many runs at once fit in memory."""
-    from flatkit.study.forecast import forecast, jobs_that_fit
+    from flatkit.studies.forecast import forecast, jobs_that_fit
 
     found = forecast(asked, jobs=jobs)
     fit = jobs_that_fit(found)

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from flatkit.render.notation import significant
 from flatkit.render.tables.comparison import comparison_markdown, comparison_table
-from flatkit.study.claims import Claim
-from flatkit.study.outcome import Outcome
+from flatkit.studies.claims import Claim
+from flatkit.studies.outcome import Outcome
 
 _COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
 
@@ -19,7 +19,7 @@ def claims_table(claims: Sequence[Claim]) -> RenderableType:
     """Return the claims with their verdicts, for `rich.console.Console.print`.
 
     >>> from rich.console import Console
-    >>> from flatkit.study.claims import Asked, decide
+    >>> from flatkit.studies.claims import Asked, decide
     >>> asked = Asked("", "sam", "sgd", "flatter: trace tr H", "flatter", [0.9, 1.1, 1.0],
     ...               "ratio", 0.1)
     >>> Console(width=80).print(claims_table(decide([asked])))
@@ -69,7 +69,7 @@ def study_markdown(outcome: Outcome) -> str:
 def effect_text(claim: Claim) -> str:
     """Return an effect with its interval: a ratio to the base, or percent of the test set.
 
-    >>> from flatkit.study.claims import Asked, decide
+    >>> from flatkit.studies.claims import Asked, decide
     >>> asked = Asked("", "sam", "sgd", "generalises better", "generalises",
     ...               [0.01, 0.02, 0.03], "difference", 0.002)
     >>> effect_text(decide([asked])[0])

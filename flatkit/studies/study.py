@@ -12,9 +12,9 @@ from flatkit.errors import ResultError
 from flatkit.files.atomic import check_writable, write_text_atomically
 from flatkit.results.comparison import Comparison, Entry, load_results
 from flatkit.results.report import Report
-from flatkit.study.outcome import Outcome, judged
-from flatkit.study.runs import Run, choose, run_one, study_runs, tuning_runs
-from flatkit.study.settings import Study, read_study
+from flatkit.studies.outcome import Outcome, judged
+from flatkit.studies.runs import Run, choose, run_one, study_runs, tuning_runs
+from flatkit.studies.settings import Study, read_study
 
 Told: TypeAlias = Callable[[Run, Mapping[str, Any], int, int], object]
 """Called when a run is done: it, what came out, how many are done, how many there are."""

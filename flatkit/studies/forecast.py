@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from flatkit.comparison.workers import usable_cores
 from flatkit.devices import free_bytes
 from flatkit.measures.effort import EffortSettings
-from flatkit.study.runs import study_runs, tuning_runs
-from flatkit.study.settings import Study
+from flatkit.studies.runs import study_runs, tuning_runs
+from flatkit.studies.settings import Study
 
 if TYPE_CHECKING:
     from flatkit.measures.schedule import Schedule

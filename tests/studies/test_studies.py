@@ -12,9 +12,9 @@ import pytest
 
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.results import Report
-from flatkit.study.runs import choose, study_runs
-from flatkit.study.settings import Arm, Study, read_study, study_names
-from flatkit.study.study import study
+from flatkit.studies.runs import choose, study_runs
+from flatkit.studies.settings import Arm, Study, read_study, study_names
+from flatkit.studies.study import study
 
 TRAIN = {
     "data": "gaussians",
@@ -101,7 +101,7 @@ def test_a_study_repeats_its_numbers_and_makes_nothing_twice(done, tmp_path):
 def test_a_killed_study_ends_with_the_same_numbers(done, tmp_path):
     _, folder, _ = done
     code = (
-        "import sys; from tests.study.test_studies import SMALL, study\n"
+        "import sys; from tests.studies.test_studies import SMALL, study\n"
         "study(SMALL, sys.argv[1], jobs=1)"
     )
     for seconds in (2.5, 5.0):

@@ -15,7 +15,7 @@ from typing import Any
 from flatkit.checks import check_count
 from flatkit.errors import FlatkitError, NonFiniteError
 from flatkit.files.atomic import write_text_atomically
-from flatkit.study.settings import Arm, Study
+from flatkit.studies.settings import Arm, Study
 
 _FIRST_TUNING_SEED = 1_000_000
 """Seeds of tuning are not those of a study, of which nobody asks for so many."""

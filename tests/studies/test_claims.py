@@ -6,8 +6,8 @@ import numpy
 import pytest
 from scipy import stats
 
-from flatkit.study.claims import Asked, both, decide
-from flatkit.study.matched import at_loss, common_losses, laggards
+from flatkit.studies.claims import Asked, both, decide
+from flatkit.studies.matched import at_loss, common_losses, laggards
 
 LEAST = -math.log(0.9)
 

@@ -239,7 +239,7 @@ def study_names() -> tuple[str, ...]:
     >>> "digits" in study_names()
     True
     """
-    entries = files("flatkit.study").joinpath("studies").iterdir()
+    entries = files("flatkit.studies").joinpath("shipped").iterdir()
     names = (entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
     return tuple(sorted(names))
 
@@ -300,7 +300,10 @@ def _text(source: str | Path) -> str:
     if isinstance(source, str) and path.name == source and path.suffix != ".toml":
         check_choice("study", source, study_names())
         return (
-            files("flatkit.study").joinpath("studies").joinpath(f"{source}.toml").read_text("utf-8")
+            files("flatkit.studies")
+            .joinpath("shipped")
+            .joinpath(f"{source}.toml")
+            .read_text("utf-8")
         )
     try:
         return path.read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from flatkit.comparison.readings import compared
 from flatkit.files.atomic import write_text_atomically
 from flatkit.measures.reading import Reading
 from flatkit.results.comparison import Comparison, Entry
-from flatkit.study.claims import Asked, Claim, both, decide
-from flatkit.study.matched import Curve, at_loss, common_losses, laggards
-from flatkit.study.settings import Study
+from flatkit.studies.claims import Asked, Claim, both, decide
+from flatkit.studies.matched import Curve, at_loss, common_losses, laggards
+from flatkit.studies.settings import Study
 
 _ACCURACY, _LOSS = "test_accuracy", "train_loss"
 _FREE_SCALE = 1e-300
