@@ -16,6 +16,8 @@ from flatkit.training.allowance import Allowance
 from flatkit.training.tracking import TRACKED
 from flatkit_cli.train import train as train_command
 from tests.cases import Case, classes, seeded
+from tests.processes import start
+from tests.training.tracked_process import train_together
 
 CONFIG = TrainingConfig(
     data="gaussians",
@@ -244,3 +246,25 @@ def test_the_command_logs_eigenvalues_by_steps_also_after_a_resumption(tmp_path)
     assert [e.value for e in logged] == pytest.approx([r["values"][0] for r in found], rel=1e-6)
     plain = CliRunner().invoke(train_command, [*options[:2], *options[6:], "--overwrite"])
     assert plain.exit_code == 0 and not list((tmp_path / "tensorboard").rglob("events*"))
+
+
+@pytest.mark.distributed
+def test_of_two_processes_one_measures_and_both_train_as_without(tmp_path):
+    found: dict[tuple[int, bool], dict[str, torch.Tensor]] = {}
+    for tracked in (False, True):
+        processes = [start(train_together, rank, tmp_path, tracked) for rank in range(2)]
+        try:
+            for process in processes:
+                process.join(timeout=300)
+                assert process.exitcode == 0
+        finally:
+            for process in processes:
+                process.kill()
+        for rank in range(2):
+            file = tmp_path / f"{rank}-{tracked}.pt"
+            found[rank, tracked] = torch.load(file, weights_only=True)
+    assert found[0, True].pop("steps").tolist() == [2, 4, 6]
+    assert not found[1, True].pop("steps").tolist()
+    for rank in range(2):
+        for name, value in found[rank, True].items():
+            assert torch.equal(value, found[rank, False][name]), name

@@ -1,6 +1,6 @@
 """The table of checkpoints of a training by epoch: loss, accuracy, curvature, and 2/η beside it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
 from rich import box
@@ -14,11 +14,12 @@ from flatkit.render.curvature_scale import FIRST_ORDER
 from flatkit.render.notation import at_least, radius, significant, with_spread
 from flatkit.results.comparison import Comparison, Entry
 
-_NOTE = (
-    "± residual of λmax, standard error of the trace; overlap: tr(P P')/j of the spaces of the j "
-    "leading eigenvectors with those of the epoch before, ? where their eigenvalues do not stand "
-    "apart; 2/η: the step size's limit of λmax in plain gradient descent"
-)
+_NOTES = {
+    "trace": "± residual of λmax, standard error of the trace",
+    "2/η": "2/η: where steps of plain gradient descent diverge",
+    "overlap": "overlap: tr(P P')/j of the spaces of the j leading eigenvectors with those of the "
+    "epoch before, ? where their eigenvalues do not stand apart",
+}
 
 
 def track_table(comparison: Comparison) -> RenderableType:
@@ -33,11 +34,18 @@ def track_table(comparison: Comparison) -> RenderableType:
             "a table by epochs needs two of a run; flatkit.track and `flatkit track` make them"
         )
     parts: list[RenderableType] = []
+    shown: set[str] = set()
     for run, entries in runs.items():
         first, last = entries[0].epoch or 0, entries[-1].epoch or 0
         parts.append(escape(f"{PurePath(run).name or run}, epochs {first:g} … {last:g}"))
-        parts += [_table(entries, _fit()), _table(entries, _curvature(entries))]
-    return Group(*parts, f"[dim]{_NOTE}[/dim]")
+        for columns in (_fit(), _curvature(entries)):
+            cells = {name: [cell(entry) for entry in entries] for name, cell in columns.items()}
+            filled = {name: column for name, column in cells.items() if any(column)}
+            if len(filled) > 1:  # more than the epochs
+                parts.append(_table(filled))
+            shown |= filled.keys()
+    note = "; ".join(text for name, text in _NOTES.items() if name in shown)
+    return Group(*parts, f"[dim]{note}[/dim]") if note else Group(*parts)
 
 
 def _epoch(entry: Entry) -> str:
@@ -68,14 +76,11 @@ def _curvature(entries: Sequence[Entry]) -> dict[str, Callable[[Entry], str]]:
     }
 
 
-def _table(entries: Sequence[Entry], columns: dict[str, Callable[[Entry], str]]) -> Table:
-    """Return a table of the columns that any of the runs fills."""
-    cells = {name: [cell(entry) for entry in entries] for name, cell in columns.items()}
+def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = {name: column for name, column in cells.items() if any(column)}
-    for name in shown:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in zip(*shown.values(), strict=True):
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table
 
