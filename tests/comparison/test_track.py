@@ -230,3 +230,45 @@ def test_what_is_no_run_is_refused_with_what_would_be_one(run, tmp_path):
     (tmp_path / "best.pt").rename(tmp_path / "step_12.pt")
     found = stops_of([tmp_path / "*.pt"])
     assert [stop.epoch for stop in found] == [3, 12]  # by number, not by name
+
+
+TASK = """
+import torch
+import flatkit
+
+def build():
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    return flatkit.Task(net, "cross_entropy", (x, (x.sum(1) > 0).long()))
+"""
+
+
+def test_checkpoints_of_another_program_are_tracked_with_their_task(tmp_path):
+    file, weights = tmp_path / "my_task.py", tmp_path / "weights"
+    file.write_text(TASK)
+    weights.mkdir()
+    task = flatkit.checkpoints.load_task(f"{file}:build")
+    x, y = task.data
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.5)
+    losses = []
+    for epoch in range(1, 13):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(task.model(x), y).backward()
+        optimizer.step()
+        if epoch in (2, 11):
+            content = {"epoch": epoch, "model": task.model.state_dict()}
+            torch.save(content, weights / f"net-{epoch}.pth")
+            with torch.no_grad():
+                losses.append(float(torch.nn.functional.cross_entropy(task.model(x), y)))
+    saved = tmp_path / "t.json"
+    done = CliRunner().invoke(
+        track_command, [str(weights), "--task", f"{file}:build", "--json", str(saved)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "2/η" not in done.output  # nothing is known of its optimizer
+    entries = flatkit.load_results(saved).entries
+    assert [entry.epoch for entry in entries] == [2, 11]
+    found = [number(entry, "loss") for entry in entries]
+    assert [pair and pair[0] for pair in found] == pytest.approx(losses, rel=1e-5)
+    assert entries[1].report.find(OVERLAP) is not None
