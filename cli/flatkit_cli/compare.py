@@ -14,7 +14,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
 from flatkit_cli.measuring import given_settings, measure_flags
 from flatkit_cli.options import Command, option, setting_options, take_settings
-from flatkit_cli.output import format_option, output_options, take_output
+from flatkit_cli.output import format_option, output_options, pairs_option, take_output
 from flatkit_cli.subject import subject_options
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ flatkit compare sgd.json gam.json --figures figures --markdown report.md
 )
 @output_options
 @format_option
+@pairs_option
 @option(
     "--markdown",
     type=click.Path(path_type=Path),

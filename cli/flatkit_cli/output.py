@@ -26,6 +26,7 @@ class Output:
         format: of the table on stdout.
         page: where to write the page of HTML.
         drawing: how figures are drawn.
+        pairs: whether the differences between groups are shown below.
     """
 
     json_file: str | None
@@ -33,6 +34,7 @@ class Output:
     format: str = "text"
     page: Path | None = None
     drawing: Drawing = field(default_factory=Drawing)
+    pairs: bool = False
 
     @property
     def journal(self) -> Path | None:
@@ -75,6 +77,10 @@ class Output:
             show(text())
         else:
             click.echo(result.table(self.format))
+        if self.pairs:
+            from flatkit.render.tables.formats import table
+
+            click.echo(f"\n{table(result, self.format, pairs=True)}")
 
     def draw(self, comparison: "Comparison") -> None:
         """Write the figures and the page, if they are asked for; say why there are no figures."""
@@ -126,12 +132,22 @@ def format_option(command: F) -> F:
     )(command)
 
 
+def pairs_option(command: F) -> F:
+    """Add `--pairs`, which `take_output` takes, too."""
+    return option(
+        "--pairs",
+        is_flag=True,
+        group="Output",
+        help="Also the difference of every two groups, with its 95 % interval and corrected p.",
+    )(command)
+
+
 def take_output(options: dict[str, Any]) -> Output:
     """Take these options out of all of a command.
 
     >>> options = {"json_file": "-", "figures": None, "page": None, "seed": 3}
     >>> take_output(options), options
-    (Output(json_file='-', figures=None, format='text', page=None, drawing=...), {'seed': 3})
+    (Output(json_file='-', figures=None, format='text', page=None, ...), {'seed': 3})
     """
     return Output(
         options.pop("json_file"),
@@ -139,6 +155,7 @@ def take_output(options: dict[str, Any]) -> Output:
         options.pop("table_format", "text"),
         options.pop("page"),
         take_drawing(options),
+        options.pop("pairs", False),
     )
 
 

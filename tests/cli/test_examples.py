@@ -76,7 +76,8 @@ def run(example: str) -> int:
     """Run an example as a shell would, shortened."""
     _, *words = shlex.split(example)
     more = [text for start, text in SHORTER.items() if " ".join(words).startswith(start)]
-    found = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in words]
+    # What matches nothing stays as it is, as in a shell: it may be an expression.
+    found = [("*" in word and sorted(map(str, Path().glob(word)))) or [word] for word in words]
     return main([name for names in found for name in names] + shlex.split(" ".join(more)))
 
 

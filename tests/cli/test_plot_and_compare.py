@@ -101,6 +101,15 @@ def test_the_table_is_printed_in_the_format_that_is_asked_for(kind, row, tmp_pat
     assert code == 2 and "did you mean 'latex'?" in err
 
 
+def test_the_differences_of_groups_are_shown_if_they_are_asked_for(tmp_path, capsys):
+    files = save(tmp_path, sgd=report(9.0), gam=report(2.0))
+    _, without, _ = run(capsys, "compare", *files)
+    _, out, _ = run(capsys, "compare", *files, "--pairs")
+    assert "sgd − gam" in out and "95 % interval" in out and "sgd − gam" not in without
+    _, out, _ = run(capsys, "compare", *files, "--pairs", "--format", "latex")
+    assert out.count(r"\begin{table}") == 2
+
+
 def test_runs_of_one_name_are_told_apart_by_their_files(tmp_path, capsys):
     for seed in (0, 1):
         report(2.0 + seed, name="gam").save(tmp_path / f"seed-{seed}" / "report.json")
