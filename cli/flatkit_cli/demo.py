@@ -72,8 +72,8 @@ class Run(NamedTuple):
     help="""Train SGD, SAM and GAM on scikit-learn's digits and compare how flat they end.
 
 Writes OUT/sgd/ckpt.pt, OUT/sam/ckpt.pt, OUT/gam/ckpt.pt (further seeds in OUT/seed-N),
-OUT/report.json, OUT/report.md, OUT/report.html and OUT/figures. Takes about a minute on two cores;
-a first table is shown as soon as one seed is done.
+OUT/report.json, OUT/report.md, OUT/report.html and OUT/figures. Takes about a
+minute and a half on two cores; a first table is shown as soon as one seed is done.
 
 \b
 flatkit demo --out demo

@@ -1,8 +1,9 @@
 """`flatkit train`: train a model and leave checkpoints that `flatkit analyze` reads."""
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,15 +11,20 @@ from flatkit.training.config import TrainingConfig
 from flatkit.training.settings_file import read_settings, recipe_names
 from flatkit_cli.options import Command, option, setting_options
 
+if TYPE_CHECKING:
+    from flatkit.training.run import TrainingOutcome
+    from flatkit.training.run_tracking import RunTracker
+
 
 @click.command(
     cls=Command,
     short_help="train a network with SGD, AdamW, SAM or GAM",
     help="""Train a model with SGD, AdamW, SAM, ASAM, GSAM or GAM.
 
-Writes ckpt.pt and history.json into --out after every epoch, whole or not at all, and prints the
-path of the checkpoint. A run that was stopped goes on bit for bit with --resume, which needs no
-other option than --out. An option that the chosen optimizer does not know is an error.
+Writes ckpt.pt and history.json into --out after every epoch, whole or not at all, prints the path
+of the checkpoint, and says on stderr what came out and what to do next. A run that was stopped goes
+on bit for bit with --resume, which needs no other option than --out. An option that the chosen
+optimizer does not know is an error.
 
 \b
 flatkit train --data digits --model mlp --optimizer gam --epochs 5 --out runs/gam
@@ -85,7 +91,23 @@ def train(
         except KeyboardInterrupt:
             on_note(_interrupted(out))
             raise
+    click.echo(_outcome(outcome, tracker, out), err=True)
     click.echo(str(outcome.checkpoint))
+
+
+def _outcome(outcome: "TrainingOutcome", tracker: "RunTracker | None", out: Path) -> str:
+    """Say what came out, and what to do next."""
+    row = next((r for r in reversed(outcome.history) if r.test_accuracy is not None), None)
+    parts = [f"{len(outcome.history)} epochs"]
+    if row is not None and row.test_accuracy is not None:
+        parts.append(f"test accuracy {100 * row.test_accuracy:.2f} %")
+        parts.append(f"training loss {row.train_loss:.4g}")
+    if tracker is not None and tracker.history:
+        last = tracker.history[-1]
+        top = f"λmax {last.values[0]:.4g} ± {last.errors[0]:.1g} at step {last.step}"
+        parts.append(f"{top} (all in {out / 'curvature.json'})")
+    checkpoint = shlex.quote(str(outcome.checkpoint))
+    return f"{', '.join(parts)}\nnext: flatkit analyze {checkpoint}"
 
 
 def _config(source: str | None, options: dict[str, Any], resumed: Path | None) -> TrainingConfig:

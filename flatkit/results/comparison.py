@@ -217,7 +217,26 @@ def load_results(path: str | Path) -> Comparison:
     data = parse(text, str(path))
     if isinstance(data, dict) and "comparison" in data:
         return Comparison.from_json(text)
-    check_schema(data, "results", f"{path} is neither a report nor a comparison; a report")
+    if not isinstance(data, dict) or "results" not in data:
+        raise ResultError(
+            f"{path} is {_other(data)}, neither a report nor a comparison, as "
+            "`flatkit analyze CKPT --json FILE` and `flatkit compare CKPT... --json FILE` save them"
+        )
+    check_schema(data, "results", "a report")
     report = Report.from_dict(data)
     name = str(report.checkpoint.get("name") or Path(path).stem)
     return Comparison([Entry(name, name, report)])
+
+
+def _other(data: Any) -> str:
+    """Return what JSON is that is no report."""
+    rows = data.get("rows") if isinstance(data, dict) else None
+    first = rows[0] if isinstance(rows, list) and rows else None
+    known = set(first) if isinstance(first, dict) else set[str]()
+    if "step" in known:
+        return "the curvature that a training tracked (flatkit track FOLDER draws its checkpoints)"
+    if "train_loss" in known:
+        return "the history of a training (flatkit track FOLDER draws its checkpoints)"
+    if isinstance(data, dict) and "weight_map" in data:
+        return "the index of a checkpoint in shards (name its folder)"
+    return "some other JSON"

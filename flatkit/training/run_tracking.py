@@ -78,6 +78,11 @@ class RunTracker:
             rows = _read_rows(self._folder.curvature)
             self._tracker.history += [row for row in rows if row.step <= steps]
 
+    @property
+    def history(self) -> tuple[TrackedCurvature, ...]:
+        """What was measured so far, also before a resumption."""
+        return tuple(self._tracker.history)
+
     def __call__(self, model: nn.Module, step: int) -> None:
         """Measure and write, if the step is one of those to measure at.
 

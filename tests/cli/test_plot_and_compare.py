@@ -247,3 +247,17 @@ def test_missing_arguments_are_wrong_usage(arguments, tmp_path, capsys):
     (path,) = save(tmp_path, gam=report())
     code, out, _ = run(capsys, *(path if word == "FILE" else word for word in arguments))
     assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize("command", ["compare", "plot"])
+def test_other_files_of_a_run_are_called_by_what_they_are(command, tmp_path, capsys):
+    options = ["--figures", tmp_path / "figures"] if command == "plot" else []
+    files = {
+        "curvature.json": ({"rows": [{"step": 1}]}, "the curvature that a training tracked"),
+        "history.json": ({"rows": [{"train_loss": 1}]}, "the history of a training"),
+        "other.json": ([1], "some other JSON, neither a report nor a comparison"),
+    }
+    for name, (content, words) in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        code, out, err = run(capsys, command, tmp_path / name, *options)
+        assert (code, out) == (1, "") and f"{name} is {words}" in err and "--json FILE" in err

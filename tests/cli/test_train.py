@@ -27,6 +27,14 @@ def test_a_run_prints_the_path_of_its_checkpoint_and_nothing_else_on_stdout(tmp_
     assert result.exit_code == 0
     assert result.stdout.strip() == str(tmp_path / "ckpt.pt")
     assert "epoch 2/2  loss" in result.stderr
+    row = read_history(tmp_path / "history.json")[-1]
+    came = f"2 epochs, test accuracy {100 * row.test_accuracy:.2f} %, training loss"
+    assert came in result.stderr
+    assert f"next: flatkit analyze {tmp_path / 'ckpt.pt'}" in result.stderr.splitlines()[-1]
+    result = run("--epochs", 1, "--track-curvature", 3, "--out", tmp_path / "tracked")
+    rows = json.loads((tmp_path / "tracked" / "curvature.json").read_text())["rows"]
+    top = f"λmax {rows[-1]['values'][0]:.4g} ± "
+    assert top in result.stderr and f"at step {rows[-1]['step']} (all in" in result.stderr
 
 
 def test_a_long_run_writes_about_ten_lines_into_a_log(tmp_path):
