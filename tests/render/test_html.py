@@ -79,10 +79,9 @@ def test_the_same_results_make_the_same_bytes():
 
 def test_the_numbers_are_those_of_the_results_and_cells_sort_by_them():
     table = Parts(shown("one"))
-    assert table.cells["value"][4:6] == ["1.0000", "0.5000"]
-    assert [a.get("data-number") for _, a in table.tags if a.get("data-label") == "value"][
-        4
-    ] == "1.0"
+    assert table.cells["value"][5:7] == ["1.0000", "0.5000"]
+    numbers = [a.get("data-number") for _, a in table.tags if a.get("data-label") == "value"]
+    assert numbers[5] == "1.0"
     groups = Parts(shown("several"))
     assert groups.cells["top eigenvalue λmax"][:3] == [
         "9.13 ± 0.15",
@@ -103,7 +102,7 @@ def test_the_verdict_stands_first_in_the_words_of_the_statistics():
     one = shown("one")
     summary = one[one.index('id="verdict"') : one.index('id="numbers"')]
     assert "The top eigenvalue λmax is 1.0000 (residual 1e-4)." in summary
-    assert "0.98 × λmax, as the theory says" in summary and "1 of 9 measurements" in summary
+    assert "0.98 × λmax, as the theory says" in summary and "1 of 10 measurements" in summary
 
 
 def test_names_are_text_wherever_they_stand():
@@ -186,6 +185,7 @@ assert "torch" not in sys.modules
         (1e-6, 3.1, "1.03 × λmax, as the theory says of a minimum"),
         (0.2, 5.0, "lifts R1/ρ² by up to ‖∇L‖/ρ = 2.00"),  # 3 + 0.2/0.1
         (0.2, 9.0, "3.00 × λmax, away from the 1 of a minimum"),
+        (0.2, 2.0, "0.67 × λmax, away from the 1 of a minimum"),  # no gradient lowers it
         (1e-6, 9.0, "3.00 × λmax, away from the 1 of a minimum"),
     ],
 )

@@ -108,7 +108,7 @@ def _theory(found: Sequence[Reading]) -> str:
         return f"{said}, as the theory says of a minimum: two ways of computing agree."
     norm = next((one.value for one in found if one.key == "gradient_norm"), 0.0)
     lift = norm / ball.rho
-    if 0.1 * top.value < lift and ball.value <= 1.1 * (top.value + lift):
+    if ratio > 1 and ball.value <= 1.1 * (top.value + lift):
         return (
             f"{said}: the checkpoint is not quite a minimum, and the gradient that is left "
             f"lifts R1/ρ² by up to ‖∇L‖/ρ = {significant(lift, 3)}."

@@ -202,7 +202,9 @@ def _cell_text(cell: GroupCell) -> str:
     return value_text(first)
 
 
-def _families(quantities: Mapping[str, Quantity] | Mapping[str, Reading]) -> dict[str, list[str]]:
+def _families(
+    quantities: Mapping[str, Quantity] | Mapping[str, Reading],
+) -> dict[str, Sequence[str]]:
     """Return caption -> keys: what fits, then a table for each symbol of a flatness in balls."""
     found: dict[str, list[str]] = {}
     for key, quantity in quantities.items():
@@ -211,7 +213,22 @@ def _families(quantities: Mapping[str, Quantity] | Mapping[str, Reading]) -> dic
         own = "How well it fits" if quantity.role == "fit" else "Curvature"
         caption = symbol if in_ball else own
         found.setdefault(caption, []).append(key)
-    return found
+    return {name: part for caption, keys in found.items() for name, part in _parts(caption, keys)}
+
+
+def _parts(caption: str, keys: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield the columns in even parts, as a wide table would break its numbers."""
+    count = -(-len(keys) // _WIDE)
+    size = -(-len(keys) // count)
+    for number, first in enumerate(range(0, len(keys), size), start=1):
+        yield (
+            caption if count == 1 else f"{caption} ({number} of {count})",
+            keys[first : first + size],
+        )
+
+
+_WIDE = 5
+"""More columns of value ± spread do not fit 1,100 pixels."""
 
 
 def run_tables(comparison: Comparison) -> list[Table]:
