@@ -12,18 +12,18 @@ from flatkit.render.figures.colour_scale import scale_of
 from flatkit.render.figures.planes import planes_of
 from flatkit.render.figures.save import drawn
 from flatkit.render.html.vector import Vector, vector
-from flatkit.render.plots import of_results
+from flatkit.render.plots import names, of_results
 from flatkit.results.comparison import Comparison
 
 _TITLES = {
     "flatness": "Flatness over the radius",
     "slice": "The loss along random lines",
     "plane": "The loss on random planes",
-    "curvature": "Curvature, run by run",
-    "series": "Over the training",
+    "curvature": "Curvature at a glance",
+    "series": "Over the checkpoints",
+    "track": "Over the training",
     "density": "The spectrum",
     "layers": "Layer by layer",
-    "story": "At a glance",
 }
 
 
@@ -43,7 +43,7 @@ class Picture:
 
 
 def pictures(comparison: Comparison, faults: list[str]) -> Iterator[Picture]:
-    """Yield every figure that the results allow.
+    """Yield every figure that the results allow, the one that tells most first.
 
     Args:
         comparison: the runs.
@@ -52,7 +52,9 @@ def pictures(comparison: Comparison, faults: list[str]) -> Iterator[Picture]:
     >>> list(pictures(Comparison([]), []))
     []
     """
-    for name, reference in of_results(comparison).items():
+    found, order = of_results(comparison), names(comparison)
+    for name in sorted(found, key=lambda one: order.index(one) if one in order else len(order)):
+        reference = found[name]
         try:
             figure = drawn(comparison, name, reference)
         except FlatkitError as error:
