@@ -29,6 +29,7 @@ from flatkit.comparison.intervals import (
 )
 from flatkit.comparison.readings import compared, shared
 from flatkit.errors import ResultError
+from flatkit.measures.catchment import left_open
 from flatkit.measures.reading import Better, Reading, Role
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.status import Status, in_words
@@ -40,7 +41,7 @@ PairedBy: TypeAlias = Literal["seed", "samples", "none"]
 _ENOUGH_RUNS = 3
 """With fewer, the spread over the runs says too little for a verdict."""
 _SEARCH_HOLDS = (Status.CONVERGED, Status.BUDGET, Status.INTERRUPTED, Status.KINKS)
-"""How a search may have ended whose `leaves_open` holds."""
+"""How a search may have ended whose bound holds, with what it leaves open."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,11 @@ def _quantity(
     runs: Mapping[str, Mapping[str, Reading]],
     differences: Sequence[str],
 ) -> Quantity:
-    cells = [_Cell(name, entries, [runs[e.name][key] for e in entries]) for name, entries in rows]
+    left = _left_open([run[key] for run in runs.values()])
+    cells = [
+        _Cell(name, entries, [runs[entry.name][key] for entry in entries], left)
+        for name, entries in rows
+    ]
     pairs = _corrected([_pair(one, other) for one, other in combinations(cells, 2)])
     first = cells[0].readings[0]
     flattest, why = _flattest(cells, pairs, differences)
@@ -200,6 +205,7 @@ class _Cell:
     name: str
     entries: Sequence[Entry]
     readings: Sequence[Reading]
+    left_open: float | None  # part by which a maximum may exceed a lower bound
 
     def value(self) -> GroupValue:
         values, several = [reading.value for reading in self.readings], len(self.readings) > 1
@@ -215,9 +221,14 @@ class _Cell:
     @property
     def solver(self) -> float | None:
         """The mean error of the estimates: they may all be off to one side."""
-        errors = [_solver_error(reading) for reading in self.readings]
+        errors = [self._solver_error(reading) for reading in self.readings]
         known = [error for error in errors if error is not None]
         return fmean(known) if len(known) == len(errors) else None
+
+    def _solver_error(self, reading: Reading) -> float | None:
+        if reading.error_kind == "lower_bound":
+            return None if self.left_open is None else self.left_open * abs(reading.value)
+        return 0.0 if reading.error_kind == "exact" else reading.error
 
     @property
     def is_over_probes(self) -> bool:
@@ -249,16 +260,15 @@ class _Cell:
     def may_judge(self) -> bool:
         """Whether what was measured is what was asked for, or its error covers the rest."""
         return all(
-            reading.converged
-            or (reading.leaves_open is not None and reading.status in _SEARCH_HOLDS)
+            reading.converged or (self.left_open is not None and reading.status in _SEARCH_HOLDS)
             for reading in self.readings
         )
 
 
-def _solver_error(reading: Reading) -> float | None:
-    if reading.error_kind == "lower_bound":
-        return reading.leaves_open
-    return 0.0 if reading.error_kind == "exact" else reading.error
+def _left_open(readings: Sequence[Reading]) -> float | None:
+    """Return what the searches of all runs, taken together, leave open of each."""
+    searched = [r.searched for r in readings if r.searched is not None]
+    return left_open(searched) if len(searched) == len(readings) else None
 
 
 def _pair(one: _Cell, other: _Cell) -> Pair:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from flatkit.flatness.ball import BallMaximum
-from flatkit.flatness.catchment import Catchment, catchment
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import NUM_VECTORS, grown, search_starts
 from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel, Quantity, ScaledOperator
 from flatkit.flatness.r0 import loss_increase_steps
 from flatkit.flatness.r1 import gradient_norm_steps
 from flatkit.flatness.rounds import Start
+from flatkit.measures.catchment import Catchment
 from flatkit.measures.precision import Jump, gradient_jump, gradient_noise, rounding_radius
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.results.cost import Cost
@@ -284,7 +284,7 @@ class Ball:
     def _catchment(self, found: BallMaximum) -> Catchment:
         """Return how well a ball was searched, by the starts that no other search led to."""
         ends = [v for name, v in found.ends.items() if name not in (_SMALLER, _OF_LOSS)]
-        return catchment(ends, found.value)
+        return Catchment.of(ends, found.value)
 
     def _starts(self, which: Quantity, rho: float) -> Iterator[Start]:
         """Yield starts: the step along the gradient, what is known of this ball, the model's."""

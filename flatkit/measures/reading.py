@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from flatkit.measures.catchment import Catchment
 from flatkit.results.result import ErrorKind, Result
 from flatkit.results.status import Status
 
@@ -37,8 +38,7 @@ class Reading:
         sampling_bias: by how much few samples make it too large, in the mean; None if unknown.
         influence: what equal blocks of the samples contribute; to first order their mean is the
             value, and their spread its error over samples.
-        leaves_open: of a lower bound, by how much the maximum may exceed it, at 95 %, by how the
-            ends of the searches spread; None if that is not known.
+        searched: of a lower bound, how well its ball was searched; None if that is not known.
 
     >>> Reading("trace", "trace tr H", 12.0, 0.5, "standard_error", "converged").converged
     True
@@ -60,7 +60,7 @@ class Reading:
     sampling_error: float | None = None
     sampling_bias: float | None = None
     influence: tuple[float, ...] = ()
-    leaves_open: float | None = None
+    searched: Catchment | None = None
 
     @property
     def converged(self) -> bool:
@@ -112,7 +112,7 @@ def number(result: Result, key: str, title: str, *, scale: float = 1.0, **more: 
 
 
 def _over_samples(result: Result, scale: float, place: int | None = None) -> dict[str, Any]:
-    """Return how a number depends on the samples, and what a search left open.
+    """Return how a number depends on the samples, and how well a ball was searched.
 
     Args:
         result: the result.
@@ -122,9 +122,7 @@ def _over_samples(result: Result, scale: float, place: int | None = None) -> dic
     error: Any = result.settings.get("sampling_error")
     influence: Any = result.settings.get("influence")
     bias: Any = result.settings.get("sampling_bias")
-    searched: Any = result.settings.get("catchment")
     values: Any = influence.get("values") if isinstance(influence, dict) else None
-    left: Any = searched.get("leaves_open") if isinstance(searched, dict) else None
     if place is not None:  # a single error in place of a list is that of the first
         error = _at(error, place) if isinstance(error, list) or place else error
         values, bias = _at(values, place), _at(bias, place)
@@ -133,7 +131,7 @@ def _over_samples(result: Result, scale: float, place: int | None = None) -> dic
         "sampling_error": abs(scale) * error if is_number(error) else None,
         "sampling_bias": scale * bias if is_number(bias) else None,
         "influence": tuple(scale * value for value in values) if known else (),
-        "leaves_open": left * abs(scale * float(result.value)) if is_number(left) else None,
+        "searched": Catchment.read(result.settings.get("catchment")),
     }
 
 

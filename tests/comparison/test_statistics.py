@@ -6,6 +6,7 @@ from scipy import stats
 
 from flatkit.comparison.correlation import kendall
 from flatkit.comparison.intervals import Part, combined, holm, interval
+from flatkit.measures.catchment import Catchment
 from flatkit.results import Comparison, Entry, Report, Result
 
 RANDOM = np.random.default_rng(0)
@@ -123,9 +124,9 @@ def test_nobody_is_flattest_without_a_reason_that_is_said(values, why):
     assert quantity.flattest is None and why in quantity.why
 
 
-@pytest.mark.parametrize(("ratio", "winner"), [(1.5, None), (4.0, "a")])
+@pytest.mark.parametrize(("ratio", "winner"), [(1.3, None), (4.0, "a")])
 def test_lower_bounds_are_told_apart_beyond_what_the_searches_leave_open(ratio, winner):
-    searched = {"searches": 9, "near_best": 4, "leaves_open": 1.0}
+    searched = Catchment.of([1.0, 0.95, 0.9, 0.8, 0.7, 0.6], best=1.0).describe()
     entries = [
         Entry(name, name, report(value, catchment=searched, status="kinks"))
         for name, value in (("a", 1.0), ("b", ratio))
