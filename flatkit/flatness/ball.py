@@ -41,7 +41,8 @@ class BallMaximum:
         evaluations: of the function, also next to a point for a secant.
         ascents: of its gradient.
         gradients: what all that cost, in gradients of the loss.
-        ends: the values at which ascents from independent starts ended, by the name of the start.
+        ends: the values at which ascents ended or led to, by the name of the start. None began
+            where another one of this ball had been; walks did, and are not among them.
         phases: of the search that have ended: the ascent from the best start, then rounds.
     """
 

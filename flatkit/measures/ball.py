@@ -277,14 +277,9 @@ class Ball:
             "stationarity": found.stationarity,
             "linear_gap": found.linear_gap,
             "evaluations": found.evaluations,
-            "catchment": self._catchment(found).describe(),
+            "catchment": Catchment.of([*found.ends.values()], found.value).describe(),
             "seed": self.session.own(ObjectiveSettings).seed,
         }
-
-    def _catchment(self, found: BallMaximum) -> Catchment:
-        """Return how well a ball was searched, by the starts that no other search led to."""
-        ends = [v for name, v in found.ends.items() if name not in (_SMALLER, _OF_LOSS)]
-        return Catchment.of(ends, found.value)
 
     def _starts(self, which: Quantity, rho: float) -> Iterator[Start]:
         """Yield starts: the step along the gradient, what is known of this ball, the model's."""
