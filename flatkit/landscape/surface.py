@@ -96,6 +96,10 @@ class Surface(Shown):
 
         Raises:
             MissingDependencyError: without the package xarray.
+
+        >>> line = Surface({"t": [0.0, 1.0]}, {"loss": [2.0, 3.0]})
+        >>> float(line.to_xarray()["loss"].sel(t=1.0))
+        3.0
         """
         return import_module("flatkit.render.frames").dataset(self)
 

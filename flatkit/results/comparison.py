@@ -140,6 +140,14 @@ class Comparison(Shown):
         Raises:
             InvalidArgumentError: another format.
             ResultError: the comparison has no run.
+
+        >>> from flatkit.results.result import Result
+        >>> report = Report([Result("trace", 8.04, 0.1, "standard_error")])
+        >>> print(Comparison([Entry("sgd", "sgd", report)]).table("markdown"))
+        | run | trace tr H |
+        | :-- | --: |
+        | sgd | 8.04 ± 0.10 |
+        ...
         """
         return table_of(self, format, pairs=pairs)
 

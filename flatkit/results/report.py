@@ -131,6 +131,10 @@ class Report(Shown):
 
         Raises:
             InvalidArgumentError: another format.
+
+        >>> print(Report([Result("trace", 8.04, 0.1, "standard_error")]).table("csv"))
+        run,group,seed,epoch,measure,rho,split,value,error,kind,status
+        model,model,,,trace,,,8.04,0.1,standard_error,converged
         """
         return table_of(self, format)
 
