@@ -235,6 +235,7 @@ def test_defaults_leave_out_what_is_derived_or_costly():
         "layer_curvature",
         "m_sharpness",
         "max_gradient_norm",
+        "rounding",
         "spectral_density",
     }
 
