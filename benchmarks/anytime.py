@@ -1,8 +1,8 @@
 """A whole analysis by its defaults: when the first numbers are there, what it holds and takes.
 
 `python -m benchmarks.anytime resnet18` analyzes a ResNet-18 with 500 images of 32x32; `plans` holds
-forecasts of six jobs against what then happens; `killed` kills such an analysis and lets the same
-command go on.
+forecasts of six jobs against what then happens; `killed` kills such an analysis at half time and
+lets the same command go on (`--network resnet20` takes a minute). Each ends within ten minutes.
 """
 
 import json
@@ -29,7 +29,7 @@ from benchmarks.timing import save
 from flatkit.measures.report import plan
 from flatkit.measures.watching import Silent
 from flatkit.models import MODELS
-from flatkit.render.live import live_table
+from flatkit.render.live import Lines, live_table
 
 _IMAGES = 500
 
@@ -129,10 +129,14 @@ def jobs() -> Mapping[str, tuple[Callable[[], flatkit.Task], dict[str, Any]]]:
     }
 
 
-def plans() -> list[str]:
-    """Hold forecasts against what then happens."""
+def plans(most: float = 540.0) -> list[str]:
+    """Hold forecasts against what then happens; no further job begins after so many seconds."""
+    begun = time.monotonic()
     lines = ["| job | forecast, s | took, s | ratio |", "|---|--:|--:|--:|"]
     for name, (make, given) in jobs().items():
+        if time.monotonic() - begun > most:
+            lines.append(f"| {name} | | not run: {most:.0f} s were over | |")
+            continue
         task = make()
         schedule = plan(task, **given)
         forecast, limit = schedule.forecast, schedule.limit
@@ -140,50 +144,119 @@ def plans() -> list[str]:
         expected = forecast.seconds(forecast.within(limit.gradients, seconds))
         took = flatkit.analyze(task, progress=False, **given).analysis["seconds"]
         lines.append(f"| {name} | {expected:.1f} | {took:.1f} | {expected / took:.2f} |")
+        print(lines[-1], flush=True)
     return lines
 
 
-def killed() -> list[str]:
-    """Kill an analysis at half time, and let the same command go on."""
-    lines = ["| run | ended | gradients | seconds |", "|---|---|--:|--:|"]
+KILLED: Mapping[str, tuple[int, float]] = {"resnet18": (_IMAGES, 18.0), "resnet20": (64, 18.0)}
+"""Networks that are killed: images, and gradients of the budget."""
+
+
+def killed(network: str, threads: int) -> list[str]:
+    """Kill an analysis at half time, let the same command go on, and show what both printed."""
+    count, budget = KILLED[network]
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "benchmarks.anytime", "journal", "--out", str(out)]
-        first = subprocess.Popen(command)
-        time.sleep(150)
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
-        lines.append("| killed by -9 | | | 150 |")
-        subprocess.run(command, check=True)
-        rows = json.loads(out.read_text("utf-8"))["analysis"]
-        lines.append(
-            f"| the same command | {rows['ended']} | {rows['gradients']:.0f} "
-            f"| {rows['seconds']:.0f} |"
-        )
-    return lines
+        weights, out = Path(folder) / "weights.pt", Path(folder) / "report.json"
+        torch.manual_seed(0)
+        model = MODELS.build(network, in_shape=(3, 32, 32), classes=10)
+        torch.save(trained(model, images(count), 16).state_dict(), weights)
+        task = flatkit.Task(model, "cross_entropy", images(count))
+        forecast = plan(task, budget=budget).forecast
+        half = forecast.seconds(budget) / 2
+        command = [sys.executable, "-m", "benchmarks.anytime", "journal", "--network", network]
+        command += ["--threads", str(threads), "--out", str(out)]
+        first = _Run(command, folder)
+        journal = Path(f"{out}.journal")
+        while not journal.exists() and first.process.poll() is None:
+            time.sleep(0.05)  # until torch is imported and the function is examined
+        time.sleep(half)
+        first.kill()
+        again = _Run(command, folder)
+        again.process.wait()
+        report = json.loads(out.read_text("utf-8"))
+    found, top = report["analysis"], _value(report, "top_eigenvalues")
+    return [
+        f"{network}, {count} images, {budget:.0f} gradients; about {2 * half:.0f} s by the plan.",
+        "",
+        "| run | ended | gradients | top eigenvalue | seconds in all |",
+        "|---|---|--:|--:|--:|",
+        f"| killed by -9 after {half:.0f} s of it | | | | {first.seconds:.0f} |",
+        f"| the same command | {found['ended']} | {found['gradients']:.0f} | {top} "
+        f"| {again.seconds:.0f} |",
+        *("", "What the first run had told:", "", "```", first.told, "```"),
+        *("", "What the second one told:", "", "```", again.told, "```"),
+    ]
+
+
+class _Run:
+    """A process whose lines on stderr are kept.
+
+    Attributes:
+        process: that runs.
+    """
+
+    def __init__(self, command: list[str], folder: str) -> None:
+        self._begun, self._file = time.monotonic(), Path(folder) / f"told-{time.monotonic_ns()}"
+        self._seconds = 0.0
+        with self._file.open("w") as file:
+            self.process = subprocess.Popen(command, stderr=file)
+
+    def kill(self) -> None:
+        """Kill it by -9."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._seconds = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran."""
+        return self._seconds or time.monotonic() - self._begun
+
+    @property
+    def told(self) -> str:
+        """What it wrote to stderr."""
+        return self._file.read_text("utf-8").rstrip()
+
+
+def _value(report: Any, measure: str) -> str:
+    values = [each["value"] for each in report["results"] if each["measure"] == measure]
+    return f"{values[0][0]:.6g}" if values else "-"
+
+
+def journal(network: str, out: str) -> None:
+    """Analyze the network whose weights lie beside the report, with a journal and lines."""
+    count, budget = KILLED[network]
+    model = MODELS.build(network, in_shape=(3, 32, 32), classes=10)
+    model.load_state_dict(torch.load(Path(out).with_name("weights.pt")))
+    task = flatkit.Task(model.eval(), "cross_entropy", images(count))
+    given: dict[str, Any] = {"budget": budget, "journal": f"{out}.journal", "progress": Lines()}
+    flatkit.analyze(task, **given).save(out)
 
 
 PARTS: Mapping[str, tuple[str, Callable[[], list[str]]]] = {
     "resnet18": ("A default analysis of a ResNet-18", whole),
     "plans": ("Forecasts", plans),
-    "killed": ("Killed and gone on", killed),
 }
 
 
 @click.command()
-@click.argument("part", type=click.Choice([*PARTS, "journal"]))
+@click.argument("part", type=click.Choice([*PARTS, "killed", "journal"]))
 @click.option("--threads", default=2, show_default=True)
-@click.option("--out", default="")
-def main(part: str, threads: int, out: str) -> None:
+@click.option("--network", type=click.Choice(list(KILLED)), default="resnet18", show_default=True)
+@click.option("--out", default="", help="Report of the run that is killed, which gives it.")
+def main(part: str, threads: int, network: str, out: str) -> None:
     """Run one part and put it into benchmarks/results/anytime-PART.md."""
     torch.set_num_threads(threads)
     if part == "journal":
-        report = flatkit.analyze(resnet18(), budget=24.0, journal=f"{out}.journal", progress=False)
-        report.save(out)
+        journal(network, out)
         return
-    title, run = PARTS[part]
-    found = run()
     command = re.sub(r"\s+", " ", f"python -m benchmarks.anytime {part} --threads {threads}")
+    if part == "killed":
+        title, found = "Killed and gone on", killed(network, threads)
+        command += f" --network {network}"
+    else:
+        title, run = PARTS[part]
+        found = run()
     save(f"anytime-{part}", title, command, found)
 
 
