@@ -174,17 +174,18 @@ def killed(network: str, threads: int) -> list[str]:
         again = _Run(command, folder)
         again.process.wait()
         report = json.loads(out.read_text("utf-8"))
+        seconds, told = (first.seconds, again.seconds), (first.told, again.told)
     found, top = report["analysis"], _value(report, "top_eigenvalues")
     return [
         f"{network}, {count} images, {budget:.0f} gradients; about {2 * half:.0f} s by the plan.",
         "",
         "| run | ended | gradients | top eigenvalue | seconds in all |",
         "|---|---|--:|--:|--:|",
-        f"| killed by -9 after {half:.0f} s of it | | | | {first.seconds:.0f} |",
+        f"| killed by -9 after {half:.0f} s of it | | | | {seconds[0]:.0f} |",
         f"| the same command | {found['ended']} | {found['gradients']:.0f} | {top} "
-        f"| {again.seconds:.0f} |",
-        *("", "What the first run had told:", "", "```", first.told, "```"),
-        *("", "What the second one told:", "", "```", again.told, "```"),
+        f"| {seconds[1]:.0f} |",
+        *("", "What the first run had told:", "", "```", told[0], "```"),
+        *("", "What the second one told:", "", "```", told[1], "```"),
     ]
 
 

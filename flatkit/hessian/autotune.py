@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from flatkit.devices import ordinary_torch
+from flatkit.devices import give_back, ordinary_torch
 from flatkit.errors import FlatkitError, NonFiniteError
 from flatkit.hessian.products import (
     FORMULAS,
@@ -173,6 +173,7 @@ def choose(
         for chunk in chunks:
             differentiate(objective.chunk_loss(point, chunk), point)
     known[key] = _cheapest(probe, good, gradient.count, tolerance)
+    give_back(theta)
     return known[key]
 
 

@@ -12,6 +12,8 @@ from flatkit.objective.function import Objective
 
 _SHARE = 0.25
 """Prepared chunks are kept if they fit into this share of the free memory; a budget replaces it."""
+_USUAL = 3 * 2**28
+"""Bytes that a pass holds at once where chunks are not kept and nobody names a budget, about."""
 _FEW = 8
 """Samples that show what a prepared chunk holds, where no budget asks for more care."""
 
@@ -52,13 +54,16 @@ def make_plan(
     """
     if memory is not None:
         return _within(objective, theta, engine, memory, keep=retain is not False)
-    if not engine.keeps or retain is False:
-        kept = 0
-    elif retain or objective.num_chunks == 1 or _all_fit(objective, theta, engine):
-        kept = objective.num_chunks
-    else:
-        kept = 0
-    return Plan(objective.chunk_size, kept)
+    size, whole, keeps = objective.chunk_size, objective.num_chunks, engine.keeps
+    keeps = keeps and retain is not False
+    if whole == 1 or (keeps and retain):
+        return Plan(size, whole if keeps else 0)
+    few, peak, held = _few(objective, theta, engine)
+    if keeps and held * objective.num_rows / few <= _SHARE * free_bytes(theta.device):
+        return Plan(size, whole)
+    if objective.divisible:  # else the chunks are part of the function
+        size = min(size, max(few, few * _USUAL // peak))
+    return Plan(size, 0)
 
 
 def _multiplied(objective: Objective, theta: Tensor, engine: Engine, size: int) -> Prepared:
@@ -69,13 +74,13 @@ def _multiplied(objective: Objective, theta: Tensor, engine: Engine, size: int) 
     return prepared
 
 
-def _all_fit(objective: Objective, theta: Tensor, engine: Engine) -> bool:
-    """Return whether all chunks, kept, take little of the free memory."""
+def _few(objective: Objective, theta: Tensor, engine: Engine) -> tuple[int, int, int]:
+    """Return a few samples, and the bytes that a product with them takes, and leaves behind."""
     few = max(1, min(_FEW, objective.num_rows // 2))
     if not objective.divisible:  # the chunks are part of the function
         few = objective.chunk_size
-    held = measure_bytes(lambda: _multiplied(objective, theta, engine, few))[1]
-    return held * objective.num_rows / few <= _SHARE * free_bytes(theta.device)
+    peak, held, _ = measure_bytes(lambda: _multiplied(objective, theta, engine, few))
+    return few, max(1, peak), held
 
 
 def _within(

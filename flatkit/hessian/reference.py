@@ -35,6 +35,8 @@ _FEWEST, _SHARE, _WORK, _MOST = 2, 20, 1_000_000, 256
 times samples) if that is more; and so many at most. Rare samples that take another way through the
 model should be among them, and all of it, in float64 for the most part, cost less than one of the
 products that follow."""
+_CARE = 4
+"""Parts into which a chunk of the objective is cut for a probe."""
 _STEPS = {True: (0.01, 0.1, 1.0), False: (1.0, 2.0)}
 """Steps of differences in float64 or not, times the usual one. The shorter, the fewer kinks lie
 within them; in float32 rounding forbids it."""
@@ -142,7 +144,8 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) 
         chosen = spread_rows(objective.num_chunks, max(2, min(size, most) // cut), draw).tolist()
         return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
     rows = spread_rows(count, min(size, most), draw).to(objective.device)
-    return [objective.rows(part) for part in rows.split(cut)]
+    # In float64 and twice differentiated, a sample holds some times what it does in a gradient.
+    return [objective.rows(part) for part in rows.split(max(1, cut // _CARE))]
 
 
 def find_reference(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flatkit.devices import give_back
 from flatkit.errors import NonDeterministicError, NonFiniteError
 from flatkit.objective.proofs.derivative import prove_gradient
 from flatkit.objective.proofs.examination import Check, Examination, Found, prove
@@ -43,6 +44,7 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
     remark = f"; {checks[1].how}" if checks[1].passed is False else ""
     few = telling_rows(function, GRADIENTS_OF)[0]
     checks.append(prove("gradient", lambda: prove_gradient(function, few, remark)))
+    give_back(function.theta)
     return Examination(look.mean_over or mean_over, tuple(checks))
 
 
