@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from flatkit.devices import ordinary_torch
+from flatkit.devices import give_back, ordinary_torch
 from flatkit.errors import NonFiniteError
 from flatkit.hessian.autotune import Choice, Preference, choose
 from flatkit.hessian.plan import Plan, make_plan
@@ -109,6 +109,7 @@ class HessianOperator(SymmetricOperator):
         before = objective.cost
         engine = self._built(self.choice.engine)
         plan = make_plan(objective, self.theta, engine, retain=self._retain, memory=self.memory)
+        give_back(self.theta)
         if objective.kept is not None:
             objective.kept.remember("plan", name, asdict(plan), objective.cost - before)
         return plan
