@@ -1,8 +1,9 @@
 """What a study will take: an epoch of every arm is trained, and its analysis planned."""
 
+import math
+import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,10 @@ from flatkit.studies.settings import Study
 
 if TYPE_CHECKING:
     from flatkit.measures.schedule import Schedule
+
+
+_LONG = 2.0
+"""Seconds of an epoch that is timed as it is."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,6 @@ def forecast(
         InvalidArgumentError: as `study`.
     """
     from flatkit.measures.report import plan
-    from flatkit.training.config import TrainingConfig
-    from flatkit.training.run import train
 
     jobs = jobs or usable_cores()
     training = analysis = 0.0
@@ -66,11 +69,8 @@ def forecast(
             progress(arm.name)
         settings = study.training(condition, arm, study.seeds[0], arm.variants()[0])
         epochs, every = settings["epochs"], settings["save_every"]
-        short: dict[str, Any] = {**settings, "epochs": 1, "save_every": 0, "log": ()}
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.monotonic()
-            checkpoint = train(TrainingConfig(**short), Path(folder) / "run").checkpoint
-            epoch = time.monotonic() - begun
+            checkpoint, trained = _timed(settings, Path(folder) / "run")
             whole = plan(checkpoint, **study.analysis)
             seconds = _seconds(whole)
             largest = max(largest, whole.forecast.memory)
@@ -80,12 +80,29 @@ def forecast(
                 part = plan(checkpoint, **fewer)
                 seconds += _seconds(part) * (epochs // every)
         tuned = len(arm.variants()) * study.tuning_seeds if arm.tune else 0
-        training += epoch * epochs * (len(study.seeds) + tuned)
+        training += trained * (len(study.seeds) + tuned)
         analysis += seconds * len(study.seeds)
     runs = len(study_runs(study, {}))
     tuning = len(tuning_runs(study))
     together = (training + analysis) / min(jobs, max(1, runs))
     return StudyForecast(runs, tuning, together, training, analysis, jobs, largest)
+
+
+def _timed(settings: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
+    """Return a checkpoint of few epochs, and the seconds that all of them will take."""
+    from flatkit.training.config import TrainingConfig
+    from flatkit.training.run import train
+
+    few: dict[str, Any] = {**settings, "epochs": 1, "save_every": 0, "log": (), "warmup": 0}
+    outcome = train(TrainingConfig(**few), folder)
+    if outcome.history[0].seconds < _LONG:  # the first epoch of all wakes many things up
+        few |= {"epochs": 4, "evaluate_every": 4}
+        outcome = train(TrainingConfig(**few), folder, overwrite=True)
+    seconds = [row.seconds for row in outcome.history]
+    epoch = statistics.median(seconds[1:-1]) if len(seconds) > 1 else seconds[0]
+    evaluations = math.ceil(settings["epochs"] / settings["evaluate_every"])
+    evaluation = max(0.0, seconds[-1] - epoch)
+    return outcome.checkpoint, epoch * settings["epochs"] + evaluation * evaluations
 
 
 def _seconds(schedule: "Schedule") -> float:
