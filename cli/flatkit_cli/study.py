@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit.studies.settings import read_study, study_names
+from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
 from flatkit_cli.options import Command
 from flatkit_cli.output import draw, show
 
@@ -43,11 +44,18 @@ flatkit study my_study.toml --out studies/mine --seeds 5 --plan
 @click.option("--jobs", type=int, metavar="N", help="Runs at once.  [default: as there are cores]")
 @click.option("--plan", is_flag=True, help="Only say what it will take.")
 @click.option("--no-plan", is_flag=True, help="Do not time an epoch of every arm beforehand.")
+@drawing_options
 def study(
-    source: str, out: Path | None, seeds: int | None, jobs: int | None, plan: bool, no_plan: bool
+    source: str,
+    out: Path | None,
+    seeds: int | None,
+    jobs: int | None,
+    plan: bool,
+    no_plan: bool,
+    **options: Any,
 ) -> None:
     """Read, plan, run and show; the help text is that of the command."""
-    asked = read_study(source)
+    asked, drawing = read_study(source), take_drawing(options)
     if seeds is not None:
         from dataclasses import replace
 
@@ -68,7 +76,7 @@ def study(
     begun = time.monotonic()
     found = run_study(asked, folder, jobs=jobs, on_run=_Told(), on_table=_early)
     show(study_tables(found))
-    _write(found, folder)
+    _write(found, folder, drawing)
     click.echo(f"{folder}: done in {time.monotonic() - begun:.0f} s", err=True)
 
 
@@ -115,7 +123,7 @@ def _planned(asked: "Study", jobs: int | None) -> int:
     return fit
 
 
-def _write(found: "Outcome", folder: Path) -> None:
+def _write(found: "Outcome", folder: Path, drawing: Drawing) -> None:
     from flatkit.files import write_text_atomically
     from flatkit.render.tables.study import study_markdown
 
@@ -123,7 +131,8 @@ def _write(found: "Outcome", folder: Path) -> None:
         f"table: {write_text_atomically(folder / 'report.md', study_markdown(found))}", err=True
     )
     for condition, comparison in found.comparisons.items():
-        draw(comparison, folder / condition / "figures")
+        draw(comparison, folder / condition / "figures", drawing)
+        click.echo(f"page: {comparison.to_html(folder / condition / 'report.html')}", err=True)
 
 
 def _duration(seconds: float) -> str:
