@@ -136,10 +136,9 @@ class _Work:
             return {}
         found = self._done.reports(subjects)
         left = {number: s for number, s in subjects.items() if number not in found}
-        self._watcher.begin(list(self._names.values()), jobs)
+        kept = {self._names[number]: report for number, report in found.items()}
+        self._watcher.begin(list(self._names.values()), jobs, kept)
         try:
-            for number, report in found.items():
-                self._watcher.done(self._names[number], report)
             for number, report in self._run(left, jobs):
                 found[number] = self._done.keep(number, left[number], report)
                 self._watcher.done(self._names[number], found[number])

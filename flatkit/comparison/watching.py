@@ -1,6 +1,6 @@
 """Who watches a comparison: nobody, a callback, or the table of `flatkit.render.runs`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -14,8 +14,14 @@ _TABLE = "flatkit.render.runs", "watcher_here"
 class RunsWatcher(Protocol):
     """What is told as a comparison goes on."""
 
-    def begin(self, names: Sequence[str], jobs: int) -> object:
-        """Take note of the runs, before the first is measured, so many at once."""
+    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> object:
+        """Take note of the runs, before the first is measured, so many at once.
+
+        Args:
+            names: of all.
+            jobs: how many are measured at once.
+            kept: those that an earlier call has measured.
+        """
         ...
 
     def watch(self, name: str) -> Watcher:
@@ -23,7 +29,7 @@ class RunsWatcher(Protocol):
         ...
 
     def done(self, name: str, report: Report) -> object:
-        """Take note of a run that is measured, now or in an earlier call."""
+        """Take note of a run that is measured."""
         ...
 
     def end(self) -> object:
@@ -37,7 +43,7 @@ class SilentRuns:
     >>> SilentRuns().done("sgd", Report([]))
     """
 
-    def begin(self, names: Sequence[str], jobs: int) -> None:
+    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Show nothing."""
 
     def watch(self, name: str) -> Watcher:
@@ -61,9 +67,9 @@ class CountingRuns(SilentRuns):
     def __init__(self, progress: Progress) -> None:
         self._progress, self._done, self._total = progress, 0, 0
 
-    def begin(self, names: Sequence[str], jobs: int) -> None:
+    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Take note of how many there are."""
-        self._total = len(names)
+        self._done, self._total = len(kept), len(names)
 
     def watch(self, name: str) -> Watcher:
         """Return what counts the measures."""

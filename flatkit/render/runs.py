@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -46,10 +46,11 @@ class RunsProgress:
         self._state: dict[str, str] = {}
         self._kept = 0
 
-    def begin(self, names: Sequence[str], jobs: int) -> None:
+    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Take note of the runs."""
-        self._begun, self._jobs = time.monotonic(), jobs
-        self._reports = dict.fromkeys(names)
+        self._begun, self._jobs, self._kept = time.monotonic(), jobs, len(kept)
+        self._reports = {name: kept.get(name) for name in names}
+        self._state = dict.fromkeys(kept, "kept from before")
 
     def watch(self, name: str) -> Watcher:
         """Return what tells how far the analysis of a run is."""
@@ -58,8 +59,6 @@ class RunsProgress:
 
     def done(self, name: str, report: Report) -> None:
         """Take note of a run."""
-        if name not in self._state and time.monotonic() - self._begun < 1e-2:
-            self._kept += 1
         self._reports[name] = report
         self._state[name] = f"done in {duration(report.analysis.get('seconds', 0.0))}"
         self.changed()
@@ -80,7 +79,7 @@ class RunsProgress:
         """How many are done, and how long the others may take.
 
         >>> progress = RunsProgress()
-        >>> progress.begin(["sgd", "gam"], 1)
+        >>> progress.begin(["sgd", "gam"], 1, {})
         >>> progress.text
         '0 of 2 checkpoints done'
         """
@@ -121,9 +120,9 @@ class TerminalRuns(RunsProgress):
         self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
         self._drawn = 0.0
 
-    def begin(self, names: Sequence[str], jobs: int) -> None:
+    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Open the table."""
-        super().begin(names, jobs)
+        super().begin(names, jobs, kept)
         self._live.start()
 
     def changed(self) -> None:
@@ -140,11 +139,11 @@ class TerminalRuns(RunsProgress):
 class NotebookRuns(RunsProgress):
     """A table as HTML below the cell, gone at the end."""
 
-    def begin(self, names: Sequence[str], jobs: int) -> None:
+    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Make the place of the table."""
         from IPython.display import HTML, display
 
-        super().begin(names, jobs)
+        super().begin(names, jobs, kept)
         self._place: Any = display(HTML(html_of(self.table())), display_id=True)
         self._drawn = 0.0
 
