@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +237,11 @@ def train(folder, seed, settings):
     (comparison,) = outcome.comparisons.values()
     losses = {entry.name: entry.report.result("loss").value for entry in comparison.entries}
     assert losses["fast, seed 0"] < losses["slow, seed 0"]
+
+
+def test_the_study_of_the_documentation_can_be_read(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "studies.md"
+    _, toml, *_ = re.split(r"```(?:toml)?\n", page.read_text().split("## A study file")[1])
+    path = tmp_path / "own.toml"
+    path.write_text(toml)
+    assert read_study(path).claimants == ["sam"]
