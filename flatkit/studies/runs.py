@@ -203,7 +203,7 @@ def _measured(
     more = {"task": task} if task else {}
     report = place / "report.json"
     if not report.is_file():
-        compared = compare({"run": checkpoint}, progress=False, **more, **analysis)
+        compared = compare({"run": checkpoint}, jobs=1, progress=False, **more, **analysis)
         compared.entries[0].report.save(report)
     kept = sorted(place.glob("epoch-[0-9]*.pt"))
     curves = place / "along.json"
@@ -212,5 +212,5 @@ def _measured(
         fewer: dict[str, Any] = {**analysis, **more, "measures": measures}
         journal = place / "along.journal"
         files = {file.stem: file for file in kept}
-        found = compare(files, progress=False, journal=journal, **fewer)
+        found = compare(files, jobs=1, progress=False, journal=journal, **fewer)
         found.save(curves)
