@@ -10,12 +10,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib import import_module
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from flatkit import errors
@@ -25,6 +27,8 @@ from flatkit.errors import FlatkitError, MismatchError
 T = TypeVar("T")
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_LOOK_EVERY = 0.2
+"""Seconds between looks whether the process that asked is still there."""
 
 
 def usable_cores() -> int:
@@ -144,6 +148,7 @@ class _Worker:
 def serve() -> None:
     """Call what is asked for on stdin, and answer on stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process decides
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a model prints must not stand among the answers
     with suppress(BrokenPipeError):
@@ -151,6 +156,16 @@ def serve() -> None:
             name, arguments = json.loads(line)
             answers.write(json.dumps(_answer(name, arguments)).encode() + b"\n")
             answers.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when another one has ended, also in the middle of a call.
+
+    A parent that was killed could not stop it, and what it writes would be in the way of the next.
+    """
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
 
 
 def _answer(name: str, arguments: Sequence[Any]) -> tuple[Any, dict[str, Any] | None]:

@@ -2,7 +2,10 @@
 
 import math
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +54,36 @@ def _exit_or_sleep(code):
     if code:
         os._exit(code)
     time.sleep(600)
+
+
+def test_a_process_ends_with_the_one_that_asked_even_in_the_middle_of_a_call(tmp_path):
+    code = (
+        "import time; from flatkit.comparison.workers import in_processes\n"
+        "from tests.comparison.test_workers import say_and_sleep\n"
+        f"list(in_processes(say_and_sleep, [({str(tmp_path / 'pid')!r},)], jobs=1))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.05)
+        assert parent.poll() is None
+    worker = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while _runs(worker):
+        assert time.monotonic() < deadline, "the worker goes on alone"
+        time.sleep(0.05)
+
+
+def say_and_sleep(file):
+    Path(f"{file}.new").write_text(str(os.getpid()))
+    Path(f"{file}.new").rename(file)
+    time.sleep(600)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
