@@ -10,10 +10,12 @@ part is the largest; the bound widens it on both sides.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+_UNEQUAL = 2
+"""Ratio of the sizes of two groups beyond which Welch's degrees of freedom promise too much."""
 
 
 class Part(NamedTuple):
@@ -89,7 +91,33 @@ def of_mean(values: Sequence[float]) -> Part:
     >>> of_mean([1.0, 3.0])
     Part(error=1.0, freedom=1)
     """
-    return Part(math.sqrt(variance(values) / len(values)), len(values) - 1)
+    return Part(deviation(values) / math.sqrt(len(values)), len(values) - 1)
+
+
+def of_difference(one: Sequence[float], other: Sequence[float]) -> Part:
+    """Return the error of the difference of the means of independent values, two each at least.
+
+    The degrees of freedom are Welch's (1947). Where one group is more than twice as large they are
+    those of the smaller one alone (Hsu, 1938): of 3 values against 20 Welch's formula calls 7 % of
+    equal normal groups different, and 13 % of skewed ones.
+
+    >>> of_difference([1.0, 3.0], [2.0, 4.0])
+    Part(error=1.4142135623730951, freedom=2.0)
+    >>> of_difference([1.0, 3.0], [2.0, 4.0, 2.0, 4.0, 2.0]).freedom
+    1
+    """
+    total = combined([of_mean(one), of_mean(other)])
+    fewer, more = sorted((len(one), len(other)))
+    return Part(total.error, fewer - 1) if more > _UNEQUAL * fewer else total
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of values, two at least; infinite if one of them is.
+
+    >>> round(deviation([1.0, 3.0]), 3), deviation([1.0, math.inf])
+    (1.414, inf)
+    """
+    return stdev(values) if all(map(math.isfinite, values)) else math.inf
 
 
 def mean_of_rows(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -11,7 +11,6 @@ network held fixed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import sqrt
 from statistics import fmean
 from typing import Literal, TypeAlias
 
@@ -25,6 +24,7 @@ from flatkit.comparison.intervals import (
     holm,
     interval,
     mean_of_rows,
+    of_difference,
     of_mean,
 )
 from flatkit.comparison.readings import compared, shared
@@ -40,6 +40,8 @@ PairedBy: TypeAlias = Literal["seed", "samples", "none"]
 
 _ENOUGH_RUNS = 3
 """With fewer, the spread over the runs says too little for a verdict."""
+_ALIKE = 1e-7
+"""Spread relative to the values that may be all rounding, of single precision."""
 _SEARCH_HOLDS = (Status.CONVERGED, Status.BUDGET, Status.INTERRUPTED, Status.KINKS)
 """How a search may have ended whose bound holds, with what it leaves open."""
 
@@ -192,10 +194,9 @@ def _quantity(
         for name, entries in rows
     ]
     pairs = _corrected([_pair(one, other) for one, other in combinations(cells, 2)])
-    first = cells[0].readings[0]
-    flattest, why = _flattest(cells, pairs, differences)
-    values = [cell.value() for cell in cells]
-    return Quantity(key, first.title, first.better, first.role, values, pairs, flattest, why)
+    first, values = cells[0].readings[0], [cell.value() for cell in cells]
+    chosen = _flattest(cells, pairs, differences)
+    return Quantity(key, first.title, first.better, first.role, values, pairs, *chosen)
 
 
 @dataclass(frozen=True)
@@ -208,15 +209,29 @@ class _Cell:
     left_open: float | None  # part by which a maximum may exceed a lower bound
 
     def value(self) -> GroupValue:
-        values, several = [reading.value for reading in self.readings], len(self.readings) > 1
+        values, several = [reading.value for reading in self.readings], len(self.trainings) > 1
         return GroupValue(
             group=self.name,
             runs=len(values),
             mean=fmean(values),
             solver=self.solver,
-            seeds=of_mean(values).error if several else None,
+            seeds=of_mean(self.trainings).error if several else None,
             sampling=None if self.sampling is None else self.sampling.error,
         )
+
+    @property
+    def by_seed(self) -> dict[str, float]:
+        """The mean over the runs of each seed that is known."""
+        found: dict[str, list[float]] = {}
+        for entry, reading in zip(self.entries, self.readings, strict=True):
+            found.setdefault(entry.seed, []).append(reading.value)
+        return {seed: fmean(values) for seed, values in found.items() if seed}
+
+    @property
+    def trainings(self) -> list[float]:
+        """A value a training: several runs of one seed have that in common, and count once."""
+        unknown = (r.value for e, r in zip(self.entries, self.readings, strict=True) if not e.seed)
+        return [*self.by_seed.values(), *unknown]
 
     @property
     def solver(self) -> float | None:
@@ -283,12 +298,10 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
     elif solver is not None:
         bound = solver
     known = solver is not None or seeds is not None  # else there is an interval, but no verdict
-    single = len(one.readings) != len(other.readings) and 1 in (
-        len(one.readings),
-        len(other.readings),
-    )
-    stuck = seeds is not None and seeds.error == 0  # of equal differences no spread is known
-    usable = (known or sampling is not None) and not single and not (stuck and difference)
+    single = seeds is None and max(len(one.readings), len(other.readings)) > 1
+    rounding = _ALIKE * max(abs(reading.value) for reading in (*one.readings, *other.readings))
+    stuck = seeds is not None and seeds.error <= rounding < abs(difference)  # no spread is known
+    usable = (known or sampling is not None) and not single and not stuck
     few = 0.0 if sampling is None else one.bias - other.bias
     found = interval(difference - few, parts, bound) if usable else None
     by: PairedBy = "samples" if seeds is None and sampling is not None else "none"
@@ -308,23 +321,17 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
 
 def _over_seeds(one: _Cell, other: _Cell) -> tuple[float, Part | None, int, bool]:
     """Return the difference, its error over the seeds, of how many runs, and whether in pairs."""
-    by_seed = [
-        {e.seed: r.value for e, r in zip(cell.entries, cell.readings, strict=True) if e.seed}
-        for cell in (one, other)
-    ]
-    common = [seed for seed in by_seed[0] if seed in by_seed[1]]
-    fewer = min(len(one.readings), len(other.readings))
+    first, second = one.by_seed, other.by_seed
+    common = [seed for seed in first if seed in second]
+    values = [one.trainings, other.trainings]
+    fewer = min(len(found) for found in values)
     if len(common) > 1 and (len(common) >= _ENOUGH_RUNS or len(common) == fewer):
-        differences = [by_seed[0][seed] - by_seed[1][seed] for seed in common]
+        differences = [first[seed] - second[seed] for seed in common]
         return fmean(differences), of_mean(differences), len(common), True
-    values = [[reading.value for reading in cell.readings] for cell in (one, other)]
     difference = fmean(values[0]) - fmean(values[1])
     if fewer < 2:
         return difference, None, fewer, False
-    parts = [of_mean(found) for found in values]
-    error = sqrt(sum(part.error**2 for part in parts))
-    below = sum(part.error**4 / part.freedom for part in parts)
-    return difference, Part(error, error**4 / below if below else 1), fewer, False
+    return difference, of_difference(*values), fewer, False
 
 
 def _sampling_of_difference(one: _Cell, other: _Cell) -> Part | None:
@@ -376,9 +383,11 @@ def _flattest(
         if not cell.may_judge:
             status = next(r.status for r in cell.readings if not r.converged)
             return None, f"it did not converge in {cell.name} ({in_words(status)})"
-    few = next((cell for cell in cells if 1 < len(cell.readings) < _ENOUGH_RUNS), None)
+    few = next((c for c in cells if len(c.trainings) < _ENOUGH_RUNS and len(c.readings) > 1), None)
     if few is not None:
-        return None, f"{few.name} has {len(few.readings)} runs, and 3 are the least"
+        runs, own = len(few.readings), len(few.trainings)
+        seeds = f" of {own} seed{'s' * (own > 1)}" if own < runs else ""
+        return None, f"{few.name} has {runs} runs{seeds}, and 3 are the least"
     for pair in (pair for pair in pairs if best.name in (pair.first, pair.second)):
         other = pair.second if pair.first == best.name else pair.first
         if pair.p_holm is None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from flatkit.comparison.functions import grouped, objective_differences, rows_of
+from flatkit.comparison.intervals import deviation
 from flatkit.comparison.readings import compared, shared, unknown
 from flatkit.comparison.statistics import statistics
 from flatkit.errors import ResultError
@@ -65,7 +66,7 @@ class Cell:
         """
         if len(self.readings) == 1:
             return self.readings[0].error
-        return max(stdev(self.values), self._mean_error())
+        return max(deviation(self.values), self._mean_error())
 
     @property
     def converged(self) -> bool:

@@ -6,7 +6,8 @@ a flatness (base over arm), or the difference of the test accuracies (arm minus 
 
 - **holds** if a one-sided t test over the seeds rejects that the mean effect is at most 0,
 - **fails** if one rejects that it is at least `smallest`, and the first does not reject,
-- and **cannot be told** otherwise.
+- and **cannot be told** otherwise, also where the effects of all seeds are equal: then no
+  spread is known, and accuracies on few samples are equal by chance.
 
 Both families of tests are corrected by Holm's method (1979) over all claims of the study at 2.5 % a
 side, so that of studies in which no effect exists at most one in forty holds a false claim, and as
@@ -25,6 +26,8 @@ Verdict: TypeAlias = Literal["holds", "fails", "cannot tell"]
 EffectIs: TypeAlias = Literal["ratio", "difference"]
 
 _SIDE = 0.025
+_ALIKE = 1e-7
+"""Spread of effects that may be all rounding, of single precision."""
 _MOST_SEEDS = 1000
 
 
@@ -66,7 +69,7 @@ class Claim:
         claim: in words.
         verdict: `holds`, `fails` or `cannot tell`.
         effect: the ratio arm over base, or the difference arm minus base; None without a pair.
-        low: of its 95 % interval; None with fewer than two pairs.
+        low: of its 95 % interval; None with fewer than two pairs, or with equal effects.
         high: of its interval.
         effect_is: `ratio` or `difference`.
         pairs: how many.
@@ -172,6 +175,9 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
     if count < 2:
         words = "no pair of runs of one seed" if count == 0 else "one seed has no spread"
         return replace(found, reason=_joined(f"{words}; run more seeds", one.note))
+    if _alike(one.effects):
+        words = f"the effect is the same for all {count} seeds, so that its spread is not known"
+        return replace(found, reason=_joined(f"{words}; run more seeds", one.note))
     mean, reach = fmean(one.effects), _reach(one.effects)
     ends = sorted((_shown(one, mean - reach), _shown(one, mean + reach)))
     found = replace(found, low=ends[0], high=ends[1])
@@ -207,9 +213,14 @@ def _p_above(effects: Sequence[float], level: float) -> float:
     from scipy.special import stdtr
 
     mean, error = fmean(effects), stdev(effects) / math.sqrt(len(effects))
-    if error == 0:
-        return float(mean <= level)
+    if _alike(effects):
+        return 1.0
     return float(stdtr(len(effects) - 1, (level - mean) / error))
+
+
+def _alike(effects: Sequence[float]) -> bool:
+    """Whether effects are equal but for rounding: of accuracies on few samples that is chance."""
+    return stdev(effects) <= _ALIKE * max(1.0, *map(abs, effects))
 
 
 def _p_below(effects: Sequence[float], level: float) -> float:

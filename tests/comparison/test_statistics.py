@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from flatkit.comparison.correlation import kendall
-from flatkit.comparison.intervals import Part, combined, holm, interval
+from flatkit.comparison.intervals import Part, combined, holm, interval, of_difference
 from flatkit.measures.catchment import Catchment
 from flatkit.results import Comparison, Entry, Report, Result
 
@@ -82,6 +82,53 @@ def test_two_runs_are_compared_block_by_block_of_their_samples():
     assert row.sampling == pytest.approx(stats.sem(one)) and row.seeds is None
 
 
+def checkpoints(trainings, copies, noise=0.1):
+    """Two groups of equal trainings, each measured at several checkpoints."""
+    return Comparison(
+        [
+            Entry(f"{group}{seed}, {n}", group, report(base + RANDOM.normal(0, noise)), str(seed))
+            for group in "ab"
+            for seed in range(trainings)
+            for base in [RANDOM.normal(10, 1)]
+            for n in range(copies)
+        ]
+    )
+
+
+def test_several_checkpoints_of_one_seed_are_one_training():
+    for trainings, why in ((1, "5 runs of 1 seed"), (2, "10 runs of 2 seeds")):
+        quantity = trace_of(checkpoints(trainings, copies=5))
+        assert quantity.flattest is None and why in quantity.why
+    comparison = checkpoints(3, copies=4)
+    (pair,) = trace_of(comparison).pairs
+    means = [
+        [
+            np.mean([e.report["trace"].value for e in comparison.in_group(g) if e.seed == s])
+            for s in "012"
+        ]
+        for g in "ab"
+    ]
+    assert pair.runs == 3 and pair.p == pytest.approx(stats.ttest_rel(*means).pvalue, rel=1e-3)
+    row = trace_of(comparison).rows[0]
+    assert row.runs == 12 and row.seeds == pytest.approx(stats.sem(means[0]))
+
+
+@pytest.mark.parametrize("draw", ["normal", "lognormal"])
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 20)])
+def test_equal_groups_of_unequal_sizes_are_called_different_in_at_most_5_percent(draw, sizes):
+    random, trials = np.random.default_rng(1), 1000
+    rows = [getattr(random, draw)(0.0, 1.0, (trials, size)) for size in sizes]
+    parts = [(of_difference(a, b), a.mean() - b.mean()) for a, b in zip(*rows, strict=True)]
+    assert sum(interval(x, [part]).p < 0.05 for part, x in parts) <= 0.05 * trials
+
+
+def test_an_infinite_number_is_shown_and_settles_nothing():
+    comparison = groups(a=[np.inf, 1.0, 2.0], b=[3.0, 4.0, 5.0])
+    assert trace_of(comparison).flattest is None
+    for kind in ("text", "markdown", "latex", "csv", "html"):
+        assert comparison.table(format=kind)
+
+
 def test_the_errors_stand_apart():
     entries = [
         Entry(f"a{n}", "a", report(value, 0.5, [value - 1, value + 1]))
@@ -117,6 +164,7 @@ def test_p_is_corrected_for_all_pairs_of_a_quantity():
         ({"a": [1.0, 5.0, 2.0], "b": [2.0, 4.9, 3.0]}, "do not differ"),
         ({"a": [1.0, 2.0, 3.0]}, "nothing to compare"),
         ({"a": [1.0, 1.5, 2.0], "b": [2.0, 2.5, 3.0]}, "spread over seeds is not known"),
+        ({"a": [0.9, 0.8, 0.7], "b": [0.8, 0.7, 0.6]}, "spread over seeds is not known"),
     ],
 )
 def test_nobody_is_flattest_without_a_reason_that_is_said(values, why):

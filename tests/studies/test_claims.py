@@ -78,6 +78,29 @@ def test_verdicts_on_studies_with_planted_effects_err_in_at_most_5_percent():
     assert told > 300  # a rule that never tells would never err
 
 
+@pytest.mark.parametrize(
+    "effects", [[0.01, 0.01], [0.9 - 0.8, 0.8 - 0.7, 0.7 - 0.6], [0.0] * 3, [-0.2, -0.2]]
+)
+def test_equal_effects_have_no_spread_and_tell_nothing(effects):
+    (claim,) = decide([asked(effects)])
+    assert (claim.verdict, claim.low, claim.high) == ("cannot tell", None, None)
+    assert "the same for all" in claim.reason and claim.seeds_needed is None
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_accuracies_on_few_samples_err_in_at_most_5_percent(seeds):
+    generator, trials = numpy.random.default_rng(4), 500
+    for gain in (0.0, 0.002):
+        wrong = 0
+        for _ in range(trials):
+            one, other = (generator.binomial(50, 0.96 + g, seeds) / 50 for g in (gain, 0.0))
+            effects = (one - other).tolist()
+            question = Asked("", "a", "b", "better", "generalises", effects, "difference", 0.002)
+            (claim,) = decide([question])
+            wrong += claim.verdict == ("fails" if gain else "holds")
+        assert wrong <= 0.05 * trials
+
+
 def test_both_holds_only_if_each_part_does():
     strong, weak, against = [0.9, 1.0, 1.1, 1.0], [0.9, -1.0, 1.1, -1.0], [-0.9, -1.0, -1.1, -1.0]
     for parts, expected in (
