@@ -77,6 +77,10 @@ class NonFiniteError(FlatkitError, ArithmeticError):
     """A loss, gradient or product is NaN or infinite where a number was needed."""
 
 
+class NonFiniteWeightsError(CheckpointError, NonFiniteError):
+    """Weights of a checkpoint are NaN or infinite: its training diverged."""
+
+
 class NonDeterministicError(FlatkitError, RuntimeError):
     """The objective gives different values at the same point; the message names the cause."""
 

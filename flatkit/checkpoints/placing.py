@@ -29,7 +29,7 @@ from flatkit.checkpoints.conversions import (
 from flatkit.checkpoints.matching import Naming, Shape, check_ignored, namings
 from flatkit.checkpoints.mismatch import Mismatch
 from flatkit.checkpoints.undo import undone
-from flatkit.errors import CheckpointError, MismatchError
+from flatkit.errors import CheckpointError, MismatchError, NonFiniteWeightsError
 
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 """Buffers that count steps; no output depends on them."""
@@ -310,7 +310,7 @@ def _check_finite(path: str, name: str, tensor: Tensor, is_weight: bool) -> None
     """Refuse NaN, and infinite weights; a buffer may well be a mask of infinite values."""
     wrong = ~tensor.isfinite() if is_weight else tensor.isnan()
     if count := int(wrong.sum()):
-        raise CheckpointError(
+        raise NonFiniteWeightsError(
             f"{path} cannot be analyzed: {count} values of {name} are NaN or infinite; "
             "use an earlier checkpoint of the run"
         )

@@ -122,7 +122,7 @@ def _asked(
     pairs = _pairs(comparison, arm, against)
     numbers = [(compared(one.report), compared(other.report)) for one, other in pairs]
     shared = _in_all([readings for both in numbers for readings in both])
-    gone = [name for name in lost if name.split(", seed")[0] in pair]
+    gone = [name for name in lost if name.rpartition(", seed")[0] in pair]
     note = f"diverged: {', '.join(gone)}" if gone else ""
     found: list[Asked] = []
     for key, reading in _flatness(shared).items():

@@ -6,6 +6,7 @@ that was killed goes on after its last whole epoch, with the same bits.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -148,6 +149,11 @@ def run_one(
         outcome = _trained(place, settings, trainer)
         if analysis is not None:
             _measured(place, outcome.pop("checkpoint"), analysis, along, task)
+        elif outcome["validation_accuracy"] is None:
+            raise FlatkitError(
+                f"{trainer} must return a mapping with 'validation_accuracy' beside 'checkpoint', "
+                "as values are tuned by it"
+            )
     except NonFiniteError as error:  # of the training, or of what it left
         outcome = {"diverged": str(error), "validation_accuracy": None}
     write_text_atomically(done, json.dumps(outcome, indent=1) + "\n")
@@ -178,11 +184,14 @@ def _trained(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str
 def _by_the_user(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str, Any]:
     """Let the user's function train; it leaves its checkpoint in the folder, or says where."""
     from flatkit.checkpoints.task_file import load_function
+    from flatkit.objective.users_code import users_code
 
     place.mkdir(parents=True, exist_ok=True)
     given = dict(settings)
     seed = check_count("seed", given.pop("seed"), minimum=0)
-    answer = load_function(trainer)(place, seed, given)
+    function = load_function(trainer, what="trainer")
+    with users_code(f"{trainer} in {place}"):
+        answer = function(place, seed, given)
     told = dict(answer) if isinstance(answer, Mapping) else {"checkpoint": answer}
     checkpoint = Path(str(told.pop("checkpoint", "")))
     if not checkpoint.is_file():
@@ -190,8 +199,15 @@ def _by_the_user(place: Path, settings: Mapping[str, Any], trainer: str) -> dict
             f"{trainer} must return the path of the checkpoint that it wrote, or a mapping with "
             f"'checkpoint'; got {answer!r}"
         )
-    told = {name: value for name, value in told.items() if isinstance(value, int | float)}
+    scored = told.get("validation_accuracy")
+    if isinstance(scored, float) and not math.isfinite(scored):
+        raise NonFiniteError(f"{trainer} says that the validation accuracy is {scored}")
+    told = {name: value for name, value in told.items() if _is_number(value)}
     return {"diverged": None, "validation_accuracy": None, "checkpoint": str(checkpoint), **told}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _measured(

@@ -28,7 +28,7 @@ gradients = "longer"
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from importlib.resources import files
@@ -48,6 +48,8 @@ CONTROLS = {
 }
 """What an arm may be held against beside the base."""
 NO_CONDITION = ""
+_TAKEN = ("figures", "study.json", "claims.json", "report.json", "report.md", "report.html")
+"""Names in the folder of a study that arms and conditions cannot have."""
 _OWN = ("seed", "device", "data_root", "log")
 """Settings of a training that are not an arm's."""
 _USUAL_MEASURES = (
@@ -128,6 +130,7 @@ class Study:
 
     def __post_init__(self) -> None:
         """Check everything, before anything is trained."""
+        self._check_shapes()
         names = [arm.name for arm in self.arms]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -139,14 +142,44 @@ class Study:
         if isinstance(self.seeds, int):
             object.__setattr__(self, "seeds", range(check_count("seeds", self.seeds)))
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        for seed in self.seeds:
+            check_count("seeds", seed, minimum=0)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InvalidArgumentError(f"seeds must be different whole numbers, got {self.seeds}")
         object.__setattr__(self, "conditions", self.conditions or {NO_CONDITION: {}})
         self._check_controls(names)
         check_count("tuning_seeds", self.tuning_seeds)
-        check_fraction("smallest_ratio", self.smallest_ratio)
+        if not 0 < check_fraction("smallest_ratio", self.smallest_ratio) < 1:
+            raise InvalidArgumentError(
+                "smallest_ratio must be between 0 and 1, e.g. 0.9 if a flatness that falls by a "
+                f"tenth matters; got {self.smallest_ratio!r}"
+            )
         check_positive("smallest_gain", self.smallest_gain)
         self._check_runs()
+
+    def _check_shapes(self) -> None:
+        """Refuse what has another form than the documented one, and names that are no folders."""
+        tables = ("train", "analyze", "conditions", "controls")
+        tables = {name: getattr(self, name) for name in tables}
+        if isinstance(self.conditions, Mapping):
+            tables |= {f"conditions.{name}": own for name, own in self.conditions.items()}
+        for name, own in tables.items():
+            if not isinstance(own, Mapping):
+                raise InvalidArgumentError(
+                    f"{name} must be a table of settings, [{name}], got {own!r}"
+                )
+        for name in ("title", "base", "task", "trainer"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidArgumentError(
+                    f"{name} must be a text in quotes, got {getattr(self, name)!r}"
+                )
+        if self.conditions != {NO_CONDITION: {}}:
+            _check_names("condition", self.conditions)
+        _check_names("arm", [arm.name for arm in self.arms])
+        if not isinstance(self.seeds, (int, Sequence)) or isinstance(self.seeds, str):
+            raise InvalidArgumentError(
+                f"seeds must be a whole number or a list of such, got {self.seeds!r}"
+            )
 
     def _check_controls(self, names: Sequence[str]) -> None:
         for kind, arm in self.controls.items():
@@ -161,6 +194,11 @@ class Study:
     def _check_runs(self) -> None:
         """Build the settings of every training and analysis once, so that no fault waits hours."""
         AnalysisSettings().changed(self.analysis)
+        if self.matched:
+            _check_matched(self.matched)
+        for what in ("task", "trainer"):
+            if spec := getattr(self, what):
+                check_function(what, spec)
         for condition, arm in product(self.conditions, self.arms):
             for variant in arm.variants():
                 self.training(condition, arm, self.seeds[0], variant)
@@ -257,10 +295,9 @@ def read_study(source: str | Path) -> Study:
     >>> read_study("digits").base
     'sgd'
     """
+    text = _text(source)
     try:
-        data = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(
-            _text(source)
-        )
+        data = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(text)
     except ValueError as error:  # TOMLDecodeError
         raise InvalidArgumentError(f"{source} is not TOML: {error}") from error
     known = [item.name for item in fields(Study)]
@@ -275,6 +312,43 @@ def read_study(source: str | Path) -> Study:
         return Study(**given)
     except (InvalidArgumentError, TypeError) as error:
         raise InvalidArgumentError(f"{source}: {error}") from error
+
+
+def _check_names(what: str, names: Iterable[Any]) -> None:
+    """Refuse names that could not be those of folders beside the files of a study."""
+    for name in names:
+        plain = isinstance(name, str) and name.strip() and name.isprintable()
+        if not plain or {"/", "\\"} & set(name) or name.startswith(".") or name in _TAKEN:
+            raise InvalidArgumentError(
+                f"{what} {name!r} must have a name that can be a folder in that of the study: no "
+                f"slash, no dot in front, none of {', '.join(_TAKEN)}"
+            )
+
+
+def _check_matched(measures: Any) -> None:
+    try:
+        AnalysisSettings().changed({"measures": measures})
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"matched: {error}") from error
+
+
+def check_function(what: str, spec: str) -> None:
+    """Refuse what cannot name a function of a file, before anything is trained.
+
+    Raises:
+        InvalidArgumentError: it is not `FILE.py:FUNCTION`, or there is no such file.
+
+    >>> check_function("trainer", "mine.py")
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: trainer must be FILE.py:FUNCTION, got 'mine.py'
+    """
+    name, colon, function = spec.rpartition(":")
+    if not colon or Path(name).suffix != ".py" or not function.isidentifier():
+        raise InvalidArgumentError(f"{what} must be FILE.py:FUNCTION, got {spec!r}")
+    if not Path(name).is_file():
+        raise InvalidArgumentError(
+            f"{what} names {name}, and there is no such file in {Path.cwd()}"
+        )
 
 
 def _arms(tables: Any) -> list[Arm]:

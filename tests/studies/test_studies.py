@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flatkit.errors import InvalidArgumentError, ResultError
+from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
 from flatkit.results import Report
 from flatkit.studies.runs import choose, study_runs
 from flatkit.studies.settings import Arm, Study, read_study, study_names
@@ -171,6 +171,23 @@ def test_the_best_value_on_the_validation_split_is_chosen():
         ({"controls": {"luck": "sam"}}, "controls"),
         ({"analyze": {"measures": ["sharpness"]}}, "measures"),
         ({"train": {**TRAIN, "seed": 3}}, "seeds are those of the study"),
+        ({"train": 3}, "train must be a table"),
+        ({"conditions": {"clean": 3}}, "conditions.clean must be a table"),
+        ({"conditions": {"": {}, "x": {}}}, "condition '' must have a name"),
+        ({"conditions": {"../x": {}}}, "can be a folder"),
+        ({"arms": [Arm("sgd"), Arm("a/b")]}, "arm 'a/b' must have a name that can be a folder"),
+        ({"arms": [Arm("sgd"), Arm("report.md")]}, "arm 'report.md'"),
+        ({"arms": [Arm("sgd"), Arm("..")]}, "arm '..'"),
+        ({"seeds": "ab"}, "seeds must be a whole number or a list"),
+        ({"seeds": (0.5, 1)}, "seeds must be a whole number"),
+        ({"seeds": (True, 2)}, "seeds must be a whole number"),
+        ({"matched": ["tracee"]}, "matched: .* did you mean 'trace'"),
+        ({"matched": "trace"}, "matched: measures must be a list"),
+        ({"smallest_ratio": 0.0}, "smallest_ratio must be between 0 and 1"),
+        ({"smallest_ratio": 1.0}, "smallest_ratio must be between 0 and 1"),
+        ({"title": 7}, "title must be a text"),
+        ({"task": "nix.py:build"}, "task names nix.py, and there is no such file"),
+        ({"trainer": "nix.py"}, "trainer must be FILE.py:FUNCTION"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(changes, message):
@@ -189,13 +206,76 @@ def test_files_that_are_no_study_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(InvalidArgumentError, match=message):
             read_study(path)
-    with pytest.raises(InvalidArgumentError, match="did you mean 'digits'"):
+    with pytest.raises(InvalidArgumentError, match=r"^study must be .* did you mean 'digits'"):
         read_study("digts")
+    with pytest.raises(InvalidArgumentError, match=r"^cannot read .*No such file"):
+        read_study(tmp_path / "missing.toml")
 
 
 @pytest.mark.parametrize("name", study_names())
 def test_studies_that_come_along_can_be_read(name):
     assert len(read_study(name).seeds) >= 3
+
+
+OWN = """
+import torch
+from torch import nn
+import flatkit
+
+def build():
+    x = torch.linspace(-1, 1, 40)[:, None]
+    return flatkit.Task(nn.Linear(1, 2), "cross_entropy", (x, (x[:, 0] > 0).long()))
+
+def good(folder, seed, settings):
+    print("words among the answers")
+    weights = build().model.state_dict()
+    weights["bias"] *= settings.get("factor", 1.0)
+    torch.save(weights, folder / "own.pt")
+    return folder / "own.pt"
+
+def raises(folder, seed, settings):
+    raise ValueError("no luck")
+
+def nothing(folder, seed, settings):
+    pass
+
+def nan(folder, seed, settings):
+    return {"checkpoint": good(folder, seed, settings), "validation_accuracy": float("nan")}
+"""
+
+
+def own_study(folder, trainer, second):
+    (folder / "own.py").write_text(OWN)
+    return Study(
+        arms=[Arm("one"), second],
+        seeds=(0,),
+        analyze={"measures": ["loss", "top_eigenvalues"]},
+        task=f"{folder / 'own.py'}:build",
+        trainer=f"{folder / 'own.py'}:{trainer}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "tune", "message"),
+    [
+        ("raises", {}, r"own.py:raises in .*seed-0 fails in .*own.py.*ValueError: no luck"),
+        ("nothing", {}, "must return the path of the checkpoint .* got None"),
+        ("good", {"factor": [1, 2]}, "must return a mapping with 'validation_accuracy'"),
+    ],
+)
+def test_own_functions_that_fail_are_named(tmp_path, capfd, trainer, tune, message):
+    with pytest.raises(FlatkitError, match=message):
+        study(own_study(tmp_path, trainer, Arm("two", {}, tune)), tmp_path / "out", jobs=1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_weights_of_an_own_function_that_are_not_finite_diverged(tmp_path):
+    outcome = study(
+        own_study(tmp_path, "good", Arm("two", {"factor": float("inf")})), tmp_path / "out", jobs=1
+    )
+    assert "NaN or infinite" in outcome.diverged[""]["two, seed 0"]
+    tuned = own_study(tmp_path, "nan", Arm("two", {}, {"factor": [1, 2]}))
+    assert "validation accuracy is nan" in study(tuned, tmp_path / "b").diverged[""]["one, seed 0"]
 
 
 def test_own_functions_train_and_build(tmp_path):
