@@ -95,11 +95,37 @@ def test_results_are_found_by_measure_and_settings():
         ('{"schema": 2, "results": []}', "schema 2"),
         ('{"schema": 1, "results": [{"measure": "loss"}]}', "malformed result"),
         ("[" * 100_000, "malformed"),
+        ('{"schema": 1, "results": [], "checkpoint": []}', "checkpoint of a report must be dict"),
+        (
+            '{"schema": 1, "results": [], "checkpoint": {"training": "x"}}',
+            "training of a report must be dict",
+        ),
     ],
 )
 def test_malformed_reports_are_refused(text, message):
     with pytest.raises(ResultError, match=message):
         Report.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [("name", 5, "name of a run"), ("group", None, "group of a run"), ("epoch", "e", "epoch of a")],
+)
+def test_malformed_runs_are_refused(part, value, message):
+    data = Entry("a", "sgd", REPORT).to_dict()
+    text = json.dumps({"schema": 1, "comparison": [{**data, part: value}]})
+    with pytest.raises(ResultError, match=message):
+        Comparison.from_json(text)
+    numbered = json.dumps({"schema": 1, "comparison": [{**data, "seed": 5}]})
+    assert Comparison.from_json(numbered).entries[0].seed == "5"
+
+
+def test_files_that_were_cut_off_are_named(tmp_path):
+    path = tmp_path / "cut.json"
+    path.write_text(REPORT.to_json()[:50])
+    for load in (load_results, Report.load):
+        with pytest.raises(ResultError, match=r"^/.*cut.json is malformed JSON"):
+            load(path)
 
 
 def test_comparisons_and_lone_reports_load_from_files(tmp_path):

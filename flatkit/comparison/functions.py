@@ -1,7 +1,8 @@
 """Whether runs measured one function: else their numbers do not compare."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
@@ -74,3 +75,28 @@ def rows_of(comparison: Comparison) -> list[tuple[str, list[Entry]]]:
     if grouped(comparison):
         return [(group, comparison.in_group(group)) for group in comparison.groups]
     return [(entry.name, [entry]) for entry in comparison.entries]
+
+
+def trainings(
+    entries: Sequence[Entry], values: Sequence[float]
+) -> dict[tuple[Literal["seed", "file", "name"], str], float]:
+    """Return the mean of the values of each training.
+
+    Runs of one seed are one training, whose checkpoints have it in common, and so are copies of one
+    file: none of them says what another training would have given.
+
+    Args:
+        entries: of one group.
+        values: of each.
+
+    >>> from flatkit.results.report import Report
+    >>> entries = [Entry(f"epoch {n}", "sgd", Report([]), seed="0") for n in (1, 2)]
+    >>> trainings(entries, [1.0, 3.0])
+    {('seed', '0'): 2.0}
+    """
+    found: dict[tuple[Literal["seed", "file", "name"], str], list[float]] = {}
+    for entry, value in zip(entries, values, strict=True):
+        digest = str(entry.report.checkpoint.get("sha256", ""))
+        alone = ("file", digest) if digest else ("name", entry.name)
+        found.setdefault(("seed", entry.seed) if entry.seed else alone, []).append(value)
+    return {training: fmean(own) for training, own in found.items()}

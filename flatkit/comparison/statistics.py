@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from flatkit.comparison.caveats import caveats
 from flatkit.comparison.correlation import Correlation, correlations
-from flatkit.comparison.functions import objective_differences, rows_of
+from flatkit.comparison.functions import objective_differences, rows_of, trainings
 from flatkit.comparison.intervals import (
     CONFIDENCE,
     Part,
@@ -222,16 +222,13 @@ class _Cell:
     @property
     def by_seed(self) -> dict[str, float]:
         """The mean over the runs of each seed that is known."""
-        found: dict[str, list[float]] = {}
-        for entry, reading in zip(self.entries, self.readings, strict=True):
-            found.setdefault(entry.seed, []).append(reading.value)
-        return {seed: fmean(values) for seed, values in found.items() if seed}
+        found = trainings(self.entries, [reading.value for reading in self.readings])
+        return {seed: value for (what, seed), value in found.items() if what == "seed"}
 
     @property
     def trainings(self) -> list[float]:
-        """A value a training: several runs of one seed have that in common, and count once."""
-        unknown = (r.value for e, r in zip(self.entries, self.readings, strict=True) if not e.seed)
-        return [*self.by_seed.values(), *unknown]
+        """A value a training."""
+        return [*trainings(self.entries, [reading.value for reading in self.readings]).values()]
 
     @property
     def solver(self) -> float | None:
@@ -386,7 +383,7 @@ def _flattest(
     few = next((c for c in cells if len(c.trainings) < _ENOUGH_RUNS and len(c.readings) > 1), None)
     if few is not None:
         runs, own = len(few.readings), len(few.trainings)
-        seeds = f" of {own} seed{'s' * (own > 1)}" if own < runs else ""
+        seeds = f" of {own} training{'s' * (own > 1)}" if own < runs else ""
         return None, f"{few.name} has {runs} runs{seeds}, and 3 are the least"
     for pair in (pair for pair in pairs if best.name in (pair.first, pair.second)):
         other = pair.second if pair.first == best.name else pair.first

@@ -9,7 +9,7 @@ from typing import Any
 from flatkit.errors import ResultError, UnknownNameError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.results.report import Report
-from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
+from flatkit.results.schema import SCHEMA, check_kind, check_schema, json_text, parse, read_text
 from flatkit.results.showing import Shown, no_such, table_of
 from flatkit.version import __version__
 
@@ -52,9 +52,13 @@ class Entry:
 
         Raises:
             KeyError: a key is missing.
+            ResultError: something else is in its place.
         """
         report = Report.from_dict(data["report"])
-        return cls(data["name"], data["group"], report, data.get("seed", ""), data.get("epoch"))
+        name, group = (check_kind(data[key], str, f"{key} of a run") for key in ("name", "group"))
+        seed = check_kind(data.get("seed", ""), str | int, f"seed of {name}")
+        epoch = check_kind(data.get("epoch"), int | float | None, f"epoch of {name}")
+        return cls(name, group, report, str(seed), epoch)
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ from flatkit.errors import ResultError, UnknownNameError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.results.names import names_of
 from flatkit.results.result import Result
-from flatkit.results.schema import SCHEMA, check_schema, json_text, parse, read_text
+from flatkit.results.schema import SCHEMA, check_kind, check_schema, json_text, parse, read_text
 from flatkit.results.showing import Shown, no_such, table_of
 from flatkit.version import __version__
 
@@ -169,13 +169,15 @@ class Report(Shown):
             ResultError: not a report, or one of another schema.
         """
         check_schema(data, "results", "a report")
+        about = {
+            part: check_kind(data.get(part, {}), dict, f"{part} of a report")
+            for part in ("checkpoint", "objective", "environment", "analysis")
+        }
+        check_kind(about["checkpoint"].get("training", {}), dict, "training of a report")
         return cls(
             results=[Result.from_dict(result) for result in data["results"]],
-            checkpoint=data.get("checkpoint", {}),
-            objective=data.get("objective", {}),
             command=data.get("command", ()),
-            environment=data.get("environment", {}),
-            analysis=data.get("analysis", {}),
+            **about,
             flatkit=data.get("flatkit", "unknown"),
         )
 
@@ -207,7 +209,7 @@ class Report(Shown):
     @classmethod
     def load(cls, path: str | Path) -> "Report":
         """Read a report from its JSON file."""
-        return cls.from_json(read_text(path))
+        return cls.from_dict(parse(read_text(path), str(path)))
 
 
 def environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from flatkit.errors import ResultError
@@ -58,7 +59,22 @@ def parse(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ResultError(f"not {what}: malformed JSON ({error})") from error
+        raise ResultError(f"{what} is malformed JSON ({error})") from error
+
+
+def check_kind(value: Any, kind: type | UnionType, where: str) -> Any:
+    """Return a part of saved data, if it is of a kind.
+
+    Raises:
+        ResultError: it is not; `where` names it.
+
+    >>> check_kind({}, dict, "checkpoint of a report")
+    {}
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = str(getattr(kind, "__name__", kind))
+        raise ResultError(f"the {where} must be {wanted} in JSON, got {value!r}")
+    return value
 
 
 def json_text(data: Any) -> str:

@@ -159,10 +159,12 @@ class Study:
 
     def _check_shapes(self) -> None:
         """Refuse what has another form than the documented one, and names that are no folders."""
-        tables = ("train", "analyze", "conditions", "controls")
-        tables = {name: getattr(self, name) for name in tables}
-        if isinstance(self.conditions, Mapping):
-            tables |= {f"conditions.{name}": own for name, own in self.conditions.items()}
+        given: Any = self.conditions  # a file may hold anything
+        tables = {name: getattr(self, name) for name in ("train", "analyze", "controls")}
+        tables["conditions"] = given
+        if isinstance(given, Mapping):
+            conditions: Mapping[str, Any] = given
+            tables |= {f"conditions.{name}": own for name, own in conditions.items()}
         for name, own in tables.items():
             if not isinstance(own, Mapping):
                 raise InvalidArgumentError(
@@ -176,7 +178,8 @@ class Study:
         if self.conditions != {NO_CONDITION: {}}:
             _check_names("condition", self.conditions)
         _check_names("arm", [arm.name for arm in self.arms])
-        if not isinstance(self.seeds, (int, Sequence)) or isinstance(self.seeds, str):
+        seeds: Any = self.seeds
+        if not isinstance(seeds, (int, Sequence)) or isinstance(seeds, str):
             raise InvalidArgumentError(
                 f"seeds must be a whole number or a list of such, got {self.seeds!r}"
             )

@@ -96,7 +96,7 @@ def checkpoints(trainings, copies, noise=0.1):
 
 
 def test_several_checkpoints_of_one_seed_are_one_training():
-    for trainings, why in ((1, "5 runs of 1 seed"), (2, "10 runs of 2 seeds")):
+    for trainings, why in ((1, "5 runs of 1 training"), (2, "10 runs of 2 trainings")):
         quantity = trace_of(checkpoints(trainings, copies=5))
         assert quantity.flattest is None and why in quantity.why
     comparison = checkpoints(3, copies=4)
@@ -111,6 +111,17 @@ def test_several_checkpoints_of_one_seed_are_one_training():
     assert pair.runs == 3 and pair.p == pytest.approx(stats.ttest_rel(*means).pvalue, rel=1e-3)
     row = trace_of(comparison).rows[0]
     assert row.runs == 12 and row.seeds == pytest.approx(stats.sem(means[0]))
+
+
+def test_copies_of_one_file_are_one_training():
+    entries = [
+        Entry(f"{g}{n}", g, Report(report(x + n / 9).results, checkpoint={"sha256": g}))
+        for g, x in (("a", 1.0), ("b", 9.0))
+        for n in range(3)
+    ]
+    quantity = trace_of(Comparison(entries))
+    assert quantity.flattest is None and "3 runs of 1 training" in quantity.why
+    assert quantity.rows[0].seeds is None
 
 
 @pytest.mark.parametrize("draw", ["normal", "lognormal"])

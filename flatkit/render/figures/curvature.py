@@ -1,7 +1,7 @@
 """The figure that tells what came out: flatness and accuracy by group, with every run as a mark."""
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from textwrap import wrap
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from flatkit.comparison.functions import rows_of
+from flatkit.comparison.intervals import deviation
 from flatkit.comparison.statistics import statistics
 from flatkit.errors import NothingToDrawError
 from flatkit.measures.reading import Reading
@@ -152,7 +153,7 @@ def _draw_group(axis: Axes, place: int, readings: Sequence[Reading], look: Look)
         axis.errorbar(
             [fmean(values)],
             [place - _SPREAD],
-            xerr=[stdev(values)],  # divided by n − 1, as in the table: the runs are a sample
+            xerr=[deviation(values)],  # divided by n − 1, as in the table: the runs are a sample
             fmt="|",
             markersize=11,
             markeredgewidth=2.2,
