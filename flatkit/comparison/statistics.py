@@ -385,7 +385,8 @@ def _flattest(
         runs, own = len(few.readings), len(few.trainings)
         seeds = f" of {own} training{'s' * (own > 1)}" if own < runs else ""
         return None, f"{few.name} has {runs} runs{seeds}, and 3 are the least"
-    for pair in (pair for pair in pairs if best.name in (pair.first, pair.second)):
+    concerned = [pair for pair in pairs if best.name in (pair.first, pair.second)]
+    for pair in concerned:
         other = pair.second if pair.first == best.name else pair.first
         if pair.p_holm is None:
             bounded = len(best.readings) == 1 and first.error_kind == "lower_bound"
@@ -393,11 +394,16 @@ def _flattest(
             return None, f"of {best.name} and {other} {what} is not known"
         if not pair.differs or sign * pair.difference * (1 if pair.first == best.name else -1) > 0:
             return None, f"{best.name} and {other} do not differ (p = {pair.p_holm:.2g})"
-    return best.name, _grounds(cells, pairs)
+    return best.name, _grounds(cells, concerned)
+
+
+def _at_most(pairs: Sequence[Pair]) -> str:
+    largest = max(pair.p_holm or 0.0 for pair in pairs)
+    return "p < 0.001" if largest < 0.001 else f"p ≤ {largest:.2g}"
 
 
 def _grounds(cells: Sequence[_Cell], pairs: Sequence[Pair]) -> str:
-    """Return beyond which errors a group is the flattest."""
+    """Return beyond which errors a group is the flattest; `pairs` are those that it is in."""
     known = ["solver"]
     single = len(cells[0].readings) == 1
     if not single:
@@ -405,7 +411,7 @@ def _grounds(cells: Sequence[_Cell], pairs: Sequence[Pair]) -> str:
     if all(cell.sampling is not None for cell in cells):
         known.append("data sample")
     errors = " and ".join([", ".join(known[:-1]), known[-1]] if len(known) > 1 else known)
-    text = f"beyond the errors of the {errors} (p ≤ {max(p.p_holm or 0.0 for p in pairs):.2g})"
+    text = f"beyond the errors of the {errors} ({_at_most(pairs)})"
     missing = [] if "data sample" in known else ["on these samples"]
     missing += ["of these runs, whatever other seeds give"] if single else []
     return f"{text}; {', '.join(missing)}" if missing else text

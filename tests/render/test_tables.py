@@ -307,7 +307,7 @@ def test_markdown_has_a_line_for_each_run_and_a_column_for_each_quantity():
     rows = [line.replace("\\|", "") for line in tables[0].splitlines()]
     assert [row.split(" | ")[0] for row in rows] == ["| run", "| :--", "| ab", "| c", "| d"]
     assert len({row.count("|") for row in rows}) == 1
-    assert "- bold: flattest, beyond the errors of the estimates" in lines
+    assert "- bold: flattest, beyond all errors that are known" in lines
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are():

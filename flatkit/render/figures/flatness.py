@@ -1,6 +1,7 @@
 """The figure that holds R1/ρ² and 2 R0/ρ² against the top eigenvalue."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +22,15 @@ _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
     "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that; upper estimate: no bound"
 )
+
+
+_UPPER: dict[str, Any] = {
+    "color": MUTED,
+    "linewidth": 0.9,
+    "linestyle": "-.",
+    "marker": "_",  # without it a single radius would not be seen
+    "markersize": 8,
+}
 
 
 def flatness_figure(comparison: Comparison) -> Figure:
@@ -108,7 +118,7 @@ def _draw_upper_estimate(axis: Axes, report: Report) -> None:
         if result.settings.get("upper_estimate") is not None
     )
     if found:
-        axis.plot(*zip(*found, strict=True), color=MUTED, linewidth=0.9, linestyle="-.")
+        axis.plot(*zip(*found, strict=True), **_UPPER)
 
 
 def _shape(report: Report) -> str:
@@ -171,11 +181,12 @@ def _spaced(radii: Sequence[float]) -> list[float]:
 
 
 def _handles(axes: Sequence[Axes]) -> list[Line2D]:
+    """Return the entries of what is drawn."""
     handles = [
         *flatness_handles(markersize=6),
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
+        Line2D([], [], label="R1/ρ², upper estimate", **_UPPER),
     ]
-    if any(line.get_linestyle() == "-." for axis in axes for line in axis.lines):
-        label = "R1/ρ², upper estimate"
-        handles.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle="-.", label=label))
-    return handles
+    lines = [line for axis in axes for line in axis.lines if len(line.get_xdata())]
+    drawn = {str(line.get_linestyle()) for line in lines}
+    return [handle for handle in handles if str(handle.get_linestyle()) in drawn]

@@ -61,7 +61,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
      gam  2.00 ± 0.50*
     <BLANKLINE>
     ±: one standard error of the estimate
-    *: flattest, beyond the errors of the estimates
+    *: flattest, beyond all errors that are known
     """
     return SheetTable(comparison_sheet(comparison))
 
@@ -272,6 +272,5 @@ def _legend(summary: Summary) -> list[str]:
     if any(cell.readings[0].error_kind == "lower_bound" for cell in cells):
         lines.append("≥: lower bounds, the best points that searches in the ball found")
     if any(cell.flattest for cell in cells):
-        beyond = "the spread over the runs" if summary.grouped else "the errors of the estimates"
-        lines.append(f"*: flattest, beyond {beyond}")
+        lines.append("*: flattest, beyond all errors that are known")
     return lines
