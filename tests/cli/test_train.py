@@ -28,6 +28,7 @@ def test_a_run_prints_the_path_of_its_checkpoint_and_nothing_else_on_stdout(tmp_
     assert result.stdout.strip() == str(tmp_path / "ckpt.pt")
     assert "epoch 2/2  loss" in result.stderr
     row = read_history(tmp_path / "history.json")[-1]
+    assert row.test_accuracy is not None
     came = f"2 epochs, test accuracy {100 * row.test_accuracy:.2f} %, training loss"
     assert came in result.stderr
     assert f"next: flatkit analyze {tmp_path / 'ckpt.pt'}" in result.stderr.splitlines()[-1]

@@ -62,7 +62,7 @@ def test_groups_without_common_seeds_are_compared_as_welch_does():
     wanted = stats.ttest_ind(sgd, gam, equal_var=False)
     low, high = wanted.confidence_interval()
     assert pair.paired_by == "none" and pair.runs == 4
-    assert pair.p == pytest.approx(wanted.pvalue, rel=1e-4)
+    assert pair.p == pytest.approx(np.array(wanted)[1], rel=1e-4)
     assert (pair.low, pair.high) == pytest.approx((low, high), rel=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_holm_and_combined_errors():
     p = RANDOM.uniform(0, 0.2, 7)
     order = np.argsort(p)
     wanted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(7, 0, -1)))
-    assert np.asarray(holm(p))[order] == pytest.approx(wanted)
+    assert np.asarray(holm(p.tolist()))[order] == pytest.approx(wanted)
     assert combined([Part(2.0, 3)]) == pytest.approx((2.0, 3))
     found = interval(1.0, [Part(0.5, 7)], bound=0.2)
     low, high = stats.t.interval(0.95, 7, loc=1.0, scale=0.5)
@@ -201,7 +201,7 @@ def scattered(runs):
 @pytest.mark.parametrize("runs", [5, 12, 40])
 def test_rank_correlations_are_those_of_scipy(runs):
     one, other = scattered(runs)
-    assert kendall(one, other) == pytest.approx(stats.kendalltau(one, other).statistic)
+    assert kendall(one, other) == pytest.approx(np.array(stats.kendalltau(one, other))[0])
     assert kendall([1.0] * runs, other) is None
 
 

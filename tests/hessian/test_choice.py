@@ -57,7 +57,7 @@ def at_a_kink() -> Objective:
     draws = torch.Generator().manual_seed(0)
     model = CASE.build().float()
     x, y = torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-    layer = model[0]
+    layer = next(model.children())
     assert isinstance(layer, nn.Linear)
     for _ in range(1000):
         x[row] = 0.1 * torch.randn(4, generator=draws)

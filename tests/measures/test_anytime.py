@@ -21,6 +21,7 @@ from flatkit.errors import (
 )
 from flatkit.hessian import HessianOperator
 from flatkit.landscape import LandscapeSettings, plan_landscapes
+from flatkit.landscape.settings import Quantity
 from flatkit.measures import AnalysisSettings
 from flatkit.measures.forecast import landscape_forecast
 from flatkit.measures.report import plan
@@ -314,7 +315,11 @@ def test_lines_tell_the_plan_and_what_is_new(capsys, monkeypatch):
 
 def test_a_landscape_is_forecast_by_its_points_and_quantities():
     task = flatkit.Task(CASE.build(), CASE.loss, CASE.data())
-    for quantities, each in ((["loss"], 1 / 3), (["loss", "gradient_norm"], 1.0)):
+    asked: list[tuple[list[Quantity], float]] = [
+        (["loss"], 1 / 3),
+        (["loss", "gradient_norm"], 1.0),
+    ]
+    for quantities, each in asked:
         settings = LandscapeSettings(dimensions=1, points=7, quantities=quantities)
         (job,) = plan_landscapes([task], settings)
         assert landscape_forecast(job).gradients == pytest.approx(7 * each)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -187,6 +188,6 @@ def _handles(axes: Sequence[Axes]) -> list[Line2D]:
         Line2D([], [], color="0.25", linestyle="--", linewidth=0.9, label="λmax ± residual"),
         Line2D([], [], label="R1/ρ², upper estimate", **_UPPER),
     ]
-    lines = [line for axis in axes for line in axis.lines if len(line.get_xdata())]
+    lines = [line for axis in axes for line in axis.lines if numpy.size(line.get_xdata())]
     drawn = {str(line.get_linestyle()) for line in lines}
     return [handle for handle in handles if str(handle.get_linestyle()) in drawn]
