@@ -24,6 +24,10 @@ _RESAMPLED = 2000
 _NO_SETTINGS = ("seed", "device", "log", "evaluate_every", "save_every", "deterministic", "out")
 """Of a training, what does not shape the network, and the seed, which is an axis of its own."""
 _TARGETS = ("loss_gap", "accuracy_gap", "test_accuracy", "test_loss")
+_ROUNDED = "rounding["
+"""What the keys of losses after rounding begin with, which flatness should predict as well."""
+_AT_ONCE = 2_000_000
+"""Pairs of runs whose order is held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def correlations(
     shared = set[str].intersection(*(set(run) for run in runs.values()))
     first = next(iter(runs.values()))
     flat = [key for key in first if key in shared and first[key].role == "flatness"]
-    targets = [key for key in _TARGETS if key in shared]
+    rounded = [key for key in first if key in shared and key.startswith(_ROUNDED)]
+    targets = [*(key for key in _TARGETS if key in shared), *rounded]
     axes = _axes(comparison.entries)
     found: list[Correlation] = []
     for key, target in product(flat, targets):
@@ -94,7 +99,7 @@ def kendall(one: Sequence[float], other: Sequence[float]) -> float | None:
     >>> kendall([1.0, 2.0, 3.0], [1.0, 3.0, 2.0])
     0.3333333333333333
     """
-    found = float(_taus(np.asarray([one]), np.asarray([other]))[0])
+    found = float(rank_correlations(np.asarray([one]), np.asarray([other]))[0])
     return None if np.isnan(found) else found
 
 
@@ -109,14 +114,24 @@ def _plain(key: str, title: str, one: list[float], other: list[float]) -> Correl
     if tau is None:
         return None
     draws = np.random.default_rng(0).integers(runs, size=(_RESAMPLED, runs))
-    taus = _taus(np.asarray(one)[draws], np.asarray(other)[draws])
+    taus = rank_correlations(np.asarray(one)[draws], np.asarray(other)[draws])
     low, high = _interval(taus) if runs >= _LEAST_RUNS else (None, None)
     few = f"{runs} runs say little of a correlation, {ENOUGH_RUNS} are the least"
     return Correlation(key, title, tau, low, high, runs, few if runs < ENOUGH_RUNS else "")
 
 
-def _taus(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return τ_b of each row [R, N] with the same row of another."""
+def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return τ_b of each row [R, N] with the same row of another; memory for some rows at once.
+
+    >>> rank_correlations(np.array([[1.0, 2.0, 3.0]]), np.array([[3.0, 2.0, 1.0]]))
+    array([-1.])
+    """
+    some = max(1, _AT_ONCE // one.shape[1] ** 2)
+    parts = range(0, len(one), some)
+    return np.concatenate([_taus_at_once(one[i : i + some], other[i : i + some]) for i in parts])
+
+
+def _taus_at_once(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     signs = [np.sign(x[:, :, None] - x[:, None, :]) for x in (one, other)]
     both = (signs[0] * signs[1]).sum((1, 2))
     sizes = [np.abs(sign).sum((1, 2)) for sign in signs]

@@ -1,10 +1,12 @@
 """Intervals, tests and correlations against SciPy; what is called flattest, and why not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from flatkit.comparison.correlation import kendall
+from flatkit.comparison.correlation import kendall, rank_correlations
 from flatkit.comparison.intervals import Part, combined, holm, interval, of_difference
 from flatkit.measures.catchment import Catchment
 from flatkit.results import Comparison, Entry, Report, Result
@@ -254,3 +256,15 @@ def test_caveats_are_said_where_they_apply():
     assert "differ 3-fold (0 0.2, 1 0.6)" in said(0.2, 0.6)
     assert "nearly vanishes" in said(1e-4, 1.5e-4)
     assert "before ReLU can be rescaled" in said(0.5, 0.6, rescalable=["ReLU"])
+
+
+def test_rank_correlations_of_many_runs_take_little_memory_and_are_those_of_scipy():
+    one, other = np.random.default_rng(0).normal(size=(2, 3, 900))
+    other += one
+    tracemalloc.start()
+    found = rank_correlations(one, other)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    wanted = [np.array(stats.kendalltau(*pair))[0] for pair in zip(one, other, strict=True)]
+    assert found.tolist() == pytest.approx(wanted)
+    assert peak < 100e6  # 3 × 900² numbers of 8 bytes, several times

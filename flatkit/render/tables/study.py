@@ -7,11 +7,14 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from flatkit.comparison.statistics import statistics
 from flatkit.render.notation import significant
 from flatkit.render.tables.comparison import comparison_markdown, comparison_table
+from flatkit.results.comparison import Comparison
 from flatkit.studies.claims import Claim
 from flatkit.studies.outcome import Outcome
 
+_KENDALL = "Kendall's τ over the runs, + where the sharper is the worse (95 %)"
 _COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
 
 
@@ -52,7 +55,43 @@ def study_tables(outcome: Outcome) -> RenderableType:
             parts.append(f"\n[bold]{escape(condition)}[/bold]")
         parts += [comparison_table(comparison), *_notes(outcome, condition)]
         parts.append(claims_table([c for c in outcome.claims if c.condition == condition]))
+        parts += [correlation_table(comparison)]
     return Group(*parts)
+
+
+def correlation_table(comparison: Comparison) -> RenderableType:
+    """Return how far the order of the runs by each flatness is that by what it should predict."""
+    rows, titles = _correlations(comparison)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_KENDALL, title_justify="left")
+    for title in ("", *titles):
+        table.add_column(escape(title), justify="right" if title else "left", overflow="fold")
+    for name, cells in rows.items():
+        table.add_row(escape(name), *(cells.get(title, "") for title in titles))
+    return table if rows else Group()
+
+
+def _correlations(comparison: Comparison) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return measure -> what it should predict -> τ with its interval, and all of the latter."""
+    rows: dict[str, dict[str, str]] = {}
+    titles: dict[str, None] = {}
+    for one in statistics(comparison).correlations:
+        if one.key.endswith(", granulated"):
+            continue
+        name, _, target = one.title.rpartition(" with ")
+        span = "" if one.low is None else f" ({one.low:+.2f} to {one.high:+.2f})"
+        rows.setdefault(name, {})[target] = f"{one.tau:+.2f}{span}"
+        titles[target] = None
+    return rows, list(titles)
+
+
+def _correlations_markdown(comparison: Comparison) -> str:
+    rows, titles = _correlations(comparison)
+    if not rows:
+        return ""
+    lines = [f"| | {' | '.join(titles)} |", f"| :-- |{' --: |' * len(titles)}"]
+    for name, cells in rows.items():
+        lines.append(f"| {name} | {' | '.join(cells.get(title, '') for title in titles)} |")
+    return "\n".join([_KENDALL + ":", "", *lines])
 
 
 def study_markdown(outcome: Outcome) -> str:
@@ -63,6 +102,7 @@ def study_markdown(outcome: Outcome) -> str:
             lines.append(f"## {condition}")
         lines += [comparison_markdown(comparison), _claims_markdown(outcome, condition)]
         lines += ["\n".join(f"- {note}" for note in _notes(outcome, condition))]
+        lines += [_correlations_markdown(comparison)]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
