@@ -1,5 +1,6 @@
-"""The examples in the help of every command run as they stand there, on small files."""
+"""The examples in the help of every command and in the README run as they stand, on small files."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ SHORTER = {
     "analyze": "--measures loss,first_order_flatness --budget 10 --rho 0.01",
     "landscape": "--points 3 --no-figures",
     "verify": "--search-budget 10 --rho 0.01",
+    "train --data": "--epochs 1",
     "train --config": "--data gaussians --model mlp --augment none --batch-size 50 --epochs 1",
 }
+
+TAKES_LONG = ("demo", "study")
+"""Commands that files of their own run: tests/cli/test_demo.py, tests/studies."""
 
 
 def examples(command: str) -> list[str]:
@@ -38,6 +43,16 @@ def examples(command: str) -> list[str]:
     assert found is not None
     lines = found.get_help(click.Context(found, info_name=f"flatkit {command}")).splitlines()
     return [line.strip() for line in lines if line.strip().startswith(f"flatkit {command} ")]
+
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text("utf-8")
+
+
+def of_readme() -> list[str]:
+    """Return the commands in the blocks of the README."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines()]
+    return [line for line in lines if line.startswith("flatkit ")]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +89,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(example: str) -> int:
     """Run an example as a shell would, shortened."""
-    _, *words = shlex.split(example)
+    _, *words = shlex.split(example, comments=True)
     more = [text for start, text in SHORTER.items() if " ".join(words).startswith(start)]
     # What matches nothing stays as it is, as in a shell: it may be an expression.
     found = [("*" in word and sorted(map(str, Path().glob(word)))) or [word] for word in words]
@@ -87,11 +102,32 @@ def test_the_examples_of_every_command_run(command, folder, tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(folder))
     found = examples(command)
     assert found, f"the help of {command} has no example"
-    if command == "demo":  # tests/cli/test_demo.py runs it, which takes long
+    if command in TAKES_LONG:
         return
     for example in found:
         code = run(example)
         assert code == 0, (example, capsys.readouterr().err)
+
+
+SHORT = [line for line in of_readme() if line.split()[1] not in TAKES_LONG]
+
+
+@pytest.mark.parametrize("example", SHORT, ids=str)
+def test_the_commands_of_the_readme_run(example, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    code = run(example)
+    assert code == 0, capsys.readouterr().err
+
+
+def test_the_readme_shows_every_command_and_links_to_what_is_there():
+    shown = {line.split()[1] for line in of_readme()}
+    assert shown == {*cli.list_commands(click.Context(cli))} - {"demo"}  # `make demo` stands there
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 20
+    root = Path(__file__).parent.parent.parent
+    assert not [link for link in links if not (root / link).exists()]
+    assert len(README.splitlines()) <= 250
 
 
 def test_the_examples_of_flatkit_itself_name_what_commands_have():
