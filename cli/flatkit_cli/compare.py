@@ -38,7 +38,7 @@ With --json FILE finished reports are kept: the same command goes on after it wa
 
 \b
 flatkit compare runs/sgd/ckpt.pt runs/gam/ckpt.pt
-flatkit compare 'runs/*/epoch-*.pt' --task my_task.py:build --groups '(.*)-seed[0-9]+'
+flatkit compare 'runs/*.pt' --task my_task.py:build --groups '(.*)-seed[0-9]+'
 flatkit compare sgd.json gam.json --figures figures --markdown report.md
 """,
 )

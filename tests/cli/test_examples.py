@@ -67,9 +67,14 @@ def folder(tmp_path_factory) -> Path:
     for seed, name in enumerate(("runs/sgd", "runs/gam", "a", "b", "c")):
         train(TrainingConfig(**small, seed=seed, device="cpu"), folder / name)
     (folder / "my_task.py").write_text(TASK)
-    for name in ("a.pth", "b.pth", "weights.pth"):
+    repeated = [f"runs/{name}-seed{seed}.pt" for name in ("sgd", "gam") for seed in (0, 1)]
+    for name in ("a.pth", "b.pth", "weights.pth", *repeated):
         layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2))
         torch.save(layers.state_dict(), folder / name)
+    (folder / "lightning").mkdir()
+    for epoch in (0, 1):
+        content = {"epoch": epoch, "state_dict": layers.state_dict()}
+        torch.save(content, folder / "lightning" / f"epoch={epoch}.ckpt")
     from safetensors.torch import save_file
 
     save_file(layers.state_dict(), folder / "weights.safetensors")
