@@ -13,6 +13,9 @@ from flatkit.errors import OutputError
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write a file so that a reader sees the old one or the whole new one, never a part.
 
+    A link stays one, and its target is written. A device or a pipe, as `/dev/stdout`, is written
+    into: to rename a file to its name would take it from all other programs.
+
     Args:
         path: the target; missing folders are made.
         write: called with a binary stream beside the target; if it raises, nothing is left behind.
@@ -31,13 +34,18 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                write(stream)
+            return path
+        target = Path(os.path.realpath(path))
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        Path(temporary).replace(target)
     except OSError as error:
         _remove(temporary)
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
@@ -137,7 +145,12 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.exists() and not path.is_file():  # a device or a pipe
+        if not os.access(path, os.W_OK):
+            raise OutputError(f"cannot write {path}: no permission")
+        return path
+    target = Path(os.path.realpath(path))
+    folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
         raise OutputError(f"cannot write {path}: {folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.checks import check_count
-from flatkit.errors import FlatkitError, NonFiniteError
+from flatkit.errors import FlatkitError, NonFiniteError, ResultError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.studies.settings import Arm, Study
 
@@ -144,7 +144,7 @@ def run_one(
     place = Path(folder)
     done = place / "outcome.json"
     if done.is_file():
-        return json.loads(done.read_text("utf-8"))
+        return finished(place)
     try:
         outcome = _trained(place, settings, trainer)
         if analysis is not None:
@@ -158,6 +158,30 @@ def run_one(
         outcome = {"diverged": str(error), "validation_accuracy": None}
     write_text_atomically(done, json.dumps(outcome, indent=1) + "\n")
     return outcome
+
+
+def finished(place: Path) -> dict[str, Any]:
+    """Return what came out of a run that is done.
+
+    Args:
+        place: its folder.
+
+    Raises:
+        ResultError: what lies there is damaged; the message says how the run is made again.
+    """
+    path = place / "outcome.json"
+    try:
+        found: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        found, reason = None, f" ({error})"
+    else:
+        reason = ""
+    if not isinstance(found, dict) or not {"diverged", "validation_accuracy"} <= set(found):
+        raise ResultError(
+            f"{path} is damaged{reason}; remove the folder {place}, and the same command makes "
+            "this run again"
+        )
+    return found
 
 
 def _trained(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from flatkit.files.atomic import check_writable, write_text_atomically
 from flatkit.results.comparison import Comparison, Entry, load_results
 from flatkit.results.report import Report
 from flatkit.studies.outcome import Outcome, judged
-from flatkit.studies.runs import Run, choose, run_one, study_runs, tuning_runs
+from flatkit.studies.runs import Run, choose, finished, run_one, study_runs, tuning_runs
 from flatkit.studies.settings import Study, read_study
 
 Told: TypeAlias = Callable[[Run, Mapping[str, Any], int, int], object]
@@ -91,7 +91,7 @@ def collected(
     gradients: dict[str, dict[str, list[float]]] = {}
     for run in _by_arm(asked, runs):
         place = folder / run.folder
-        outcome = json.loads((place / "outcome.json").read_text("utf-8"))
+        outcome = finished(place)
         name = f"{run.arm}, seed {run.seed}"
         if outcome["diverged"] is not None:
             diverged.setdefault(run.condition, {})[name] = outcome["diverged"]
@@ -138,9 +138,8 @@ def _done(
     found: dict[str, Mapping[str, Any]] = {}
     left: list[int] = []
     for number, run in enumerate(runs):
-        done = folder / run.folder / "outcome.json"
-        if done.is_file():
-            found[run.folder] = json.loads(done.read_text("utf-8"))
+        if (folder / run.folder / "outcome.json").is_file():
+            found[run.folder] = finished(folder / run.folder)
         else:
             left.append(number)
     for place, outcome in in_processes(run_one, [calls[n] for n in left], jobs=jobs):
@@ -156,10 +155,7 @@ def _claim_folder(asked: Study, folder: Path) -> None:
     manifest = folder / _MANIFEST
     check_writable(manifest)
     if manifest.is_file():
-        try:
-            earlier = json.loads(manifest.read_text("utf-8"))
-        except ValueError as error:
-            raise ResultError(f"{manifest} is no study: {error}") from error
+        earlier = _earlier(manifest)
         differing = asked.differences(earlier)
         if differing:
             raise ResultError(
@@ -167,6 +163,18 @@ def _claim_folder(asked: Study, folder: Path) -> None:
                 "the settings that it has; seeds and arms may be added"
             )
     write_text_atomically(manifest, json.dumps(asked.to_dict(), indent=1) + "\n")
+
+
+def _earlier(manifest: Path) -> dict[str, Any]:
+    """Return the settings of the study that a folder is of."""
+    try:
+        earlier: Any = json.loads(manifest.read_text("utf-8"))
+        whole = all(isinstance(arm, dict) and "name" in arm for arm in earlier["arms"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{manifest} is no study ({error!r}); choose another folder") from error
+    if not whole or not isinstance(earlier.get("seeds"), list):
+        raise ResultError(f"{manifest} is no study; choose another folder")
+    return earlier
 
 
 def _by_arm(asked: Study, runs: Sequence[Run]) -> list[Run]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,24 @@ def test_more_seeds_and_arms_may_come_and_other_settings_are_refused(done):
             replace(SMALL, seeds=(0, 1, 2), arms=[Arm("sgd"), Arm("sam", {"optimizer": "sam"})]),
             folder,
         )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("study.json", "{", "study.json is no study"),
+        ("study.json", "[1]", "study.json is no study"),
+        ("study.json", '{"arms": 5, "seeds": 3}', "study.json is no study"),
+        ("sgd/seed-0/outcome.json", '{"div', "remove the folder .*seed-0"),
+        ("sgd/seed-0/outcome.json", "{}", "remove the folder .*seed-0"),
+    ],
+)
+def test_damaged_files_of_a_study_are_named(done, tmp_path, file, text, message):
+    shutil.copytree(done[1], tmp_path / "copy")
+    (tmp_path / "copy" / "study.json").write_text(json.dumps(SMALL.to_dict()))
+    (tmp_path / "copy" / file).write_text(text)
+    with pytest.raises(ResultError, match=message):
+        study(SMALL, tmp_path / "copy", jobs=1)
 
 
 def test_an_arm_that_diverges_is_reported_and_never_dropped(tmp_path):
