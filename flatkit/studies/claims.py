@@ -174,7 +174,8 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
     )
     if count < 2:
         words = "no pair of runs of one seed" if count == 0 else "one seed has no spread"
-        return replace(found, reason=_joined(f"{words}; run more seeds", one.note))
+        words = "" if count == 0 and one.note else f"{words}; run more seeds"
+        return replace(found, reason=_joined(words, one.note))
     if _alike(one.effects):
         words = f"the effect is the same for all {count} seeds, so that its spread is not known"
         return replace(found, reason=_joined(f"{words}; run more seeds", one.note))

@@ -17,8 +17,6 @@ from flatkit.studies.matched import Curve, at_loss, common_losses, laggards
 from flatkit.studies.settings import Study
 
 _ACCURACY, _LOSS = "test_accuracy", "train_loss"
-_FREE_SCALE = 1e-300
-"""Added before a logarithm, so that a number of exactly 0 has one."""
 _LOWER = 0.9
 """Share of a training loss below which a run went on further."""
 
@@ -126,10 +124,14 @@ def _asked(
     note = f"diverged: {', '.join(gone)}" if gone else ""
     found: list[Asked] = []
     for key, reading in _flatness(shared).items():
-        ratios = [_log_ratio(one[key].value, other[key].value) for one, other in numbers]
-        claim = f"flatter: {reading.title}"
-        least = -math.log(study.smallest_ratio)
-        found.append(Asked(condition, arm, against, claim, "flatter", ratios, "ratio", least, note))
+        values = [(one[key].value, other[key].value) for one, other in numbers]
+        claim, why = f"flatter: {reading.title}", note
+        least, ratios = -math.log(study.smallest_ratio), list[float]()
+        if all(0 < value < math.inf for both in values for value in both):
+            ratios = [_log_ratio(*both) for both in values]
+        else:
+            why = "no ratio, as a value is not positive and finite" + (f"; {note}" if note else "")
+        found.append(Asked(condition, arm, against, claim, "flatter", ratios, "ratio", least, why))
     if _ACCURACY in shared or not numbers:
         gains = [(one[_ACCURACY].value - other[_ACCURACY].value) / 100 for one, other in numbers]
         claim = "generalises better: test accuracy"
@@ -218,5 +220,5 @@ def _flatness(readings: Mapping[str, Reading]) -> dict[str, Reading]:
 
 
 def _log_ratio(one: float, other: float) -> float:
-    """Return how much flatter the first is, as a logarithm; numbers below 0 count as 0."""
-    return math.log(max(other, 0.0) + _FREE_SCALE) - math.log(max(one, 0.0) + _FREE_SCALE)
+    """Return how much flatter the first of two positive numbers is, as a logarithm."""
+    return math.log(other) - math.log(one)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
-from flatkit.results import Report
+from flatkit.results import Comparison, Entry, Report, Result
+from flatkit.studies.outcome import judged
 from flatkit.studies.runs import choose, study_runs
 from flatkit.studies.settings import Arm, Study, read_study, study_names
 from flatkit.studies.study import study
@@ -150,6 +151,19 @@ def test_damaged_files_of_a_study_are_named(done, tmp_path, file, text, message)
     (tmp_path / "copy" / file).write_text(text)
     with pytest.raises(ResultError, match=message):
         study(SMALL, tmp_path / "copy", jobs=1)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.0, float("inf")])
+def test_there_is_no_ratio_to_a_value_that_is_not_positive(value):
+    entries = [
+        Entry(f"{arm}, seed {n}", arm, Report([Result("trace", x + n / 9)]), seed=str(n))
+        for arm, x in (("sgd", 5.0), ("sam", value))
+        for n in range(3)
+    ]
+    entries[3] = replace(entries[3], report=Report([Result("trace", value)]))
+    (claim, _) = judged(SMALL, {"": Comparison(entries)}, {}, {})
+    assert (claim.verdict, claim.effect) == ("cannot tell", None)
+    assert claim.briefly == "no ratio, as a value is not positive and finite"
 
 
 def test_an_arm_that_diverges_is_reported_and_never_dropped(tmp_path):
