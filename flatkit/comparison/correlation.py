@@ -21,6 +21,8 @@ ENOUGH_RUNS = 8
 """With fewer, the interval covers nearly all that is possible."""
 _LEAST_RUNS = 4
 _RESAMPLED = 2000
+_FEWEST_RESAMPLED, _PAIRS_RESAMPLED = 300, 8_000_000
+"""Of many runs fewer samples are drawn, at least so many, and so many pairs in all."""
 _NO_SETTINGS = ("seed", "device", "log", "evaluate_every", "save_every", "deterministic", "out")
 """Of a training, what does not shape the network, and the seed, which is an axis of its own."""
 _TARGETS = ("loss_gap", "accuracy_gap", "test_accuracy", "test_loss")
@@ -113,7 +115,8 @@ def _plain(key: str, title: str, one: list[float], other: list[float]) -> Correl
     tau, runs = kendall(one, other), len(one)
     if tau is None:
         return None
-    draws = np.random.default_rng(0).integers(runs, size=(_RESAMPLED, runs))
+    times = max(_FEWEST_RESAMPLED, min(_RESAMPLED, _PAIRS_RESAMPLED // runs**2))
+    draws = np.random.default_rng(0).integers(runs, size=(times, runs))
     taus = rank_correlations(np.asarray(one)[draws], np.asarray(other)[draws])
     low, high = _interval(taus) if runs >= _LEAST_RUNS else (None, None)
     few = f"{runs} runs say little of a correlation, {ENOUGH_RUNS} are the least"

@@ -85,6 +85,13 @@ def statistics(comparison: Comparison) -> Statistics:
     >>> found.flattest, [pair.differs for pair in found.pairs]
     ('gam', [True])
     """
+    # Tables, figures and pages all ask, and intervals of correlations of many runs take seconds.
+    if "_statistics" not in vars(comparison):
+        object.__setattr__(comparison, "_statistics", _computed(comparison))
+    return vars(comparison)["_statistics"]
+
+
+def _computed(comparison: Comparison) -> Statistics:
     if not comparison.entries:
         raise ResultError("the comparison holds no run")
     runs = {entry.name: compared(entry.report) for entry in comparison.entries}

@@ -192,7 +192,10 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
         return replace(found, verdict="fails", reason=_joined(_p_words(below, words), one.note))
     needed = _seeds_needed(one, family)
     words = f"about {needed} seeds would tell" if needed else "no number of seeds up to 1,000 would"
-    reason = f"the interval holds no effect and one that matters; {words} at this effect"
+    if mean - reach > 0 or mean + reach < one.smallest:
+        reason = f"not beyond the correction for all claims of the study; {words} at this effect"
+    else:
+        reason = f"the interval holds no effect and one that matters; {words} at this effect"
     return replace(found, reason=_joined(reason, one.note), seeds_needed=needed)
 
 
