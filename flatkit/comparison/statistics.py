@@ -344,7 +344,22 @@ def _grounds(cells: Sequence[_Cell], pairs: Sequence[Pair]) -> str:
     return f"{text}; {', '.join(missing)}" if missing else text
 
 
+def _flatter_pairs(quantity: Quantity) -> str:
+    """Return which groups are flatter than which others, where nobody is flatter than all."""
+    sign = -1 if quantity.better == "higher" else 1
+    found: dict[str, list[str]] = {}
+    for pair in quantity.pairs:
+        if pair.differs:
+            ordered = pair.first, pair.second
+            low, high = ordered if sign * pair.difference < 0 else ordered[::-1]
+            found.setdefault(high, []).append(low)
+    lines = [f"{' and '.join(low)} flatter than {high}" for high, low in found.items()]
+    return ", ".join(lines)
+
+
 def _sentence(quantity: Quantity) -> str:
     if quantity.flattest is None:
-        return f"{quantity.title}: nobody is flattest: {quantity.why}"
+        flatter = _flatter_pairs(quantity)
+        beside = f"; {flatter}" if flatter else ""
+        return f"{quantity.title}: nobody is flattest: {quantity.why}{beside}"
     return f"{quantity.title}: {quantity.flattest} is flattest, {quantity.why}"

@@ -269,3 +269,18 @@ def test_rank_correlations_of_many_runs_take_little_memory_and_are_those_of_scip
     wanted = [np.array(stats.kendalltau(*pair))[0] for pair in zip(one, other, strict=True)]
     assert found.tolist() == pytest.approx(wanted)
     assert peak < 100e6  # all at once would be some 30 × 900² numbers of 8 bytes
+
+
+def test_where_nobody_is_flattest_the_verdict_says_who_is_flatter_than_whom():
+    random = np.random.default_rng(3)
+    means = {"sgd": 9.0, "sam": 2.0, "gam": 2.0}
+    entries = [
+        Entry(
+            f"{group}, seed {seed}", group, Report([Result("trace", float(value), 0.0)]), f"{seed}"
+        )
+        for group, mean in means.items()
+        for seed, value in enumerate((mean + random.normal(0, 0.1, 5)).tolist())
+    ]
+    (sentence,) = Comparison(entries).statistics().verdict
+    assert "nobody is flattest" in sentence
+    assert sentence.endswith("sam and gam flatter than sgd")
