@@ -169,10 +169,13 @@ def choose(
     good = good or _most_accurate(probe)
     if not good:
         raise _refusal(probe.rejected)
-    with Work() as gradient, objective.placed(theta, smooth=False) as point:
-        for chunk in chunks:
+    gradient = 0
+    for chunk in chunks:
+        # A point for each: complex weights are made of it by a graph that backward frees.
+        with objective.placed(theta, smooth=False) as point, Work() as done:
             differentiate(objective.chunk_loss(point, chunk), point)
-    known[key] = _cheapest(probe, good, gradient.count, tolerance)
+        gradient += done.count
+    known[key] = _cheapest(probe, good, gradient, tolerance)
     give_back(theta)
     return known[key]
 

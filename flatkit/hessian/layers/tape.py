@@ -40,6 +40,7 @@ class Tape:
 
     >>> from torch import nn
     >>> from flatkit.hessian.layers.trace import trace
+    >>> from flatkit.objective.function import Objective
     >>> data = (torch.tensor([[3.0]]), torch.tensor([[0.0]]))
     >>> objective = Objective(nn.Linear(1, 1, bias=False), "mse", data)  # L = 9 w²
     >>> chunk = next(objective.chunks())
