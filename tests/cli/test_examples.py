@@ -68,8 +68,11 @@ def folder(tmp_path_factory) -> Path:
         train(TrainingConfig(**small, seed=seed, device="cpu"), folder / name)
     (folder / "my_task.py").write_text(TASK)
     repeated = [f"runs/{name}-seed{seed}.pt" for name in ("sgd", "gam") for seed in (0, 1)]
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2))
     for name in ("a.pth", "b.pth", "weights.pth", *repeated):
-        layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2))
+        for layer in (layers[0], layers[2]):
+            assert isinstance(layer, torch.nn.Linear)
+            layer.reset_parameters()
         torch.save(layers.state_dict(), folder / name)
     (folder / "lightning").mkdir()
     for epoch in (0, 1):
