@@ -152,7 +152,9 @@ class StackedPoints:
         self._place = self._theta.new_empty(self.batch, self._later.shape[1])
         places = self._place.split([space.sizes[n] for n in rest], dim=1) if rest else ()
         self._stacked = {
-            space.names[n]: place.view(-1, *space.shapes[n], *[1] * (2 - len(space.shapes[n])))
+            space.names[n]: place.view(
+                self.batch, *space.shapes[n], *[1] * (2 - len(space.shapes[n]))
+            )
             for n, place in zip(rest, places, strict=True)
         }
 

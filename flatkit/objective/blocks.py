@@ -51,14 +51,15 @@ class Blocks:
     def gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield what each block contributes to ∇L(θ) [P]; they add up to it. Cost: a gradient."""
         self.objective.count(gradients=1)
-        with self.objective.placed(theta) as point:
-            total, at = torch.zeros_like(self.objective.theta), 0
-            for number, chunk in self.chunks():
-                if number != at:
-                    yield total
-                    total, at = torch.zeros_like(total), number
+        total, at = torch.zeros_like(self.objective.theta), 0
+        for number, chunk in self.chunks():
+            if number != at:
+                yield total
+                total, at = torch.zeros_like(total), number
+            # A point for each: complex weights are made of it by a graph that backward frees.
+            with self.objective.placed(theta) as point:
                 total += differentiate(self.objective.chunk_loss(point, chunk), point)
-            yield total
+        yield total
 
     def losses(self, theta: Tensor) -> list[float]:
         """Return what each block contributes to L(θ). Cost: an evaluation of the loss."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
-from flatkit import Objective
+from flatkit import Objective, analyze
 from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.evaluate import MovableModel
@@ -466,3 +466,15 @@ class Ensemble(nn.Module):
 
 def test_a_skeleton_without_values_stays_one():
     is_right(Ensemble(), Ensemble())
+
+
+def test_complex_weights_and_weights_without_entries_have_influences_and_slices():
+    class Odd(Circulant):
+        def __init__(self):
+            super().__init__()
+            self.nothing = nn.Parameter(torch.empty(0, 5))
+
+    measures = ["loss", "gradient_norm", "top_eigenvalues", "loss_slice"]
+    found = analyze(Odd(), "cross_entropy", DATA, measures=measures, progress=False)
+    assert found.result("gradient_norm").settings["influence"]["blocks"] > 1
+    assert found.result("loss_slice").value
