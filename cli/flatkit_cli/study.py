@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit.render.notation import duration
 from flatkit.studies.settings import read_study, study_names
 from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
 from flatkit_cli.options import Command
@@ -97,7 +98,7 @@ class _Told:
             what = f"diverged: {outcome['diverged']}"
         where = ", ".join(part for part in (run.condition, run.arm) if part)
         click.echo(
-            f"{done} of {total}  {where}, seed {run.seed}: {what}; {_duration(left)} left", err=True
+            f"{done} of {total}  {where}, seed {run.seed}: {what}; {duration(left)} left", err=True
         )
 
 
@@ -115,8 +116,8 @@ def _planned(asked: "Study", jobs: int | None) -> int:
     fit = jobs_that_fit(found)
     words = f"{found.runs} runs" + (f" and {found.tuning} to choose values" if found.tuning else "")
     click.echo(
-        f"{words}, {fit} at once: about {_duration(found.seconds * found.jobs / fit)} (trainings "
-        f"{_duration(found.training)}, analyses {_duration(found.analysis)} of one core each); "
+        f"{words}, {fit} at once: about {duration(found.seconds * found.jobs / fit)} (trainings "
+        f"{duration(found.training)}, analyses {duration(found.analysis)} of one core each); "
         f"an analysis holds {found.memory / 2**20:.0f} MiB",
         err=True,
     )
@@ -133,14 +134,3 @@ def _write(found: "Outcome", folder: Path, drawing: Drawing) -> None:
     for condition, comparison in found.comparisons.items():
         draw(comparison, folder / condition / "figures", drawing)
         click.echo(f"page: {comparison.to_html(folder / condition / 'report.html')}", err=True)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as readers say it.
-
-    >>> _duration(42.4), _duration(600), _duration(9000)
-    ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

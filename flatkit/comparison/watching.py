@@ -1,10 +1,9 @@
 """Who watches a comparison: nobody, a callback, or the table of `flatkit.render.runs`."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, Protocol
 
-from flatkit.measures.watching import Counting, Progress, Silent, Watcher
+from flatkit.measures.watching import Counting, Progress, Silent, Watcher, chosen_watcher
 from flatkit.results.report import Report
 
 _TABLE = "flatkit.render.runs", "watcher_here"
@@ -91,9 +90,4 @@ def watcher_of_runs(progress: Any) -> RunsWatcher:
     >>> type(watcher_of_runs(False)).__name__
     'SilentRuns'
     """
-    if progress is False:
-        return SilentRuns()
-    if progress is None or progress is True:
-        module, function = _TABLE
-        return getattr(import_module(module), function)()
-    return CountingRuns(progress) if callable(progress) else progress
+    return chosen_watcher(progress, SilentRuns, _TABLE, CountingRuns)

@@ -75,9 +75,25 @@ def watcher_of(progress: "Progress | Watcher | bool | None") -> Watcher:
     >>> type(watcher_of(False)).__name__
     'Silent'
     """
+    return chosen_watcher(progress, Silent, _TABLE, Counting)
+
+
+def chosen_watcher(
+    progress: Any, silent: Callable[[], Any], table: tuple[str, str], counting: Callable[..., Any]
+) -> Any:
+    """Return who watches anything that goes on.
+
+    Args:
+        progress: a watcher; a callback; False for nobody; else what watches by itself.
+        silent: makes what watches nothing.
+        table: module and function of what watches by itself.
+        counting: makes a watcher of a callback.
+
+    >>> chosen_watcher(False, Silent, _TABLE, Counting).look(None)
+    """
     if progress is False:
-        return Silent()
+        return silent()
     if progress is None or progress is True:
-        module, function = _TABLE
+        module, function = table
         return getattr(import_module(module), function)()
-    return Counting(progress) if callable(progress) else progress
+    return counting(progress) if callable(progress) else progress

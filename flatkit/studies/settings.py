@@ -27,11 +27,8 @@ gradients = "longer"
 """
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib import import_module
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ from flatkit.checks import check_choice, check_count, check_fraction, check_posi
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.training.config import TrainingConfig
+from flatkit.training.settings_file import Shipped
 
 CONTROLS = {
     "gradients": "the base with as many gradients",
@@ -48,6 +46,7 @@ CONTROLS = {
 }
 """What an arm may be held against beside the base."""
 NO_CONDITION = ""
+_SHIPPED = Shipped("flatkit.studies", "shipped", "study")
 _TAKEN = ("figures", "study.json", "claims.json", "report.json", "report.md", "report.html")
 """Names in the folder of a study that arms and conditions cannot have."""
 _OWN = ("seed", "device", "data_root", "log")
@@ -280,9 +279,7 @@ def study_names() -> tuple[str, ...]:
     >>> "digits" in study_names()
     True
     """
-    entries = files("flatkit.studies").joinpath("shipped").iterdir()
-    names = (entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
-    return tuple(sorted(names))
+    return _SHIPPED.names()
 
 
 def read_study(source: str | Path) -> Study:
@@ -298,11 +295,9 @@ def read_study(source: str | Path) -> Study:
     >>> read_study("digits").base
     'sgd'
     """
-    text = _text(source)
-    try:
-        data = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(text)
-    except ValueError as error:  # TOMLDecodeError
-        raise InvalidArgumentError(f"{source} is not TOML: {error}") from error
+    if _SHIPPED.is_name(source):
+        check_choice("study", str(source), study_names())
+    data = _SHIPPED.read(source)
     known = [item.name for item in fields(Study)]
     for name in data:
         if name not in known:
@@ -370,20 +365,3 @@ def _arms(tables: Any) -> list[Arm]:
             )
         arms.append(Arm(name, settings, tune))
     return arms
-
-
-def _text(source: str | Path) -> str:
-    path = Path(source)
-    if isinstance(source, str) and path.name == source and path.suffix != ".toml":
-        check_choice("study", source, study_names())
-        return (
-            files("flatkit.studies")
-            .joinpath("shipped")
-            .joinpath(f"{source}.toml")
-            .read_text("utf-8")
-        )
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidArgumentError(f"cannot read {source}: {reason}") from error

@@ -105,7 +105,7 @@ def collected(
                 own = replace(
                     entry, name=f"{name}, {entry.name}", group=run.arm, seed=str(run.seed)
                 )
-                along[run.condition].append(replace(own, epoch=_epoch(entry)))
+                along[run.condition].append(own)
     comparisons = {key: Comparison(own) for key, own in entries.items() if own}
     curves = {key: Comparison(own) for key, own in along.items() if own}
     return Outcome(
@@ -181,13 +181,6 @@ def _by_arm(asked: Study, runs: Sequence[Run]) -> list[Run]:
     """Return runs in the order of the arms, then of the seeds."""
     names = [arm.name for arm in asked.arms]
     return sorted(runs, key=lambda run: (names.index(run.arm), asked.seeds.index(run.seed)))
-
-
-def _epoch(entry: Entry) -> float | None:
-    if entry.epoch is not None:
-        return entry.epoch
-    digits = "".join(character for character in entry.name if character.isdigit())
-    return float(digits) if digits else None
 
 
 def _nested(chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,12 +10,12 @@ from rich.table import Table
 from flatkit.comparison.statistics import statistics
 from flatkit.render.notation import significant
 from flatkit.render.tables.comparison import comparison_markdown, comparison_table
+from flatkit.render.tables.verdict import VERDICT_COLOURS
 from flatkit.results.comparison import Comparison
 from flatkit.studies.claims import Claim
 from flatkit.studies.outcome import Outcome
 
 _KENDALL = "Kendall's τ over the runs, + where the sharper is the worse (95 %)"
-_COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
 
 
 def claims_table(claims: Sequence[Claim]) -> RenderableType:
@@ -41,7 +41,7 @@ def _pair_table(arm: str, against: str, claims: Sequence[Claim]) -> Table:
     table.add_column("")
     for claim in claims:
         if (claim.arm, claim.against) == (arm, against):
-            colour = _COLOURS[claim.verdict]
+            colour = VERDICT_COLOURS[claim.verdict]
             verdict = f"[{colour}]{claim.verdict}[/{colour}]"
             table.add_row(escape(claim.claim), verdict, effect_text(claim), escape(claim.briefly))
     return table

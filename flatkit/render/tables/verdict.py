@@ -10,7 +10,7 @@ from flatkit.render.notation import at_least, significant
 from flatkit.results.report import Report
 from flatkit.results.status import Status
 
-_COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
+VERDICT_COLOURS = {"holds": "green", "fails": "bold red", "cannot tell": "yellow"}
 
 
 def verdict_table(name: str, report: Report) -> RenderableType:
@@ -41,7 +41,7 @@ def verdict_table(name: str, report: Report) -> RenderableType:
     for title in ("claim", "verdict", "why"):
         claims.add_column(title, overflow="fold")
     for claim in report.result("verdict").value:
-        colour = _COLOURS[claim["verdict"]]
+        colour = VERDICT_COLOURS[claim["verdict"]]
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         claims.add_row(claim["claim"], verdict, escape(claim["reason"]))
     return Group(escape(name), *_facts(report), *([radii] if radii.rows else []), claims)
