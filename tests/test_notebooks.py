@@ -54,3 +54,36 @@ def test_the_notebook_is_stored_whole(path):
 
 def test_there_are_notebooks():
     assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("surface.plot()", 1),
+        ("surface.plot.line()", 1),
+        ("figure = surface.plot()", 1),
+        ("surface.plot()\nsurface.plot();\nprint('end')", 2),
+        ("figure = surface.plot()\nfigure", 1),
+        ("figure", 1),
+        ("surface.plot()\nraise SystemExit", 0),
+    ],
+)
+def test_a_figure_is_shown_once_whether_its_cell_ends_in_it_or_not(source, shown, kernel):
+    cell = nbformat.v4.new_code_cell(source)
+    kernel.nb.cells.append(cell)
+    kernel.execute_cell(cell, len(kernel.nb.cells) - 1)
+    assert figures(kernel.nb)[-1] == shown
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    first = (
+        "import flatkit\nsurface = flatkit.Surface({'t': [0.0, 1.0]}, {'loss': [1.0, 2.0]})\n"
+        "figure = surface.plot()"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(first)])
+    client = NotebookClient(notebook, kernel_name="python3", allow_errors=True)
+    with client.setup_kernel():
+        client.execute_cell(notebook.cells[0], 0)
+        yield client

@@ -11,10 +11,10 @@ import click
 from flatkit.errors import InterruptedAnalysis
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.settings import AnalysisSettings
-from flatkit_cli.measuring import given_settings, measure_flags
-from flatkit_cli.options import Command, option, setting_options
-from flatkit_cli.output import format_option, output_options, take_output
-from flatkit_cli.subject import subject_options, take_subject
+from flatkit_cli.measuring import given_settings, measuring_options
+from flatkit_cli.options import Command
+from flatkit_cli.output import take_output
+from flatkit_cli.subject import take_subject
 
 if TYPE_CHECKING:
     from flatkit.measures.watching import Watcher
@@ -44,17 +44,7 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 """,
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@subject_options
-@setting_options(AnalysisSettings)
-@measure_flags
-@option(
-    "--fresh",
-    is_flag=True,
-    group="Output",
-    help="Forget what an earlier run of the same --json file has kept.",
-)
-@output_options
-@format_option
+@measuring_options
 def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)

@@ -12,10 +12,9 @@ from flatkit.checkpoints.parts import Parts
 from flatkit.comparison.entries import saved
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
-from flatkit_cli.measuring import given_settings, measure_flags
-from flatkit_cli.options import Command, option, setting_options, take_settings
-from flatkit_cli.output import format_option, output_options, pairs_option, take_output
-from flatkit_cli.subject import subject_options
+from flatkit_cli.measuring import given_settings, measuring_options
+from flatkit_cli.options import Command, option, take_settings
+from flatkit_cli.output import pairs_option, take_output
 
 if TYPE_CHECKING:
     from flatkit.comparison.watching import RunsWatcher
@@ -63,17 +62,7 @@ flatkit compare sgd.json gam.json --figures figures --markdown report.md
     group="Runs",
     help="Checkpoints at once, each in a process.  [default: as cores, for small nets]",
 )
-@subject_options
-@setting_options(AnalysisSettings)
-@measure_flags
-@option(
-    "--fresh",
-    is_flag=True,
-    group="Output",
-    help="Forget what an earlier run of the same --json file has kept.",
-)
-@output_options
-@format_option
+@measuring_options
 @pairs_option
 @option(
     "--markdown",

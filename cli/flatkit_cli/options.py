@@ -50,6 +50,7 @@ class Option(click.Option):
         declarations: its names.
         group: the heading.
         kind: of the setting that it gives, if it is one of several values.
+        unseen: further names that the help does not list.
         more: see `click.Option`.
     """
 
@@ -59,10 +60,20 @@ class Option(click.Option):
         *,
         group: str = "",
         kind: Kind | None = None,
+        unseen: Sequence[str] = (),
         **more: Any,
     ) -> None:
-        super().__init__(declarations, **more)
-        self.group, self._kind = group, kind
+        super().__init__([*declarations, *unseen], **more)
+        self.group, self._kind, self._unseen = group, kind, unseen
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the line of the help."""
+        whole = self.opts
+        self.opts = [name for name in whole if name not in self._unseen]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = whole
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Return the value; of several texts the entries of all; None where it was not given."""
@@ -196,6 +207,8 @@ def _option(item: "Field[Any]", known: Setting, kind: Kind) -> Callable[[F], F]:
         more |= {"type": CommaList(kind), "multiple": kind.shape == "several"}
     repeatable = " Repeatable." if more.get("multiple") else ""
     text = f"{in_flags(known.help, {})}{repeatable}{_default(item, known, kind)}"
+    if f"--{dashed}" not in " ".join(names).replace("/", " ").split():
+        more["unseen"] = [f"--{dashed}"]  # who comes from Python writes the name of the setting
     return option(*names, item.name, group=known.group, kind=kind, default=None, help=text, **more)
 
 

@@ -7,6 +7,7 @@ import click
 
 from flatkit.checkpoints.parts import Parts
 from flatkit.measures.settings import AnalysisSettings
+from flatkit_cli.measuring import fresh_option
 from flatkit_cli.options import Command, option, setting_options, take_settings
 from flatkit_cli.output import output_options, take_output
 
@@ -31,7 +32,7 @@ flatkit track 'lightning/*.ckpt' --task my_task.py:build
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @setting_options(Parts, only=("task",))
 @option("--entry", metavar="NAME", group="Checkpoint", help="Part of the files with the weights.")
-@option("--fresh", is_flag=True, group="Output", help="Forget what an earlier run has kept.")
+@fresh_option
 @setting_options(
     AnalysisSettings,
     defaults={

@@ -6,7 +6,7 @@ runs that differ in one setting alone, averaged over all such sets of a setting,
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -28,6 +28,9 @@ _NO_SETTINGS = ("seed", "device", "log", "evaluate_every", "save_every", "determ
 _TARGETS = ("loss_gap", "accuracy_gap", "test_accuracy", "test_loss")
 _ROUNDED = "rounding["
 """What the keys of losses after rounding begin with, which flatness should predict as well."""
+_AXES = {"lr": "learning rate", "ema": "weight average"}
+_NAMED = 4
+"""Settings that a title names."""
 _AT_ONCE = 2_000_000
 """Pairs of runs whose order is held in memory at once."""
 
@@ -159,10 +162,18 @@ def _granulated(
     drawn = [random.choice(taus, (_RESAMPLED, len(taus))).mean(1) for taus in cells]
     several = all(len(taus) > 2 for taus in cells)
     low, high = _interval(np.mean(drawn, axis=0)) if several else (None, None)
-    title = f"{plain.title}, granulated over {', '.join(axes)}"
+    title = f"{plain.title}, among runs that differ in one setting alone ({_in_words(axes)})"
     return [
         Correlation(f"{plain.key}, granulated", title, tau, low, high, plain.runs, plain.warning)
     ]
+
+
+def _in_words(axes: Iterable[str]) -> str:
+    """Return the names of settings for readers, the first of many."""
+    names = [_AXES.get(name, name.replace("_", " ")) for name in axes]
+    if len(names) > _NAMED:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} more"]
+    return ", ".join(names)
 
 
 def _cells(

@@ -75,6 +75,7 @@ class Quantity:
         pairs: every two groups.
         flattest: the group that is flatter than every other beyond all errors that are known.
         why: it, or none, is called so.
+        unsampled: why the error of the data sample is not known; empty where it is.
     """
 
     key: str
@@ -85,3 +86,4 @@ class Quantity:
     pairs: Sequence[Pair]
     flattest: str | None
     why: str
+    unsampled: str = ""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import hypot
+from typing import Any
 
 from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading, plain_readings
@@ -52,6 +53,18 @@ def unknown(report: Report) -> list[str]:
     return list(dict.fromkeys(one.measure for one in report if one.measure not in known))
 
 
+def unmeasured(report: Report) -> Mapping[str, str]:
+    """Return the measures that were asked for and have no result, each with the reason.
+
+    >>> unmeasured(Report([], analysis={"unmeasured": {"accuracy": "the model is no classifier"}}))
+    {'accuracy': 'the model is no classifier'}
+    """
+    found: Any = report.analysis.get("unmeasured")
+    there = {result.measure for result in report}
+    items: Any = found.items() if isinstance(found, Mapping) else ()
+    return {str(name): str(why) for name, why in items if name not in there}
+
+
 def compared(report: Report) -> dict[str, Reading]:
     """Return by key the readings that tables and figures compare, in the order of the table.
 
@@ -95,6 +108,10 @@ def _gap(
         drawn=False,
         place=2,
         sampling_error=hypot(*errors) if len(errors) == len(blocks) else None,
+        sampling_error_is=next(
+            (r.sampling_error_is for r in (one, other) if r.sampling_error is None),
+            one.sampling_error_is,
+        ),
         influence=tuple(a - b for a, b in paired),
     )
 

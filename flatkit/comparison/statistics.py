@@ -40,6 +40,8 @@ _ENOUGH_RUNS = 3
 """With fewer, the spread over the runs says too little for a verdict."""
 _ALIKE = 1e-7
 """Spread relative to the values that may be all rounding, of single precision."""
+_NOT_KNOWN = "not known: "
+_NOT_SAID = "its measure does not say what the samples contribute"
 _SEARCH_HOLDS = (Status.CONVERGED, Status.BUDGET, Status.INTERRUPTED, Status.KINKS)
 """How a search may have ended whose bound holds, with what it leaves open."""
 
@@ -81,7 +83,7 @@ def statistics(comparison: Comparison) -> Statistics:
     ...     Entry(name, name, Report([Result("top_eigenvalues", [top], [0.1], "residual")]))
     ...     for name, top in (("sgd", 3.0), ("gam", 1.0))
     ... ]
-    >>> found = statistics(Comparison(entries)).quantities["top_eigenvalue"]
+    >>> found = statistics(Comparison(entries)).quantities["top_eigenvalues"]
     >>> found.flattest, [pair.differs for pair in found.pairs]
     ('gam', [True])
     """
@@ -123,7 +125,21 @@ def _quantity(
     pairs = _corrected([_pair(one, other) for one, other in combinations(cells, 2)])
     first, values = cells[0].readings[0], [cell.value() for cell in cells]
     chosen = _flattest(cells, pairs, differences)
-    return Quantity(key, first.title, first.better, first.role, values, pairs, *chosen)
+    unsampled = _unsampled(cells)
+    return Quantity(key, first.title, first.better, first.role, values, pairs, *chosen, unsampled)
+
+
+def _unsampled(cells: Sequence["_Cell"]) -> str:
+    """Return why the error of the data sample is not known, of the first group of which it is not.
+
+    Empty where it is known of all.
+    """
+    for cell in cells:
+        if cell.sampling is None:
+            said = [r.sampling_error_is for r in cell.readings if r.sampling_error is None]
+            why = next((one for one in said if one.startswith(_NOT_KNOWN)), "")
+            return why.removeprefix(_NOT_KNOWN) or _NOT_SAID
+    return ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +181,8 @@ class _Cell:
         return fmean(known) if len(known) == len(errors) else None
 
     def _solver_error(self, reading: Reading) -> float | None:
+        if reading.error_is_of_samples:
+            return None
         if reading.error_kind == "lower_bound":
             return None if self.left_open is None else self.left_open * abs(reading.value)
         return 0.0 if reading.error_kind == "exact" else reading.error
@@ -316,7 +334,8 @@ def _flattest(
     for pair in concerned:
         other = pair.second if pair.first == best.name else pair.first
         if pair.p_holm is None:
-            bounded = len(best.readings) == 1 and first.error_kind == "lower_bound"
+            searched = first.error_kind == "lower_bound" or first.error_is_of_samples
+            bounded = len(best.readings) == 1 and searched
             what = "how well their balls were searched" if bounded else "the spread over seeds"
             return None, f"of {best.name} and {other} {what} is not known"
         if not pair.differs or sign * pair.difference * (1 if pair.first == best.name else -1) > 0:

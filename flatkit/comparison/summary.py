@@ -6,10 +6,11 @@ from statistics import fmean
 
 from flatkit.comparison.functions import grouped, objective_differences, rows_of
 from flatkit.comparison.intervals import deviation
-from flatkit.comparison.readings import compared, shared, unknown
+from flatkit.comparison.readings import compared, shared, unknown, unmeasured
 from flatkit.comparison.statistics import statistics
 from flatkit.errors import ResultError
 from flatkit.measures.reading import Reading
+from flatkit.measures.registry import MEASURES
 from flatkit.results.comparison import Comparison
 from flatkit.results.status import Status, in_words
 
@@ -104,6 +105,8 @@ class Summary:
         differences: how the measured functions differ; empty if the rows compare.
         unconverged: which measurements did not converge, in words.
         unknown: measures of packages that are not installed here.
+        unmeasured: which measures have no value, in which runs and why, in words.
+        apart: what was measured, but is no number to compare.
     """
 
     titles: Mapping[str, str]
@@ -113,6 +116,8 @@ class Summary:
     differences: Sequence[str]
     unconverged: Sequence[str]
     unknown: Sequence[str] = ()
+    unmeasured: Sequence[str] = ()
+    apart: Sequence[str] = ()
 
 
 def summarise(comparison: Comparison) -> Summary:
@@ -162,7 +167,30 @@ def summarise(comparison: Comparison) -> Summary:
         differences=objective_differences(comparison),
         unconverged=_unconverged(runs, titles),
         unknown=sorted({name for entry in comparison.entries for name in unknown(entry.report)}),
+        unmeasured=_unmeasured(comparison),
+        apart=_apart(comparison, runs),
     )
+
+
+def _unmeasured(comparison: Comparison) -> list[str]:
+    """Return a line for each measure that was asked for and has no value, and each reason."""
+    whose: dict[tuple[str, str], list[str]] = {}
+    for entry in comparison.entries:
+        for measure, why in unmeasured(entry.report).items():
+            whose.setdefault((measure, why), []).append(entry.name)
+    everywhere, lines = len(comparison.entries), list[str]()
+    for (measure, why), names in whose.items():
+        some = "" if len(names) == everywhere else f" in {', '.join(names[:_FEW])}"
+        more = f" and {len(names) - _FEW} more" if some and len(names) > _FEW else ""
+        lines.append(f"{measure}{some}{more} ({why})")
+    return lines
+
+
+def _apart(comparison: Comparison, runs: Mapping[str, Mapping[str, Reading]]) -> list[str]:
+    """Return the measures that have results, and no number that runs are compared by."""
+    compared_by = {reading.measure for run in runs.values() for reading in run.values()}
+    there = (result.measure for entry in comparison.entries for result in entry.report)
+    return [name for name in dict.fromkeys(there) if name in MEASURES and name not in compared_by]
 
 
 def _unconverged(runs: Mapping[str, Mapping[str, Reading]], titles: Mapping[str, str]) -> list[str]:

@@ -25,12 +25,14 @@ class BatchSharpness(NamedTuple):
         error: its standard error over the batches: how far the mean over all batches may be.
         batches: how many, of m samples each.
         one_step: the mean over the batches of SAM's one step, ρ g/‖g‖.
+        values: the largest increase found of each batch.
     """
 
     value: float
     error: float
     batches: int
     one_step: float
+    values: tuple[float, ...]
 
 
 @final
@@ -123,7 +125,8 @@ def m_sharpness(
     objective.count(gradients=math.ceil(spent * m / objective.num_samples))
     found = torch.tensor(values, dtype=torch.float64)
     error = float(found.std()) / math.sqrt(len(values))
-    return BatchSharpness(float(found.mean()), error, len(values), sum(one_steps) / len(values))
+    one_step = sum(one_steps) / len(values)
+    return BatchSharpness(float(found.mean()), error, len(values), one_step, tuple(values))
 
 
 def _ascend(function: _BatchLoss, rho: float, budget: int) -> tuple[float, float, int]:

@@ -51,6 +51,7 @@ MEASURE = Measure(
     read,
     passes=lambda session: 0.0,
     first=lambda session: len(session.splits) / 3,  # where the loss is not measured
+    absent="the model is no classifier",
     influence=lambda samples, result: samples.evaluation(result),
     about="The share of samples whose class is the largest output. It says how well the network "
     "does; the gap between training and test data is what flatness is meant to explain.",

@@ -86,6 +86,7 @@ class Measure:
         first: how many it takes to its first value, about, beyond the Krylov space of the session;
             by default all of its passes. Measures without a value have their turns by it.
         on_space: whether its first value needs that space.
+        absent: why it has no result, where it was done and has none.
         influence: settings to add to a finished result: how other samples would have moved it.
         about: how to read its numbers: what they are, which are flatter, what to beware of.
             Asked when all measures are done, as long as there is budget.
@@ -108,6 +109,7 @@ class Measure:
     passes: "Callable[[Session], float]" = lambda session: 1.0
     first: "Callable[[Session], float] | None" = None
     on_space: bool = False
+    absent: str = "it has no result here"
     influence: "Callable[[Influences, Result], Mapping[str, Any]] | None" = None
     about: str = ""
 

@@ -37,8 +37,8 @@ def run(session: "Session") -> "Iterator[Draft]":
 
 
 def read(result: Result) -> list[Reading]:
-    """Return the norm, for the table of one report: the largest eigenvalue is what is compared."""
-    return [number(result, "frobenius_norm", "frobenius norm")]
+    """Return the norm."""
+    return [number(result, "frobenius_norm", "Frobenius norm ‖H‖", role="flatness", better="lower")]
 
 
 MEASURE = Measure(
@@ -51,6 +51,7 @@ MEASURE = Measure(
     passes=lambda session: 60.0 * session.product_price,
     first=lambda session: 2.0 * session.product_price,
     on_space=True,
+    influence=lambda samples, result: samples.frobenius_norm(result),
     about="‖H‖, the root of the sum of the squared eigenvalues. It lies between λmax and the "
     "trace in what it counts: many moderate eigenvalues raise it, thousands of tiny ones do "
     "not.",

@@ -1,10 +1,11 @@
 """How far other samples of the same population would move a number: the influence of the samples.
 
 L is a mean over samples, so each number that is smooth in L moves, to first order, by a mean over
-the samples of their influence: an eigenvalue by vᵀHᵢv, a gradient norm by ĝᵀgᵢ, a maximum over a
-ball by what the maximised function does at the point found, which itself moves in the second order
-only. Blocks of samples (`objective/blocks.py`) stand for single ones. The weights of the network
-are held fixed: what another training would have given is the error of the seeds.
+the samples of their influence: an eigenvalue by vᵀHᵢv, a trace by tr Hᵢ, ‖H‖ by tr(HHᵢ)/‖H‖, a
+gradient norm by ĝᵀgᵢ, a maximum over a ball by what the maximised function does at the point found,
+which itself moves in the second order only. Blocks of samples (`objective/blocks.py`) stand for
+single ones. The weights of the network are held fixed: what another training would have given is
+the error of the seeds.
 
 To second order a largest eigenvalue, a norm and a maximum over few samples are too large, as noise
 across their direction can but lengthen them: `sampling_bias` says by how much, from the spread of
@@ -24,16 +25,23 @@ from flatkit.flatness.geometry import Geometry
 from flatkit.objective.blocks import Blocks, BlockValues, around, blocks_of
 from flatkit.objective.function import Objective
 from flatkit.results.result import Result
-from flatkit.spectrum.dot import dot, inner
+from flatkit.spectrum.dot import dot, inner, project_out
 
 if TYPE_CHECKING:
     from flatkit.measures.session import Session
 
 _PROBES = 4
 """Products for the influence on a trace; what they add to its spread is taken away again."""
+_HELD, _HELD_BYTES = 8, 100_000_000
+"""Ritz vectors along which the influence on ‖H‖ is exact: the outliers of a classifier; bytes."""
 _SAME, _LEAST_GAP = 0.5, 1e-3
 """Cosine beyond which a Ritz vector is the eigenvector itself; least gap, relative to the value."""
 _IS = "standard error over samples of the population, of {} blocks, to first order"
+_OF_TRACE = "z'Hz over a block of samples"
+_CURVE = (
+    "of the curve not known: other samples move an eigenvalue by more than the bandwidth, so that "
+    "no formula of the first order holds"
+)
 _EXACT = "standard error over samples of the population, of {:,} samples"
 
 
@@ -88,19 +96,80 @@ class Influences:
 
     def trace(self, result: Result) -> dict[str, Any]:
         """Return the influence on the trace, by random probes. Cost: 4 products."""
+        blocks = self.blocks
+        if isinstance(blocks, str):
+            return _none(blocks)
+        return _spread(self._traces(float(result.value), blocks), _OF_TRACE)
+
+    def mean_eigenvalue(self, result: Result) -> dict[str, Any]:
+        """Return the influence on the mean of a density, tr H / P. Cost: as of the trace, once."""
+        blocks = self.blocks
+        if isinstance(blocks, str):
+            return _none(blocks)
+        size = self._session.curved.num_parameters
+        traces = self._traces(size * float(result.settings["mean"]), blocks)
+        found = _spread([one / size for one in traces], f"{_OF_TRACE}, over P")
+        return {**found, "sampling_error_is": f"of the mean: {found['sampling_error_is']}; {_CURVE}"}
+
+    def _traces(self, value: float, blocks: Blocks) -> list[float]:
+        """Return what the blocks say of a trace."""
+        rows = self._quadratic_forms
+        found = around(value, [fmean(row) for row in rows], blocks.weights)
+        return _without_noise(found, rows, blocks.weights)
+
+    @cached_property
+    def _quadratic_forms(self) -> list[list[float]]:
+        """What each block contributes to zᵀHz of each probe."""
+        assert not isinstance(self.blocks, str)
+        probes = self._probes("influence")
+        return [
+            [inner(z, product) for z, product in zip(probes, block, strict=True)]
+            for block in self._products(probes, self.blocks)
+        ]
+
+    def _probes(self, stream: str) -> Tensor:
+        """Return random signs [_PROBES, P]."""
+        curved = self._session.curved
+        signs = torch.randint(
+            2, (_PROBES, curved.num_parameters), generator=self._session.generator(stream)
+        )
+        return (2 * signs - 1).to(curved.theta)
+
+    def frobenius_norm(self, result: Result) -> dict[str, Any]:
+        """Return the influence on ‖H‖: tr(HHᵢ)/‖H‖, exact along some Ritz vectors, probed beside.
+
+        Cost: 16 products at most.
+        """
         blocks, session = self.blocks, self._session
         if isinstance(blocks, str):
             return _none(blocks)
-        signs = torch.randint(
-            2, (_PROBES, session.curved.num_parameters), generator=session.generator("influence")
-        )
-        probes = (2 * signs - 1).to(session.curved.theta)
-        rows = [
-            [inner(z, product) for z, product in zip(probes, block, strict=True)]
-            for block in self._products(probes, blocks)
-        ]
-        found = around(float(result.value), [fmean(row) for row in rows], blocks.weights)
-        return _spread(_without_noise(found, rows, blocks.weights), "z'Hz over a block of samples")
+        if result.value == 0:
+            return _none("the norm is exactly 0, where it has a kink")
+        held = max(1, min(_HELD, _HELD_BYTES // session.curved.theta.nbytes))
+        known = session.space.ritz(held)[1]
+        vectors, images = known.vectors, known.images
+        beside = known.size < session.curved.num_parameters
+        if beside:
+            probes = torch.stack([project_out(vectors, z) for z in self._probes("norm")])
+            vectors = torch.cat([vectors, probes])
+            images = torch.cat([images, session.curvature.matmat(probes)])
+        counts = [1.0] * known.size + [1 / _PROBES] * (len(vectors) - known.size)
+        square = _weighted(counts, [inner(image, image) for image in images])
+        scale = float(result.value) / square
+        shares, rows, squares = list[float](), list[list[float]](), list[float]()
+        for block in self._products(vectors, blocks):
+            row = [scale * inner(h, product) for h, product in zip(images, block, strict=True)]
+            shares.append(_weighted(counts, row))
+            rows.append(row[known.size :])
+            squares.append(_weighted(counts, [inner(product, product) for product in block]))
+        found = around(float(result.value), shares, blocks.weights)
+        if beside:
+            found = _without_noise(found, rows, blocks.weights)
+        # Noise E across H lengthens it by ‖E‖²/2‖H‖, as that of a vector.
+        along = [share / scale / math.sqrt(square) for share in shares]
+        across = [whole - part**2 for whole, part in zip(squares, along, strict=True)]
+        bias = scale * _noise(across, 0.0, blocks.weights) / 2
+        return {**_spread(found, "tr(HHᵢ)/‖H‖ over a block of samples"), "sampling_bias": bias}
 
     def evaluation(self, result: Result) -> dict[str, Any]:
         """Return the influence on the loss or accuracy of a split. Cost: an evaluation."""
@@ -171,12 +240,23 @@ class Influences:
 
     def loss_increase(self, result: Result) -> dict[str, Any]:
         """Return the influence on the largest L(θ + δ) − L(θ). Cost: two evaluations."""
-        blocks, objective = self.blocks, self._session.objective
         at = self._session.ball.answer("loss", result.settings["rho"]).found.displacement
+        return self._increase(result, self._session.objective.theta + at)
+
+    def rounded_increase(self, result: Result) -> dict[str, Any]:
+        """Return the influence on the increase of the loss by rounding. Cost: two evaluations."""
+        from flatkit.flatness.rounding import rounded
+
+        objective = self._session.objective
+        point = rounded(objective.theta, objective.space, int(result.settings["bits"]))
+        return self._increase(result, point.theta)
+
+    def _increase(self, result: Result, theta: Tensor) -> dict[str, Any]:
+        """Return the influence on what the loss at a point [P] is above that at the checkpoint."""
+        blocks = self.blocks
         if isinstance(blocks, str):
             return _none(blocks)
-        far, near = blocks.losses(objective.theta + at), self._losses
-        shares = [a - b for a, b in zip(far, near, strict=True)]
+        shares = [a - b for a, b in zip(blocks.losses(theta), self._losses, strict=True)]
         values = around(float(result.value), shares, blocks.weights)
         return _spread(values, "L(θ + δ) - L(θ) over a block of samples")
 
@@ -228,23 +308,28 @@ class _Across:
         """Return the mean of e⊥ᵀ(value − H)⁺e⊥."""
         if self._sum is None or value == 0:
             return 0.0
-        left = self._noise(self._squares, inner(self._sum, self._sum))
+        left = _noise(self._squares, inner(self._sum, self._sum), self._weights)
         near = 0.0
         for number, other in enumerate(self._values):
             along = [float(found[number]) for found in self._along]
-            noise = self._noise([one**2 for one in along], math.fsum(along) ** 2)
+            noise = _noise([one**2 for one in along], math.fsum(along) ** 2, self._weights)
             gap = value - other
             near += noise / math.copysign(max(abs(gap), _LEAST_GAP * abs(value)), gap)
             left -= noise
         return near + max(0.0, left) / value
 
-    def _noise(self, squares: Sequence[float], of_sum: float) -> float:
-        """Return the variance of a sum of shares, from their squares and that of their sum.
 
-        Of weights w they are Σ w (s/w − S)²/(B − 1), as S is the mean of s/w by these weights.
-        """
-        each = math.fsum(s / w for s, w in zip(squares, self._weights, strict=True) if w > 0)
-        return max(0.0, each - of_sum) / (len(squares) - 1)
+def _noise(squares: Sequence[float], of_sum: float, weights: Sequence[float]) -> float:
+    """Return the variance of a sum of shares, from their squares and that of their sum.
+
+    Of weights w they are Σ w (s/w − S)²/(B − 1), as S is the mean of s/w by these weights.
+    """
+    each = math.fsum(s / w for s, w in zip(squares, weights, strict=True) if w > 0)
+    return max(0.0, each - of_sum) / (len(squares) - 1)
+
+
+def _weighted(weights: Sequence[float], values: Sequence[float]) -> float:
+    return math.fsum(w * value for w, value in zip(weights, values, strict=True))
 
 
 def _none(why: str) -> dict[str, Any]:

@@ -60,6 +60,15 @@ def _at(session: "Session", rho: float) -> Result:
                 "one_step": found.one_step,
                 "is": "mean over batches of lower bounds; the error is over the batches",
                 "seed": session.own(ObjectiveSettings).seed,
+                # The batches are samples of the population themselves.
+                "sampling_error": found.error,
+                "sampling_error_is": "standard error over samples of the population, of "
+                f"{found.batches} batches; what their searches miss is not known",
+                "influence": {
+                    "blocks": found.batches,
+                    "of": "largest increase of a batch",
+                    "values": list(found.values),
+                },
             },
             cost=cost(),
         )
@@ -67,7 +76,16 @@ def _at(session: "Session", rho: float) -> Result:
 
 def read(result: Result) -> list[Reading]:
     """Return m-sharpness under the size of its batches."""
-    return [in_ball(result, f"R0 of {result.settings['m']} samples")]
+    size = result.settings["m"]
+    found = in_ball(
+        result,
+        f"R0 of {size} samples",
+        f"[m={size}]",
+        role="flatness",
+        better="lower",
+        error_is_of_samples=True,
+    )
+    return [found]
 
 
 MEASURE = Measure(

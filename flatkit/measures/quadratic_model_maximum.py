@@ -80,6 +80,7 @@ MEASURE = Measure(
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.product_price),
     first=lambda session: float(session.product_price),
     on_space=True,
+    absent="the ball is not round",
     about="What R1 would be if the loss were exactly quadratic around the checkpoint. Near the "
     "value of the search it says that two ways of computing agree; far from it, that the "
     "loss is not quadratic within ρ.",

@@ -38,6 +38,9 @@ class Reading:
         sampling_bias: by how much few samples make it too large, in the mean; None if unknown.
         influence: what equal blocks of the samples contribute; to first order their mean is the
             value, and their spread its error over samples.
+        sampling_error_is: what that error is, in words, or why it is not known.
+        error_is_of_samples: whether `error` is the same as `sampling_error`; then nothing is known
+            of what else may be wrong.
         searched: of a lower bound, how well its ball was searched; None if that is not known.
 
     >>> Reading("trace", "trace tr H", 12.0, 0.5, "standard_error", "converged").converged
@@ -60,6 +63,8 @@ class Reading:
     sampling_error: float | None = None
     sampling_bias: float | None = None
     influence: tuple[float, ...] = ()
+    sampling_error_is: str = ""
+    error_is_of_samples: bool = False
     searched: Catchment | None = None
 
     @property
@@ -106,33 +111,9 @@ def number(result: Result, key: str, title: str, *, scale: float = 1.0, **more: 
         error_kind=result.error_kind,
         status=result.status,
         measure=result.measure,
-        **_over_samples(result, scale),
+        **over_samples(result, scale),
         **more,
     )
-
-
-def _over_samples(result: Result, scale: float, place: int | None = None) -> dict[str, Any]:
-    """Return how a number depends on the samples, and how well a ball was searched.
-
-    Args:
-        result: the result.
-        scale: of the number.
-        place: of the number in a list, from 0.
-    """
-    error: Any = result.settings.get("sampling_error")
-    influence: Any = result.settings.get("influence")
-    bias: Any = result.settings.get("sampling_bias")
-    values: Any = influence.get("values") if isinstance(influence, dict) else None
-    if place is not None:  # a single error in place of a list is that of the first
-        error = _at(error, place) if isinstance(error, list) or place else error
-        values, bias = _at(values, place), _at(bias, place)
-    known = isinstance(values, list) and all(is_number(value) for value in values)
-    return {
-        "sampling_error": abs(scale) * error if is_number(error) else None,
-        "sampling_bias": scale * bias if is_number(bias) else None,
-        "influence": tuple(scale * value for value in values) if known else (),
-        "searched": Catchment.read(result.settings.get("catchment")),
-    }
 
 
 def _at(found: Any, place: int) -> Any:
@@ -151,7 +132,7 @@ def numbered(result: Result, title: str) -> list[Reading]:
     return [
         replace(
             detail(result, f"{name}[{place}]", f"{title}{place}", float(value), error, kind),
-            **_over_samples(result, 1.0, place - 1),
+            **over_samples(result, place=place - 1),
         )
         for place, (value, error) in enumerate(zip(result.value, errors, strict=True), start=1)
         if is_number(value)
@@ -181,6 +162,34 @@ def in_ball(
     shape = "" if geometry == "l2" else f", {geometry}"
     key = f"{result.measure}{suffix}[rho={rho!r}{shape}]"
     return number(result, key, f"{symbol} (ρ = {rho:g}{shape})", scale=scale, rho=rho, **more)
+
+
+def over_samples(result: Result, scale: float = 1.0, place: int | None = None) -> dict[str, Any]:
+    """Return how a number depends on the samples, and how well a ball was searched, for a reading.
+
+    Args:
+        result: the result.
+        scale: of the number.
+        place: of the number in a list, from 0.
+
+    >>> over_samples(Result("trace", 8.0, settings={"sampling_error": 0.5}))["sampling_error"]
+    0.5
+    """
+    error: Any = result.settings.get("sampling_error")
+    influence: Any = result.settings.get("influence")
+    bias: Any = result.settings.get("sampling_bias")
+    values: Any = influence.get("values") if isinstance(influence, dict) else None
+    if place is not None:  # a single error in place of a list is that of the first
+        error = _at(error, place) if isinstance(error, list) or place else error
+        values, bias = _at(values, place), _at(bias, place)
+    known = isinstance(values, list) and all(is_number(value) for value in values)
+    return {
+        "sampling_error": abs(scale) * error if is_number(error) else None,
+        "sampling_bias": scale * bias if is_number(bias) else None,
+        "influence": tuple(scale * value for value in values) if known else (),
+        "sampling_error_is": str(result.settings.get("sampling_error_is", "")),
+        "searched": Catchment.read(result.settings.get("catchment")),
+    }
 
 
 def is_number(value: Any) -> bool:

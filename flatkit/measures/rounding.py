@@ -90,6 +90,7 @@ MEASURE = Measure(
     settings=(RoundingSettings,),
     on_request=True,
     passes=lambda session: _PROBES * session.product_price + 1.0,
+    influence=lambda samples, result: samples.rounded_increase(result),
     about="How much the loss rises when every weight is rounded to so many bits, as on small "
     "devices, and what the trace of each tensor's block predicts of it. Lower is better; where "
     "the two agree, flatness is what rounding needs.",

@@ -29,6 +29,11 @@ NOT_ASKED: Mapping[str, Any] = {
 }
 Ended: TypeAlias = Literal["done", "budget", "time", "interrupted"]
 
+_STOPPED: Mapping[Ended | None, str] = {
+    "budget": "the budget ended before its first value",
+    "time": "the time ended before its first value",
+    "interrupted": "it was interrupted before its first value",
+}
 _LOSS = 1 / 3
 """What the loss alone costs, in gradients."""
 _ASKED = 0.05
@@ -274,6 +279,11 @@ class Schedule:
             "gradients": round(self.spent, 6),
             "seconds": time.monotonic() - self.started,
             "unfinished": [process.name for process in self.processes if not process.done],
+            "unmeasured": {
+                process.name: MEASURES[process.name].absent if process.done else _STOPPED[self.ended]
+                for process in self.processes
+                if not process.results
+            },
         }
 
     def results(self) -> list[Result]:

@@ -64,6 +64,14 @@ def owners(parts: Iterable[type]) -> Mapping[str, type]:
     return found
 
 
+def _by_flag(name: str) -> str:
+    """Return what a setting is called here, of which the command line has another name."""
+    for setting_name, known in settings_of(AnalysisSettings).items():
+        if f"--{name.replace('_', '-')}" in known.flags:
+            return f"; the option --{name.replace('_', '-')} is `{setting_name}` in Python"
+    return ""
+
+
 def _place(part: type) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
@@ -121,7 +129,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
                 raise InvalidArgumentError(
                     f"added must not hold {name!r}: {name} has an option of its own: `{name}`"
                 )
-            near = nearest(name, [*declared])
+            near = _by_flag(name) or nearest(name, [*declared])
             takes = ", ".join(known) or "none, as no chosen measure of another package has settings"
             added_takes = "" if near and not known else f": `added` takes {takes}"
             raise InvalidArgumentError(f"setting {name!r} is not known{added_takes}{near}")

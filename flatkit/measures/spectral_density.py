@@ -1,11 +1,12 @@
 """Density of the eigenvalues of the Hessian, smoothed."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from flatkit.measures.base import Draft, Measure
-from flatkit.measures.reading import Reading, detail
+from flatkit.measures.reading import Reading, detail, over_samples
 from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results.cost import Cost
 from flatkit.results.result import Result
@@ -70,7 +71,10 @@ def read(result: Result) -> list[Reading]:
     own = result.settings
     mean = (own["mean"], own["mean_error"])
     return [
-        detail(result, "density_mean", "mean of the density", *mean, "standard_error"),
+        replace(
+            detail(result, "density_mean", "mean of the density", *mean, "standard_error"),
+            **over_samples(result),
+        ),
         detail(result, "density_mass", "mass of the density", own["mass"], 0.0, "exact"),
     ]
 
@@ -84,6 +88,7 @@ MEASURE = Measure(
     on_request=True,
     figures={"density": "flatkit.render.figures.spectra:density_figure"},
     passes=lambda session: 300.0 * session.product_price,
+    influence=lambda samples, result: samples.mean_eigenvalue(result),
     about="Where the eigenvalues lie, as a smoothed density of total mass 1. Of a trained "
     "classifier most lie near 0, and a few, about as many as there are classes, stand "
     "apart.",

@@ -109,7 +109,7 @@ def _as_bound(result: Result, reading: Reading) -> Reading:
 def _largest(reading: Reading) -> Reading:
     return replace(
         reading,
-        key="top_eigenvalue",
+        key="top_eigenvalues",
         title="top eigenvalue λmax",
         role="flatness",
         better="lower",

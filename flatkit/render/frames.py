@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("run", "group", "seed", "epoch", "measure", "rho", "split", "value", "error", "kind",
            "status")  # fmt: skip
-"""Of tidy rows; `kind` is that of the error."""
+"""Of tidy rows; `measure` is its name as in `measures=`, with more after it for further numbers of
+the same measure, such as `first_order_flatness_over_rho_squared`; `kind` is that of the error."""
 
 
 def tidy_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""What a notebook shows of an object: short HTML in the colours of its page."""
+"""What a notebook shows of an object: short HTML in the colours of its page, and its figures."""
 
+import sys
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -16,6 +17,9 @@ from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.results.comparison import Comparison
 from flatkit.results.report import Report
 from flatkit.results.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LONGEST = 160
 """Characters of a cell."""
@@ -40,6 +44,40 @@ def html(shown: Any) -> str:
         facts: Any = describe()
         return table_html(_facts(repr(shown), facts))
     return f"<pre>{escape(repr(shown))}</pre>"
+
+
+def at_end(figure: "Figure") -> "Figure":
+    """Return a figure, which a notebook shows when its cell ends, as it does those of pyplot.
+
+    Once: where the cell ends in the figure the notebook shows it by itself. Elsewhere than in a
+    notebook nothing happens.
+
+    >>> from matplotlib.figure import Figure
+    >>> figure = Figure()
+    >>> at_end(figure) is figure
+    True
+    """
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if getattr(shell, "kernel", None) is not None:
+        if not _drawn:
+            shell.events.register("post_run_cell", _show_drawn)
+        _drawn.append(figure)
+    return figure
+
+
+_drawn: "list[Figure]" = []
+"""In the cell that runs."""
+
+
+def _show_drawn(cell: Any) -> None:
+    """Show the figures of a cell that ended, but the one that it returned."""
+    ipython: Any = sys.modules["IPython"]
+    figures = [figure for figure in _drawn if figure is not cell.result]
+    _drawn.clear()
+    ipython.get_ipython().events.unregister("post_run_cell", _show_drawn)
+    for figure in figures if cell.success else ():
+        ipython.display.display(figure)
 
 
 def _surface(surface: Surface) -> Sheet:

@@ -5,6 +5,7 @@ name, when something is to be shown.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,19 +38,21 @@ class Plots:
     def __call__(self, **options: Any) -> Any:
         """Return the figure that tells most, a `matplotlib.figure.Figure`.
 
+        A notebook shows it once, whether the cell ends in it or not.
+
         Args:
             **options: of the function that draws it.
 
         Raises:
             NothingToDrawError: there is nothing to draw; the message says what would have a figure.
         """
-        return _render("plots", "best")(self._subject)(**options)
+        return _drawing(_render("plots", "best")(self._subject))(**options)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return the function that draws one figure; it takes options alone."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return _render("plots", "figure")(self._subject, name)
+        return _drawing(_render("plots", "figure")(self._subject, name))
 
     def __dir__(self) -> list[str]:
         return list(_render("plots", "names")(self._subject))
@@ -93,6 +96,16 @@ def table_of(subject: Any, format: str, **options: Any) -> str:
 
 def _render(module: str, name: str) -> Any:
     return getattr(import_module(f"flatkit.render.{module}"), name)
+
+
+def _drawing(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that draws, and lets a notebook show what it drew."""
+
+    @wraps(draw)
+    def shown(**options: Any) -> Any:
+        return _render("notebook", "at_end")(draw(**options))
+
+    return shown
 
 
 def in_short(value: Any) -> str:

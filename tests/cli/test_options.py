@@ -8,6 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from flatkit.errors import InvalidArgumentError
+from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.settings import setting, settings_of
 from flatkit_cli.main import cli, main
@@ -126,3 +128,15 @@ def test_the_shared_options_reach_what_verify_measures(tmp_path, capsys):
     assert radii == {0.01, 0.02}
     assert main(["verify", checkpoint, "--device", "tpu"]) == 2
     assert "device" in capsys.readouterr().err
+
+
+def test_an_option_of_another_name_than_its_setting_takes_that_name_too_unlisted():
+    assert parsed("--dog-args", "age=3") == parsed("--dog-arg", "age=3")
+    text = CliRunner().invoke(walk, ["--help"]).output
+    assert "--dog-arg " in text and "--dog-args" not in text
+
+
+def test_a_python_caller_who_writes_the_option_is_told_the_setting():
+    with pytest.raises(InvalidArgumentError, match="--eigenvalues is `num_eigenvalues` in Python"):
+        AnalysisSettings().changed({"eigenvalues": 3})
+    assert "num-eigenvalues" not in CliRunner().invoke(cli, ["analyze", "--help"]).output

@@ -14,6 +14,7 @@ import flatkit
 from flatkit.checkpoints import task_file
 from flatkit.comparison import compare as module
 from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError, TaskError
+from flatkit.measures.registry import MEASURES as MEASURES_KNOWN
 from flatkit.render.runs import RunLines, RunsProgress
 from flatkit.results import Comparison, Entry, Report, Result
 
@@ -277,3 +278,34 @@ def test_a_table_of_the_runs_tells_how_far_they_are(runs, capsys):
     assert "2 of 2 checkpoints done" in text and "gam-seed1" in text and "top" in text
     run(["runs/gam*/epoch-9.pt"])
     assert capsys.readouterr().err == ""
+
+
+def test_what_no_run_could_measure_stays_with_the_reason(runs):
+    given = {"measures": ["loss", "accuracy", "quadratic_model_maximum"], "geometry": "linf"}
+    shown = run(["runs/*.pt"], **given, rho=[0.1])
+    assert "not measured: quadratic_model_maximum (the ball is not round)" in shown.table()
+    assert "not measured" in shown.table("latex") and "not round" in shown.to_html()
+    kept = Comparison.from_json(shown.to_json())
+    assert "quadratic_model_maximum (the ball is not round)" in kept.table()
+    few = run(["runs/*.pt"], measures=["loss", "trace"], budget=1)
+    assert "not measured: trace (the budget ended before its first value)" in few.table()
+
+
+def test_what_is_measured_and_not_compared_is_named(runs):
+    shown = run(["runs/*.pt"], measures=["loss", "average_sharpness"], rho=[0.1])
+    assert "in the report of each run, not compared: average_sharpness" in shown.table()
+
+
+def test_a_measure_that_does_not_say_what_the_samples_contribute_is_named(runs, monkeypatch):
+    def measure(session):
+        return [Result("weight_norm", float(session.objective.theta.norm()))]
+
+    added = flatkit.Measure("weight_norm", "a norm", measure)
+    monkeypatch.setitem(MEASURES_KNOWN._homes, "weight_norm", added)
+    shown = run(["runs/*.pt"], measures=["loss", "frobenius_norm", "weight_norm"])
+    quantities = shown.statistics().quantities
+    assert not quantities["train_loss"].unsampled and not quantities["frobenius_norm"].unsampled
+    assert all(row.sampling for row in quantities["frobenius_norm"].rows)
+    line = "without the error of the data sample: weight norm (its measure does not say"
+    assert line in " ".join(shown.table("markdown", pairs=True).split())
+    assert "Without the error of the data sample: weight norm" in shown.to_html()

@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from flatkit import Task, analyze
+from flatkit.comparison.readings import readings
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
 from flatkit.measures.settings import AnalysisSettings
@@ -17,6 +18,7 @@ from flatkit.objective.blocks import blocks_of
 MEASURES = (
     *("loss", "accuracy", "gradient_norm", "top_eigenvalues", "bottom_eigenvalues", "trace"),
     *("zeroth_order_sharpness", "first_order_flatness", "max_gradient_norm"),
+    *("frobenius_norm", "rounding"),
 )
 
 
@@ -127,6 +129,76 @@ def test_the_trace_moves_by_that_of_a_block_and_its_error_is_not_too_small(measu
     found = torch.tensor(values(measured.result("trace")))
     assert torch.corrcoef(torch.stack([exact, found]))[0, 1] > 0.3  # of two samples each
     assert 0.8 < float(found.std() / exact.std()) < 2.5
+
+
+def test_the_frobenius_norm_moves_by_the_product_with_it_and_its_error_is_not_too_small(measured):
+    whole = dense(torch.arange(50))[2]
+    parts = [dense(rows)[2] for rows in blocks()]
+    exact = torch.tensor([float((whole * part).sum() / whole.norm()) for part in parts])
+    result = measured.result("frobenius_norm")
+    found = torch.tensor(values(result))
+    assert torch.corrcoef(torch.stack([exact, found]))[0, 1] > 0.9  # of two samples each
+    assert 0.8 < float(found.std() / exact.std()) < 1.5
+    # The noise of the Hessian, across it, lengthens it.
+    noise = torch.stack([(part - whole).flatten() for part in parts]) / 25
+    along = noise @ (whole / whole.norm()).flatten()
+    across = float((noise.square().sum() - along.square().sum()) * 25 / 24)
+    wanted = across / (2 * float(whole.norm()))
+    assert result.settings["sampling_bias"] == pytest.approx(wanted, rel=0.5)
+
+
+def test_the_norm_of_a_network_as_small_as_its_krylov_space_moves_exactly():
+    torch.manual_seed(1)
+    inputs = torch.randn(50, 4, dtype=torch.float64)
+    model, data = nn.Linear(4, 1, bias=False).double(), (inputs, inputs[:, :1])
+    found = analyze(model, "mse", data, measures=["frobenius_norm"], progress=False)
+    result = found.result("frobenius_norm")
+    whole = 2 * inputs.T @ inputs / 50
+    parts = [2 * inputs[rows].T @ inputs[rows] / 2 for rows in blocks()]
+    assert values(result) == pytest.approx([float((whole * p).sum() / whole.norm()) for p in parts])
+    noise = torch.stack([part - whole for part in parts]).flatten(1) / 25
+    along = noise @ (whole / whole.norm()).flatten()
+    across = float((noise.square().sum() - along.square().sum()) * 25 / 24)
+    bias = across / (2 * float(whole.norm()))
+    assert result.settings["sampling_bias"] == pytest.approx(bias)
+
+
+def test_the_mean_of_the_density_moves_as_the_trace_does(measured):
+    found = report(measures=["trace", "spectral_density"])
+    density, trace = found.result("spectral_density"), found.result("trace")
+    size = 31
+    shift = density.settings["mean"] - trace.value / size
+    assert values(density) == pytest.approx([v / size + shift for v in values(trace)])
+    assert "of the curve not known" in density.settings["sampling_error_is"]
+    assert readings(density)[0].sampling_error == pytest.approx(
+        trace.settings["sampling_error"] / size
+    )
+    cost = density.cost.matvecs + trace.cost.matvecs
+    apart = [report(measures=[name]).results[0] for name in ("trace", "spectral_density")]
+    assert sum(one.cost.matvecs for one in apart) - cost >= 4  # their probes are the same
+
+
+def test_m_sharpness_is_a_mean_over_batches_that_are_samples_themselves():
+    found = report(measures=["loss"], m_sharpness=5).result("m_sharpness")
+    each = torch.tensor(values(found), dtype=torch.float64)
+    assert len(each) == 10
+    assert found.value == pytest.approx(float(each.mean()))
+    assert found.settings["sampling_error"] == pytest.approx(float(each.std()) / math.sqrt(10))
+    (reading,) = readings(found)
+    assert reading.key == "m_sharpness[m=5][rho=0.3]"
+    assert reading.influence == tuple(each.tolist())
+
+
+def test_rounding_moves_by_what_the_blocks_do_at_the_rounded_weights(measured):
+    model = task()[0]
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    parts = []
+    for p in model.parameters():
+        step = p.detach().abs().max() / 7  # 4 bits
+        parts.append((torch.round(p.detach() / step) * step if p.ndim > 1 else p.detach()).flatten())
+    at = torch.cat(parts) - theta
+    wanted = [dense(rows, at)[0] - dense(rows)[0] for rows in blocks()]
+    assert values(measured.result("rounding", bits=4)) == pytest.approx(wanted)
 
 
 def test_r0_and_r1_move_by_what_the_blocks_do_at_the_point_found(measured):

@@ -90,7 +90,7 @@ def test_csv_is_a_tidy_table_in_full_precision(names):
     assert tuple(frame.columns) == COLUMNS
     assert set(frame["group"]) == set(names) and set(frame["seed"]) == {0, 1, 2}
     assert len(frame) == 3 * len(names) * (2 + 2 + 1 + 3 * 3)
-    top = frame[(frame.measure == "top_eigenvalue") & (frame.group == names[1])]
+    top = frame[(frame.measure == "top_eigenvalues") & (frame.group == names[1])]
     assert top["value"].tolist() == [4.0, 4.02, 4.04] and set(top["kind"]) == {"residual"}
     flat = frame[frame.measure == "first_order_flatness"]
     assert set(flat["rho"]) == set(RADII) and flat["error"].isna().all()
@@ -101,8 +101,8 @@ def test_csv_is_a_tidy_table_in_full_precision(names):
 def test_the_csv_of_pairs_has_the_numbers_of_the_statistics():
     shown = comparison()
     rows = list(csv.DictReader(io.StringIO(shown.table("csv", pairs=True))))
-    (pair,) = (row for row in rows if row["quantity"] == "top_eigenvalue")
-    (known,) = shown.statistics().quantities["top_eigenvalue"].pairs
+    (pair,) = (row for row in rows if row["quantity"] == "top_eigenvalues")
+    (known,) = shown.statistics().quantities["top_eigenvalues"].pairs
     assert float(pair["difference"]) == known.difference == pytest.approx(-1.01)
     assert float(pair["p_holm"]) == known.p_holm and pair["paired_by"] == "seed"
 

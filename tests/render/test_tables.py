@@ -69,7 +69,7 @@ def text_of(renderable, width=80):
     return stream.getvalue()
 
 
-def flattest(comparison, key="top_eigenvalue"):
+def flattest(comparison, key="top_eigenvalues"):
     return [row["name"] for row in comparison_rows(comparison) if row[f"{key}_flattest"]]
 
 
@@ -187,8 +187,8 @@ def test_groups_are_means_with_the_standard_deviation_over_their_runs():
     tops = [2.0, 2.5, 4.0]
     row = comparison_rows(grouped(gam=[report(top=top) for top in tops], sgd=[report()]))[0]
     assert row["name"] == "gam" and row["runs"] == 3
-    assert row["top_eigenvalue"] == pytest.approx(17 / 6)
-    assert row["top_eigenvalue_spread"] == pytest.approx(statistics.stdev(tops))
+    assert row["top_eigenvalues"] == pytest.approx(17 / 6)
+    assert row["top_eigenvalues_spread"] == pytest.approx(statistics.stdev(tops))
     assert row["spread_is"] == "standard deviation over runs"
     assert row["first_order_flatness_over_rho_squared[rho=0.1]"] == pytest.approx(3.1)
     assert row["test_accuracy"] == pytest.approx(95.5)

@@ -122,6 +122,8 @@ def _of_several(comparison: Comparison, faults: list[str]) -> dict[str, Any]:
     if summary is not None and summary.unknown:
         names = ", ".join(summary.unknown)
         caveats.append(f"of packages that are not installed here, so left out: {names}")
+    if summary is not None:
+        caveats += [f"not measured: {text}" for text in summary.unmeasured]
     said = list(statistics.verdict) if statistics is not None else []
     grouped = summary is not None and summary.grouped
     return {

@@ -98,7 +98,7 @@ def _sentence(one: Reading) -> str:
 
 def _theory(found: Sequence[Reading]) -> str:
     """Return what R1/ρ² beside λmax says of the smallest ball, where both are known."""
-    top = next((one for one in found if one.key == "top_eigenvalue"), None)
+    top = next((one for one in found if one.key == "top_eigenvalues"), None)
     ball = next((one for one in found if one.title.startswith("R1/ρ²")), None)
     if top is None or ball is None or top.value <= 0 or ball.rho is None:
         return ""

@@ -13,6 +13,7 @@ from flatkit.measures.reading import Reading
 from flatkit.measures.registry import MEASURES
 from flatkit.render.notation import significant, with_spread
 from flatkit.render.readings import error_text, value_text
+from flatkit.render.tables.pairs import unsampled
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
 from flatkit.results.result import Result
@@ -319,7 +320,9 @@ def error_table(statistics: Statistics) -> Table:
         for value in quantity.rows
     ]
     columns = ("quantity", "group", "runs", "mean", "solver", "seeds", "data sample")
-    return Table("The three errors apart", columns, rows, _OF_ERRORS)
+    without = [f"{line[0].upper()}{line[1:]}." for line in unsampled(statistics.quantities.values())]
+    legend = " ".join([_OF_ERRORS, *without])
+    return Table("The three errors apart", columns, rows, legend)
 
 
 _OF_ERRORS = (

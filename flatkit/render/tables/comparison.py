@@ -257,6 +257,7 @@ def _warnings(summary: Summary) -> list[str]:
     if summary.unknown:
         names = ", ".join(summary.unknown)
         lines.append(f"! of packages that are not installed here, so left out: {names}")
+    lines += [f"! not measured: {text}" for text in summary.unmeasured]
     return lines
 
 
@@ -273,4 +274,6 @@ def _legend(summary: Summary) -> list[str]:
         lines.append("≥: lower bounds, the best points that searches in the ball found")
     if any(cell.flattest for cell in cells):
         lines.append("*: flattest, beyond all errors that are known")
+    if summary.apart:
+        lines.append(f"in the report of each run, not compared: {', '.join(summary.apart)}")
     return lines

@@ -1,9 +1,11 @@
 """The table of differences between groups: each with its interval and corrected p."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-from flatkit.comparison.statistics import Pair, statistics
+from flatkit.comparison.quantities import Pair, Quantity
+from flatkit.comparison.statistics import statistics
 from flatkit.render.notation import significant, with_spread
 from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.results.comparison import Comparison
@@ -43,7 +45,24 @@ def pairs_sheet(comparison: Comparison) -> Sheet:
     notes = ["p: of no difference, corrected for all pairs of a quantity (Holm)"]
     if any(row[2].strong for row in rows):
         notes.append("*: they differ, beyond all errors that are known, at 5 %")
+    notes += unsampled(found.quantities.values())
     return Sheet(columns, rows, leading=2, warnings=list(found.caveats), notes=notes)
+
+
+def unsampled(quantities: Iterable[Quantity]) -> list[str]:
+    """Return of which quantities the error of the data sample is not known, a line for each reason.
+
+    >>> unsampled([Quantity("trace", "trace tr H", "lower", "flatness", [], [], None, "", "few")])
+    ['without the error of the data sample: trace tr H (few)']
+    """
+    whose: dict[str, list[str]] = {}
+    for quantity in quantities:
+        if quantity.unsampled:
+            whose.setdefault(quantity.unsampled, []).append(quantity.title)
+    return [
+        f"without the error of the data sample: {', '.join(titles)} ({why})"
+        for why, titles in whose.items()
+    ]
 
 
 def pairs_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""Curvature along fits of two processes: the first one measures and logs, once, the same numbers."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+PROGRAM = Path(__file__).with_name("distributed_fit.py")
+
+
+def fit(library: str, folder: Path, processes: int) -> list[dict[str, float]]:
+    """Return what the first process measured, after the others measured nothing."""
+    folder.mkdir()
+    start = [sys.executable]
+    if library == "transformers" and processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", f"{processes}", "--standalone"]
+    hidden = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    done = subprocess.run(
+        [*start, str(PROGRAM), library, str(folder), f"{processes}"],
+        env={**{k: v for k, v in os.environ.items() if k not in hidden}, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "could not be measured" not in done.stderr
+    histories: list[Any] = [
+        json.loads((folder / f"history-{rank}.json").read_text()) for rank in range(processes)
+    ]
+    assert histories[1:] == [[]] * (processes - 1)
+    return histories[0]
+
+
+def logged(library: str, folder: Path) -> list[dict[str, float]]:
+    """Return what the logger of the fit holds."""
+    if library == "transformers":
+        rows = json.loads((folder / "logged.json").read_text())
+    else:
+        files = list(folder.glob("**/metrics.csv"))
+        assert len(files) == 1
+        rows = [r for r in csv.DictReader(files[0].open()) if r["curvature/trace"]]
+    return [{k: float(v) for k, v in row.items() if k.startswith("curvature/")} for row in rows]
+
+
+@pytest.mark.parametrize("library", ["lightning", "transformers"])
+def test_two_processes_measure_what_one_does_and_log_it_once(library, tmp_path):
+    pytest.importorskip(library)
+    alone = fit(library, tmp_path / "one", 1)
+    both = fit(library, tmp_path / "two", 2)
+    assert len(alone) == len(both) == 2
+    for one, two, written in zip(alone, both, logged(library, tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)  # gradients are added up in another order
+        assert written == pytest.approx(two, rel=1e-6)
+    # The weights moved, so that the numbers are those of two states of one training.
+    assert alone[0]["curvature/loss"] > 1.01 * alone[1]["curvature/loss"]
