@@ -3,8 +3,9 @@
 Each problem is a linear regression drawn anew: inputs ~ N(0, Σ), targets with noise, two points θ.
 Of it the population value of every number is a closed form: H = 2Σ, the loss, the gradient, and the
 largest increase and gradient norm of a quadratic function in a ball (by dense eigenvectors and a
-secular equation); m-sharpness is the mean of such increases over 4,000 fresh batches. 300 samples are drawn, flatkit measures both points on them, and an interval of
-95 % is right if it holds the population value, of one point and of the difference of the two.
+secular equation); m-sharpness is the mean of such increases over 4,000 fresh batches. 300 samples
+are drawn, flatkit measures both points on them, and an interval of 95 % is right if it holds the
+population value, of one point and of the difference of the two.
 
     python -m benchmarks.sampling --trials 2000
 

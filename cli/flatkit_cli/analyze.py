@@ -10,7 +10,6 @@ import click
 
 from flatkit.errors import InterruptedAnalysis
 from flatkit.measures.registry import MEASURES
-from flatkit.measures.settings import AnalysisSettings
 from flatkit_cli.measuring import given_settings, measuring_options
 from flatkit_cli.options import Command
 from flatkit_cli.output import take_output

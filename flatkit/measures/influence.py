@@ -109,7 +109,10 @@ class Influences:
         size = self._session.curved.num_parameters
         traces = self._traces(size * float(result.settings["mean"]), blocks)
         found = _spread([one / size for one in traces], f"{_OF_TRACE}, over P")
-        return {**found, "sampling_error_is": f"of the mean: {found['sampling_error_is']}; {_CURVE}"}
+        return {
+            **found,
+            "sampling_error_is": f"of the mean: {found['sampling_error_is']}; {_CURVE}",
+        }
 
     def _traces(self, value: float, blocks: Blocks) -> list[float]:
         """Return what the blocks say of a trace."""

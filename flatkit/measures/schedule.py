@@ -280,7 +280,9 @@ class Schedule:
             "seconds": time.monotonic() - self.started,
             "unfinished": [process.name for process in self.processes if not process.done],
             "unmeasured": {
-                process.name: MEASURES[process.name].absent if process.done else _STOPPED[self.ended]
+                process.name: MEASURES[process.name].absent
+                if process.done
+                else _STOPPED[self.ended]
                 for process in self.processes
                 if not process.results
             },

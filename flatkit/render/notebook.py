@@ -59,7 +59,7 @@ def at_end(figure: "Figure") -> "Figure":
     """
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
-    if getattr(shell, "kernel", None) is not None:
+    if shell is not None and getattr(shell, "kernel", None) is not None:
         if not _drawn:
             shell.events.register("post_run_cell", _show_drawn)
         _drawn.append(figure)

@@ -282,17 +282,18 @@ def test_a_table_of_the_runs_tells_how_far_they_are(runs, capsys):
 
 def test_what_no_run_could_measure_stays_with_the_reason(runs):
     given = {"measures": ["loss", "accuracy", "quadratic_model_maximum"], "geometry": "linf"}
-    shown = run(["runs/*.pt"], **given, rho=[0.1])
+    shown = run(["runs/*/*.pt"], **given, rho=[0.1])
     assert "not measured: quadratic_model_maximum (the ball is not round)" in shown.table()
-    assert "not measured" in shown.table("latex") and "not round" in shown.to_html()
+    page = shown.to_html("page.html").read_text("utf-8")
+    assert "not measured" in shown.table("latex") and "not round" in page
     kept = Comparison.from_json(shown.to_json())
     assert "quadratic_model_maximum (the ball is not round)" in kept.table()
-    few = run(["runs/*.pt"], measures=["loss", "trace"], budget=1)
+    few = run(["runs/*/*.pt"], measures=["loss", "trace"], budget=1)
     assert "not measured: trace (the budget ended before its first value)" in few.table()
 
 
 def test_what_is_measured_and_not_compared_is_named(runs):
-    shown = run(["runs/*.pt"], measures=["loss", "average_sharpness"], rho=[0.1])
+    shown = run(["runs/*/*.pt"], measures=["loss", "average_sharpness"], rho=[0.1])
     assert "in the report of each run, not compared: average_sharpness" in shown.table()
 
 
@@ -302,10 +303,11 @@ def test_a_measure_that_does_not_say_what_the_samples_contribute_is_named(runs, 
 
     added = flatkit.Measure("weight_norm", "a norm", measure)
     monkeypatch.setitem(MEASURES_KNOWN._homes, "weight_norm", added)
-    shown = run(["runs/*.pt"], measures=["loss", "frobenius_norm", "weight_norm"])
+    shown = run(["runs/*/*.pt"], measures=["loss", "frobenius_norm", "weight_norm"])
     quantities = shown.statistics().quantities
     assert not quantities["train_loss"].unsampled and not quantities["frobenius_norm"].unsampled
     assert all(row.sampling for row in quantities["frobenius_norm"].rows)
     line = "without the error of the data sample: weight norm (its measure does not say"
     assert line in " ".join(shown.table("markdown", pairs=True).split())
-    assert "Without the error of the data sample: weight norm" in shown.to_html()
+    page = shown.to_html("page.html").read_text("utf-8")
+    assert "Without the error of the data sample: weight norm" in page

@@ -1,7 +1,7 @@
 """A fit by one or two processes on a CPU, as a program of a user: the callback of a library in it.
 
-    python distributed_fit.py lightning FOLDER 2
-    torchrun --nproc_per_node 2 distributed_fit.py transformers FOLDER 2
+python distributed_fit.py lightning FOLDER 2
+torchrun --nproc_per_node 2 distributed_fit.py transformers FOLDER 2
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Curvature along fits of two processes: the first one measures and logs, once, the same numbers."""
+"""Curvature along fits of two processes: the first one measures and logs the same numbers, once."""
 
 import csv
 import json

@@ -195,7 +195,9 @@ def test_rounding_moves_by_what_the_blocks_do_at_the_rounded_weights(measured):
     parts = []
     for p in model.parameters():
         step = p.detach().abs().max() / 7  # 4 bits
-        parts.append((torch.round(p.detach() / step) * step if p.ndim > 1 else p.detach()).flatten())
+        parts.append(
+            (torch.round(p.detach() / step) * step if p.ndim > 1 else p.detach()).flatten()
+        )
     at = torch.cat(parts) - theta
     wanted = [dense(rows, at)[0] - dense(rows)[0] for rows in blocks()]
     assert values(measured.result("rounding", bits=4)) == pytest.approx(wanted)

@@ -320,7 +320,9 @@ def error_table(statistics: Statistics) -> Table:
         for value in quantity.rows
     ]
     columns = ("quantity", "group", "runs", "mean", "solver", "seeds", "data sample")
-    without = [f"{line[0].upper()}{line[1:]}." for line in unsampled(statistics.quantities.values())]
+    without = [
+        f"{line[0].upper()}{line[1:]}." for line in unsampled(statistics.quantities.values())
+    ]
     legend = " ".join([_OF_ERRORS, *without])
     return Table("The three errors apart", columns, rows, legend)
 
