@@ -88,7 +88,7 @@ def test_compare_writes_the_files_that_are_asked_for(tmp_path, capsys):
     [
         ("markdown", "| gam | 95.00 | **2.0000** |"),
         ("latex", r"gam & 95.00 & \textbf{\boldmath 2.0000} \\"),
-        ("csv", "gam of the paper,gam of the paper,,,top_eigenvalue,,,2.0,0.0001,residual,conv"),
+        ("csv", "gam of the paper,gam of the paper,,,top_eigenvalues,,,2.0,0.0001,residual,conv"),
         ("html", "<strong>2.0000</strong>"),
     ],
 )
