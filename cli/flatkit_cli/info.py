@@ -119,16 +119,33 @@ def _tensor_table(tensors: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
 
 def as_text(facts: Mapping[str, Any]) -> str:
     """Return the facts of flatkit's own file for a reader: one a line, then the tensors."""
-    count = facts["parameters"]
+    count, task_file = facts["parameters"], facts.get("task_file")
+    of_task = (
+        [
+            ("task", task_file["function"]),
+            ("its file's sha256", task_file["sha256"]),
+            ("data sha256", task_file["data_sha256"]),
+        ]
+        if task_file
+        else []
+    )
+    of_names = (
+        []
+        if task_file
+        else [
+            ("model", _call(facts["model"])),
+            ("parameters", f"{count:,}" if count is not None else f"unknown: {facts['problem']}"),
+            ("loss", _call(facts["loss"])),
+            ("data", _call(facts["data"])),
+            ("data sha256", facts["data"]["sha256"]),
+        ]
+    )
     rows = [
         ("file", facts["path"]),
         ("sha256", facts["sha256"]),
         ("format", f"{facts['format']}, written by flatkit {facts['flatkit']}"),
-        ("model", _call(facts["model"])),
-        ("parameters", f"{count:,}" if count is not None else f"unknown: {facts['problem']}"),
-        ("loss", _call(facts["loss"])),
-        ("data", _call(facts["data"])),
-        ("data sha256", facts["data"]["sha256"]),
+        *of_task,
+        *of_names,
         ("epoch", str(facts["epoch"])),
         ("training", _pairs(facts["training"])),
         ("last epoch", _pairs(facts["last_row"] or {})),

@@ -65,4 +65,7 @@ def _text(row: "EpochRow") -> str:
     skipped = f"  {row.skipped} steps skipped so far (float16 overflow)" if row.skipped else ""
     if row.train_loss is None:
         return f"{row.seconds:.1f} s, not evaluated{skipped}"
-    return f"loss {row.train_loss:.4f}  test accuracy {row.test_accuracy:.4f}{skipped}"
+    judged = f"test loss {row.test_loss:.4f}"
+    if row.test_accuracy is not None:
+        judged = f"test accuracy {row.test_accuracy:.4f}"
+    return f"loss {row.train_loss:.4f}  {judged}{skipped}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit.training.config import TrainingConfig
+from flatkit.training.limits import OF_NAMED
 from flatkit.training.settings_file import read_settings, recipe_names
 from flatkit_cli.options import Command, option, setting_options
 
@@ -29,6 +30,7 @@ optimizer does not know is an error.
 \b
 flatkit train --data digits --model mlp --optimizer gam --epochs 5 --out runs/gam
 flatkit train --config cifar10-resnet18-gam --out runs/paper
+flatkit train --task my_task.py:build --optimizer sam --epochs 20 --out runs/mine
 flatkit train --resume --epochs 8 --out runs/gam
 """,
 )
@@ -91,23 +93,29 @@ def train(
         except KeyboardInterrupt:
             on_note(_interrupted(out))
             raise
-    click.echo(_outcome(outcome, tracker, out), err=True)
+    click.echo(_outcome(outcome, tracker, out, config.task), err=True)
     click.echo(str(outcome.checkpoint))
 
 
-def _outcome(outcome: "TrainingOutcome", tracker: "RunTracker | None", out: Path) -> str:
+def _outcome(
+    outcome: "TrainingOutcome", tracker: "RunTracker | None", out: Path, task: str | None
+) -> str:
     """Say what came out, and what to do next."""
-    row = next((r for r in reversed(outcome.history) if r.test_accuracy is not None), None)
+    row = next((r for r in reversed(outcome.history) if r.test_loss is not None), None)
     parts = [f"{len(outcome.history)} epochs"]
     if row is not None and row.test_accuracy is not None:
         parts.append(f"test accuracy {100 * row.test_accuracy:.2f} %")
+    elif row is not None:
+        parts.append(f"test loss {row.test_loss:.4g}")
+    if row is not None:
         parts.append(f"training loss {row.train_loss:.4g}")
     if tracker is not None and tracker.history:
         last = tracker.history[-1]
         top = f"λmax {last.values[0]:.4g} ± {last.errors[0]:.1g} at step {last.step}"
         parts.append(f"{top} (all in {out / 'curvature.json'})")
     checkpoint = shlex.quote(str(outcome.checkpoint))
-    return f"{', '.join(parts)}\nnext: flatkit analyze {checkpoint}"
+    of_task = f" --task {shlex.quote(task)}" if task else ""
+    return f"{', '.join(parts)}\nnext: flatkit analyze {checkpoint}{of_task}"
 
 
 def _config(source: str | None, options: dict[str, Any], resumed: Path | None) -> TrainingConfig:
@@ -126,6 +134,10 @@ def _overridden(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, An
 
     Arguments of the file's data, model or optimizer do not outlive another choice of it.
     """
+    if given.get("task"):
+        settings = {name: value for name, value in settings.items() if name not in OF_NAMED}
+    elif given.get("data") or given.get("model"):
+        settings = {name: value for name, value in settings.items() if name != "task"}
     merged = {**settings, **given}
     for kind in ("data", "model", "optimizer"):
         key, chosen = f"{kind}_kwargs", given.get(kind)

@@ -44,6 +44,8 @@ class Checkpoint(Shown):
         model: `{"name", "kwargs"}`.
         data: `{"name", "kwargs", "sha256"}`; the last is of the tensors.
         loss: `{"name", "kwargs"}`.
+        task_file: in place of these three, of a training of the user's own task: `function`
+            (`FILE.py:FUNCTION`), `sha256` of the file, `data_sha256`, and `changes` of the data.
         epoch: epochs of training done.
         config: settings of the training.
         history: one mapping an epoch.
@@ -65,6 +67,7 @@ class Checkpoint(Shown):
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     loss: Mapping[str, Any] = field(default_factory=dict)
+    task_file: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
@@ -75,6 +78,7 @@ class Checkpoint(Shown):
         sizes = [tensor.numel() for tensor in self.state_dict.values()]
         facts = [self.format, f"{len(sizes)} tensors of {sum(sizes):,} numbers"]
         facts += [self.model["name"]] if self.model else []
+        facts += [self.task_file["function"]] if self.task_file else []
         facts += [f"epoch {self.epoch}"] if self.epoch else []
         return f"<Checkpoint {self.path}: {', '.join(facts)}>"
 
@@ -212,12 +216,6 @@ class Checkpoint(Shown):
         """Return what a report says about its checkpoint, ready for JSON."""
         if not self.model:
             return self.describe_file()
-        data_and_model = ("data", "data_kwargs", "model", "model_kwargs")
-        training = {
-            key: value
-            for key, value in self.config.items()
-            if value is not None and key not in data_and_model
-        }
         return {
             **self._identity(),
             "flatkit": self.version,
@@ -225,15 +223,26 @@ class Checkpoint(Shown):
             "model": plain(self.model),
             "data": plain(self.data),
             "loss": plain(self.loss),
-            "optimizer": self.config.get("optimizer"),
-            "training": plain(training),
+            **self._of_training(),
         }
 
     def describe_file(self) -> dict[str, Any]:
         """Return what a report says of a file that gives the weights alone, ready for JSON."""
         about = {**self._identity(), "entry": self.entry, "other_entries": list(self.others)}
+        if self.task_file:
+            own = {"flatkit": self.version, "epoch": self.epoch, "task_file": self.task_file}
+            return {**about, **plain(own), **self._of_training()}
         epoch = self.beside.get("epoch")  # as the program that wrote it counts
         return about | ({"epoch": epoch} if type(epoch) in (int, float) else {})
+
+    def _of_training(self) -> dict[str, Any]:
+        data_and_model = ("data", "data_kwargs", "model", "model_kwargs")
+        training = {
+            key: value
+            for key, value in self.config.items()
+            if value is not None and key not in data_and_model
+        }
+        return {"optimizer": self.config.get("optimizer"), "training": plain(training)}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -257,6 +266,12 @@ class Checkpoint(Shown):
     def _recipe(self, part: Literal["model", "data", "loss"]) -> Recipe:
         """Return what the file says of model, data or loss."""
         recipe: Recipe = getattr(self, part)
+        if self.task_file:
+            function = self.task_file["function"]
+            raise CheckpointError(
+                f"{self.path} was trained on the task {function}, which is code and is never run "
+                f"unless you name it: give `task` {function}"
+            )
         if not recipe:
             raise CheckpointError(
                 f"{self.path} ({self.format}) holds weights but does not say which model, loss "

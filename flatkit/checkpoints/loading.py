@@ -79,6 +79,7 @@ def _native(file: Opened, content: Mapping[str, Any]) -> Checkpoint:
         model=content["model"],
         data=content["data"],
         loss=content["loss"],
+        task_file=content.get("task_file", {}),
         epoch=content["epoch"],
         config=content["config"],
         history=content["history"],

@@ -4,10 +4,12 @@ The file is a torch.save of one dictionary:
 
 | key | what |
 |---|---|
-| `flatkit_checkpoint` | the number of this format, 1 |
+| `flatkit_checkpoint` | the number of this format: 2 if a task file made the rest, else 1 |
 | `flatkit` | version of the package that wrote it |
 | `model`, `loss` | `{"name", "kwargs"}` in `flatkit.models.MODELS`, `flatkit.objective.LOSSES` |
 | `data` | the same in `flatkit.data.DATASETS`, and the `sha256` of the tensors |
+| `task_file` | in place of these three, all empty then: `function` (`FILE.py:FUNCTION`, never run \
+by reading this), `sha256` of the file, `data_sha256` of the samples, `changes` of these |
 | `state_dict` | of the model |
 | `epoch`, `config`, `history` | epochs done, settings, one row an epoch |
 | `training_state` | optimizer and random states, with which training goes on bit for bit |
@@ -25,7 +27,9 @@ from flatkit.files.atomic import write_atomically
 from flatkit.registry import plain
 from flatkit.version import __version__
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_TASK_FILE = 1
+"""The format that former versions read too."""
 
 _ENTRIES: dict[str, type] = {
     "flatkit": str,
@@ -39,15 +43,22 @@ _ENTRIES: dict[str, type] = {
     "training_state": dict,
 }
 _SPEC: dict[str, type] = {"name": str, "kwargs": dict}
+_TASK_FILE: dict[str, type] = {
+    "function": str,
+    "sha256": str,
+    "data_sha256": str,
+    "changes": dict,
+}
 
 
 def save(
     path: str | Path,
     *,
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    loss: Mapping[str, Any],
     state_dict: Mapping[str, Tensor],
+    model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    loss: Mapping[str, Any] | None = None,
+    task_file: Mapping[str, Any] | None = None,
     epoch: int = 0,
     config: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
@@ -61,11 +72,12 @@ def save(
         CheckpointError: an entry without which the file could not be loaded is missing.
     """
     content = {
-        "flatkit_checkpoint": FORMAT,
+        "flatkit_checkpoint": FORMAT if task_file else _WITHOUT_TASK_FILE,
         "flatkit": __version__,
-        "model": plain(model, "model"),
-        "data": plain(data, "data"),
-        "loss": plain(loss, "loss"),
+        "model": plain(model or {}, "model"),
+        "data": plain(data or {}, "data"),
+        "loss": plain(loss or {}, "loss"),
+        **({"task_file": plain(task_file, "task_file")} if task_file else {}),
         "state_dict": dict(state_dict),
         "epoch": epoch,
         "config": plain(config or {}, "config"),
@@ -86,16 +98,20 @@ def check_content(content: Mapping[str, Any], *, path: str | Path) -> None:
     Raises:
         CheckpointError: a newer format, or an entry that is missing or malformed.
 
-    >>> check_content({"flatkit_checkpoint": 2, "flatkit": "9.0"}, path="a.pt")
+    >>> check_content({"flatkit_checkpoint": 9, "flatkit": "9.0"}, path="a.pt")
     Traceback (most recent call last):
-    flatkit.errors.CheckpointError: a.pt has format 2, written by flatkit 9.0; flatkit ... reads
-    formats up to 1: upgrade flatkit
+    flatkit.errors.CheckpointError: a.pt has format 9, written by flatkit 9.0; flatkit ... reads
+    formats up to 2: upgrade flatkit
     """
     _check_format(content, path)
     _check_entries(content, _ENTRIES, str(path))
-    for key in ("model", "data", "loss"):
-        _check_entries(content[key], _SPEC, f"{path}, {key}")
-    _check_entries(content["data"], {"sha256": str}, f"{path}, data")
+    if "task_file" in content:
+        _check_entries(content, {"task_file": dict}, str(path))
+        _check_entries(content["task_file"], _TASK_FILE, f"{path}, task_file")
+    else:
+        for key in ("model", "data", "loss"):
+            _check_entries(content[key], _SPEC, f"{path}, {key}")
+        _check_entries(content["data"], {"sha256": str}, f"{path}, data")
     for key, value in content["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path} is malformed: state_dict[{key!r}] is not a tensor")

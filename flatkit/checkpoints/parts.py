@@ -1,7 +1,9 @@
 """What a checkpoint is to be completed with, where it names no model; no torch, for the CLI."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flatkit.data import DATASETS
@@ -11,6 +13,40 @@ from flatkit.objective.names import LOSSES
 from flatkit.settings import described, setting
 
 _NO_ARGUMENTS: dict[str, Any] = {}
+
+
+def file_of(spec: str, what: str) -> Path:
+    """Return the file of a function of the user, without running it.
+
+    Args:
+        spec: `FILE.py:FUNCTION`.
+        what: the function is for, in messages.
+
+    Raises:
+        InvalidArgumentError: not of this form, or there is no such file.
+
+    >>> file_of("mine.py", "trainer")
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: trainer must be FILE.py:FUNCTION, got 'mine.py'
+    """
+    name, colon, function = spec.rpartition(":")
+    path = Path(name)
+    if not colon or path.suffix != ".py" or not function.isidentifier():
+        raise InvalidArgumentError(f"{what} must be FILE.py:FUNCTION, got {spec!r}")
+    if not path.is_file():
+        raise InvalidArgumentError(
+            f"{what} names {path}, and there is no such file in {Path.cwd()}"
+        )
+    return path
+
+
+def file_digest(spec: str, what: str) -> str:
+    """Return the SHA-256 of the file of a function of the user; not of what it imports.
+
+    Raises:
+        InvalidArgumentError: as `file_of`.
+    """
+    return hashlib.sha256(file_of(spec, what).read_bytes()).hexdigest()
 
 
 @described

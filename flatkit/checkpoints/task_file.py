@@ -22,7 +22,7 @@ from torch import nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
-from flatkit.checkpoints.parts import Parts
+from flatkit.checkpoints.parts import Parts, file_of
 from flatkit.checkpoints.recipe import (
     build_data,
     build_loss,
@@ -30,6 +30,7 @@ from flatkit.checkpoints.recipe import (
     data_recipe,
     model_recipe,
 )
+from flatkit.checkpoints.taken_task import taken
 from flatkit.errors import InvalidArgumentError, TaskError
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
@@ -52,6 +53,8 @@ def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:
 def fitted(checkpoint: Checkpoint, task: Task, origin: Mapping[str, Any], parts: Parts) -> Task:
     """Return a task whose model has taken the weights of a checkpoint.
 
+    Where flatkit trained it on fewer samples or wrong labels of the same data, these are measured.
+
     Args:
         checkpoint: of that model.
         task: its model is changed.
@@ -68,6 +71,12 @@ def fitted(checkpoint: Checkpoint, task: Task, origin: Mapping[str, Any], parts:
             ignore=parts.ignore,
             allow_uninitialised=parts.allow_uninitialised,
         )
+    if changes := checkpoint.task_file.get("changes"):
+        whole = taken(task)
+        if whole.sha256 == checkpoint.task_file["data_sha256"]:
+            task = whole.changed(changes).task
+        else:
+            notes = [*notes, f"trained on other data, of which {', '.join(changes)} are left out"]
     return replace(
         task,
         name=task.name or checkpoint.name,
@@ -118,12 +127,7 @@ def load_function(spec: str, *, what: str = "function") -> Callable[..., Any]:
         InvalidArgumentError: not of this form, or there is no such file.
         TaskError: the file fails, or has no such function.
     """
-    name, colon, function = spec.rpartition(":")
-    path = Path(name)
-    if not colon or path.suffix != ".py" or not function.isidentifier():
-        raise InvalidArgumentError(f"{what} must be FILE.py:FUNCTION, got {spec!r}")
-    if not path.is_file():
-        raise InvalidArgumentError(f"{what} names {path}, and there is no such file")
+    path, function = file_of(spec, what), spec.rpartition(":")[2]
     module = _run(path)
     found = getattr(module, function, None)
     if not callable(found):

@@ -1,7 +1,7 @@
 """A data set made from another: fewer samples, a validation split, wrong labels; seeded."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,39 +45,107 @@ def derived(
     >>> noisy.train.samples, noisy.validation.samples, noisy.test.samples
     (20, 10, 10)
     """
+    made = derivation(
+        dataset.train.samples,
+        dataset.train.targets,
+        classes=dataset.classes,
+        train_samples=train_samples,
+        validation_samples=validation_samples,
+        label_noise=label_noise,
+        data_seed=data_seed,
+    )
+    if not made.changes:
+        return dataset
+    assert made.labels is not None  # there were targets
+    inputs, labels = dataset.train.inputs, made.labels
+    return replace(
+        dataset,
+        train=Split(inputs[made.train], labels[made.train]),
+        validation=None
+        if made.validation is None
+        else Split(inputs[made.validation], labels[made.validation]),
+        clean_targets=dataset.train.targets[made.train] if label_noise else None,
+        changes=made.changes,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Derivation:
+    """Which samples are left for what, and with which labels.
+
+    Attributes:
+        train: rows of the samples that are trained on, int64, sorted.
+        validation: rows of those that choose settings; None without such.
+        labels: of all samples [N], those that were made wrong among them; None of what has none.
+        changes: arguments of `derivation` that made it; empty if nothing changed.
+    """
+
+    train: Tensor
+    validation: Tensor | None
+    labels: Tensor | None
+    changes: Mapping[str, Any]
+
+
+def derivation(
+    samples: int,
+    labels: Tensor | None,
+    *,
+    classes: int = 0,
+    train_samples: int | None = None,
+    validation_samples: int = 0,
+    label_noise: float = 0.0,
+    data_seed: int = 0,
+) -> Derivation:
+    """Return what `derived` makes of samples, by their numbers.
+
+    Args:
+        samples: N.
+        labels: classes, int64 [N]; without, samples are drawn whatever their targets are.
+        classes: how many there are.
+        train_samples: as of `derived`, as the next three.
+        validation_samples: of these, not for training.
+        label_noise: share of the labels that are made wrong.
+        data_seed: of the draws.
+
+    Raises:
+        InvalidArgumentError: as of `derived`; or wrong labels of samples that have none.
+
+    >>> made = derivation(10, None, train_samples=5, validation_samples=2)
+    >>> len(made.train), len(made.validation), made.changes["train_samples"]
+    (3, 2, 5)
+    """
     changes: dict[str, Any] = {
         "train_samples": train_samples,
         "validation_samples": check_count("validation_samples", validation_samples, minimum=0),
         "label_noise": check_fraction("label_noise", label_noise),
     }
     changes = {name: value for name, value in changes.items() if value}
+    rows, validation = np.arange(samples), None
     if not changes:
-        return dataset
+        return Derivation(torch.from_numpy(rows), None, labels, {})
+    if label_noise and labels is None:
+        raise InvalidArgumentError(
+            "label_noise needs targets that are classes, whole numbers [N]; leave it out"
+        )
     draw = np.random.default_rng(check_count("data_seed", data_seed, minimum=0))
-    split = dataset.train
+    groups = np.zeros(samples, np.int64) if labels is None else labels.cpu().numpy()
     if train_samples is not None:
         wanted = check_count("train_samples", train_samples)
-        split = _rows(split, _stratified("train_samples", split.targets.numpy(), wanted, draw))
-    clean = split.targets
-    if label_noise:
-        split = Split(split.inputs, _wrong(clean, label_noise, dataset.classes, draw))
-    validation = None
+        rows = _stratified("train_samples", groups, wanted, draw)
+    if label_noise and labels is not None:
+        wrong = _wrong(labels[torch.from_numpy(rows)], label_noise, classes, draw)
+        labels = labels.index_copy(0, torch.from_numpy(rows), wrong)
     if validation_samples:
-        chosen = _stratified("validation_samples", clean.numpy(), validation_samples, draw)
-        left = np.setdiff1d(np.arange(split.samples), chosen)
+        chosen = _stratified("validation_samples", groups[rows], validation_samples, draw)
+        left = np.setdiff1d(np.arange(len(rows)), chosen)
         if not len(left):
             raise InvalidArgumentError(
                 f"validation_samples must leave samples to train on, got {validation_samples} of "
-                f"{split.samples}"
+                f"{len(rows)}"
             )
-        validation, split, clean = _rows(split, chosen), _rows(split, left), clean[left]
-    return replace(
-        dataset,
-        train=split,
-        validation=validation,
-        clean_targets=clean if label_noise else None,
-        changes={**changes, "data_seed": data_seed},
-    )
+        rows, validation = rows[left], torch.from_numpy(rows[chosen])
+    changes |= {"data_seed": data_seed}
+    return Derivation(torch.from_numpy(rows), validation, labels, changes)
 
 
 def with_changes(dataset: Dataset, changes: Mapping[str, Any]) -> Dataset:
@@ -90,11 +158,6 @@ def with_changes(dataset: Dataset, changes: Mapping[str, Any]) -> Dataset:
     True
     """
     return derived(dataset, **changes)
-
-
-def _rows(split: Split, rows: np.ndarray) -> Split:
-    chosen = torch.from_numpy(rows)
-    return Split(split.inputs[chosen], split.targets[chosen])
 
 
 def _stratified(

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatkit.checkpoints.parts import Parts
 from flatkit.comparison.workers import usable_cores
 from flatkit.devices import free_bytes
 from flatkit.measures.effort import EffortSettings
@@ -17,6 +18,7 @@ from flatkit.studies.settings import Study
 
 if TYPE_CHECKING:
     from flatkit.measures.schedule import Schedule
+    from flatkit.objective.task import Task
 
 
 _LONG = 2.0
@@ -71,13 +73,14 @@ def forecast(
         epochs, every = settings["epochs"], settings["save_every"]
         with tempfile.TemporaryDirectory() as folder:
             checkpoint, trained = _timed(settings, Path(folder) / "run")
-            whole = plan(checkpoint, **study.analysis)
+            subject = _subject(checkpoint, study.task or settings.get("task"))
+            whole = plan(subject, **study.analysis)
             seconds = _seconds(whole)
             largest = max(largest, whole.forecast.memory)
             if study.matched and every:
                 measures = ["loss", *(name for name in study.matched if name != "loss")]
                 fewer: dict[str, Any] = {**study.analysis, "measures": measures}
-                part = plan(checkpoint, **fewer)
+                part = plan(subject, **fewer)
                 seconds += _seconds(part) * (epochs // every)
         tuned = len(arm.variants()) * study.tuning_seeds if arm.tune else 0
         training += trained * (len(study.seeds) + tuned)
@@ -103,6 +106,13 @@ def _timed(settings: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
     evaluations = math.ceil(settings["epochs"] / settings["evaluate_every"])
     evaluation = max(0.0, seconds[-1] - epoch)
     return outcome.checkpoint, epoch * settings["epochs"] + evaluation * evaluations
+
+
+def _subject(checkpoint: Path, task: str | None) -> "Path | Task":
+    from flatkit.checkpoints.loading import load
+    from flatkit.checkpoints.task_file import assemble
+
+    return assemble(load(checkpoint), Parts(task=task)) if task else checkpoint
 
 
 def _seconds(schedule: "Schedule") -> float:

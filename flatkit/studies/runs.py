@@ -89,7 +89,8 @@ def choose(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Return for each tuned arm the values of the best mean accuracy on the validation split.
 
-    A variant of which a run diverged is not chosen, unless all did; of equal ones the first is.
+    Where outputs are no classes it is the lowest mean loss. A variant of which a run diverged is
+    not chosen, unless all did; of equal ones the first is.
 
     Args:
         study: what is asked.
@@ -99,11 +100,18 @@ def choose(
     for condition, arm in product(study.conditions, study.arms):
         for variant in arm.variants() if arm.tune else ():
             found = [outcomes[run.folder] for run in _of(study, condition, arm, variant)]
-            values = [one["validation_accuracy"] for one in found]
-            bad = any(value is None for value in values)
-            score = float("-inf") if bad else sum(values) / len(values)
+            values = [_score(one) for one in found]
+            score = sum(values) / len(values)
             scores.setdefault((condition, arm.name), []).append((score, variant))
     return {key: max(tried, key=lambda one: one[0])[1] for key, tried in scores.items()}
+
+
+def _score(outcome: Mapping[str, Any]) -> float:
+    """Return how good a run is on the validation split; a run that diverged is the worst."""
+    accuracy, loss = outcome["validation_accuracy"], outcome.get("validation_loss")
+    if accuracy is not None:
+        return accuracy
+    return float("-inf") if loss is None else -loss
 
 
 def _of(study: Study, condition: str, arm: Arm, variant: Mapping[str, Any]) -> Iterator[Run]:
@@ -148,8 +156,9 @@ def run_one(
     try:
         outcome = _trained(place, settings, trainer)
         if analysis is not None:
-            _measured(place, outcome.pop("checkpoint"), analysis, along, task)
-        elif outcome["validation_accuracy"] is None:
+            named = task or ("" if trainer else settings.get("task") or "")
+            _measured(place, outcome.pop("checkpoint"), analysis, along, named)
+        elif trainer and outcome["validation_accuracy"] is None:
             raise FlatkitError(
                 f"{trainer} must return a mapping with 'validation_accuracy' beside 'checkpoint', "
                 "as values are tuned by it"
@@ -201,6 +210,7 @@ def _trained(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str
         "diverged": None,
         "epochs": len(rows),
         "validation_accuracy": last.get("validation_accuracy"),
+        "validation_loss": last.get("validation_loss"),
         **{name: last[name] for name in kept},
     }
 

@@ -33,6 +33,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from flatkit.checkpoints.parts import file_of
 from flatkit.checks import check_choice, check_count, check_fraction, check_positive, nearest
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
@@ -104,7 +105,8 @@ class Study:
         tuning_seeds: seeds by which values are chosen; they are not those of the study.
         smallest_ratio: of a flatness to the base's: a decrease that matters is at least so large.
         smallest_gain: of the test accuracy, in [0, 1], likewise.
-        task: `file.py:function` of the analyses, for models that flatkit does not know.
+        task: `file.py:function` of the analyses, for models that flatkit does not know; by default
+            the `task` of the trainings, where they have one.
         trainer: `file.py:function(folder, seed, settings)` that trains in place of flatkit and
             returns the path of its checkpoint.
 
@@ -200,10 +202,12 @@ class Study:
             _check_matched(self.matched)
         for what in ("task", "trainer"):
             if spec := getattr(self, what):
-                check_function(what, spec)
+                file_of(spec, what)
         for condition, arm in product(self.conditions, self.arms):
             for variant in arm.variants():
-                self.training(condition, arm, self.seeds[0], variant)
+                settings = self.training(condition, arm, self.seeds[0], variant)
+                if settings.get("task") and not self.trainer:
+                    file_of(settings["task"], "task")
 
     @property
     def analysis(self) -> dict[str, Any]:
@@ -328,25 +332,6 @@ def _check_matched(measures: Any) -> None:
         AnalysisSettings().changed({"measures": measures})
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"matched: {error}") from error
-
-
-def check_function(what: str, spec: str) -> None:
-    """Refuse what cannot name a function of a file, before anything is trained.
-
-    Raises:
-        InvalidArgumentError: it is not `FILE.py:FUNCTION`, or there is no such file.
-
-    >>> check_function("trainer", "mine.py")
-    Traceback (most recent call last):
-    flatkit.errors.InvalidArgumentError: trainer must be FILE.py:FUNCTION, got 'mine.py'
-    """
-    name, colon, function = spec.rpartition(":")
-    if not colon or Path(name).suffix != ".py" or not function.isidentifier():
-        raise InvalidArgumentError(f"{what} must be FILE.py:FUNCTION, got {spec!r}")
-    if not Path(name).is_file():
-        raise InvalidArgumentError(
-            f"{what} names {name}, and there is no such file in {Path.cwd()}"
-        )
 
 
 def _arms(tables: Any) -> list[Arm]:

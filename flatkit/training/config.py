@@ -15,6 +15,13 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.models import MODELS
 from flatkit.registry import plain
 from flatkit.settings import check_settings, described, setting
+from flatkit.training.limits import (
+    check_decay_of_average,
+    check_milestones,
+    check_seed,
+    check_task,
+    check_whole,
+)
 from flatkit.training.logs import LOGS
 from flatkit.training.optimizers import BASES, OPTIMIZERS, defaults_in_words, users_in_words
 from flatkit.training.schedules import RHO_SCHEDULES, SCHEDULES, applicable_settings
@@ -24,7 +31,6 @@ Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Augment: TypeAlias = Literal["none", "flip", "crop", "crop_flip"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-_MAX_SEED = 2**63 - 1
 _FREE = ("data_root", "log")
 """What may differ on resumption: neither changes the weights."""
 _NONE: dict[str, Any] = {}
@@ -41,22 +47,6 @@ def _of_some(name: str, help: str, check: Any, **more: Any) -> Any:
         default_text=defaults_in_words(name),
         **more,
     )
-
-
-def _check_seed(name: str, value: int) -> int:
-    if check_count(name, value, minimum=0) > _MAX_SEED:
-        raise InvalidArgumentError(f"{name} must be at most {_MAX_SEED}, got {value}")
-    return value
-
-
-def _check_decay_of_average(name: str, value: float) -> float:
-    if check_fraction(name, value) == 1:
-        raise InvalidArgumentError(f"{name} must be below 1, or the average never moves")
-    return value
-
-
-def _check_whole(name: str, value: int) -> int:
-    return check_count(name, value, minimum=0)
 
 
 @described
@@ -76,6 +66,9 @@ class TrainingConfig:
     and so refuses it. With the precision float16 a step whose gradients overflow is not made.
     Weights, losses, evaluations and checkpoints are float32 always.
 
+    `task` is run under the seed of the run, from which the initial weights follow unless the
+    function sets a seed itself.
+
     `augment` moves training images: `crop` pads them by an eighth of the side, `flip` mirrors left
     and right. The moves are the same in all passes of a step.
 
@@ -90,7 +83,16 @@ class TrainingConfig:
     remove it (it is 0.1 here)...
     """
 
-    data: str = setting("digits", "Data set.", choices=DATASETS, group="Data")
+    task: str | None = setting(
+        None,
+        "Your function that returns flatkit.Task(model, loss, data, test_data), in place of data "
+        "and model by name; its code is run.",
+        group="Data",
+        metavar="FILE.py:FUNCTION",
+    )
+    data: str | None = setting(
+        None, "Data set.", choices=DATASETS, group="Data", default_text="digits"
+    )
     data_kwargs: Mapping[str, Any] = setting(
         _NONE,
         "Argument of the data set, e.g. test_fraction=0.3.",
@@ -116,7 +118,7 @@ class TrainingConfig:
         0,
         "So many of these are for choosing settings, not for training; the history has their loss "
         "and accuracy.",
-        check=_check_whole,
+        check=check_whole,
         group="Data",
         metavar="N",
         default_text="0: none",
@@ -131,11 +133,11 @@ class TrainingConfig:
     data_seed: int = setting(
         0,
         "Seed of the subset, of the wrong labels and of the validation split.",
-        check=_check_seed,
+        check=check_seed,
         group="Data",
     )
     augment: Augment = setting("none", "Random moves of images.", group="Data")
-    model: str = setting("mlp", "Model.", choices=MODELS, group="Model")
+    model: str | None = setting(None, "Model.", choices=MODELS, group="Model", default_text="mlp")
     model_kwargs: Mapping[str, Any] = setting(
         _NONE,
         "Argument of the model, beside those that the data give, e.g. hidden=64,64 or "
@@ -252,7 +254,7 @@ class TrainingConfig:
     warmup: int = setting(
         0,
         "Epochs over which the learning rate rises evenly to its schedule.",
-        check=_check_whole,
+        check=check_whole,
         group="Schedule",
         metavar="N",
     )
@@ -280,12 +282,12 @@ class TrainingConfig:
     ema: float = setting(
         0.0,
         "Decay of a moving average of weights and buffers, kept in ema.pt.",
-        check=_check_decay_of_average,
+        check=check_decay_of_average,
         group="Run",
         default_text="0: none",
     )
     seed: int = setting(
-        0, "Seed of weights, data order and augmentation.", check=_check_seed, group="Run"
+        0, "Seed of weights, data order and augmentation.", check=check_seed, group="Run"
     )
     device: Device = setting("auto", "auto takes cuda, then mps, then cpu.", group="Run")
     deterministic: bool = setting(
@@ -306,7 +308,7 @@ class TrainingConfig:
     save_every: int = setting(
         0,
         "Keep epoch-NNNN.pt every so many epochs; 0: none.",
-        check=_check_whole,
+        check=check_whole,
         group="Run",
         metavar="N",
     )
@@ -316,17 +318,22 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Fill in the defaults that apply, then check everything."""
+        if self.task is None:
+            object.__setattr__(self, "data", self.data or "digits")
+            object.__setattr__(self, "model", self.model or "mlp")
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         for name, value in applicable_settings(given).items():
             object.__setattr__(self, name, value)
         for name in ("data_kwargs", "model_kwargs", "optimizer_kwargs", "milestones", "log"):
             object.__setattr__(self, name, plain(getattr(self, name), name))
         check_settings(self)
+        if self.task is not None:
+            check_task(given)
         self._check_accumulate()
         if self.alpha is not None and _alpha_is_a_share(self.optimizer, self.gam_mode):
             check_fraction("alpha", self.alpha)
         if self.milestones is not None:
-            _check_milestones(self.milestones)
+            check_milestones(self.milestones)
 
     @property
     def base_optimizer(self) -> str:
@@ -409,12 +416,3 @@ class TrainingConfig:
 
 def _alpha_is_a_share(optimizer: str, mode: str | None) -> bool:
     return optimizer == "gsam" or (optimizer == "gam" and mode == "accelerated")
-
-
-def _check_milestones(milestones: Sequence[float]) -> None:
-    inside = all(0 < milestone < 1 for milestone in milestones)
-    if not inside or sorted(set(milestones)) != list(milestones):
-        raise InvalidArgumentError(
-            "milestones must be growing fractions of the epochs between 0 and 1, "
-            f"e.g. 0.5,0.75, got {milestones}"
-        )

@@ -18,7 +18,7 @@ def training_data(config: TrainingConfig) -> Dataset:
     100
     """
     return derived(
-        DATASETS.build(config.data, **config.data_arguments),
+        DATASETS.build(str(config.data), **config.data_arguments),
         train_samples=config.train_samples,
         validation_samples=config.validation_samples,
         label_noise=config.label_noise,

@@ -4,22 +4,31 @@ import torch
 from torch import nn
 
 from flatkit.data.dataset import Split
-from flatkit.objective.losses import Loss
+from flatkit.objective.decisions import Decision
+from flatkit.objective.losses import LossFunction
 from flatkit.objective.passes import Evaluation
+from flatkit.training.rows import Rows, outputs_of
 
-_CHUNK = 2048
-"""Samples a forward pass: it bounds the activations, and is beyond what keeps a GPU busy."""
+_LARGEST = Decision(None)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    loss: LossFunction,
+    split: Split | Rows,
+    *,
+    decision: Decision | None = _LARGEST,
+    chunk: int | None = None,
+) -> Evaluation:
     """Return the mean loss and the accuracy; sums are taken in float64, exactly weighted.
 
     Args:
         model: its mode is put back afterwards.
-        loss: values of the samples.
+        loss: values of the samples, or their mean.
         split: on the device of the model.
-        chunk: samples a forward pass; it bounds memory.
+        decision: how outputs name a class; None where they name none.
+        chunk: samples a forward pass; it bounds memory. By default that of the samples.
 
     >>> eye = nn.Linear(2, 2, bias=False)
     >>> _ = nn.init.eye_(eye.weight)
@@ -28,30 +37,34 @@ def evaluate(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK)
     >>> evaluate(eye, MeanSquared(), split)          # losses 0 and 1
     Evaluation(loss=0.5, accuracy=0.5)
     """
-    training = model.training
-    total, correct = 0.0, 0
+    training, rows = model.training, Rows.of(split)
+    total, correct, named = 0.0, 0, 0
     try:
         model.eval()
-        pieces = zip(split.inputs.split(chunk), split.targets.split(chunk), strict=True)
-        for inputs, targets in pieces:
-            outputs = model(inputs)
-            total += loss(outputs, targets).cpu().double().sum().item()  # mps knows no float64
-            correct += int((outputs.argmax(1) == targets).sum())
+        for part in rows.chunks(chunk):
+            outputs = outputs_of(model, part.inputs)
+            values = loss(outputs, part.targets).cpu().double()  # mps knows no float64
+            total += part.total(values).item()
+            if decision is not None:
+                right, asked = decision.right(outputs, part.targets)
+                correct, named = correct + right, named + asked
     finally:
         model.train(training)
-    return Evaluation(loss=total / split.samples, accuracy=correct / split.samples)
+    return Evaluation(loss=total / rows.weight, accuracy=correct / named if named else None)
 
 
-def gradient_norm(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _CHUNK) -> float:
+def gradient_norm(
+    model: nn.Module, loss: LossFunction, split: Split | Rows, *, chunk: int | None = None
+) -> float:
     """Return the norm of the gradient of the mean loss over a split, with the model in eval mode.
 
     Neither the gradients that the parameters hold nor the buffers are touched. Cost: a gradient.
 
     Args:
         model: its mode is put back afterwards.
-        loss: values of the samples.
+        loss: values of the samples, or their mean.
         split: on the device of the model.
-        chunk: samples a pass; it bounds memory.
+        chunk: samples a pass; it bounds memory. By default that of the samples.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)
@@ -60,13 +73,13 @@ def gradient_norm(model: nn.Module, loss: Loss, split: Split, *, chunk: int = _C
     >>> gradient_norm(model, MeanSquared(), split)   # L = 5 w² / 2
     5.0
     """
-    training, parameters = model.training, [p for p in model.parameters() if p.requires_grad]
+    training, rows = model.training, Rows.of(split)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     totals = [torch.zeros_like(p) for p in parameters]
     try:
         model.eval()
-        pieces = zip(split.inputs.split(chunk), split.targets.split(chunk), strict=True)
-        for inputs, targets in pieces:
-            value = loss(model(inputs), targets).sum() / split.samples
+        for part in rows.chunks(chunk):
+            value = part.total(loss(outputs_of(model, part.inputs), part.targets)) / rows.weight
             for total, part in zip(
                 totals, torch.autograd.grad(value, parameters, materialize_grads=True), strict=True
             ):

@@ -1,6 +1,7 @@
 """The inner loop: a model, its optimizer, and epochs of steps that stop at the first NaN."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flatkit.data.dataset import Split
 from flatkit.errors import NonFiniteError, TrainingDivergedError
-from flatkit.objective.losses import Loss
+from flatkit.objective.losses import LossFunction
 from flatkit.optim import PerturbedOptimizer
 from flatkit.training.augmentation import Augmentation, epoch_augmentation
 from flatkit.training.batches import epoch_batches
 from flatkit.training.config import TrainingConfig
+from flatkit.training.rows import Rows
 from flatkit.training.schedules import build_rho_schedule, learning_rate
 from flatkit.training.steps import BatchSteps
 
@@ -37,15 +39,15 @@ class Learner:
         model: nn.Module,
         optimizer: optim.Optimizer,
         *,
-        loss: Loss,
-        train: Split,
+        loss: LossFunction,
+        train: Split | Rows,
         config: TrainingConfig,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.on_step: Callable[[nn.Module, int], object] | None = None
-        self._train = train
-        device = train.targets.device
+        self._train = Rows.of(train)
+        device = self._train.device
         self._steps = BatchSteps(model, optimizer, loss=loss, config=config, device=device)
         self._config = config
         self._augmentation: Augmentation | None = None
@@ -93,17 +95,17 @@ class Learner:
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             epoch=epoch,
-            device=self._train.targets.device,
+            device=self._train.device,
         )
         self._augmentation = epoch_augmentation(
             self._config.augment,
             samples=self._train.samples,
-            in_shape=tuple(self._train.inputs.shape[1:]),
+            in_shape=self._train.in_shape,
             seed=self._config.seed,
             epoch=epoch,
-            device=self._train.inputs.device,
+            device=self._train.device,
         )
-        losses = torch.zeros(len(batches), device=self._train.targets.device)
+        losses = torch.zeros(len(batches), device=self._train.device)
         self.model.train()
         for step, batch in enumerate(batches):
             losses[step] = self._step(batch, epoch=epoch, number=step + 1)
@@ -118,7 +120,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Return what `load_state` needs to go on bit for bit, beside the weights."""
-        device = self._train.targets.device
+        device = self._train.device
         random = {"torch": torch.get_rng_state()}
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
@@ -139,7 +141,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["torch"])
         if "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self._train.targets.device)
+            torch.cuda.set_rng_state(state["random"]["cuda"], self._train.device)
         self._steps.load_state(state)
 
     def diverged(self, what: str, epoch: int) -> TrainingDivergedError:
@@ -161,12 +163,12 @@ class Learner:
             raise self.diverged(f"{error} (after step {step} of the run)", epoch) from error
 
     def _step(self, batch: Tensor, *, epoch: int, number: int) -> Tensor:
-        inputs = self._train.inputs.index_select(0, batch)
-        targets = self._train.targets.index_select(0, batch)
+        rows = self._train.take(batch)
         if self._augmentation is not None:
-            inputs = self._augmentation(inputs, (number - 1) * self._config.batch_size)
+            start = (number - 1) * self._config.batch_size
+            rows = replace(rows, inputs=self._augmentation(rows.inputs, start))
         try:
-            return self._steps(inputs, targets)
+            return self._steps(rows)
         except NonFiniteError as error:
             raise self.diverged(f"{error} at step {number}", epoch) from error
 

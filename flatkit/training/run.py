@@ -1,9 +1,10 @@
 """A training run: from settings to a folder with checkpoints and a history, resumable."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,19 @@ from torch import nn
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
 from flatkit.checkpoints.native import save
-from flatkit.checkpoints.recipe import data_recipe, model_recipe
-from flatkit.data import DATASETS
-from flatkit.data.dataset import Dataset, Split
 from flatkit.devices import resolve_device
 from flatkit.errors import CheckpointError, InvalidArgumentError, TrainingDivergedError
-from flatkit.models import MODELS
-from flatkit.objective.losses import CrossEntropy, Loss
+from flatkit.objective.users_code import users_code
 from flatkit.settings import check_made
 from flatkit.training.augmentation import check_augmentable
 from flatkit.training.config import TrainingConfig
-from flatkit.training.data import training_data
 from flatkit.training.determinism import deterministic_algorithms, private_random_state
 from flatkit.training.evaluation import evaluate, gradient_norm
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import EpochRow, write_history
 from flatkit.training.learner import Learner
 from flatkit.training.logs import check_logs, open_logs
+from flatkit.training.material import Material, material
 from flatkit.training.optimizers import build_optimizer
 from flatkit.training.precision import check_precision
 from flatkit.training.schedules import learning_rate
@@ -83,7 +80,9 @@ def train(
 
     Raises:
         InvalidArgumentError: settings that cannot be, or `out` holds a run and neither flag is set.
-        CheckpointError: the run in `out` cannot be read or was trained on other data.
+        CheckpointError: the run in `out` cannot be read, or was trained on other data or by
+            another task file.
+        TaskError: the task file fails.
         DataError: the files of the data set are missing or damaged.
         MissingDependencyError: a package of the data or of a log is not installed.
         TrainingDivergedError: a loss became NaN or infinite; `ckpt.pt` stays that of the last
@@ -152,69 +151,33 @@ class _Plan:
     config: TrainingConfig
     folder: RunFolder
     device: torch.device
-    model: Mapping[str, Any]
-    data: Mapping[str, Any]
-    loss: Loss
-    splits: Mapping[str, Split]
-    clean: torch.Tensor | None
+    material: Material
 
 
 def _plan(config: TrainingConfig, folder: RunFolder, stored: Checkpoint | None) -> _Plan:
     device = resolve_device(config.device)
-    dataset = _dataset(config, stored)
-    if config.batch_size > dataset.train.samples:
+    found = material(config, stored)
+    train = found.splits["train"]
+    if config.batch_size > train.samples:
         raise InvalidArgumentError(
-            f"batch_size must be at most the {dataset.train.samples} training samples "
-            f"of {config.data}, got {config.batch_size}"
+            f"batch_size must be at most the {train.samples} training samples "
+            f"of {found.name}, got {config.batch_size}"
         )
-    check_augmentable(config.augment, dataset.in_shape)
+    check_augmentable(config.augment, train.in_shape)
     check_precision(config.precision, device)
-    return _Plan(
-        config=config,
-        folder=folder,
-        device=device,
-        model=stored.model if stored else _model_spec(config, dataset),
-        data={**stored.data, "kwargs": dataset.kwargs} if stored else data_recipe(dataset),
-        loss=CrossEntropy(label_smoothing=config.label_smoothing),
-        splits=_on_device(dataset, device),
-        clean=None if dataset.clean_targets is None else dataset.clean_targets.to(device),
-    )
-
-
-def _on_device(dataset: Dataset, device: torch.device) -> dict[str, Split]:
-    splits = {"train": dataset.train, "test": dataset.test}
-    if dataset.validation is not None:
-        splits["validation"] = dataset.validation
-    return {name: Split(*(tensor.to(device) for tensor in own)) for name, own in splits.items()}
-
-
-def _dataset(config: TrainingConfig, stored: Checkpoint | None) -> Dataset:
-    place = {} if config.data_root is None else {"root": config.data_root}
-    if place and "root" not in DATASETS.complete(config.data):
-        raise InvalidArgumentError(
-            f"data_root does not apply to {config.data}, which is not read from files; leave it out"
-        )
-    if stored is not None:
-        kwargs = {**stored.data["kwargs"], **place}
-        return replace(stored, data={**stored.data, "kwargs": kwargs}).build_data()
-    if place and "root" in config.data_kwargs:
-        raise InvalidArgumentError("give one of `data_root` and the data argument root, not both")
-    return training_data(config)
-
-
-def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
-    for name in {"in_shape", "classes"} & config.model_kwargs.keys():
-        raise InvalidArgumentError(f"{name} of the model comes from the data; leave it out")
-    return model_recipe(config.model, config.model_kwargs, dataset)
+    return _Plan(config, folder, device, found.to(device))
 
 
 def _new_learner(plan: _Plan) -> Learner:
     torch.manual_seed(plan.config.seed)
-    return _learner(plan, MODELS.build(plan.model["name"], **plan.model["kwargs"]))
+    return _learner(plan, plan.material.build())
 
 
 def _restored_learner(plan: _Plan, stored: Checkpoint) -> Learner:
-    learner = _learner(plan, stored.build_model())
+    model = plan.material.build() if plan.config.task else stored.build_model()
+    if plan.config.task:
+        stored.load_into(model)
+    learner = _learner(plan, model)
     try:
         device = stored.training_state["device"]
         learner.load_state(stored.training_state)
@@ -233,14 +196,16 @@ def _restored_learner(plan: _Plan, stored: Checkpoint) -> Learner:
 def _learner(plan: _Plan, model: nn.Module) -> Learner:
     model.to(plan.device)
     optimizer = build_optimizer(plan.config, model)
-    return Learner(model, optimizer, loss=plan.loss, train=plan.splits["train"], config=plan.config)
+    train = plan.material.splits["train"]
+    return Learner(model, optimizer, loss=plan.material.loss, train=train, config=plan.config)
 
 
 def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
     start = time.perf_counter()
     try:
-        learner.run_epoch(epoch)
-        found = _evaluated(plan, learner, epoch)
+        with users_code("the task", learner.model) if plan.config.task else nullcontext():
+            learner.run_epoch(epoch)
+            found = _evaluated(plan, learner, epoch)
     except TrainingDivergedError as error:
         raise TrainingDivergedError(
             f"{error}; {plan.folder.checkpoint} holds epoch {epoch - 1}"
@@ -260,20 +225,20 @@ def _evaluated(plan: _Plan, learner: Learner, epoch: int) -> dict[str, Any]:
     """Return the means over each split by their names in a row; None if this epoch has none."""
     if epoch % plan.config.evaluate_every and epoch != plan.config.epochs:
         return dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"))
-    means = {name: evaluate(learner.model, plan.loss, own) for name, own in plan.splits.items()}
+    own, loss = plan.material, plan.material.loss
+    judge = partial(evaluate, loss=loss, decision=own.decision)
+    means = {name: judge(learner.model, split=rows) for name, rows in own.splits.items()}
     if not all(isfinite(mean.loss) for mean in means.values()):
         raise learner.diverged("the loss is not finite after the last step", epoch)
     if learner.average is not None:
-        means["average_test"] = evaluate(learner.average, plan.loss, plan.splits["test"])
+        means["average_test"] = judge(learner.average, split=own.splits["test"])
     found = {f"{name}_loss": mean.loss for name, mean in means.items()}
     found |= {f"{name}_accuracy": mean.accuracy for name, mean in means.items()}
-    if plan.clean is not None:
-        clean = Split(plan.splits["train"].inputs, plan.clean)
-        found["clean_train_accuracy"] = evaluate(learner.model, plan.loss, clean).accuracy
+    if own.clean is not None:
+        found["clean_train_accuracy"] = judge(learner.model, split=own.clean).accuracy
     if plan.config.gradient_norms:
         for name in ("train", "test"):
-            own = plan.splits[name]
-            found[f"{name}_gradient_norm"] = gradient_norm(learner.model, plan.loss, own)
+            found[f"{name}_gradient_norm"] = gradient_norm(learner.model, loss, own.splits[name])
     return found
 
 
@@ -296,9 +261,7 @@ def _write(
 ) -> None:
     save(
         target,
-        model=plan.model,
-        data=plan.data,
-        loss=plan.loss.spec(),
+        **plan.material.recipe,
         state_dict=model.state_dict(),
         epoch=len(history),
         config=plan.config.to_dict(),

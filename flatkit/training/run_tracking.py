@@ -1,22 +1,27 @@
 """Curvature along a run of the trainer: `curvature.json` beside its checkpoint, and TensorBoard."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from flatkit.checkpoints.taken_task import taken
+from flatkit.checkpoints.task_file import load_task
 from flatkit.checks import check_count
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.objective.losses import CrossEntropy
+from flatkit.objective.reading.samples import Data
 from flatkit.training.config import TrainingConfig
 from flatkit.training.data import training_data
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import read_history
 from flatkit.training.logs import ScalarLog, check_logs
+from flatkit.training.material import changes_of
 from flatkit.training.tracking import CurvatureTracker, TrackedCurvature
 
 SCHEMA = 1
@@ -59,12 +64,12 @@ class RunTracker:
         **settings: Any,
     ) -> None:
         check_count("every", every)
-        split = training_data(config).train
+        loss, data, samples = _measured(config)
         generator = torch.Generator().manual_seed(config.seed)
-        chosen = torch.randperm(split.samples, generator=generator)[:_SAMPLES].sort().values
+        chosen = torch.randperm(samples, generator=generator)[:_SAMPLES].sort().values
         self._tracker = CurvatureTracker(
-            CrossEntropy(label_smoothing=config.label_smoothing),
-            (split.inputs[chosen], split.targets[chosen]),
+            loss,
+            data(chosen),
             every=every,
             seed=config.seed,
             **settings,
@@ -74,7 +79,7 @@ class RunTracker:
         self._every, self._logs = every, "tensorboard" in config.log
         self._log: ScalarLog | None = None
         if resume and self._folder.curvature.exists():
-            steps = len(read_history(self._folder.history)) * -(-split.samples // config.batch_size)
+            steps = len(read_history(self._folder.history)) * -(-samples // config.batch_size)
             rows = _read_rows(self._folder.curvature)
             self._tracker.history += [row for row in rows if row.step <= steps]
 
@@ -106,6 +111,15 @@ class RunTracker:
         """Close the log of TensorBoard, if there is one."""
         if self._log is not None:
             self._log.close()
+
+
+def _measured(config: TrainingConfig) -> tuple[Any, Callable[[Tensor], Data], int]:
+    """Return the loss of a training, its samples by their rows, and how many there are."""
+    if config.task is not None:
+        found = taken(load_task(config.task)).changed(changes_of(config))
+        return found.task.loss, found.train.rows, len(found.train)
+    split, loss = training_data(config).train, CrossEntropy(label_smoothing=config.label_smoothing)
+    return loss, lambda rows: (split.inputs[rows], split.targets[rows]), split.samples
 
 
 def _read_rows(path: Path) -> list[TrackedCurvature]:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn, optim
 
 from flatkit.errors import NonFiniteError
-from flatkit.objective.losses import Loss
+from flatkit.objective.losses import LossFunction
 from flatkit.optim import PerturbedOptimizer
 from flatkit.training.config import TrainingConfig
 from flatkit.training.precision import autocast, loss_scaler
+from flatkit.training.rows import Rows, outputs_of
 
-Parts: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Inputs and targets of each part of a batch."""
+Parts: TypeAlias = list[Rows]
+"""The samples of each part of a batch."""
 
 _SMALLEST_SCALE = 2.0**-16
 """Gradients that overflow float16 although scaled by less are beyond 4e9: no use to go on."""
@@ -25,7 +26,8 @@ class BatchSteps:
     Args:
         model: in training mode.
         optimizer: over its parameters; SAM and GAM go through the batch several times a step.
-        loss: values of the samples, taken in float32 of what the model computes under autocast.
+        loss: values of the samples, or their mean, taken in float32 of what the model computes
+            under autocast.
         config: accumulate, precision and max_norm.
         device: of the batches.
 
@@ -38,7 +40,7 @@ class BatchSteps:
     >>> from flatkit.objective.losses import CrossEntropy
     >>> settings = {"config": TrainingConfig(accumulate=3), "device": torch.device("cpu")}
     >>> steps = BatchSteps(model, optimizer, loss=CrossEntropy(), **settings)
-    >>> _ = steps(torch.ones(8, 1), torch.ones(8, dtype=torch.long))  # in parts of 3, 3 and 2
+    >>> _ = steps(Rows(torch.ones(8, 1), torch.ones(8, dtype=torch.long)))  # in parts of 3, 3, 2
     >>> steps.gradients, steps.skipped
     (1, 0)
     """
@@ -48,7 +50,7 @@ class BatchSteps:
         model: nn.Module,
         optimizer: optim.Optimizer,
         *,
-        loss: Loss,
+        loss: LossFunction,
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
@@ -62,15 +64,14 @@ class BatchSteps:
         """Whether losses are scaled."""
         return self._scaler.is_enabled()
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, batch: Rows) -> Tensor:
         """Make one step, or where a scaled gradient overflows skip it; return the loss, detached.
 
         Raises:
             NonFiniteError: a gradient of SAM or GAM is NaN or infinite without scaling, or those
                 of any optimizer overflow at every scale.
         """
-        count = self._count(len(targets))
-        parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+        parts = batch.parts(self._count(batch.samples))
         scale = self._scaler.get_scale()
         loss = self._step(parts)
         if self.scales:
@@ -121,21 +122,23 @@ class BatchSteps:
         """
         self.gradients += 1
         if len(parts) == 1:
-            return self._mean(*parts[0])
-        samples = sum(len(targets) for _, targets in parts)
+            return self._mean(parts[0])
+        weight = sum(part.weight for part in parts)
         total = torch.zeros((), device=self._device)
-        for inputs, targets in parts:
-            loss = self._mean(inputs, targets) * (len(targets) / samples)
+        for part in parts:
+            loss = self._mean(part) * (part.weight / weight)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
-    def _mean(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _mean(self, part: Rows) -> Tensor:
         if self._config.precision == "float32":
-            return self._loss(self._model(inputs), targets).mean()
+            return part.mean(self._loss(outputs_of(self._model, part.inputs), part.targets))
         with autocast(self._config.precision, self._device):
-            outputs = self._model(inputs)
-        return self._loss(outputs.float(), targets).mean()
+            outputs = outputs_of(self._model, part.inputs)
+        if isinstance(outputs, Tensor):
+            outputs = outputs.float()
+        return part.mean(self._loss(outputs, part.targets))
 
     def _look_at_scale(self, before: float) -> None:
         scale = self._scaler.get_scale()

@@ -101,7 +101,7 @@ def test_every_option_reaches_the_settings(tmp_path):
         "deterministic",
         "gradient_norms",
     }
-    assert covered | {"log", "data_root", "augment", "eta"} == set(config)
+    assert covered | {"task", "log", "data_root", "augment", "eta"} == set(config)
 
 
 RUN = """
