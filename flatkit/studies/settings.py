@@ -33,7 +33,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flatkit.checkpoints.parts import file_of
+from flatkit.checkpoints.parts import file_digest, file_of
 from flatkit.checks import check_choice, check_count, check_fraction, check_positive, nearest
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
@@ -249,6 +249,15 @@ class Study:
             raise InvalidArgumentError(f"{where}: {error}") from error
         return config.to_dict()
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of the user's code that is run, with their SHA-256; not what they import."""
+        tables = [self.train, *self.conditions.values(), *(arm.settings for arm in self.arms)]
+        tables += [variant for arm in self.arms for variant in arm.variants()]
+        of_training = [] if self.trainer else [own["task"] for own in tables if own.get("task")]
+        named = [spec for spec in (self.task, self.trainer, *of_training) if spec]
+        return {str(file_of(spec, "task")): file_digest(spec, "task") for spec in named}
+
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain data."""
         return json.loads(json.dumps(asdict(self), default=list))
@@ -257,13 +266,17 @@ class Study:
         """Return which settings differ from an earlier study; more seeds and more arms may come.
 
         Args:
-            earlier: its `to_dict`.
+            earlier: its `to_dict`, and its `files` where these are known.
 
         >>> study = Study(arms=[Arm("sgd"), Arm("sam", {"optimizer": "sam"})])
         >>> study.differences({**study.to_dict(), "smallest_ratio": 0.5})
         ['smallest_ratio: 0.5 there, 0.9 here']
         """
         own, found = self.to_dict(), list[str]()
+        for file, digest in self.files.items():
+            there = earlier.get("files", {}).get(file, digest)
+            if there != digest:
+                found.append(f"{file} has changed: sha256 {there[:12]} there, {digest[:12]} here")
         for name, value in own.items():
             there = earlier.get(name)
             if name == "seeds" and there is not None and set(there) <= set(value):

@@ -160,9 +160,10 @@ def _claim_folder(asked: Study, folder: Path) -> None:
         if differing:
             raise ResultError(
                 f"{folder} holds another study ({'; '.join(differing)}); choose another folder, or "
-                "the settings that it has; seeds and arms may be added"
+                "the settings and files that it has; seeds and arms may be added"
             )
-    write_text_atomically(manifest, json.dumps(asked.to_dict(), indent=1) + "\n")
+    whole = {**asked.to_dict(), "files": asked.files}
+    write_text_atomically(manifest, json.dumps(whole, indent=1) + "\n")
 
 
 def _earlier(manifest: Path) -> dict[str, Any]:
@@ -170,6 +171,7 @@ def _earlier(manifest: Path) -> dict[str, Any]:
     try:
         earlier: Any = json.loads(manifest.read_text("utf-8"))
         whole = all(isinstance(arm, dict) and "name" in arm for arm in earlier["arms"])
+        whole = whole and isinstance(earlier.setdefault("files", {}), dict)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{manifest} is no study ({error!r}); choose another folder") from error
     if not whole or not isinstance(earlier.get("seeds"), list):

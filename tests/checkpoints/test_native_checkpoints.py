@@ -267,9 +267,9 @@ def test_a_format_that_is_no_number_above_zero_is_malformed(tmp_path, number):
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path):
-    file = rewrite(write(tmp_path / "ckpt.pt"), flatkit_checkpoint=2, flatkit="9.0")
+    file = rewrite(write(tmp_path / "ckpt.pt"), flatkit_checkpoint=3, flatkit="9.0")
     message = refusal(file)
-    assert "format 2, written by flatkit 9.0" in message
+    assert "format 3, written by flatkit 9.0" in message
     assert "upgrade" in message
 
 

@@ -22,7 +22,8 @@ import flatkit
 def build():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
-    return flatkit.Task(model, "cross_entropy", (torch.randn(20, 3), torch.arange(20) % 2))
+    data = (torch.randn(20, 3), torch.arange(20) % 2)
+    return flatkit.Task(model, "cross_entropy", data, data)
 """
 # What an example is shortened with where it would take long, or needs files of a data set.
 SHORTER = {
@@ -30,6 +31,7 @@ SHORTER = {
     "landscape": "--points 3 --no-figures",
     "verify": "--search-budget 10 --rho 0.01",
     "train --data": "--epochs 1",
+    "train --task": "--batch-size 8 --epochs 1",
     "train --config": "--data gaussians --model mlp --augment none --batch-size 50 --epochs 1",
 }
 
@@ -107,6 +109,7 @@ def run(example: str) -> int:
 @pytest.mark.parametrize("command", cli.list_commands(click.Context(cli)))
 def test_the_examples_of_every_command_run(command, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path if command == "train" else folder)
+    (tmp_path / "my_task.py").write_text(TASK)
     monkeypatch.syspath_prepend(str(folder))
     found = examples(command)
     assert found, f"the help of {command} has no example"
