@@ -46,10 +46,14 @@ def lightning_fit(folder: Path, processes: int) -> Any:
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    # Each process takes its share of the samples, so that a step takes the same ones in all.
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(*data()), batch_size=BATCH // processes
-    )
+        def train_dataloader(self):
+            # Each process takes its share of every batch. Lightning's own sampler would shuffle.
+            samples = torch.utils.data.TensorDataset(*data())
+            share = torch.utils.data.DistributedSampler(
+                samples, num_replicas=processes, rank=self.global_rank, shuffle=False
+            )
+            return torch.utils.data.DataLoader(samples, BATCH // processes, sampler=share)
+
     callback = CurvatureCallback(
         "cross_entropy", data(), every_n_steps=2, max_share=None, tolerance=1e-6
     )
@@ -57,8 +61,8 @@ def lightning_fit(folder: Path, processes: int) -> Any:
         accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto",
         max_epochs=1, logger=CSVLogger(folder), callbacks=[callback], default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        num_sanity_val_steps=0, log_every_n_steps=1,
-    ).fit(Net(), loader)  # fmt: skip
+        num_sanity_val_steps=0, log_every_n_steps=1, use_distributed_sampler=False,
+    ).fit(Net())  # fmt: skip
     return callback
 
 

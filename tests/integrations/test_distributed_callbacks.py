@@ -42,7 +42,8 @@ def logged(library: str, folder: Path) -> list[dict[str, float]]:
     else:
         files = list(folder.glob("**/metrics.csv"))
         assert len(files) == 1
-        rows = [r for r in csv.DictReader(files[0].open()) if r["curvature/trace"]]
+        with files[0].open() as file:
+            rows = [row for row in csv.DictReader(file) if row["curvature/trace"]]
     return [{k: float(v) for k, v in row.items() if k.startswith("curvature/")} for row in rows]
 
 
