@@ -119,38 +119,34 @@ def _tensor_table(tensors: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
 
 def as_text(facts: Mapping[str, Any]) -> str:
     """Return the facts of flatkit's own file for a reader: one a line, then the tensors."""
-    count, task_file = facts["parameters"], facts.get("task_file")
-    of_task = (
-        [
-            ("task", task_file["function"]),
-            ("its file's sha256", task_file["sha256"]),
-            ("data sha256", task_file["data_sha256"]),
-        ]
-        if task_file
-        else []
-    )
-    of_names = (
-        []
-        if task_file
-        else [
-            ("model", _call(facts["model"])),
-            ("parameters", f"{count:,}" if count is not None else f"unknown: {facts['problem']}"),
-            ("loss", _call(facts["loss"])),
-            ("data", _call(facts["data"])),
-            ("data sha256", facts["data"]["sha256"]),
-        ]
-    )
     rows = [
         ("file", facts["path"]),
         ("sha256", facts["sha256"]),
         ("format", f"{facts['format']}, written by flatkit {facts['flatkit']}"),
-        *of_task,
-        *of_names,
+        *_origin(facts),
         ("epoch", str(facts["epoch"])),
         ("training", _pairs(facts["training"])),
         ("last epoch", _pairs(facts["last_row"] or {})),
     ]
     return "\n".join([*_aligned(rows), "", *_aligned(_tensor_table(facts["tensors"]))])
+
+
+def _origin(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what made model, loss and data: names in registries, or a task file."""
+    if task_file := facts.get("task_file"):
+        return [
+            ("task", task_file["function"]),
+            ("its file's sha256", task_file["sha256"]),
+            ("data sha256", task_file["data_sha256"]),
+        ]
+    count = facts["parameters"]
+    return [
+        ("model", _call(facts["model"])),
+        ("parameters", f"{count:,}" if count is not None else f"unknown: {facts['problem']}"),
+        ("loss", _call(facts["loss"])),
+        ("data", _call(facts["data"])),
+        ("data sha256", facts["data"]["sha256"]),
+    ]
 
 
 def _count_parameters(checkpoint: "Checkpoint") -> tuple[int | None, str | None]:

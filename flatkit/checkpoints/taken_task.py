@@ -13,7 +13,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.decisions import Decision, decision_of
 from flatkit.objective.kept import digest_of_tensors
 from flatkit.objective.losses import as_sums
-from flatkit.objective.passes import arguments
+from flatkit.objective.passes import outputs_of
 from flatkit.objective.pytree import Tree, leaves, main_tensor
 from flatkit.objective.reading.intake import Taken, Taker, take_in
 from flatkit.objective.reading.sample_set import Samples
@@ -110,9 +110,8 @@ def taken(task: Task) -> TakenTask:
 
 def _take(task: Task, data: Any) -> Taken:
     def run(inputs: Tree) -> Any:
-        given, named = arguments(inputs)
         with users_code("the model", task.model):
-            return task.model(*given, **named)
+            return outputs_of(task.model, inputs)
 
     first = next(iter(task.model.parameters()), torch.empty(0))
     loss = as_sums(task.loss)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from flatkit.comparison.functions import some
 from flatkit.measures.reading import Reading
 from flatkit.results.comparison import Comparison
 
@@ -67,7 +68,7 @@ def _vanishing(comparison: Comparison, losses: Mapping[str, float]) -> list[str]
     if not names:
         return []
     return [
-        f"the training loss of {_some(names)} nearly vanishes: all derivatives of a cross-entropy "
+        f"the training loss of {some(names)} nearly vanishes: all derivatives of a cross-entropy "
         "vanish with it, whatever the shape of the minimum, and larger weights do the same"
     ]
 
@@ -88,7 +89,3 @@ def _free(comparison: Comparison, flat: Sequence[Reading]) -> list[str]:
         "stays the same and these numbers change (Dinh et al., 2017): measure R1 or R0 with "
         "geometry='adaptive' beside them"
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"

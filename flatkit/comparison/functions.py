@@ -33,7 +33,7 @@ def objective_differences(comparison: Comparison) -> list[str]:
         for name, function in functions:
             names.setdefault(function.get(aspect, "not recorded"), []).append(name)
         if len(names) > 1:
-            values = (f"{value} ({_some(who)})" for value, who in names.items())
+            values = (f"{value} ({some(who)})" for value, who in names.items())
             lines.append(f"{aspect}: {', '.join(values)}")
     return lines
 
@@ -61,7 +61,12 @@ def _data_text(data: Any) -> str:
     return f"{data.get('name', 'data')}, sha256 {str(data['sha256'])[:12]}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return names in words, of four and more the first.
+
+    >>> some(["a", "b"]), some(list("abcde"))
+    ('a, b', 'a and 4 more')
+    """
     return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
 
 

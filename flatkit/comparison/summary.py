@@ -119,6 +119,17 @@ class Summary:
     unmeasured: Sequence[str] = ()
     apart: Sequence[str] = ()
 
+    @property
+    def absent(self) -> list[str]:
+        """What a table of it does not hold, a line each."""
+        found: list[str] = []
+        if self.left_out:
+            found.append(f"not measured in every run, so left out: {', '.join(self.left_out)}")
+        if self.unknown:
+            names = ", ".join(self.unknown)
+            found.append(f"of packages that are not installed here, so left out: {names}")
+        return [*found, *(f"not measured: {text}" for text in self.unmeasured)]
+
 
 def summarise(comparison: Comparison) -> Summary:
     """Return the rows of a comparison.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.pytree import Bundle, Tree, Whole, dtype_like, leaves, map_object, map_tree
@@ -163,6 +163,16 @@ def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), dict(inputs)
     several = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
     return (tuple(inputs), {}) if several else ((inputs,), {})
+
+
+def outputs_of(model: nn.Module, inputs: Tree) -> Any:
+    """Return what a model makes of inputs, which go into it as `arguments` says.
+
+    >>> outputs_of(nn.Identity(), torch.ones(1))
+    tensor([1.])
+    """
+    given, named = arguments(inputs)
+    return model(*given, **named)
 
 
 def chunk_of(inputs: Tree, targets: Tree, weights: Tensor, counts: Tensor | None = None) -> Chunk:

@@ -73,7 +73,7 @@ def forecast(
         epochs, every = settings["epochs"], settings["save_every"]
         with tempfile.TemporaryDirectory() as folder:
             checkpoint, trained = _timed(settings, Path(folder) / "run")
-            subject = _subject(checkpoint, study.task or settings.get("task"))
+            subject = _subject(checkpoint, study.task_of(settings))
             whole = plan(subject, **study.analysis)
             seconds = _seconds(whole)
             largest = max(largest, whole.forecast.memory)
@@ -108,7 +108,7 @@ def _timed(settings: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
     return outcome.checkpoint, epoch * settings["epochs"] + evaluation * evaluations
 
 
-def _subject(checkpoint: Path, task: str | None) -> "Path | Task":
+def _subject(checkpoint: Path, task: str) -> "Path | Task":
     from flatkit.checkpoints.loading import load
     from flatkit.checkpoints.task_file import assemble
 

@@ -143,7 +143,7 @@ def run_one(
         settings: of the training.
         analysis: settings of the analysis; None for a run that only chooses values.
         along: measures of the checkpoints on the way.
-        task: as of `Study`.
+        task: as of `Study.task_of`.
         trainer: as of `Study`.
 
     Returns:
@@ -156,8 +156,7 @@ def run_one(
     try:
         outcome = _trained(place, settings, trainer)
         if analysis is not None:
-            named = task or ("" if trainer else settings.get("task") or "")
-            _measured(place, outcome.pop("checkpoint"), analysis, along, named)
+            _measured(place, outcome.pop("checkpoint"), analysis, along, task)
         elif trainer and outcome["validation_accuracy"] is None:
             raise FlatkitError(
                 f"{trainer} must return a mapping with 'validation_accuracy' beside 'checkpoint', "

@@ -206,8 +206,8 @@ class Study:
         for condition, arm in product(self.conditions, self.arms):
             for variant in arm.variants():
                 settings = self.training(condition, arm, self.seeds[0], variant)
-                if settings.get("task") and not self.trainer:
-                    file_of(settings["task"], "task")
+                if spec := self.task_of(settings):
+                    file_of(spec, "task")
 
     @property
     def analysis(self) -> dict[str, Any]:
@@ -257,6 +257,14 @@ class Study:
         of_training = [] if self.trainer else [own["task"] for own in tables if own.get("task")]
         named = [spec for spec in (self.task, self.trainer, *of_training) if spec]
         return {str(file_of(spec, "task")): file_digest(spec, "task") for spec in named}
+
+    def task_of(self, settings: Mapping[str, Any]) -> str:
+        """Return the task by which a run is analyzed; empty where its checkpoint names all.
+
+        Args:
+            settings: of its training, as of `training`.
+        """
+        return self.task or ("" if self.trainer else settings.get("task") or "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain data."""

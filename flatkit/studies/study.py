@@ -130,7 +130,7 @@ def _done(
             json.loads(json.dumps(run.settings)),
             analysis if run.measured else None,
             along,
-            asked.task,
+            asked.task_of(run.settings),
             asked.trainer,
         )
         for run in runs

@@ -1,5 +1,7 @@
 """The data of a run: those that are named, and what the settings make of them."""
 
+from typing import Any
+
 from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset
 from flatkit.data.derived import derived
@@ -17,10 +19,16 @@ def training_data(config: TrainingConfig) -> Dataset:
     >>> training_data(TrainingConfig(data="gaussians", train_samples=100)).train.samples
     100
     """
-    return derived(
-        DATASETS.build(str(config.data), **config.data_arguments),
-        train_samples=config.train_samples,
-        validation_samples=config.validation_samples,
-        label_noise=config.label_noise,
-        data_seed=config.data_seed,
-    )
+    dataset = DATASETS.build(str(config.data), **config.data_arguments)
+    return derived(dataset, **changes_of(config))
+
+
+def changes_of(config: TrainingConfig) -> dict[str, Any]:
+    """Return what is made of the data: arguments of `flatkit.data.derived.derivation`.
+
+    >>> changes_of(TrainingConfig(label_noise=0.2))
+    {'label_noise': 0.2, 'data_seed': 0}
+    """
+    names = ("train_samples", "validation_samples", "label_noise")
+    changes = {name: value for name in names if (value := getattr(config, name))}
+    return {**changes, "data_seed": config.data_seed} if changes else {}

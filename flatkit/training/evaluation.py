@@ -6,8 +6,8 @@ from torch import nn
 from flatkit.data.dataset import Split
 from flatkit.objective.decisions import Decision
 from flatkit.objective.losses import LossFunction
-from flatkit.objective.passes import Evaluation
-from flatkit.training.rows import Rows, outputs_of
+from flatkit.objective.passes import Evaluation, outputs_of
+from flatkit.training.rows import Rows
 
 _LARGEST = Decision(None)
 

@@ -6,7 +6,7 @@ from typing import Any
 from flatkit.checks import check_count, check_fraction
 from flatkit.errors import InvalidArgumentError
 
-MAX_SEED = 2**63 - 1
+_MAX_SEED = 2**63 - 1
 OF_NAMED = ("data", "data_kwargs", "data_root", "model", "model_kwargs", "label_smoothing")
 """Settings of data and models by name, which a task of the user has in its own code."""
 
@@ -17,8 +17,8 @@ def check_seed(name: str, value: int) -> int:
     >>> check_seed("seed", 3)
     3
     """
-    if check_count(name, value, minimum=0) > MAX_SEED:
-        raise InvalidArgumentError(f"{name} must be at most {MAX_SEED}, got {value}")
+    if check_count(name, value, minimum=0) > _MAX_SEED:
+        raise InvalidArgumentError(f"{name} must be at most {_MAX_SEED}, got {value}")
     return value
 
 

@@ -22,7 +22,7 @@ from flatkit.objective.function import Objective
 from flatkit.objective.losses import CrossEntropy, LossFunction
 from flatkit.objective.reading.sample_set import Samples, default_chunk_size
 from flatkit.training.config import TrainingConfig
-from flatkit.training.data import training_data
+from flatkit.training.data import changes_of, training_data
 from flatkit.training.determinism import private_random_state
 from flatkit.training.rows import Rows
 
@@ -124,9 +124,7 @@ def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -
             f"{str(stored.task_file.get('sha256'))[:12]} there, {file[:12]} here); put the file "
             "back as it was, or start a new run elsewhere"
         )
-    with private_random_state(resolve_device("cpu")):
-        torch.manual_seed(config.seed)  # of the initial weights
-        whole = taken(load_task(function))
+    whole = taken_task(config, function)
     if stored is not None and stored.task_file.get("data_sha256") != whole.sha256:
         raise CheckpointError(
             f"{stored.path} was trained on other data than {function} gives here (sha256 "
@@ -167,15 +165,20 @@ def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -
     )
 
 
-def changes_of(config: TrainingConfig) -> dict[str, Any]:
-    """Return what is made of the data: arguments of `flatkit.data.derived.derivation`.
+def taken_task(config: TrainingConfig, function: str) -> TakenTask:
+    """Return the task of a run as its function returns it, under the seed of the run.
 
-    >>> changes_of(TrainingConfig(label_noise=0.2))
-    {'label_noise': 0.2, 'data_seed': 0}
+    Args:
+        config: whose seed initial weights, and data that are drawn, follow from.
+        function: `FILE.py:FUNCTION`.
+
+    Raises:
+        TaskError: the file fails.
+        InvalidArgumentError: as of `taken`.
     """
-    names = ("train_samples", "validation_samples", "label_noise")
-    changes = {name: value for name in names if (value := getattr(config, name))}
-    return {**changes, "data_seed": config.data_seed} if changes else {}
+    with private_random_state(resolve_device("cpu")):
+        torch.manual_seed(config.seed)
+        return taken(load_task(function))
 
 
 def _rows(found: TakenTask, samples: Samples, *, examine: bool) -> Rows:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatkit.data.dataset import Split
-from flatkit.objective.passes import arguments
 from flatkit.objective.pytree import Tree, leaves, map_tree, take
 
 _CHUNK = 2048
@@ -99,15 +97,3 @@ class Rows:
     def total(self, values: Tensor) -> Tensor:
         """Return what these samples add to a sum that `weight` divides; `values` as of `mean`."""
         return values * self.weight if values.ndim == 0 else values.sum()
-
-
-def outputs_of(model: nn.Module, inputs: Tree) -> Any:
-    """Return what a model makes of inputs: a dictionary goes to it by name, a tuple by position.
-
-    >>> outputs_of(nn.Identity(), torch.ones(1))
-    tensor([1.])
-    """
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    given, named = arguments(inputs)
-    return model(*given, **named)

@@ -174,9 +174,10 @@ def _new_learner(plan: _Plan) -> Learner:
 
 
 def _restored_learner(plan: _Plan, stored: Checkpoint) -> Learner:
-    model = plan.material.build() if plan.config.task else stored.build_model()
     if plan.config.task:
-        stored.load_into(model)
+        stored.load_into(model := plan.material.build())
+    else:
+        model = stored.build_model()
     learner = _learner(plan, model)
     try:
         device = stored.training_state["device"]

@@ -9,19 +9,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from flatkit.checkpoints.taken_task import taken
-from flatkit.checkpoints.task_file import load_task
 from flatkit.checks import check_count
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.objective.losses import CrossEntropy
 from flatkit.objective.reading.samples import Data
 from flatkit.training.config import TrainingConfig
-from flatkit.training.data import training_data
+from flatkit.training.data import changes_of, training_data
 from flatkit.training.folder import RunFolder
 from flatkit.training.history import read_history
 from flatkit.training.logs import ScalarLog, check_logs
-from flatkit.training.material import changes_of
+from flatkit.training.material import taken_task
 from flatkit.training.tracking import CurvatureTracker, TrackedCurvature
 
 SCHEMA = 1
@@ -116,7 +114,7 @@ class RunTracker:
 def _measured(config: TrainingConfig) -> tuple[Any, Callable[[Tensor], Data], int]:
     """Return the loss of a training, its samples by their rows, and how many there are."""
     if config.task is not None:
-        found = taken(load_task(config.task)).changed(changes_of(config))
+        found = taken_task(config, config.task).changed(changes_of(config))
         return found.task.loss, found.train.rows, len(found.train)
     split, loss = training_data(config).train, CrossEntropy(label_smoothing=config.label_smoothing)
     return loss, lambda rows: (split.inputs[rows], split.targets[rows]), split.samples

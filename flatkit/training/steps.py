@@ -8,10 +8,11 @@ from torch import Tensor, nn, optim
 
 from flatkit.errors import NonFiniteError
 from flatkit.objective.losses import LossFunction
+from flatkit.objective.passes import outputs_of
 from flatkit.optim import PerturbedOptimizer
 from flatkit.training.config import TrainingConfig
 from flatkit.training.precision import autocast, loss_scaler
-from flatkit.training.rows import Rows, outputs_of
+from flatkit.training.rows import Rows
 
 Parts: TypeAlias = list[Rows]
 """The samples of each part of a batch."""

@@ -18,6 +18,7 @@ from flatkit.studies.settings import Arm, Study
 from flatkit.studies.study import study
 from flatkit.training import EpochRow, TrainingConfig, read_history, train
 from flatkit.training.optimizers import OPTIMIZERS
+from flatkit.training.run_tracking import RunTracker
 from flatkit_cli.main import main
 
 TASK = """
@@ -376,3 +377,24 @@ def test_values_are_tuned_by_the_loss_where_there_are_no_classes(folder):
         arms=arms, train=task, conditions={}, analyze=analyze, seeds=(0,), matched=[]
     )
     assert study(small, "study", jobs=2).choices[""]["slow"] == {"lr": 0.05}
+
+
+def test_curvature_is_tracked_on_the_samples_that_the_seed_draws(tmp_path):
+    file = tmp_path / "drawn.py"
+    file.write_text(
+        "import flatkit, torch\n"
+        "def build():\n"
+        "    x, more = torch.randn(40, 4), torch.randn(20, 4)\n"
+        "    both = [(one, (one[:, 0] > 0).long()) for one in (x, more)]\n"
+        "    return flatkit.Task(torch.nn.Linear(4, 2), 'cross_entropy', *both)\n"
+    )
+    config = TrainingConfig(task=f"{file}:build", epochs=1, batch_size=20, device="cpu")
+    found = []
+    for state in (1, 2):  # of the caller, which nothing depends on and nothing changes
+        torch.manual_seed(state)
+        before, out = torch.get_rng_state(), tmp_path / f"run-{state}"
+        tracker = RunTracker(config, out, every=1)
+        assert torch.equal(torch.get_rng_state(), before)
+        train(config, out, on_step=tracker)
+        found.append([row.values for row in tracker.history])
+    assert found[0] == found[1] and len(found[0]) == 2

@@ -21,7 +21,7 @@ from flatkit.objective.kept import Passes
 from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.parameters import ParameterSpace, check_like
-from flatkit.objective.passes import Chunk, arguments
+from flatkit.objective.passes import Chunk, arguments, outputs_of
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.users_code import users_code
@@ -205,9 +205,8 @@ class PlacedModel(ABC):
         """Look at what the model and a loss do beside computing, and copy only if need be."""
 
         def run(given: Tree) -> Any:
-            args, kwargs = arguments(given)
             with users_code("the model", self._model):
-                return self._model(*args, **kwargs)
+                return outputs_of(self._model, given)
 
         with self.placed():
             habits = observe(run, loss, first_unit(inputs), first_unit(targets))

@@ -117,13 +117,7 @@ def _of_several(comparison: Comparison, faults: list[str]) -> dict[str, Any]:
     for entry in comparison.entries:
         faults += tables.report_table(entry.report)[1]
     caveats = list(statistics.caveats) if statistics is not None else []
-    if summary is not None and summary.left_out:
-        caveats.append(f"not measured in every run, so left out: {', '.join(summary.left_out)}")
-    if summary is not None and summary.unknown:
-        names = ", ".join(summary.unknown)
-        caveats.append(f"of packages that are not installed here, so left out: {names}")
-    if summary is not None:
-        caveats += [f"not measured: {text}" for text in summary.unmeasured]
+    caveats += summary.absent if summary is not None else []
     said = list(statistics.verdict) if statistics is not None else []
     grouped = summary is not None and summary.grouped
     return {

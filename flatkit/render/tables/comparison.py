@@ -252,13 +252,7 @@ def _warnings(summary: Summary) -> list[str]:
         lines.append("! different functions were measured, so the rows do not compare")
         lines += [f"! {difference}" for difference in summary.differences]
     lines += [f"! not converged: {text}" for text in summary.unconverged]
-    if summary.left_out:
-        lines.append(f"! not measured in every run, so left out: {', '.join(summary.left_out)}")
-    if summary.unknown:
-        names = ", ".join(summary.unknown)
-        lines.append(f"! of packages that are not installed here, so left out: {names}")
-    lines += [f"! not measured: {text}" for text in summary.unmeasured]
-    return lines
+    return [*lines, *(f"! {text}" for text in summary.absent)]
 
 
 def _legend(summary: Summary) -> list[str]:
