@@ -33,4 +33,5 @@ def train_together(rank: int, folder: Path, tracked: bool) -> None:
     found["random"] = torch.get_rng_state()
     found["steps"] = torch.tensor([row.step for row in tracker.history])
     torch.save(found, folder / f"{rank}-{tracked}.pt")
+    del model, optimizer  # what is let go after its group waits for ever at times
     torch.distributed.destroy_process_group()
