@@ -158,6 +158,7 @@ def _build(
             break
     else:
         raise missing(title, root, [layout.folder for layout in layouts], _SOURCE)
+    # Both sets have 50,000 training images, in five files or in one.
     per_file = 50_000 // len(layout.train)
 
     def read(file: str, expected: int) -> Images:
@@ -171,6 +172,7 @@ def _build(
 
     parts: list[Images] = []
     for file in layout.train:
+        # A part of the data needs only the files that hold it.
         parts.append(read(file, per_file))
         if sum(len(part.labels) for part in parts) >= (kwargs["train_samples"] or np.inf):
             break
@@ -198,6 +200,7 @@ def _binary_images(path: Path, content: bytes, label_bytes: int) -> Images:
             f"{path} is damaged: {len(content)} bytes are no whole number of records of {record}"
         )
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)  # [N, record]
+    # Stored plane by plane: red, green, blue.
     return Images(rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1])
 
 
@@ -271,6 +274,7 @@ def _array(shape: tuple[Any, ...], code: Any, raw: Any, order: Literal["C", "F"]
     data = raw.encode("latin-1") if isinstance(raw, str) else raw  # strings of Python 2 are bytes
     if (
         not isinstance(data, bytes)
+        # `type`, as a bool is an int that no shape holds.
         or not all(type(n) is int and n >= 0 for n in shape)
         or len(data) != prod(shape)
     ):

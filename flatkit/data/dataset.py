@@ -67,6 +67,7 @@ class Dataset:
         """Return a digest of all tensors of the splits, with shapes and dtypes, on any machine."""
         digest = hashlib.sha256()
         for tensor in (*self.train, *self.test, *(self.validation or ())):
+            # The bytes of a big-endian machine would be others.
             array = np.ascontiguousarray(tensor.numpy())
             little = array.astype(array.dtype.newbyteorder("<"), copy=False)
             digest.update(f"{array.dtype.name}{array.shape}".encode())
@@ -112,11 +113,13 @@ def stratified_dataset(
 
 def _test_indices(targets: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return sorted indices of `fraction` of every class, rounded, drawn without replacement."""
+    # Its own generator: neither torch's nor NumPy's global state is read or moved.
     generator = np.random.default_rng(seed)
     chosen: list[np.ndarray] = []
     for label in np.unique(targets):
         members = np.flatnonzero(targets == label)
         count = round(fraction * len(members))
+        # Python rounds halves to even: 0.5 of 5 samples are 2.
         if not 0 < count < len(members):
             raise InvalidArgumentError(
                 "test_fraction must leave training and test samples of every class, "

@@ -130,13 +130,16 @@ def derivation(
     draw = np.random.default_rng(check_count("data_seed", data_seed, minimum=0))
     groups = np.zeros(samples, np.int64) if labels is None else labels.cpu().numpy()
     if train_samples is not None:
+        # Here and below the order of draws is part of the result: files name `data_seed` alone.
         wanted = check_count("train_samples", train_samples)
         rows = _stratified("train_samples", groups, wanted, draw)
     if label_noise and labels is not None:
         wrong = _wrong(labels[torch.from_numpy(rows)], label_noise, classes, draw)
+        # `index_copy` returns a new tensor: the labels of the data set stay right.
         labels = labels.index_copy(0, torch.from_numpy(rows), wrong)
     if validation_samples:
         chosen = _stratified("validation_samples", groups[rows], validation_samples, draw)
+        # Numbers within `rows`, not of samples.
         left = np.setdiff1d(np.arange(len(rows)), chosen)
         if not len(left):
             raise InvalidArgumentError(
@@ -171,6 +174,7 @@ def _stratified(
         )
     exact = count * sizes / len(targets)
     taken = np.floor(exact).astype(int)
+    # A class that loses most by rounding down comes first; equal ones in the order of labels.
     rest = np.argsort(taken - exact, kind="stable")[: count - taken.sum()]
     taken[rest] += 1
     if (taken == 0).any() and count < len(targets):
@@ -190,6 +194,7 @@ def _wrong(targets: Tensor, share: float, classes: int, draw: np.random.Generato
         raise InvalidArgumentError("label_noise needs two classes at least, got one")
     noisy = targets.clone()
     rows = torch.from_numpy(draw.permutation(len(targets))[: round(share * len(targets))])
+    # 1 to C - 1 steps round the classes: never back to the same one.
     steps = torch.from_numpy(draw.integers(1, classes, len(rows)))
     noisy[rows] = (noisy[rows] + steps) % classes
     return noisy

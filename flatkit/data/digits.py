@@ -41,5 +41,6 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
             "the digits data need scikit-learn: pip install 'flatkit[demo]'"
         ) from error
     pixels, targets = (np.asarray(part) for part in load_digits(return_X_y=True))
+    # Whole numbers 0 .. 16 by a power of two: float32 holds each quotient.
     images = (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8)  # [N, 64] -> [N, 1, 8, 8]
     return images, targets.astype(np.int64)

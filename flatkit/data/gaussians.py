@@ -34,6 +34,7 @@ def build_gaussians(
     check_positive("spread", spread)
     check_fraction("test_fraction", test_fraction)
     generator = np.random.default_rng(check_count("data_seed", data_seed, minimum=0))
+    # A direction of a standard normal vector is uniform on the sphere.
     centres = generator.standard_normal((classes, features))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     targets = np.arange(samples) % classes

@@ -133,6 +133,7 @@ def _split(images: Images, standard: Standard, shrink: int) -> Split:
     )
     inputs = torch.from_numpy(images.pixels.astype(np.float32))
     if shrink > 1:
+        # Means of bytes before they are divided: the same means, and the constants below still fit.
         inputs = F.avg_pool2d(inputs, shrink)
     inputs.div_(255).sub_(mean).div_(deviation)  # in place: a data set is hundreds of megabytes
     return Split(inputs, torch.from_numpy(images.labels.astype(np.int64)))

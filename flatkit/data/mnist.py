@@ -162,8 +162,10 @@ def read_idx(path: Path, *, md5: str | None = None) -> np.ndarray:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} is damaged: {error}") from error
+    # The fourth byte is the number of dimensions, up to 255; a wrong one shows in the length.
     if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTES]):
         raise DataError(f"{path} is not an idx file of bytes: it begins with {content[:4]!r}")
+    # Of the unpacked content: two archives of one file differ in their time of packing.
     check_md5(path, content, md5)
     start = 4 + 4 * content[3]
     if len(content) < start:

@@ -44,6 +44,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
+        # mkstemp makes files for their owner alone; these may be read by whom the umask lets.
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(target)
     except OSError as error:

@@ -102,6 +102,7 @@ def _search(
         rho=rho,
         starts=starts,
         tolerance=tolerance,
+        # A difference of two losses is known up to the rounding of both.
         noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
         generator=generator,
     )

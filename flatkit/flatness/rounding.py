@@ -61,5 +61,6 @@ def expected_increase(steps: tuple[float, ...], traces: Tensor) -> Tensor:
     >>> expected_increase((2.0, 0.0), torch.tensor([6.0, 5.0]))
     tensor(1.)
     """
+    # An error that is uniform over one step has this variance.
     variances = torch.tensor(steps, dtype=traces.dtype, device=traces.device) ** 2 / 12
     return variances @ traces / 2

@@ -176,6 +176,7 @@ def linear_gain(iterate: Iterate, target: Tensor) -> float:
 def angle(iterate: Iterate, target: Tensor, radius: float) -> float | None:
     """Return the angle between a point on the sphere and its ascent direction, else None."""
     size = norm(iterate.u)
+    # Rounding may leave a point of the sphere a little inside of it.
     if size < 0.999 * radius or not bool(target.any()):
         return None
     along = inner(iterate.u, target) / size**2

@@ -132,6 +132,7 @@ def largest_chunk(prepare: Callable[[int], Any], *, samples: int, budget: int) -
     most = samples
     while True:
         size = _reach(low, high, budget, min(most, _STRIDE * high.size))
+        # Another measurement would gain 3 % at most.
         if size - high.size <= high.size // 32:
             return high
         found = measure_chunk(prepare, size)

@@ -123,6 +123,7 @@ def explain_disagreement(ours: Estimate, theirs: Estimate) -> list[str]:
         ),
         start=1,
     ):
+        # Intervals so wide that any two overlap would show nothing.
         if abs(a - b) <= r + s and s <= 0.05 * abs(a):
             continue
         lines.append(f"eigenvalue {number}: {a:.6g} here, {b:.6g} by PyHessian; {_why(a, r, b, s)}")

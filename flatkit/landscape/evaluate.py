@@ -252,6 +252,7 @@ class InPlace:
         )
         generator = torch.Generator().manual_seed(0)
         try:
+            # Three digits, more than a picture of a line or plane shows.
             found = lanczos(hessian, tolerance=1e-3, max_matvecs=200, generator=generator)
         except NonFiniteError:
             return {"top_eigenvalue": float("nan"), "top_eigenvalue_residual": float("nan")}

@@ -76,6 +76,7 @@ def _vtk(surface: Surface) -> bytes:
     """Legacy VTK 3.0, binary (big-endian), where infinities survive."""
     axes = [*surface.axes.values(), *[numpy.zeros(1)] * (3 - len(surface.axes))]
     out = io.BytesIO()
+    # The format has 256 characters for this line.
     title = surface.name.encode("ascii", "replace").decode().replace("\n", " ")[:200]
     lengths = " ".join(str(len(axis)) for axis in axes)
     out.write(f"# vtk DataFile Version 3.0\n{title}\nBINARY\nDATASET RECTILINEAR_GRID\n".encode())

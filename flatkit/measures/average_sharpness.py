@@ -31,6 +31,7 @@ def run(session: "Session") -> "Iterator[Draft]":
     searches: dict[float, Steps[AverageIncrease]] = {}
     known: dict[float, tuple[Callable[[], AverageIncrease], Cost]] = {}
     for rho in session.own(BallSettings).rho:
+        # The same draws for every radius, scaled: how the values grow with ρ is no noise.
         generator = session.generator("average")
         given: dict[str, Any] = {"rho": rho, "geometry": geometry, "samples": _PAIRS}
         searches[rho] = average_steps(session.objective, base, **given, generator=generator)
@@ -80,6 +81,7 @@ MEASURE = Measure(
     run,
     read,
     settings=(BallSettings,),
+    # A pair is two values of the loss, each about a third of a gradient.
     passes=lambda session: len(session.own(BallSettings).rho) * 2 * _PAIRS / 3,
     first=lambda session: 2 * _FEWEST / 3,
     about="How much the loss rises on average under Gaussian noise of length about ρ. It sees all "

@@ -54,6 +54,7 @@ def search_status(session: "Session", rho: float) -> Status | str:
     # L(θ+δ) − L(θ) ≤ ρ max ‖∇L‖ by the mean value theorem: a larger R0 proves a larger R1.
     losses = ball.processes.get(("loss", rho))
     increase = 0.0 if losses is None or losses.found is None else losses.found.value
+    # Beyond the rounding of both.
     if increase > rho * found.value * (1 + 1e-6):
         return Status.SEARCH_MISSED_MAXIMUM
     if ball.is_modelled and rho < ball.rounding_radius:

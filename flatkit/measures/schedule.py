@@ -67,6 +67,7 @@ class Limit:
 
     def reached(self, spent: float) -> Ended | None:
         """Return which limit was reached, if one was."""
+        # Evaluations count as thirds of a gradient, whose sum is rounded.
         if spent >= self.gradients - 1e-6:
             return "budget"
         return "time" if time.monotonic() >= self.until else None
@@ -112,6 +113,7 @@ class Process:
         if math.isinf(self.wanting):
             used = in_gradients(self._used, self._session.product_price)
             return True, -max(used, MEASURES[self.name].gradients_to_first(self._session))
+        # Above 1: a measure that has reached its goal still goes on, as the last.
         return False, math.log(max(self.wanting, 1 + 1e-9)) / (1 + self.spent)
 
     def advance(self) -> None:
@@ -250,6 +252,7 @@ class Schedule:
             if not turn.done:
                 turn.ask_if_cheap()
             look(self)
+        # `ask_if_cheap` may have passed over what is known last.
         for process in self.processes:
             if not process.done:
                 process.ask()

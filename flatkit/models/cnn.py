@@ -50,6 +50,7 @@ def build_cnn(
 
 def _block(channels: int, out: int, *, stride: int, batchnorm: bool, act: str) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict(
+        # BatchNorm subtracts the mean over the batch: a bias before it would change nothing.
         conv=nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=not batchnorm)
     )
     if batchnorm:

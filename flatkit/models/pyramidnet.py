@@ -37,6 +37,8 @@ def build_pyramidnet(
     1772706
     """
     image_channels = check_image("pyramidnet", in_shape, side=4)
+    # Stricter than other networks: the mean over 2x2 pixels leaves out a last odd row, and then no
+    # longer fits the convolution beside it.
     if any(side % 4 for side in in_shape[1:]):
         raise InvalidArgumentError(
             f"the pyramidnet halves the image twice: its sides must be multiples of 4, "
@@ -84,4 +86,5 @@ class _PyramidBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.batchnorm2(self.conv1(self.batchnorm1(x))))
         y = self.batchnorm3(self.conv2(y))
+        # [B, C, H, W]: zeros after the channels that are there, none around the pixels.
         return y + F.pad(self.halve(x), (0, 0, 0, 0, 0, self.new_channels))

@@ -43,6 +43,7 @@ def build_wide_resnet(
     if check_count("depth", depth, minimum=10) % 6 != 4:
         raise InvalidArgumentError(f"depth must be 6n + 4, e.g. 16, 28 or 40, got {depth}")
     check_count("widen", widen)
+    # 16 in the first convolution whatever `widen` is, as in table 1.
     channels = 16
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv=nn.Conv2d(image_channels, channels, 3, padding=1, bias=False)

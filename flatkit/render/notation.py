@@ -97,6 +97,7 @@ def duration(seconds: float) -> str:
     ['2.1 ms', '8 s', '75 s', '4.2 min', '2.1 h']
     """
     for unit, least in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        # 75 s, not 1.2 min: one and a half of the larger unit at least.
         if seconds >= least * (1.5 if least > 1 else 1.0):
             return f"{float(f'{seconds / least:.2g}'):g} {unit}"
     return f"{float(f'{seconds * 1e3:.2g}'):g} ms"

@@ -171,6 +171,7 @@ def _density(
     weights = np.concatenate([rule.weights for rule in rules]) / len(rules)
     width = float(nodes.max() - nodes.min())
     scale = float(np.abs(nodes).max())
+    # One node has no width, and that of a zero matrix no size either.
     sigma = bandwidth or 0.01 * width or 0.01 * scale or 1e-12
     grid = _grid(nodes, sigma, points)
     if bandwidth is None:  # a curve must not miss its own peaks
@@ -237,6 +238,7 @@ def _mean(rules: Sequence[Rule], operator: SymmetricOperator) -> tuple[float, fl
 
 
 def _grid(nodes: np.ndarray, sigma: float, points: int) -> np.ndarray:
+    # Beyond five deviations a normal curve has less than a millionth of its mass.
     return np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
 
 

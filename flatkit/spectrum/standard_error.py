@@ -121,4 +121,5 @@ def next_look(count: int, needed: float, most: int) -> int:
     (21, 32, 19)
     """
     enough = min(2.0 * count, math.ceil(min(needed, 2.0 * count)))
+    # `needed` is itself an estimate: an eighth more at least, twice as many at most.
     return int(min(most, max(count + count // 8 + 1, enough)))

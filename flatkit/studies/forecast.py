@@ -132,4 +132,5 @@ def jobs_that_fit(found: StudyForecast) -> int:
     import torch
 
     free = free_bytes(torch.device("cpu"))
+    # A fifth is left to what else runs.
     return max(1, min(found.jobs, int(0.8 * free / max(1, found.memory)))) if free else found.jobs

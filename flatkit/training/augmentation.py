@@ -107,7 +107,9 @@ def epoch_augmentation(
         return None
     check_augmentable(kind, in_shape)
     generator = np.random.default_rng([seed, epoch, 1])  # batches use [seed, epoch]
+    # 0 to twice the padding; the image as it was lies in the middle.
     spans = [2 * padding(side) + 1 for side in in_shape[1:]]
+    # Both are drawn whatever the kind: `crop` and `crop_flip` shift alike.
     shifts = torch.from_numpy(generator.integers(0, spans, (samples, 2))).to(device)
     flips = torch.from_numpy(generator.random(samples) < 0.5).to(device)
     return Augmentation(

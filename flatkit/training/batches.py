@@ -28,6 +28,7 @@ def epoch_batches(
     >>> [len(batch) for batch in batches], sorted(torch.cat(batches).tolist())
     ([2, 2, 1], [0, 1, 2, 3, 4])
     """
+    # Not seed + epoch: the second epoch of one seed would be the first of the next.
     generator = np.random.default_rng([seed, epoch])
     order = torch.from_numpy(generator.permutation(samples)).to(device)
     return order.split(batch_size)

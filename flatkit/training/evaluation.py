@@ -79,6 +79,7 @@ def gradient_norm(
     try:
         model.eval()
         for part in rows.chunks(chunk):
+            # Divided before the sum, so that chunks add up to the gradient of the mean.
             value = part.total(loss(outputs_of(model, part.inputs), part.targets)) / rows.weight
             for total, part in zip(
                 totals, torch.autograd.grad(value, parameters, materialize_grads=True), strict=True

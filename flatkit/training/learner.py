@@ -55,6 +55,7 @@ class Learner:
         self._averaged: AveragedModel | None = None
         if config.ema:
             average = get_ema_multi_avg_fn(config.ema)
+            # Statistics of BatchNorm are averaged too: those of the last weights fit no average.
             self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
     @property
@@ -86,6 +87,7 @@ class Learner:
             TrainingDivergedError: a loss or weight is NaN or infinite; names the step.
         """
         lr = learning_rate(self._config, epoch)
+        # SAM and GAM share the groups of their base, so that its rate is set here as well.
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self._rho_schedule is not None:  # a function of epoch and rate, whatever was before
@@ -139,6 +141,7 @@ class Learner:
         if self._averaged is not None:
             self._averaged.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # After the model was built, which drew its initial weights.
         torch.set_rng_state(state["random"]["torch"])
         if "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self._train.device)

@@ -43,6 +43,7 @@ class CsvLog:
         Raises:
             OutputError: the file cannot be written.
         """
+        # All rows again: a file that only grows can end in half a row.
         self._rows.append(row)
         stream = io.StringIO()
         columns = [item.name for item in fields(EpochRow)]

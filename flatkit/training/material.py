@@ -53,6 +53,7 @@ class Material:
         """Return it with the samples on a device."""
         splits = {name: rows.to(device) for name, rows in self.splits.items()}
         clean = None if self.clean is None else self.clean.to(device)
+        # Weights of the classes, for example, are buffers of the loss.
         if isinstance(self.loss, nn.Module):
             self.loss.to(device)
         return replace(self, splits=splits, clean=clean)
@@ -78,6 +79,7 @@ def material(config: TrainingConfig, stored: Checkpoint | None = None) -> Materi
 
 def _of_names(config: TrainingConfig, stored: Checkpoint | None) -> Material:
     dataset = _dataset(config, stored)
+    # Its files may lie elsewhere now; which data they are is checked by digest.
     data = {**stored.data, "kwargs": dataset.kwargs} if stored else data_recipe(dataset)
     model = stored.model if stored else _model_spec(config, dataset)
     loss = CrossEntropy(label_smoothing=config.label_smoothing)
@@ -91,6 +93,7 @@ def _of_names(config: TrainingConfig, stored: Checkpoint | None) -> Material:
         Decision(None),
         splits,
         None if clean is None else Rows(dataset.train.inputs, clean),
+        # Called when the run has seeded torch: the weights are drawn then.
         lambda: MODELS.build(model["name"], **model["kwargs"]),
         str(config.data),
     )

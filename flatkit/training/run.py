@@ -109,6 +109,7 @@ def train(
         learner.on_step = on_step
         history = [EpochRow.from_dict(row) for row in stored.history] if stored else []
         if stored is None:
+            # Only now: a run that cannot begin must not have removed the one before.
             folder.clear()
             _save(plan, learner, history)
         else:

@@ -77,6 +77,7 @@ class RunTracker:
         self._every, self._logs = every, "tensorboard" in config.log
         self._log: ScalarLog | None = None
         if resume and self._folder.curvature.exists():
+            # Rounded up: the last batch of an epoch may be short.
             steps = len(read_history(self._folder.history)) * -(-samples // config.batch_size)
             rows = _read_rows(self._folder.curvature)
             self._tracker.history += [row for row in rows if row.step <= steps]

@@ -88,6 +88,7 @@ def learning_rate(config: "TrainingConfig", epoch: int) -> float:
     >>> [round(learning_rate(step, epoch), 3) for epoch in (1, 2, 3, 4)]
     [1.0, 1.0, 0.1, 0.01]
     """
+    # W + 1: the first epoch after the warm-up is the first at the whole rate.
     lr = (config.lr or 0.0) * min(1.0, epoch / (config.warmup + 1))
     done = (epoch - 1) / config.epochs
     if config.schedule == "cosine":

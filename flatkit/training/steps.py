@@ -76,6 +76,7 @@ class BatchSteps:
         scale = self._scaler.get_scale()
         loss = self._step(parts)
         if self.scales:
+            # Whether a step was skipped is known by the scale alone, which an overflow halves.
             self._scaler.update()
             self._look_at_scale(scale)
         return loss
@@ -111,6 +112,7 @@ class BatchSteps:
         if len(parts) == 1:
             self._scaler.scale(loss).backward()
         if self._config.max_norm is not None:
+            # The limit is of the gradient itself, not of the scaled one.
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_norm)
         self._scaler.step(self._optimizer)
@@ -138,6 +140,7 @@ class BatchSteps:
         with autocast(self._config.precision, self._device):
             outputs = outputs_of(self._model, part.inputs)
         if isinstance(outputs, Tensor):
+            # bfloat16 keeps 8 bits, too few for the exponentials of a cross-entropy and their sum.
             outputs = outputs.float()
         return part.mean(self._loss(outputs, part.targets))
 

@@ -225,6 +225,7 @@ class CurvatureTracker:
             self._data,
             samples=self._samples,
             seed=self._seed,
+            # The function stays the same, only its point moves: examined once.
             examine=not self.history,
         )
 
@@ -239,6 +240,7 @@ class CurvatureTracker:
             tolerance=self._tolerance,
             max_matvecs=self._max_matvecs,
             initial=self._vectors if self._warm else None,
+            # Another start each time: one that is orthogonal to an eigenvector never finds it.
             generator=torch.Generator().manual_seed(self._seed + step),
         )
         self._vectors = found.vectors
@@ -249,6 +251,7 @@ class CurvatureTracker:
         """Warn, once of a kind."""
         if kind not in self._said:
             self._said.add(kind)
+            # The line of the loop that calls `step`.
             warnings.warn(text, stacklevel=4)
 
 

@@ -114,6 +114,7 @@ def _limit(name: str, facts: Facts, rungs: Sequence[Rung], picture: Sequence[flo
 def _ordered(rungs: Sequence[Rung]) -> Claim:
     """Compare R0 and R1 where both are more than rounding."""
     both = [rung for rung in rungs if rung.r0 is not None]
+    # Beyond the rounding of both.
     wrong = [f"{rung.rho:.3g}" for rung in both if (rung.r0 or 0.0) > rung.r1 * (1 + 1e-6)]
     if not both:
         return _unknown("R0 ≤ R1", "rounding of the loss hides R0 at every radius; float64 helps")

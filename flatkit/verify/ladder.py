@@ -176,6 +176,7 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
 def _radii(session: Session, blurred: float, rho: Sequence[float]) -> tuple[float, ...]:
     if rho:
         return tuple(radius for radius in session.own(BallSettings).rho if radius >= blurred)
+    # Weights that are all zero have no length to go by.
     largest = _LARGEST * float(session.objective.theta.double().norm()) or 0.1
     smallest = max(blurred, _SPAN * largest)
     if smallest >= largest:

@@ -34,6 +34,7 @@ def array_of(item: Any) -> StoredTensor | None:
     """
     if not isinstance(item, Record):
         return None
+    # What `ndarray.__setstate__` takes: version, shape, dtype, order, bytes.
     if item.name in _RECONSTRUCT and isinstance(item.state, tuple) and len(item.state) == 5:
         _, shape, dtype, fortran, raw = item.state
         return _tensor(raw, dtype, shape, bool(fortran))
@@ -115,6 +116,7 @@ def _header(file: BinaryIO, path: str) -> tuple[Any, bool, tuple[int, ...]]:
 
     NumPy's own reader is not used: of damaged headers it raises whatever its parser does.
     """
+    # The magic text, two bytes of version, and up to four of the length.
     start = file.read(12)
     # Version 1 gives the length of the text in two bytes, later ones in four.
     width = 2 if start[6:7] == b"\1" else 4
@@ -125,6 +127,7 @@ def _header(file: BinaryIO, path: str) -> tuple[Any, bool, tuple[int, ...]]:
         # Python 2 wrote whole numbers as 3L. What is not a literal, `literal_eval` refuses.
         header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text).strip())
         code, fortran, shape = (header[key] for key in ("descr", "fortran_order", "shape"))
+        # torch counts in int64; NumPy has at most 64 dimensions.
         whole = all(type(n) is int and 0 <= n < 2**62 for n in shape) and len(shape) <= 64
     except Exception as error:  # the parser raises half a dozen types
         raise CheckpointError(f"{path} is damaged: its header cannot be read") from error

@@ -25,6 +25,7 @@ def weights_file(folder: Path) -> str | None:
     """
     step, name = folder, ""
     if (folder / LATEST).is_file():
+        # A name and no more, whatever else the file may be.
         name = (folder / LATEST).read_bytes()[:200].decode("utf-8", "replace").strip()
         step = folder / name
         if not name or len(Path(name).parts) != 1 or name in (".", "..") or not step.is_dir():

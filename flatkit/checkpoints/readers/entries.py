@@ -100,6 +100,7 @@ def weights_of(content: Any, path: str, entry: str | None = None, *, kind: str =
     beside = {
         str(key): value
         for key, value in (content.items() if isinstance(content, Mapping) else ())
+        # An epoch, an accuracy, a name; a whole configuration as text is none.
         if isinstance(value, (bool, int, float, str)) and len(str(value)) <= 200
     }
     own = _at(content, chosen)

@@ -153,6 +153,7 @@ def _check_path(path: Path) -> None:
 
 def _open_file(path: Path, files: _Files) -> Opened:
     file = files.open()
+    # The first 32 bytes tell the formats apart.
     content, kind, metadata = _read(file, file.read(32), str(path))
     if path.name in ADAPTERS and (config := adapter_config(path.parent)):
         return _adapter(path, files, content, kind, config)

@@ -163,6 +163,7 @@ def _read_stream(file: BinaryIO, path: str, size: int) -> tuple[Any, str]:
     for key in keys:
         storage = storages[str(key)]
         file.seek(at)
+        # Before torch 1.6 each storage began with the number of its entries, int64.
         head = file.read(8)
         if len(head) < 8 or struct.unpack("<q", head)[0] != storage.numel:
             raise CheckpointError(f"{path} is truncated or damaged: storage {key} is not whole")

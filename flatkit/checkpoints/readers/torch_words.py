@@ -141,6 +141,7 @@ def storage_of(identity: Any) -> tuple[Storage, str]:
     Raises:
         MalformedPickleError: it is none.
     """
+    # "storage", kind, key, place, entries; in old files also the storage that it is a part of.
     if not is_storage(identity) or len(identity) not in (5, 6):
         raise MalformedPickleError(f"a persistent id of the kind {str(identity)[:40]!r}")
     _, kind, key, _, numel, *view = identity

@@ -170,6 +170,7 @@ class Copier:
             return ()
         if isinstance(state, str):
             return ()
+        # Arguments and state; the items of lists and dictionaries.
         return chain(state[1:3], *(part or () for part in state[3:5]))
 
     def twin(self, tensor: Tensor, *, constant: bool) -> Tensor:

@@ -106,6 +106,7 @@ def _passes(asked: Any, length: int, rows_of: Callable[[Any], Any]) -> list[Draw
         raise _read_once(name)
     with undisturbed(), users_code(f"the sampler {name} of the DataLoader"):
         private, passes = _private(asked, {}), list[Draws]()
+        # Two random orders of very few samples may be the same by chance.
         for seed in range(2 if length > _TINY else 6):
             seed_all(seed)
             passes.append(_read(private, length, rows_of))

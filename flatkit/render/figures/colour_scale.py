@@ -100,6 +100,7 @@ def scale_of(arrays: Iterable[Any], *, linear: bool = False) -> Scale:
 
 
 def _linear(low: float, high: float) -> Scale:
+    # A plane without height still needs two ends.
     high = high if high > low else low + max(abs(low), 1.0) * 1e-6
     lines = _even_steps(low, high, _LEVELS)
     lines = lines[(lines > low) & (lines < high)]
@@ -132,6 +133,7 @@ def _nice_powers(low: float, top: float) -> numpy.ndarray:
 
 def _log_ticks(low: float, top: float) -> numpy.ndarray:
     """Return round values within: powers of ten, or 1, 2, 5 times them, or even steps."""
+    # The fewest digits that give four ticks.
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = numpy.array(
             [

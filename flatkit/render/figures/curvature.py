@@ -184,6 +184,7 @@ def _scale(axis: Axes, readings: Sequence[Reading]) -> None:
         axis.set_xlabel("flatter →" if right else "← flatter")
         if spans_decades(values):
             axis.set_xscale("log")
+            # Within two and a half decades powers of ten alone would be two or three ticks.
             narrow = max(values) < 300 * min(values)
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,)))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))

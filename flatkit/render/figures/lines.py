@@ -153,6 +153,7 @@ def _scale(axis: Axes, values: numpy.ndarray, log_scale: bool | None) -> None:
         log_scale = rises_steeply(finite)
     if log_scale and finite.min() > 0:
         axis.set_yscale("log")
+    # Zero belongs to the picture where the values come near it.
     elif finite.min() < 0.3 * finite.max():
         axis.set_ylim(bottom=0.0)
 

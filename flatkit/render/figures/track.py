@@ -146,6 +146,7 @@ def _finish(axis: Axes, label: str, heights: Sequence[float]) -> None:
     axis.set_title(label)
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    # Overlaps lie in [0, 1]: a little room for lines at the ends.
     if label.startswith("overlap"):
         axis.set_ylim(-0.02, 1.05)
     elif label == _TOP:

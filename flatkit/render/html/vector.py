@@ -56,6 +56,7 @@ def vector(figure: Figure, prefix: str, label: str) -> Vector:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.S)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.S)
     text = _NAMES.sub(lambda found: found[1] + prefix + found[2], text)
+    # 72 points are 96 pixels of a page.
     width = round(float(re.findall(r'<svg[^>]*? width="([\d.]+)pt"', text)[0]) * 4 / 3)
     opening = f'<svg role="img" aria-label="{escape(label)}" class="drawing" '
     text = re.sub(r"<svg ", opening, text, count=1)
