@@ -16,7 +16,6 @@ from flatkit_cli.output import take_output
 from flatkit_cli.subject import take_subject
 
 if TYPE_CHECKING:
-    from flatkit.measures.watching import Watcher
     from flatkit.results.report import Report
 
 _MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEASURES)
@@ -52,6 +51,7 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
 
     from flatkit.measures import analyze as run
     from flatkit.render import report_table
+    from flatkit.render.live import Lines, watcher_here
     from flatkit.results.comparison import Comparison, Entry
 
     interrupted = False
@@ -59,7 +59,7 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
         report = run(
             make_task(checkpoint),
             settings=settings,
-            progress=_watcher(),
+            progress=watcher_here(Lines),
             command=["flatkit", *sys.argv[1:]],
             journal=output.journal,
             fresh=fresh,
@@ -88,13 +88,6 @@ def _say_journal(journal: Path | None, report: "Report") -> None:
         size = f"{journal.stat().st_size / 1e6:,.1f} MB"
         use = "lets this command go on, with more budget or other measures"
         click.echo(f"journal: {journal} ({size}) {use}", err=True)
-
-
-def _watcher() -> "Watcher":
-    """Return what shows the analysis as it goes on: a table on a terminal, lines elsewhere."""
-    from flatkit.render.live import Lines, TerminalTable
-
-    return TerminalTable() if sys.stderr.isatty() else Lines()
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from flatkit_cli.options import Command, option, take_settings
 from flatkit_cli.output import pairs_option, take_output
 
 if TYPE_CHECKING:
-    from flatkit.comparison.watching import RunsWatcher
     from flatkit.results.comparison import Comparison
 
 
@@ -99,6 +98,7 @@ def compare(
         comparison = _spoken(saved, list(subjects), groups=groups, repeats=repeats)
     else:
         from flatkit.comparison.compare import compare as run
+        from flatkit.render.runs import RunLines, watcher_here
 
         if repeats:
             raise InvalidArgumentError(
@@ -108,7 +108,7 @@ def compare(
         comparison = _spoken(
             run,
             list(subjects),
-            progress=_watcher(),
+            progress=watcher_here(RunLines),
             command=["flatkit", *sys.argv[1:]],
             groups=groups,
             jobs=jobs,
@@ -143,13 +143,6 @@ def _spoken(make: "Callable[..., Comparison]", *given: Any, **more: Any) -> "Com
 
 def _say(message: Warning | str, *_: Any) -> None:
     click.echo(f"warning: {message}", err=True)
-
-
-def _watcher() -> "RunsWatcher":
-    """Return what shows the comparison as it goes on: a table on a terminal, lines elsewhere."""
-    from flatkit.render.runs import RunLines, TerminalRuns
-
-    return TerminalRuns() if sys.stderr.isatty() else RunLines()
 
 
 def _write_markdown(comparison: "Comparison", path: Path) -> None:

@@ -1,7 +1,6 @@
 """The command `flatkit study`."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from flatkit_cli.output import draw, show
 
 if TYPE_CHECKING:
     from flatkit.studies.outcome import Outcome
-    from flatkit.studies.runs import Run
     from flatkit.studies.settings import Study
 
 
@@ -70,42 +68,16 @@ def study(
     if plan:
         return
 
+    from flatkit.render.studies import StudyLines, watcher_here
     from flatkit.render.tables.study import study_tables
     from flatkit.studies.study import study as run_study
 
     folder = out or Path("studies") / Path(source).stem
     begun = time.monotonic()
-    found = run_study(asked, folder, jobs=jobs, on_run=_Told(), on_table=_early)
+    found = run_study(asked, folder, jobs=jobs, progress=watcher_here(StudyLines))
     show(study_tables(found))
     _write(found, folder, drawing)
     click.echo(f"{folder}: done in {time.monotonic() - begun:.0f} s", err=True)
-
-
-class _Told:
-    """Says a line a run, with the time that is left as the runs of this call went."""
-
-    def __init__(self) -> None:
-        self._begun, self._first = time.monotonic(), 0
-
-    def __call__(self, run: "Run", outcome: Mapping[str, Any], done: int, total: int) -> None:
-        """Say what came out of a run."""
-        self._first = self._first or done - 1
-        here = done - self._first
-        left = (time.monotonic() - self._begun) / max(1, here) * (total - done)
-        accuracy = outcome.get("test_accuracy")
-        what = f"test accuracy {100 * accuracy:.1f} %" if accuracy is not None else "measured"
-        if outcome.get("diverged"):
-            what = f"diverged: {outcome['diverged']}"
-        where = ", ".join(part for part in (run.condition, run.arm) if part)
-        click.echo(
-            f"{done} of {total}  {where}, seed {run.seed}: {what}; {duration(left)} left", err=True
-        )
-
-
-def _early(found: "Outcome") -> None:
-    from flatkit.render.tables.study import study_tables
-
-    show(study_tables(found))
 
 
 def _planned(asked: "Study", jobs: int | None) -> int:

@@ -3,14 +3,12 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -18,28 +16,29 @@ from rich.text import Text
 from flatkit.measures.watching import Silent, Watcher
 from flatkit.render.notation import duration
 from flatkit.render.readings import error_text, readings, value_text
+from flatkit.render.screen import Screen, screen_here
 
 if TYPE_CHECKING:
     from flatkit.measures.forecast import Forecast
     from flatkit.measures.schedule import Process, Schedule
 
-_EVERY = 0.25
-"""Seconds between two pictures of a table."""
 _WORTH_TELLING = 10.0
 """Seconds from which on an analysis is worth lines in a pipe."""
 _GROWTH = 1.5
 """Times as late as the last lines in a pipe come the next ones."""
 
 
-def watcher_here() -> Watcher:
-    """Return what watches by itself: a table in a notebook or on a terminal, else nothing.
+def watcher_here(elsewhere: Callable[[], Watcher] = Silent) -> Watcher:
+    """Return what watches by itself: a table in a notebook or on a terminal.
+
+    Args:
+        elsewhere: makes what watches where there is neither; by default nothing does.
 
     >>> type(watcher_here()).__name__
     'Silent'
     """
-    if in_notebook():
-        return NotebookTable()
-    return TerminalTable() if sys.stderr.isatty() else Silent()
+    screen = screen_here()
+    return elsewhere() if screen is None else LiveTable(screen)
 
 
 def plan_text(schedule: "Schedule") -> str:
@@ -123,65 +122,28 @@ def time_text(schedule: "Schedule") -> str:
     )
 
 
-class _Table(Silent):
-    """What both tables share: when to draw."""
+class LiveTable(Silent):
+    """A table of the values so far.
 
-    def __init__(self) -> None:
-        self._drawn = 0.0
+    Args:
+        screen: where it is drawn.
+    """
 
-    def look(self, schedule: "Schedule") -> None:
-        """Draw, if the last time is long enough ago."""
-        if time.monotonic() - self._drawn >= _EVERY:
-            self.draw(live_table(schedule))
-            self._drawn = time.monotonic()
-
-    def draw(self, table: RenderableType) -> None:
-        """Show a table in the place of the one before."""
-        raise NotImplementedError
-
-
-class TerminalTable(_Table):
-    """A table on stderr that is gone at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._console = Console(stderr=True)
-        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
 
     def begin(self, schedule: "Schedule") -> None:
         """Say what it will take, and open the table."""
-        self._console.print(plan_text(schedule), style="dim", markup=False, highlight=False)
-        self._live.start()
+        self._screen.say(Text(plan_text(schedule), style="dim"))
+        self._screen.open()
 
-    def draw(self, table: RenderableType) -> None:
-        """Show it."""
-        self._live.update(table, refresh=True)
-
-    def end(self, schedule: "Schedule") -> None:
-        """Take the table away."""
-        self._live.stop()
-
-
-class NotebookTable(_Table):
-    """A table as HTML below the cell, gone at the end."""
-
-    def begin(self, schedule: "Schedule") -> None:
-        """Make the place of the table."""
-        from IPython.display import HTML, display
-
-        self._place: Any = display(HTML(html_of(Text(plan_text(schedule)))), display_id=True)
-
-    def draw(self, table: RenderableType) -> None:
-        """Show it."""
-        from IPython.display import HTML
-
-        self._place.update(HTML(html_of(table)))
+    def look(self, schedule: "Schedule") -> None:
+        """Draw, if it is time."""
+        self._screen.draw(lambda: live_table(schedule))
 
     def end(self, schedule: "Schedule") -> None:
         """Take the table away."""
-        from IPython.display import HTML
-
-        self._place.update(HTML(""))
+        self._screen.close()
 
 
 class Lines(Silent):
@@ -232,21 +194,3 @@ def _rows(process: "Process") -> "Iterator[tuple[str, str, str, str, str]]":
 
 def _wanting(times: float) -> str:
     return f"error {times:,.1f} × its goal" if times < 1e4 else "…"
-
-
-def html_of(table: RenderableType) -> str:
-    """Return what rich draws as HTML."""
-    console = Console(record=True, file=StringIO(), width=110, force_jupyter=False)
-    console.print(table)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-def in_notebook() -> bool:
-    """Whether this runs in a notebook.
-
-    >>> in_notebook()
-    False
-    """
-    shell = sys.modules.get("IPython")
-    here = shell.get_ipython() if shell is not None else None
-    return here is not None and type(here).__name__ == "ZMQInteractiveShell"

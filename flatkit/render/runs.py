@@ -1,40 +1,40 @@
 """A comparison as it goes on: a live table in a terminal and a notebook, lines in a pipe."""
 
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from flatkit.comparison.watching import RunsWatcher, SilentRuns
 from flatkit.measures.watching import Silent, Watcher
-from flatkit.render.live import html_of, in_notebook
 from flatkit.render.notation import duration
 from flatkit.render.readings import readings, value_text
+from flatkit.render.screen import Screen, screen_here
 from flatkit.results.report import Report
 
 if TYPE_CHECKING:
     from flatkit.measures.schedule import Schedule
 
-_EVERY, _SHOWN, _ROWS = 0.25, 3, 20
-"""Seconds between two pictures; numbers and runs that a table shows."""
+_SHOWN, _ROWS = 3, 20
+"""Numbers and runs that a table shows."""
 
 
-def watcher_here() -> RunsWatcher:
-    """Return what watches by itself: a table in a notebook or on a terminal, else nothing.
+def watcher_here(elsewhere: Callable[[], RunsWatcher] = SilentRuns) -> RunsWatcher:
+    """Return what watches by itself: a table in a notebook or on a terminal.
+
+    Args:
+        elsewhere: makes what watches where there is neither; by default nothing does.
 
     >>> type(watcher_here()).__name__
     'SilentRuns'
     """
-    if in_notebook():
-        return NotebookRuns()
-    return TerminalRuns() if sys.stderr.isatty() else SilentRuns()
+    screen = screen_here()
+    return elsewhere() if screen is None else RunsTable(screen)
 
 
 class RunsProgress:
@@ -112,54 +112,30 @@ class RunsProgress:
         return f"{before}{text}" if text else ""
 
 
-class TerminalRuns(RunsProgress):
-    """A table on stderr that is gone at the end."""
+class RunsTable(RunsProgress):
+    """A table of the runs.
 
-    def __init__(self) -> None:
+    Args:
+        screen: where it is drawn.
+    """
+
+    def __init__(self, screen: Screen) -> None:
         super().__init__()
-        self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
-        self._drawn = 0.0
+        self._screen = screen
 
     def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Open the table."""
         super().begin(names, jobs, kept)
-        self._live.start()
+        self._screen.open()
+        self.changed()
 
     def changed(self) -> None:
-        """Draw, if the last time is long enough ago."""
-        if time.monotonic() - self._drawn >= _EVERY:
-            self._live.update(self.table(), refresh=True)
-            self._drawn = time.monotonic()
+        """Draw, if it is time."""
+        self._screen.draw(self.table)
 
     def end(self) -> None:
         """Take the table away."""
-        self._live.stop()
-
-
-class NotebookRuns(RunsProgress):
-    """A table as HTML below the cell, gone at the end."""
-
-    def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
-        """Make the place of the table."""
-        from IPython.display import HTML, display
-
-        super().begin(names, jobs, kept)
-        self._place: Any = display(HTML(html_of(self.table())), display_id=True)
-        self._drawn = 0.0
-
-    def changed(self) -> None:
-        """Draw, if the last time is long enough ago."""
-        from IPython.display import HTML
-
-        if time.monotonic() - self._drawn >= _EVERY:
-            self._place.update(HTML(html_of(self.table())))
-            self._drawn = time.monotonic()
-
-    def end(self) -> None:
-        """Take the table away."""
-        from IPython.display import HTML
-
-        self._place.update(HTML(""))
+        self._screen.close()
 
 
 class RunLines(RunsProgress):

@@ -1,10 +1,10 @@
 """`study`: train arms over seeds, measure them, judge the claims; goes on where it was stopped."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from flatkit.checks import check_count
 from flatkit.comparison.workers import in_processes, usable_cores
@@ -15,9 +15,7 @@ from flatkit.results.report import Report
 from flatkit.studies.outcome import Outcome, judged
 from flatkit.studies.runs import Run, choose, finished, run_one, study_runs, tuning_runs
 from flatkit.studies.settings import Study, read_study
-
-Told: TypeAlias = Callable[[Run, Mapping[str, Any], int, int], object]
-"""Called when a run is done: it, what came out, how many are done, how many there are."""
+from flatkit.studies.watching import DoneRun, StudyWatcher, watcher_of_study
 
 _MANIFEST = "study.json"
 
@@ -27,8 +25,7 @@ def study(
     out: str | Path,
     *,
     jobs: int | None = None,
-    on_run: Told | None = None,
-    on_table: Callable[[Outcome], object] | None = None,
+    progress: Any = None,
 ) -> Outcome:
     """Train every arm with every seed, measure all alike, and judge what is claimed of them.
 
@@ -40,8 +37,9 @@ def study(
         source: the study, a TOML file, or the name of one that comes along.
         out: folder of the runs and of what came out.
         jobs: how many runs at once; by default as there are cores.
-        on_run: called as runs are done.
-        on_table: called with what is known each time a seed is done by all arms.
+        progress: a `StudyWatcher`, or a callback of what is counted (runs), how many are done and
+            how many there are; by default a live table in a terminal and a notebook; False for
+            none.
 
     Raises:
         InvalidArgumentError: settings that cannot be.
@@ -52,23 +50,31 @@ def study(
     folder = Path(out)
     _claim_folder(asked, folder)
     jobs = usable_cores() if jobs is None else check_count("jobs", jobs)
+    watcher = watcher_of_study(progress)
     tuning = tuning_runs(asked)
-    outcomes = _done(asked, folder, tuning, jobs, on_run)
-    chosen = choose(asked, outcomes) if tuning else {}
+    chosen = choose(asked, _done(asked, folder, tuning, jobs, watcher)) if tuning else {}
     runs = study_runs(asked, chosen)
-    per_seed = len(runs) // len(asked.seeds)
+    due = 0
 
-    def told(run: Run, outcome: Mapping[str, Any], done: int, total: int) -> None:
-        if on_run is not None:
-            on_run(run, outcome, done, total)
-        if on_table is not None and done % per_seed == 0 and done < total:
-            ready = [one for one in runs if (folder / one.folder / "outcome.json").is_file()]
-            on_table(collected(asked, folder, ready, chosen))
+    def look(done: Collection[str]) -> None:
+        nonlocal due
+        whole = _whole_seeds(asked, runs, done)
+        if due and due <= len(whole) < len(asked.seeds):
+            ready = [run for run in runs if run.seed in whole]
+            watcher.early(len(whole), lambda: collected(asked, folder, ready, chosen))
+        # Statistics of many runs take minutes: after 1, 2, 4, 8, ... seeds they are worth that.
+        due = 2 ** len(whole).bit_length()
 
-    _done(asked, folder, runs, jobs, told)
+    _done(asked, folder, runs, jobs, watcher, look)
     found = collected(asked, folder, runs, chosen)
     found.save(folder)
     return found
+
+
+def _whole_seeds(asked: Study, runs: Sequence[Run], done: Collection[str]) -> list[int]:
+    """Return the seeds of which every run is done."""
+    unfinished = {run.seed for run in runs if run.folder not in done}
+    return [seed for seed in asked.seeds if seed not in unfinished]
 
 
 def collected(
@@ -120,10 +126,31 @@ def collected(
 
 
 def _done(
-    asked: Study, folder: Path, runs: Sequence[Run], jobs: int, told: Told | None
+    asked: Study,
+    folder: Path,
+    runs: Sequence[Run],
+    jobs: int,
+    watcher: StudyWatcher,
+    look: Callable[[Collection[str]], object] = len,
 ) -> dict[str, Mapping[str, Any]]:
-    """Return what came out of every run, by its folder; those that are not done yet are made."""
+    """Return what came out of every run, by its folder; those that are not done yet are made.
+
+    Args:
+        asked: the study.
+        folder: of the study.
+        runs: all.
+        jobs: how many at once.
+        watcher: is told.
+        look: called with the folders of those that are done, at first and each time one is made.
+    """
     analysis, along = json.loads(json.dumps(asked.analysis)), list(asked.matched)
+    kept = [
+        DoneRun(run, folder / run.folder)
+        for run in runs
+        if (folder / run.folder / "outcome.json").is_file()
+    ]
+    found = {one.run.folder: one.outcome for one in kept}
+    left = [run for run in runs if run.folder not in found]
     calls = [
         (
             str(folder / run.folder),
@@ -133,20 +160,18 @@ def _done(
             asked.task_of(run.settings),
             asked.trainer,
         )
-        for run in runs
+        for run in left
     ]
-    found: dict[str, Mapping[str, Any]] = {}
-    left: list[int] = []
-    for number, run in enumerate(runs):
-        if (folder / run.folder / "outcome.json").is_file():
-            found[run.folder] = finished(folder / run.folder)
-        else:
-            left.append(number)
-    for place, outcome in in_processes(run_one, [calls[n] for n in left], jobs=jobs):
-        run = runs[left[place]]
-        found[run.folder] = outcome
-        if told is not None:
-            told(run, outcome, len(found), len(runs))
+    watcher.begin(runs, kept, jobs)
+    look(found)
+    try:
+        for place, outcome in in_processes(run_one, calls, jobs=jobs):
+            run = left[place]
+            found[run.folder] = outcome
+            watcher.done(DoneRun(run, folder / run.folder))
+            look(found)
+    finally:
+        watcher.end()
     return found
 
 

@@ -1,5 +1,6 @@
 """A study end to end on small data: trained, measured, stopped, gone on with, refused."""
 
+import io
 import json
 import os
 import re
@@ -12,13 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
+from flatkit.render.notation import significant
+from flatkit.render.screen import TerminalScreen
+from flatkit.render.studies import StudyLines, StudyProgress, StudyTable
 from flatkit.results import Comparison, Entry, Report, Result
 from flatkit.studies.outcome import judged
 from flatkit.studies.runs import choose, study_runs
 from flatkit.studies.settings import Arm, Study, read_study, study_names
 from flatkit.studies.study import study
+from flatkit.studies.watching import DoneRun, SilentStudy
 
 TRAIN = {
     "data": "gaussians",
@@ -33,6 +39,22 @@ SMALL = Study(
     train=TRAIN,
     analyze={"measures": ["loss", "accuracy", "top_eigenvalues", "trace"], "samples": 32},
 )
+
+
+class Told(SilentStudy):
+    """Notes what it is told, but for the outcomes, which it does not ask for."""
+
+    def __init__(self):
+        self.runs, self.kept, self.seeds = [], [], []
+
+    def begin(self, runs, kept, jobs):
+        self.kept = [found.run.folder for found in kept]
+
+    def done(self, found):
+        self.runs.append(found.run.folder)
+
+    def early(self, seeds, outcome):
+        self.seeds.append(seeds)
 
 
 def numbers(folder):
@@ -50,14 +72,14 @@ def numbers(folder):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    told = []
-    outcome = study(SMALL, folder, jobs=2, on_run=lambda run, *_: told.append(run.folder))
+    told = Told()
+    outcome = study(SMALL, folder, jobs=2, progress=told)
     return outcome, folder, told
 
 
 def test_every_arm_is_trained_and_measured_with_every_seed(done):
     outcome, _, told = done
-    assert sorted(told) == ["sam/seed-0", "sam/seed-1", "sgd/seed-0", "sgd/seed-1"]
+    assert sorted(told.runs) == ["sam/seed-0", "sam/seed-1", "sgd/seed-0", "sgd/seed-1"]
     (comparison,) = outcome.comparisons.values()
     assert [(e.group, e.seed) for e in comparison.entries] == [
         ("sgd", "0"),
@@ -68,8 +90,64 @@ def test_every_arm_is_trained_and_measured_with_every_seed(done):
     (along,) = outcome.along.values()
     assert {entry.epoch for entry in along.entries} == {2.0, 4.0}
     assert {claim.arm for claim in outcome.claims} == {"sam"}
+    assert done[2].seeds == [1]
     assert any("at training loss" in claim.claim for claim in outcome.claims)
     assert outcome.claims[-1].claim == "flatter and generalises"
+
+
+def test_outcomes_are_shown_after_1_2_4_8_seeds(tmp_path, monkeypatch):
+    def in_a_blink(function, calls, *, jobs):
+        for number, (folder, *_) in enumerate(calls):
+            outcome = {"diverged": "planted", "validation_accuracy": None}
+            Path(folder).mkdir(parents=True)
+            (Path(folder) / "outcome.json").write_text(json.dumps(outcome))
+            yield number, outcome
+
+    monkeypatch.setattr("flatkit.studies.study.in_processes", in_a_blink)
+    for seeds, after in ((9, [1, 2, 4, 8]), (12, []), (18, [16])):  # goes on twice
+        told = Told()
+        study(replace(SMALL, seeds=tuple(range(seeds))), tmp_path, progress=told)
+        assert told.seeds == after
+
+
+def drawn(table):
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(table)
+    return stream.getvalue()
+
+
+def test_a_table_shows_arms_means_and_how_long_it_may_take(done):
+    _, folder, _ = done
+    asked = replace(SMALL, seeds=(0, 1, 2))
+    runs = study_runs(asked, {})
+    found = {run.folder: DoneRun(run, folder / run.folder) for run in runs if run.seed < 2}
+    progress = StudyProgress()
+    progress.begin(runs, [found["sgd/seed-0"]], 2)
+    text = drawn(progress.table())
+    assert re.search(r"sgd +1/3", text) and re.search(r"sam +0/3 +… +…", text)
+    assert "1 of 6 runs done, 2 at once; Ctrl-C" in text
+    for name in ("sgd/seed-1", "sam/seed-0"):
+        progress.done(found[name])
+    reports = [found[f"sgd/seed-{n}"].report or pytest.fail("unmeasured") for n in (0, 1)]
+    tops = [report.result("top_eigenvalues").value[0] for report in reports]
+    row = next(line for line in drawn(progress.table()).splitlines() if "sgd" in line)
+    assert "2/3" in row and significant(sum(tops) / 2) in row
+    assert re.match(r"3 of 6 runs done in .*, about .* left, 2 at once", progress.text)
+    line = progress.line(runs[0])
+    assert line.startswith("sgd, seed 0: train loss") and f"λmax {significant(tops[0])}" in line
+
+
+def test_a_pipe_gets_a_line_a_run_and_a_terminal_what_the_first_seeds_say(done, capsys):
+    outcome, folder, _ = done
+    for watcher in (StudyLines(), StudyTable(TerminalScreen())):
+        runs = study_runs(SMALL, {})
+        watcher.begin(runs, [], 1)
+        watcher.done(DoneRun(runs[0], folder / runs[0].folder))
+        watcher.early(1, lambda: outcome)
+        watcher.end()
+        told = capsys.readouterr().err
+        assert ("1 of 4 runs done in" in told) == isinstance(watcher, StudyLines)
+        assert "After 1 seed; more follow." in told and "flatter and generalises" in told
 
 
 def test_every_condition_has_its_own_claims(tmp_path):
@@ -94,9 +172,9 @@ def test_all_files_are_there(done):
 def test_a_study_repeats_its_numbers_and_makes_nothing_twice(done, tmp_path):
     _, folder, _ = done
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("ckpt.pt")}
-    told = []
-    study(SMALL, folder, on_run=lambda run, *_: told.append(run))
-    assert not told
+    told = Told()
+    study(SMALL, folder, progress=told)
+    assert not told.runs and len(told.kept) == 4 and not told.seeds
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("ckpt.pt")}
     study(SMALL, tmp_path, jobs=1)
     assert numbers(tmp_path) == numbers(folder)
