@@ -1,11 +1,12 @@
 """How often intervals over samples and seeds hold what is true of the population.
 
 Each problem is a linear regression drawn anew: inputs ~ N(0, Σ), targets with noise, two points θ.
-Of it the population value of every number is a closed form: H = 2Σ, the loss, the gradient, and the
-largest increase and gradient norm of a quadratic function in a ball (by dense eigenvectors and a
-secular equation); m-sharpness is the mean of such increases over 4,000 fresh batches. 300 samples
-are drawn, flatkit measures both points on them, and an interval of 95 % is right if it holds the
-population value, of one point and of the difference of the two.
+Of it the population value of every number is a closed form: H = 2Σ, the loss, the gradient, its
+increase at the rounded weights, and the largest increase and gradient norm of a quadratic function
+in a ball (by dense eigenvectors and a secular equation); m-sharpness is the mean of such increases
+over 4,000 fresh batches. 300 samples are drawn, flatkit measures both points on them, and an
+interval of 95 % is right if it holds the population value, of one point and of the difference of
+the two. Of seeds there is a population of numbers alone, without networks.
 
     python -m benchmarks.sampling --trials 2000
 
@@ -15,6 +16,7 @@ writes benchmarks/results/sampling.md.
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +25,15 @@ from torch import nn
 
 from flatkit import analyze
 from flatkit.comparison.intervals import Part, interval
-from flatkit.comparison.readings import compared
+from flatkit.comparison.readings import readings
 from flatkit.results import Comparison, Entry, Report, Result
 
 RESULTS = Path(__file__).parent / "results" / "sampling.md"
 RHO = 0.5
-SAMPLES, DIMENSIONS, NOISE, BATCH = 300, 6, 0.5, 12
+SAMPLES, DIMENSIONS, NOISE, BATCH, BITS = 300, 6, 0.5, 12, 4
 MEASURES = (
     *("loss", "gradient_norm", "top_eigenvalues", "trace", "frobenius_norm"),
-    *("zeroth_order_sharpness", "first_order_flatness"),
+    *("spectral_density", "rounding", "zeroth_order_sharpness", "first_order_flatness"),
 )
 KEYS = {
     "train_loss": "loss",
@@ -39,6 +41,8 @@ KEYS = {
     "top_eigenvalues": "largest eigenvalue",
     "trace": "trace",
     "frobenius_norm": "Frobenius norm",
+    "density_mean": "mean of the density",
+    f"rounding[bits={BITS}]": f"ΔL at {BITS} bits",
     f"zeroth_order_sharpness[rho={RHO!r}]": "R0",
     f"first_order_flatness_over_rho_squared[rho={RHO!r}]": "R1/ρ²",
     f"m_sharpness[m={BATCH}][rho={RHO!r}]": f"R0 of {BATCH} samples",
@@ -62,10 +66,14 @@ def trial(seed: int) -> dict[tuple[str, str], bool]:
         entries.append(Entry(name, name, report))
     found = {}
     for truth, entry in zip(truths, entries, strict=True):
-        for key, reading in compared(entry.report).items():
+        all_readings = (one for result in entry.report for one in readings(result))
+        for reading in (one for one in all_readings if one.key in KEYS):
+            key = reading.key
             assert reading.sampling_error is not None
-            part = Part(reading.sampling_error, len(reading.influence) - 1)
-            known = interval(reading.value - (reading.sampling_bias or 0.0), [part])
+            parts = [Part(reading.sampling_error, len(reading.influence) - 1)]
+            if reading.error_kind == "standard_error" and not reading.error_is_of_samples:
+                parts.append(Part(reading.error or 0.0))  # over probes
+            known = interval(reading.value - (reading.sampling_bias or 0.0), parts)
             found[KEYS[key], "alone"] = known.low <= truth[KEYS[key]] <= known.high
     for key, quantity in Comparison(entries).statistics().quantities.items():
         (pair,) = quantity.pairs
@@ -87,6 +95,7 @@ def measured(theta: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> Repo
         data,
         measures=MEASURES,
         m_sharpness=BATCH,
+        bits=[BITS],
         rho=[RHO],
         search_budget=15,
         progress=False,
@@ -107,11 +116,20 @@ def population(
         "largest eigenvalue": float(values[-1]),
         "trace": float(values.sum()),
         "Frobenius norm": float(np.linalg.norm(values)),
+        "mean of the density": float(values.mean()),
+        f"ΔL at {BITS} bits": rounding(theta, covariance),
         "R0": largest(values, g),
         # ‖g + Hδ‖² = |g|² + 2 (Hg)ᵀδ + δᵀH²δ is a quadratic function as well.
         "R1/ρ²": math.sqrt(g @ g + float(largest(2 * values**2, 2 * values * g))) / RHO,
         f"R0 of {BATCH} samples": over_batches(theta, covariance, random),
     }
+
+
+def rounding(theta: np.ndarray, covariance: np.ndarray) -> float:
+    """Return by how much θᵀΣθ rises when θ is rounded to even steps between -max|θ| and max|θ|."""
+    step = np.abs(theta).max() / (2 ** (BITS - 1) - 1)
+    near = np.rint(theta / step) * step
+    return float(near @ covariance @ near - theta @ covariance @ theta)
 
 
 def over_batches(theta: np.ndarray, covariance: np.ndarray, random: np.random.Generator) -> float:
@@ -161,6 +179,29 @@ def seeds_trial(seed: int, runs: int = 4) -> dict[tuple[str, str], bool]:
     return found
 
 
+def both_trial(seed: int, ratio: float) -> dict[tuple[str, str], bool]:
+    """Return whether an interval over 3 common seeds holds whose samples add to the error.
+
+    Args:
+        seed: of the draws.
+        ratio: of the variance over samples to that over seeds.
+    """
+    random = np.random.default_rng(seed)
+    seeds, blocks = random.normal(0, 2, 12), 25
+    entries = []
+    for group, mean, runs in (("one", 9.0, 3), ("other", 8.0, 12)):
+        of_samples = random.normal(0, math.sqrt(ratio * blocks / 3), blocks)
+        for number, own in enumerate(random.normal(0, 1, runs)):
+            values = mean + seeds[number] + own + of_samples
+            settings = {"influence": {"values": values.tolist()}}
+            found = Result("trace", float(values.mean()), 0.0, "standard_error", settings=settings)
+            entries.append(Entry(f"{group} {number}", group, Report([found]), seed=str(number)))
+    (pair,) = Comparison(entries).statistics().quantities["trace"].pairs
+    assert pair.low is not None and pair.high is not None
+    name = f"3 runs against 12, samples {ratio:g} of the variance of seeds"
+    return {(name, "paired by seed"): pair.low <= 1.0 <= pair.high}
+
+
 def shares(trials: int, run: Callable[[int], dict[tuple[str, str], bool]], start: int = 0):
     """Return how often each interval was right."""
     found: dict[tuple[str, str], list[bool]] = {}
@@ -176,6 +217,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2000)
     trials = parser.parse_args().trials
     found = {**shares(trials, trial), **shares(5 * trials, seeds_trial)}
+    for ratio in (0.1, 1.0, 10.0):
+        found |= shares(5 * trials, partial(both_trial, ratio=ratio), start=10**6)
     lines = [
         "# How often intervals of 95 % hold what is true of the population",
         "",

@@ -2,9 +2,9 @@
 
 A difference is off by parts that are independent of each other, each with a standard error and the
 degrees of freedom with which that is known, and by a bound that nothing exceeds (a residual, or
-what a search in a ball leaves open). The parts add up in squares, their degrees of freedom by
-Satterthwaite's formula (1946), so that an interval covers the truth as often as it says whichever
-part is the largest; the bound widens it on both sides.
+what a search in a ball leaves open). The parts add up in squares; how many such errors an interval
+is wide follows from Student's quantile of each part, so that it covers the truth as often as it
+says whichever part is the largest (`_errors_wide`). The bound widens it on both sides.
 """
 
 import math
@@ -16,6 +16,11 @@ from typing import NamedTuple
 CONFIDENCE = 0.95
 _UNEQUAL = 2
 """Ratio of the sizes of two groups beyond which Welch's degrees of freedom promise too much."""
+
+
+_MANY = 1e12
+"""Degrees of freedom from which Student's distribution is the normal one."""
+_LEAST_P = 1e-300
 
 
 class Part(NamedTuple):
@@ -61,15 +66,59 @@ def interval(value: float, parts: Sequence[Part], bound: float = 0.0) -> Interva
     >>> interval(0.5, [], bound=1.0)
     Interval(low=-0.5, high=1.5, p=1.0)
     """
-    from scipy.special import stdtr, stdtrit
-
-    error, freedom = combined(parts)
+    error = combined(parts).error
     beyond = max(0.0, abs(value) - bound)
     if error == 0:
         return Interval(value - bound, value + bound, float(beyond == 0))
-    reach = error * float(stdtrit(min(freedom, 1e12), (1 + CONFIDENCE) / 2)) + bound
-    p = min(1.0, 2 * float(stdtr(min(freedom, 1e12), -beyond / error)))
-    return Interval(value - reach, value + reach, p)
+    if not math.isfinite(error):
+        return Interval(-math.inf, math.inf, 1.0)
+    shares = [Part((part.error / error) ** 2, part.freedom) for part in parts if part.error]
+    reach = error * _errors_wide(1 - CONFIDENCE, shares) + bound
+    return Interval(value - reach, value + reach, _chance(beyond / error, shares))
+
+
+def _errors_wide(p: float, shares: Sequence[Part]) -> float:
+    """Return how many errors a sum lies from the truth with a chance of p at most, either way.
+
+    Of parts with shares wᵢ of the variance, Student's two-sided quantiles tᵢ and the normal one z
+    it is √(z² + Σ wᵢ²(tᵢ² − z²)). To first order in 1/νᵢ that is the quantile with Satterthwaite's
+    (1946) degrees of freedom, but exact where one part is all. His formula extrapolates from many
+    degrees of freedom: of 3 seeds beside 25 blocks of samples intervals by it err in up to 7.6 %
+    instead of 5, of 2 seeds in 12 %; these in up to 5.7 and 7.1 % (simulated, the worst ratio).
+
+    Args:
+        p: the chance.
+        shares: of the variance, as the errors of parts; they add up to 1.
+
+    >>> round(_errors_wide(0.05, [Part(1.0, 2)]), 4), round(_errors_wide(0.05, [Part(1.0)]), 4)
+    (4.3027, 1.96)
+    """
+    from scipy.special import ndtri, stdtrit
+
+    normal = float(ndtri(p / 2)) ** 2
+    beyond = (
+        share**2 * (float(stdtrit(freedom, p / 2)) ** 2 - normal)
+        for share, freedom in shares
+        if freedom < _MANY
+    )
+    return math.sqrt(normal + math.fsum(beyond))
+
+
+def _chance(errors: float, shares: Sequence[Part]) -> float:
+    """Return the p of which a sum lies so many errors from the truth, by bisection."""
+    from scipy.special import ndtr, stdtr
+
+    if len(shares) == 1:  # as nearly always, and known at once
+        freedom = shares[0].freedom
+        return min(1.0, 2 * float(stdtr(freedom, -errors) if freedom < _MANY else ndtr(-errors)))
+    low, high = math.log(_LEAST_P), 0.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if _errors_wide(math.exp(middle), shares) > errors:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
 
 
 def combined(parts: Sequence[Part]) -> Part:

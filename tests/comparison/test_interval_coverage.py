@@ -21,7 +21,7 @@ def test_intervals_over_seeds_hold_as_often_as_they_say():
 def test_intervals_over_samples_hold_the_values_of_the_population():
     trials = 8
     found = shares(trials, trial)
-    assert len(found) == 16  # eight quantities, of one run and of the difference of two
+    assert len(found) == 19  # nine quantities, of one run and of the difference of two, and a mean
     # All intervals of one problem are one draw at the least.
     assert sum(found.values()) / len(found) > 0.75
     assert all(share * trials >= binom.ppf(UNLIKELY, trials, 0.95) for share in found.values())

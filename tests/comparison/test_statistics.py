@@ -166,6 +166,27 @@ def test_holm_and_combined_errors():
     assert found.p == pytest.approx(2 * stats.t.sf(0.8 / 0.5, 7))
 
 
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
+def test_few_seeds_beside_many_blocks_of_samples_err_in_about_5_percent(ratio):
+    random, trials = np.random.default_rng(2), 5000
+    seeds = np.sqrt(random.chisquare(2, trials) / 2)
+    samples = np.sqrt(ratio * random.chisquare(24, trials) / 24)
+    errors = random.normal(0, np.sqrt(1 + ratio), trials)
+    rows = zip(errors, seeds, samples, strict=True)
+    found = [interval(x, [Part(one, 2), Part(two, 24)]) for x, one, two in rows]
+    wrong = sum(one.low > 0 or one.high < 0 for one in found)
+    assert wrong == sum(one.p < 0.05 for one in found)
+    assert 0.03 * trials < wrong < 0.0625 * trials
+
+
+def test_p_of_several_parts_lies_between_those_of_each():
+    alone = [2 * stats.t.sf(4.0, freedom) for freedom in (3, 24)]
+    assert alone[1] < interval(4.0, [Part(0.6, 3), Part(0.8, 24)]).p < alone[0]
+    nearly = interval(4.0, [Part(1.0, 3), Part(1e-9, 24)]).p
+    assert nearly == pytest.approx(alone[0], rel=1e-6)
+    assert interval(0.0, [Part(0.6, 3), Part(0.8, 24)]).p == pytest.approx(1.0)
+
+
 def test_p_is_corrected_for_all_pairs_of_a_quantity():
     quantity = trace_of(groups(a=[1, 2, 3.1], b=[2, 3.3, 4], c=[2.5, 3, 4.1]))
     assert [pair.p_holm for pair in quantity.pairs] == holm([pair.p for pair in quantity.pairs])
