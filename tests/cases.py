@@ -5,6 +5,7 @@ The references use `torch.autograd.functional` on a full-batch loss written out 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -212,12 +213,23 @@ def reference_function(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     return function_of(case.build().eval(), value)
 
 
+@cache
 def dense_hessian(case: Case) -> Tensor:
     """Return the float64 Hessian [P, P] by torch's own nested differentiation, computed once."""
     function, theta = reference_function(case)
     hessian = torch.autograd.functional.hessian(function, theta)
     assert isinstance(hessian, Tensor)
     return hessian
+
+
+def draws(size: int, count: int = 6) -> Tensor:
+    """Return random vectors [P, count] in float64, to compare two matrices by.
+
+    Matrices that differ, be it in one entry, differ in their products with these but for a chance
+    of zero; the identity takes P products, seconds with the engines in forward mode.
+    """
+    g = torch.Generator().manual_seed(4)
+    return torch.randn(size, count, generator=g, dtype=torch.float64)
 
 
 def random_symmetric(eigenvalues: list[float], seed: int = 0) -> Tensor:

@@ -90,7 +90,7 @@ def test_saved_groups_are_made_without_torch(files, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("*/e.pt",), 1, "holds weights but does not say which model"),
+        (("*/e.pt", "--jobs", "1"), 1, "holds weights but does not say which model"),
         (("*/none.pt",), 2, "no file matches the pattern */none.pt"),
         (("gone.pt",), 2, "there is no file gone.pt"),
         ((".",), 2, "is a folder, not a checkpoint; a pattern names the 4 in it"),
