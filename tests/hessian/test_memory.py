@@ -58,12 +58,12 @@ def convolution_passes(
     return forwards, backwards
 
 
-def resnet(dtype: torch.dtype = torch.float32) -> Objective:
-    """A residual network of one block a stage."""
+def resnet(dtype: torch.dtype = torch.float32, *, blocks: int = 3) -> Objective:
+    """A residual network of so many blocks a stage."""
     torch.manual_seed(0)
     model = MODELS.build("resnet20", in_shape=(3, 8, 8), classes=3, width=4).eval().to(dtype)
     for stage in ("layer1", "layer2", "layer3"):
-        model.add_module(stage, model.get_submodule(stage)[:1])  # pyright: ignore[reportIndexIssue]
+        model.add_module(stage, model.get_submodule(stage)[:blocks])  # pyright: ignore[reportIndexIssue]
     data = torch.randn(120, 3, 8, 8, dtype=dtype), torch.randint(0, 3, (120,))
     return Objective(model, "cross_entropy", data)
 
@@ -185,7 +185,7 @@ def test_few_samples_are_one_chunk(samples):
 @pytest.mark.parametrize("engine", ["layers", "double_backward", "central_difference"])
 @pytest.mark.parametrize("budget", [600_000, 1_000_000])
 def test_planning_takes_no_more_than_the_budget_and_most_of_it(engine, budget):
-    objective = resnet()
+    objective = resnet(blocks=1)
     hessian = HessianOperator(objective, engine=engine, memory=budget)
     assert hessian.choice  # the probe is not part of it
     vector = torch.randn(hessian.size)
