@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flatkit.devices import free_bytes, ordinary_torch
@@ -10,8 +11,9 @@ from flatkit.hessian.memory import Usage, largest_chunk, measure_bytes, measure_
 from flatkit.hessian.products import Engine, Prepared
 from flatkit.objective.function import Objective
 
-_SHARE = 0.25
-"""Prepared chunks are kept if they fit into this share of the free memory; a budget replaces it."""
+_SHARE, _MOST = 0.25, 5 * 2**28
+"""Prepared chunks are kept as far as they fit into this share of the free memory and, on a CPU,
+into so many bytes, so that an analysis leaves room for other work. A budget replaces both."""
 _USUAL = 3 * 2**28
 """Bytes that a pass holds at once where chunks are not kept and nobody names a budget, about."""
 _FEW = 8
@@ -46,7 +48,7 @@ def make_plan(
         objective: L.
         theta: the point [P].
         engine: what multiplies.
-        retain: keep prepared chunks; by default if all of them fit.
+        retain: keep prepared chunks, all of them; by default as many as fit.
         memory: bytes that products may hold at once; by default there is no limit.
 
     Raises:
@@ -59,11 +61,18 @@ def make_plan(
     if whole == 1 or (keeps and retain):
         return Plan(size, whole if keeps else 0)
     few, peak, held = _few(objective, theta, engine)
-    if keeps and held * objective.num_rows / few <= _SHARE * free_bytes(theta.device):
+    room = few * kept_bytes(theta.device) // max(1, held) if keeps else 0  # in samples
+    if room >= objective.num_rows:
         return Plan(size, whole)
     if objective.divisible:  # else the chunks are part of the function
         size = min(size, max(few, few * _USUAL // peak))
-    return Plan(size, 0)
+    return Plan(size, room // size)
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Return the bytes that prepared chunks may hold between products, if nobody names a budget."""
+    share = int(_SHARE * free_bytes(device))
+    return min(share, _MOST) if device.type == "cpu" else share
 
 
 def _multiplied(objective: Objective, theta: Tensor, engine: Engine, size: int) -> Prepared:

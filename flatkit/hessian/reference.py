@@ -130,6 +130,12 @@ class _Place:
         return str(self.theta.dtype).removeprefix("torch.")
 
 
+def rows_of_probe(objective: Objective, *, most: int = _MOST) -> int:
+    """Return how many samples, of which there may be fewer, `samples_of_probe` takes about."""
+    wanted = max(_FEWEST, objective.num_rows // _SHARE, _WORK // objective.num_parameters)
+    return min(wanted, most)
+
+
 def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) -> list[Chunk]:
     """Return samples spread over all the data, in chunks, on which products are compared.
 
@@ -139,11 +145,11 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) 
         draw: which of several draws.
     """
     count, cut = objective.num_rows, objective.chunk_size
-    size = max(_FEWEST, count // _SHARE, _WORK // objective.num_parameters)
+    size = rows_of_probe(objective, most=most)
     if not objective.divisible:  # the chunks are part of the function: some whole ones
-        chosen = spread_rows(objective.num_chunks, max(2, min(size, most) // cut), draw).tolist()
+        chosen = spread_rows(objective.num_chunks, max(2, size // cut), draw).tolist()
         return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
-    rows = spread_rows(count, min(size, most), draw).to(objective.device)
+    rows = spread_rows(count, size, draw).to(objective.device)
     # In float64 and twice differentiated, a sample holds some times what it does in a gradient.
     return [objective.rows(part) for part in rows.split(max(1, cut // _CARE))]
 

@@ -4,12 +4,16 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flatkit.flatness.functions import product_cost
 from flatkit.hessian.memory import measure_bytes
+from flatkit.hessian.plan import kept_bytes
+from flatkit.hessian.reference import rows_of_probe
 from flatkit.measures.base import Measure
+from flatkit.measures.precision import looked_at
 from flatkit.measures.registry import MEASURES
+from flatkit.measures.shared_settings import BallSettings
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import differentiate
 from flatkit.spectrum.krylov import KEPT_BYTES
@@ -18,12 +22,20 @@ if TYPE_CHECKING:
     from flatkit.landscape.job import LandscapeJob
     from flatkit.measures.session import Session
 
-_FEW, _MORE = 8, 32
-"""Samples that are timed; the line through both leads on to all."""
+_FEW, _MORE, _TELLS = 8, 32, 0.02
+"""Samples that are timed; the line through both leads on to all. The second are more where they
+take less than so many seconds, in which a clock and a scheduler would be seen rather than they."""
 _WEIGHED = 2
 """Samples whose bytes are counted; twice as many show what one more adds."""
 _PRODUCT = 2.2
 """A Hessian-vector product in gradients, before one was timed."""
+_IN_DOUBLE, _PROBED, _PLANNED, _ENTERED, _RECORDED = 8, 45, 100, 20, 2.0
+"""What is done once, in gradients: of the samples in both precisions that tell its rounding; of
+the samples of the probe that chooses what multiplies; of single samples, to count bytes; passes,
+however few samples they have; of all samples, when products are recorded. These are middles of what
+the networks of `benchmarks/anytime.py` take, which differ by a factor of two."""
+_BETWEEN = 1.5e-3
+"""Seconds a gradient that methods and tables take between the passes, of any network."""
 _COPIES = 6
 """Vectors of the size of θ beside a Krylov basis: the model, θ, gradients, a copy in float64."""
 _BASIS = 20
@@ -43,10 +55,11 @@ class Forecast:
         passes: measure -> gradients that it takes if nothing stops it, about.
         samples: over which that is.
         first: gradients until every measure has a first value, about.
+        once: seconds of what is done once: the gradient's rounding, the choice of what multiplies.
 
     >>> forecast = Forecast(1.0, 3.0, 7.0, price=2, memory=10**9, passes={"trace": 100.0})
-    >>> forecast.seconds(100.0)
-    325.0
+    >>> round(forecast.seconds(100.0))
+    325
     """
 
     loss: float
@@ -57,21 +70,26 @@ class Forecast:
     passes: Mapping[str, float] = field(default_factory=dict[str, float])
     samples: int = 0
     first: float = 0.0
+    once: float = 0.0
 
     @property
     def gradients(self) -> float:
         """What all measures take, in gradients."""
         return math.fsum(self.passes.values())
 
+    @property
+    def unit(self) -> float:
+        """Seconds of a gradient of the budget, where half of them are spent on products."""
+        return _BETWEEN + (self.gradient + self.product / self.price) / 2
+
     def seconds(self, gradients: float) -> float:
-        """Return how long so many gradients of the budget take, half of them spent on products."""
-        return gradients * (self.gradient + self.product / self.price) / 2
+        """Return how long so many gradients of the budget take, with what is done once."""
+        return self.once + gradients * self.unit
 
     def within(self, gradients: float, seconds: float) -> float:
         """Return how many gradients are spent under limits, if nothing ends before them."""
         most = min(self.gradients, gradients)
-        unit = self.seconds(1.0)
-        return min(most, seconds / unit) if unit > 0 else most
+        return min(most, max(0.0, seconds - self.once) / self.unit) if self.unit > 0 else most
 
     @property
     def first_table(self) -> float:
@@ -87,11 +105,17 @@ def forecast(session: "Session") -> Forecast:
     chosen = {name: MEASURES[name] for name in session.settings.measures}
     passes = {name: measure.passes(session) for name, measure in chosen.items()}
     first = _gradients_to_first(session, chosen.values())
-    return forecast_of(session.objective, passes, first=first)
+    searched = any(BallSettings in measure.settings for measure in chosen.values())
+    return forecast_of(session.objective, passes, first=first, searched=searched)
 
 
 def forecast_of(
-    objective: Objective, passes: Mapping[str, float], *, first: float = 0.0, curved: bool = True
+    objective: Objective,
+    passes: Mapping[str, float],
+    *,
+    first: float = 0.0,
+    curved: bool = True,
+    searched: bool = False,
 ) -> Forecast:
     """Measure a few samples and return what passes over all of them will take.
 
@@ -102,17 +126,28 @@ def forecast_of(
         passes: what is done -> gradients that it takes, about.
         first: gradients until there is a first value of each.
         curved: whether eigenvalues are among it, whose basis takes memory.
+        searched: whether balls are searched, for which the gradient's rounding is measured.
     """
-    loss, gradient = (_over_all(objective, each) for each in (_loss, _gradient))
+    loss, gradient = (_timed(objective, each) for each in (_loss, _gradient))
+    rows, chunks = objective.num_rows, objective.num_chunks
+    whole = gradient.over(rows, chunks)
+    once = 0.0
+    if searched:
+        seen = looked_at(objective)
+        once += gradient.over(_IN_DOUBLE * (rows if seen is None else len(seen)), 0)
+    if curved:
+        probed = _PROBED * rows_of_probe(objective) + _PLANNED
+        once += gradient.over(probed, _ENTERED) + _RECORDED * whole
     return Forecast(
-        loss,
-        gradient,
-        _PRODUCT * gradient,
+        loss.over(rows, chunks),
+        whole,
+        _PRODUCT * whole,
         product_cost(objective),
         _bytes(objective, curved=curved),
         passes,
         objective.num_samples,
         first,
+        once,
     )
 
 
@@ -137,18 +172,31 @@ def _gradients_to_first(session: "Session", measures: Collection[Measure]) -> fl
     return own + shared * session.gradients_to_space
 
 
-def _over_all(objective: Objective, run: Callable[[Objective, int], object]) -> float:
-    """Return the seconds of a pass over all samples, from passes over a few."""
+class _Times(NamedTuple):
+    """Seconds of a pass: `fixed` of each chunk, and `slope` of each sample."""
+
+    fixed: float
+    slope: float
+
+    def over(self, rows: int, chunks: int) -> float:
+        """Return the seconds of so many samples in so many chunks."""
+        return self.fixed * chunks + self.slope * rows
+
+
+def _timed(objective: Objective, run: Callable[[Objective, int], object]) -> _Times:
+    """Return what a pass takes, from passes over a few samples."""
     rows = objective.num_rows
     if not objective.divisible:
-        return _seconds(objective, run, objective.chunk_size) * objective.num_chunks
+        return _Times(_seconds(objective, run, objective.chunk_size), 0.0)
     few, more = min(_FEW, rows), min(_MORE, rows)
     run(objective, few)  # the first pass makes what later ones find
     short, long = _seconds(objective, run, few), _seconds(objective, run, more)
+    while long < _TELLS and more < rows:
+        more = min(4 * more, rows)
+        long = _seconds(objective, run, more)
     slope = max(0.0, long - short) / (more - few) if more > few else 0.0
     slope = slope or long / more
-    fixed = max(0.0, short - slope * few)
-    return fixed * objective.num_chunks + slope * rows
+    return _Times(max(0.0, short - slope * few), slope)
 
 
 def _seconds(objective: Objective, run: Callable[[Objective, int], object], rows: int) -> float:
@@ -183,5 +231,6 @@ def _bytes(objective: Objective, *, curved: bool) -> int:
     more = measure_bytes(lambda: _gradient(objective, min(2 * few, objective.num_rows)))[0]
     chunk = min(objective.chunk_size, objective.num_rows)
     each = max(0, more - least) / few
+    kept = min(kept_bytes(objective.device), int(each * objective.num_rows)) if curved else 0
     # A product keeps the gradient's graph and makes another one beside it.
-    return int(_COPIES * vector + basis + images + 2 * (least + each * (chunk - few)))
+    return int(_COPIES * vector + basis + images + kept + 2 * (least + each * (chunk - few)))

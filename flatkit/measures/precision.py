@@ -68,7 +68,7 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
     return session.noise[geometry.name]
 
 
-def _looked_at(objective: Objective) -> Tensor | None:
+def looked_at(objective: Objective) -> Tensor | None:
     """Return the rows that show rounding and kinks; None for all.
 
     Fewer of a large network, where a gradient over all of them costs more than it tells.
@@ -81,7 +81,7 @@ def _looked_at(objective: Objective) -> Tensor | None:
 
 def _gradient_of(objective: Objective, theta: Tensor) -> Tensor:
     """Return the gradient [P] of the mean loss of the samples that are looked at."""
-    rows = _looked_at(objective)
+    rows = looked_at(objective)
     if rows is None:
         return objective.gradient(theta)
     total, weight = torch.zeros_like(theta), float(objective.weights[rows.cpu()].sum())
@@ -95,7 +95,7 @@ def _gradient_of(objective: Objective, theta: Tensor) -> Tensor:
 def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
     """Return by how much rounding in the dtype in use changes the gradient, [P]."""
     own, settings = session.objective, session.own(ObjectiveSettings)
-    rows = _looked_at(own)
+    rows = looked_at(own)
     given: dict[str, Any] = {
         "data": own.samples if rows is None else own.samples.rows(rows),
         "samples": None,

@@ -113,7 +113,7 @@ def time_text(schedule: "Schedule") -> str:
     forecast, limit = schedule.forecast, schedule.limit
     goal = max(spent, min(forecast.gradients, limit.gradients))
     # What was measured on few samples is corrected by what passes really take.
-    unit = elapsed / spent if spent >= 1 else forecast.seconds(1.0)
+    unit = elapsed / spent if spent >= 1 else forecast.unit
     left = min((goal - spent) * unit, max(0.0, limit.until - time.monotonic()))
     done = f"{schedule.num_done} of {len(schedule.processes)} measures done"
     return (

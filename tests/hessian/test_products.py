@@ -11,6 +11,7 @@ from torch.func import functional_call, jacrev
 from flatkit import HessianOperator, Objective
 from flatkit.hessian import ENGINES, FisherOperator, GaussNewtonOperator
 from flatkit.hessian.memory import measure_bytes
+from flatkit.hessian.plan import kept_bytes
 from flatkit.models import MODELS
 from tests.cases import CASES, SineOnce, dense_hessian, draws, quadratic_task, random_symmetric
 
@@ -177,16 +178,24 @@ def test_a_memory_budget_is_kept_and_changes_no_product():
     torch.testing.assert_close(found, free, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("free", "kept"), [(10**12, 3), (1000, 0)])
-def test_chunks_are_kept_by_default_if_they_fit_and_change_no_product(monkeypatch, free, kept):
+def test_as_many_chunks_are_kept_by_default_as_fit_and_change_no_product(monkeypatch):
     case = CASES[0]
-    objective = Objective(case.build(), case.loss, case.data(), chunk_size=8)
-    monkeypatch.setattr("flatkit.hessian.plan.free_bytes", lambda device: free)
-    hessian = HessianOperator(objective)
-    assert hessian.settings["chunks_kept"] == kept
-    for _ in range(2):  # the second time from what was kept
-        found = hessian @ torch.eye(hessian.size, dtype=torch.float64)
-        torch.testing.assert_close(found, dense_hessian(case), rtol=0, atol=1e-11)
+    kept: list[int] = []
+    for free in (1000, 28_000, 10**12):
+        objective = Objective(case.build(), case.loss, case.data(), chunk_size=8)
+        monkeypatch.setattr("flatkit.hessian.plan.free_bytes", lambda device, free=free: free)
+        hessian = HessianOperator(objective)
+        kept.append(hessian.settings["chunks_kept"])
+        for _ in range(2):  # the second time from what was kept
+            found = hessian @ torch.eye(hessian.size, dtype=torch.float64)
+            torch.testing.assert_close(found, dense_hessian(case), rtol=0, atol=1e-11)
+    assert kept[0] == 0 < kept[1] < kept[2] == objective.num_chunks
+
+
+def test_what_is_kept_by_default_leaves_room_on_a_cpu(monkeypatch):
+    monkeypatch.setattr("flatkit.hessian.plan.free_bytes", lambda device: 2**40)
+    assert kept_bytes(torch.device("cpu")) == 5 * 2**28
+    assert kept_bytes(torch.device("cuda")) == 2**38  # a share of what the device has
 
 
 def test_small_chunks_do_not_fool_the_budget_and_nothing_waits_for_the_collector():
