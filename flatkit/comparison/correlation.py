@@ -138,7 +138,9 @@ def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _taus_at_once(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    signs = [np.sign(x[:, :, None] - x[:, None, :]) for x in (one, other)]
+    pairs = ((x[:, :, None], x[:, None, :]) for x in (one, other))
+    # No difference, as that of two infinities is no number.
+    signs = [(left > right).astype(float) - (left < right) for left, right in pairs]
     both = (signs[0] * signs[1]).sum((1, 2))
     sizes = [np.abs(sign).sum((1, 2)) for sign in signs]
     with np.errstate(invalid="ignore", divide="ignore"):

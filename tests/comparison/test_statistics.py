@@ -143,6 +143,12 @@ def test_an_infinite_number_is_shown_and_settles_nothing():
         assert comparison.table(format=kind)
 
 
+def test_ranks_of_infinite_numbers_are_those_of_scipy():
+    one, other = [1.0, np.inf, np.inf, 2.0, -np.inf], [3.0, 9.0, np.inf, 2.0, 2.5]
+    found = rank_correlations(np.array([one]), np.array([other]))
+    assert found == pytest.approx(np.array(stats.kendalltau(one, other))[0])
+
+
 def test_the_errors_stand_apart():
     entries = [
         Entry(f"a{n}", "a", report(value, 0.5, [value - 1, value + 1]))

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.render.frames import COLUMNS
-from flatkit.render.tables.formats import in_latex, latex
+from flatkit.render.tables.latex import in_latex, latex
 from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.results import Comparison, Entry, Report, Result
 
@@ -75,8 +78,9 @@ class Cells(HTMLParser):
 
 
 def tabulars(text):
-    """Return layout and rows of cells of every tabular."""
+    """Return layout and rows of cells of every tabular but those that are one title."""
     found = []
+    text = re.sub(r"\\begin\{tabular\}\[b\].*?\\end\{tabular\}", "title", text)
     for layout, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S):
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         found.append((layout, [re.split(r"(?<!\\)&", row) for row in rows]))
@@ -141,10 +145,52 @@ def test_every_row_of_latex_has_as_many_cells_as_its_layout_and_no_raw_special_c
         ("-0.5 to 2e5", r"$-$0.5 to 2$\times10^{5}$"),
         ("one-step", "one-step"),
         ("\\", r"\textbackslash{}"),
+        ("[a] *b", "{[}a] {*}b"),
+        ("-∞ a--b", r"$-$$\infty$ a-{}-b"),
+        ("β₃\n\nµ", r"$\beta$$_3$ $\mu$"),
     ],
 )
 def test_latex_writes_mathematics_and_escapes_the_rest(text, tex):
     assert in_latex(text) == tex
+
+
+HOSTILE = (*NAMES, "[x] a--b \"q\" 'r' `s`", "*β-µ é ü ≠ ∈ ₃ ³", "two\n\nlines")
+
+
+def many_runs():
+    return Comparison([Entry(f"run {n}", f"run {n}", report(1.0 + n)) for n in range(60)])
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        pytest.param(lambda: comparison(("sgd", "gam")).table("latex"), True, id="groups"),
+        pytest.param(lambda: comparison(("a", "b")).table("latex", pairs=True), True, id="pairs"),
+        pytest.param(lambda: report(math.inf).table("latex"), True, id="infinite"),
+        pytest.param(lambda: many_runs().table("latex"), True, id="pages"),
+        pytest.param(lambda: comparison(HOSTILE, 1).table("latex"), True, id="names"),
+        pytest.param(
+            lambda: comparison(HOSTILE).table("latex", pairs=True), False, id="long pairs"
+        ),
+    ],
+)
+def test_tables_of_latex_compile_with_booktabs_alone_and_fit_the_page(text, fits, tmp_path):
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("no pdflatex, so nothing was compiled: install texlive-latex-recommended")
+    lines = (r"\documentclass{article}", r"\usepackage{booktabs}", r"\begin{document}", text())
+    (tmp_path / "table.tex").write_text("\n".join([*lines, r"\end{document}"]), encoding="utf-8")
+    command = [program, "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=100)
+    said = done.stdout.decode("utf-8", "replace")
+    assert done.returncode == 0 and (tmp_path / "table.pdf").exists(), said[-2000:]
+    assert "too large" not in said
+    assert not fits or "Overfull" not in said, said
+
+
+def test_latex_says_which_characters_its_fonts_lack():
+    sheet = Sheet([Column("run", number=False)], [[Text("网络 é β")]])
+    assert "% For 络 网 take XeLaTeX or LuaLaTeX." in latex(sheet).splitlines()
 
 
 def test_wide_tables_fold_by_measure_and_repeat_the_names():

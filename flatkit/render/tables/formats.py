@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from flatkit.checks import check_choice
 from flatkit.render.frames import COLUMNS, as_comparison, tidy_rows
 from flatkit.render.tables.comparison import SheetTable, comparison_sheet, comparison_table
+from flatkit.render.tables.latex import latex
 from flatkit.render.tables.pairs import PAIR_COLUMNS, pairs_rows, pairs_sheet
 from flatkit.render.tables.report import report_sheet, report_table
 from flatkit.render.tables.sheet import Sheet, Text
@@ -20,22 +20,10 @@ from flatkit.results.report import Report
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
 
-_TEXT_WIDTH, _PAGE_WIDTH = 100, 96
-"""Characters of a line: of text, which is no file of a terminal, and of a page of a paper."""
+_TEXT_WIDTH = 100
+"""Characters of a line of text, which is no file of a terminal."""
 _MOST_NOTES = 6
 """Lines below a table of HTML that are shown at once."""
-_SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    "<": r"$<$", ">": r"$>$", "|": r"$|$",
-}  # fmt: skip
-_LETTERS = {
-    "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "λ": r"$\lambda$", "ρ": r"$\rho$",
-    "∇": r"$\nabla$", "‖": r"$\|$", "²": "$^2$", "·": r"$\cdot$", "∞": r"$\infty$",
-    "−": "$-$", "θ": r"$\theta$", "Δ": r"$\Delta$", "τ": r"$\tau$", "–": "--", "…": r"\ldots{}",
-    "₁": "$_1$", "₂": "$_2$", "×": r"$\times$", "α": r"$\alpha$", "σ": r"$\sigma$",
-    "ℓ": r"$\ell$", "√": r"$\surd$", "η": r"$\eta$", "→": r"$\to$",
-}  # fmt: skip
 
 
 def table(shown: Comparison | Report, format: str = "text", *, pairs: bool = False) -> str:
@@ -106,62 +94,8 @@ def markdown(sheet: Sheet, *, width: int = _TEXT_WIDTH) -> str:
                 _markdown_row([f"**{t.marked('')}**" if t.strong else t.marked("") for t in row])
             )
         tables.append("\n".join(lines))
-    notes = [*sheet.head, *sheet.warnings, *_notes(sheet, "bold")]
+    notes = [*sheet.head, *sheet.warnings, *sheet.notes_marked("bold")]
     return "\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]).rstrip()
-
-
-def latex(sheet: Sheet, *, width: int = _PAGE_WIDTH) -> str:
-    r"""Return a sheet as a table of LaTeX, with the rules of booktabs; the flattest is bold.
-
-    It needs no package but booktabs. Wide tables become several `tabular`s, folded by measure;
-    warnings stand as comments, and what the marks mean in the caption.
-
-    >>> from flatkit.render.tables.sheet import Column
-    >>> columns = [Column("run", number=False), Column("λmax")]
-    >>> print(latex(Sheet(columns, [[Text("sgd_1"), Text("2.0 ± 0.1")]])))
-    % \usepackage{booktabs}
-    \begin{table}
-    \centering
-    \begin{tabular}{lr}
-    \toprule
-    run & $\lambda_{\max}$ \\
-    \midrule
-    sgd\_1 & 2.0 $\pm$ 0.1 \\
-    \bottomrule
-    \end{tabular}
-    \end{table}
-    """
-    lines = [r"% \usepackage{booktabs}"]
-    lines += [f"% {_one_line(line)}" for line in sheet.warnings]
-    lines += [r"\begin{table}", r"\centering"]
-    for number, part in enumerate(sheet.folded(width)):
-        lines += [r"\par\medskip"] if number else []
-        layout = "".join("r" if column.number else "l" for column in part.columns)
-        lines += [rf"\begin{{tabular}}{{{layout}}}", r"\toprule"]
-        lines += [_latex_row([in_latex(column.title) for column in part.columns]), r"\midrule"]
-        lines += [_latex_row([_latex_cell(text) for text in row]) for row in part.rows]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-    caption = ". ".join(map(in_latex, [*sheet.head, *_notes(sheet, "bold")]))
-    lines += [rf"\caption{{{caption}.}}"] if caption else []
-    return "\n".join([*lines, r"\end{table}"])
-
-
-def in_latex(text: str) -> str:
-    r"""Return a text with what LaTeX would misread escaped, and mathematics in its commands.
-
-    >>> in_latex("50 % of a_b & c"), in_latex("R1/ρ² (ρ = 0.1)"), in_latex("4.1e-6")
-    ('50 \\% of a\\_b \\& c', 'R1/$\\rho$$^2$ ($\\rho$ = 0.1)', '4.1$\\times10^{-6}$')
-    """
-    whole = re.split(r"(λmax|(?<=\d)e-?\d+|(?<![\w.])-(?=\d)|(?<=\))e-?\d+)", text)
-    found: list[str] = []
-    for number, part in enumerate(whole):
-        if number % 2 == 0:
-            found.append("".join(_SPECIAL.get(c) or _LETTERS.get(c, c) for c in part))
-        elif part == "λmax":
-            found.append(r"$\lambda_{\max}$")
-        else:
-            found.append("$-$" if part == "-" else rf"$\times10^{{{part[1:]}}}$")
-    return "".join(found)
 
 
 def html(sheet: Sheet) -> str:
@@ -179,7 +113,7 @@ def html(sheet: Sheet) -> str:
         for row in sheet.rows
     )
     above = "".join(f"<p>{escape(line)}</p>" for line in sheet.head)
-    notes = [*sheet.warnings, *_notes(sheet, "bold")]
+    notes = [*sheet.warnings, *sheet.notes_marked("bold")]
     below = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in notes)}</ul>" if notes else ""
     if len(notes) > _MOST_NOTES:
         below = f"<details><summary>{len(notes)} notes</summary>{below}</details>"
@@ -190,11 +124,6 @@ def html(sheet: Sheet) -> str:
         f"<tbody>\n{rows}\n</tbody>\n</table>\n"
         f'<div style="font-size:smaller;opacity:0.8">{below}</div>\n</div>'
     )
-
-
-def _notes(sheet: Sheet, mark: str) -> list[str]:
-    """Return the notes, with what marks the flattest in this format."""
-    return [f"{mark}{note[1:]}" if note.startswith("*: ") else note for note in sheet.notes]
 
 
 def _right(number: bool) -> str:
@@ -208,21 +137,8 @@ def _html_cell(text: Text, number: bool) -> str:
     return f"<td{_right(True)}>{f'<strong>{words}</strong>' if text.strong else words}</td>"
 
 
-def _latex_cell(text: Text) -> str:
-    words = in_latex(text.marked(""))
-    return rf"\textbf{{\boldmath {words}}}" if text.strong else words
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The table of differences between groups: each with its interval and corrected p."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
@@ -81,7 +82,7 @@ def pairs_rows(comparison: Comparison) -> list[dict[str, Any]]:
 def _cells(pair: Pair) -> list[Text]:
     low, high = pair.low, pair.high
     half = (high - low) / 2 if low is not None and high is not None else 0.0
-    decimals = _like(pair.difference, half) if half > 0 else None
+    decimals = _like(pair.difference, half) if 0 < half < math.inf else None
     show = (lambda value: f"{value:.{decimals}f}") if decimals is not None else significant
     interval = f"{show(low)} to {show(high)}" if low is not None and high is not None else "unknown"
     return [

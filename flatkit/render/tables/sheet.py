@@ -77,6 +77,10 @@ class Sheet:
             for place, column in enumerate(self.columns)
         ]
 
+    def notes_marked(self, mark: str) -> list[str]:
+        """Return the notes, with a word for what marks the flattest in a format."""
+        return [f"{mark}{note[1:]}" if note.startswith("*: ") else note for note in self.notes]
+
     def folded(self, width: int, widths: Sequence[int] | None = None) -> "list[Sheet]":
         """Return tables of at most so many characters, one below the other; blocks stay whole.
 
