@@ -14,7 +14,7 @@ from flatkit.comparison.naming import Groups, named, placed, runs_of, unmatched
 from flatkit.comparison.sharing import Build, Completion, at_once, jobs_for
 from flatkit.comparison.watching import RunsWatcher, watcher_of_runs
 from flatkit.errors import InvalidArgumentError
-from flatkit.measures.report import Subject, analyze
+from flatkit.measures.report import Subject, analyze, plan
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
@@ -152,6 +152,10 @@ class _Work:
     def _run(self, left: Mapping[int, Any], jobs: int) -> Iterator[tuple[int, Report]]:
         journals = {number: self._done.journal(number, s) for number, s in left.items()}
         settings = {number: self._done.wanted(s) for number, s in left.items()}
+        if left:
+            number, subject = next(iter(left.items()))
+            task = self._completion.task
+            self._watcher.plan(lambda: plan(task(subject), settings=settings[number]), len(left))
         if jobs > 1:
             yield from at_once(
                 analyze_file,

@@ -1,10 +1,13 @@
 """Who watches a comparison: nobody, a callback, or the table of `flatkit.render.runs`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flatkit.measures.watching import Counting, Progress, Silent, Watcher, chosen_watcher
 from flatkit.results.report import Report
+
+if TYPE_CHECKING:
+    from flatkit.measures.schedule import Schedule
 
 _TABLE = "flatkit.render.runs", "watcher_here"
 """Module and function of what watches by itself; by name, as tables are made of comparisons."""
@@ -20,6 +23,15 @@ class RunsWatcher(Protocol):
             names: of all.
             jobs: how many are measured at once.
             kept: those that an earlier call has measured.
+        """
+        ...
+
+    def plan(self, make: "Callable[[], Schedule]", times: int) -> object:
+        """Say what is to come, if anybody reads it: only then is the plan made.
+
+        Args:
+            make: of one run.
+            times: how many such runs are measured.
         """
         ...
 
@@ -44,6 +56,9 @@ class SilentRuns:
 
     def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Show nothing."""
+
+    def plan(self, make: "Callable[[], Schedule]", times: int) -> None:
+        """Make no plan."""
 
     def watch(self, name: str) -> Watcher:
         """Return what shows nothing."""

@@ -41,11 +41,12 @@ def watcher_here(elsewhere: Callable[[], Watcher] = Silent) -> Watcher:
     return elsewhere() if screen is None else LiveTable(screen)
 
 
-def plan_text(schedule: "Schedule") -> str:
-    """Return in a line what an analysis will take."""
+def plan_text(schedule: "Schedule", *, times: int = 1) -> str:
+    """Return in a line what an analysis will take, or so many of them."""
     forecast, limit = schedule.forecast, schedule.limit
     left = limit.until - schedule.started
-    return forecast_text(forecast, gradients=forecast.within(limit.gradients, left))
+    spent = forecast.within(limit.gradients, left)
+    return forecast_text(forecast, gradients=spent, times=times)
 
 
 def forecast_text(forecast: "Forecast", *, gradients: float = math.inf, times: int = 1) -> str:
@@ -88,7 +89,7 @@ def plan_table(schedule: "Schedule") -> RenderableType:
     for name in ("measure", "∇L to its end, about", "time"):
         table.add_column(name, justify="left" if name == "measure" else "right")
     for name, gradients in forecast.passes.items():
-        time_needed = duration(forecast.seconds(gradients))
+        time_needed = duration(gradients * forecast.unit)
         table.add_row(escape(name.replace("_", " ")), f"{gradients:,.0f}", time_needed)
     said = "A pass is over all the samples in use; a product with the Hessian counts as"
     return Group(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from flatkit.comparison.watching import RunsWatcher, SilentRuns
 from flatkit.measures.watching import Silent, Watcher
+from flatkit.render.live import plan_text
 from flatkit.render.notation import duration
 from flatkit.render.readings import readings, value_text
 from flatkit.render.screen import Screen, screen_here
@@ -44,13 +45,19 @@ class RunsProgress:
         self._begun, self._jobs = time.monotonic(), 1
         self._reports: dict[str, Report | None] = {}
         self._state: dict[str, str] = {}
-        self._kept = 0
+        self._kept, self._plan = 0, ""
 
     def begin(self, names: Sequence[str], jobs: int, kept: Mapping[str, Report]) -> None:
         """Take note of the runs."""
         self._begun, self._jobs, self._kept = time.monotonic(), jobs, len(kept)
         self._reports = {name: kept.get(name) for name in names}
         self._state = dict.fromkeys(kept, "kept from before")
+
+    def plan(self, make: "Callable[[], Schedule]", times: int) -> None:
+        """Take note of what the runs will take."""
+        self._plan = plan_text(make(), times=times)
+        self._begun = time.monotonic()
+        self.changed()
 
     def watch(self, name: str) -> Watcher:
         """Return what tells how far the analysis of a run is."""
@@ -103,7 +110,8 @@ class RunsProgress:
             table.add_column(column)
         for name in list(self._state)[-_ROWS:]:
             table.add_row(escape(name), self._state[name], escape(self._numbers(name)))
-        return Group(table, Text(self.text, style="dim"))
+        lines = [Text(text, style="dim") for text in (self._plan, self.text) if text]
+        return Group(table, *lines)
 
     def _numbers(self, name: str, before: str = "") -> str:
         report = self._reports.get(name)
@@ -144,6 +152,11 @@ class RunLines(RunsProgress):
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True, width=200)
+
+    def plan(self, make: "Callable[[], Schedule]", times: int) -> None:
+        """Say it."""
+        super().plan(make, times)
+        self._console.print(self._plan, markup=False, highlight=False)
 
     def done(self, name: str, report: Report) -> None:
         """Say it."""

@@ -193,13 +193,17 @@ def test_a_run_that_an_expression_does_not_fit_is_told(runs):
     assert len(found.entries) == 6
 
 
-def test_processes_give_the_same_and_small_files_are_measured_at_once_by_default(runs, monkeypatch):
+def test_processes_give_the_same_and_small_files_are_measured_at_once_by_default(
+    runs, monkeypatch, capsys
+):
     monkeypatch.setattr("flatkit.comparison.sharing.usable_cores", lambda: 2)
     torch.set_num_threads(1)
     asked, at_once = [], module.at_once
     monkeypatch.setattr(module, "at_once", lambda *a, **m: asked.append(a[3]) or at_once(*a, **m))
-    one, two = run(["runs/*/epoch-9.pt"]), run(["runs/*/epoch-9.pt"], jobs=None)
+    one = run(["runs/*/epoch-9.pt"])
+    two = run(["runs/*/epoch-9.pt"], jobs=None, progress=RunLines())
     assert asked == [2]
+    assert capsys.readouterr().err.startswith("plan: ")  # before the processes are there
     for here, there in zip(one.entries, two.entries, strict=True):
         assert (here.name, values(here.report)) == (there.name, values(there.report))
     run(["runs/*/epoch-9.pt"], jobs=None, measures=["loss"])  # too cheap to start processes
@@ -267,7 +271,8 @@ def test_a_report_of_other_results_is_taken_as_it_is():
 
 def test_a_table_of_the_runs_tells_how_far_they_are(runs, capsys):
     run(["runs/gam*/epoch-9.pt"], progress=RunLines())
-    first, second = capsys.readouterr().err.splitlines()
+    plan, first, second = capsys.readouterr().err.splitlines()
+    assert plan.startswith("plan: ") and "at each of 2, in all about" in plan
     assert first.startswith("[1 of 2 checkpoints done in") and "left] gam-seed0: done" in first
     assert second.startswith("[2 of 2 checkpoints done] gam-seed1: done in") and "loss" in second
     progress = RunsProgress()
@@ -276,6 +281,7 @@ def test_a_table_of_the_runs_tells_how_far_they_are(runs, capsys):
     console.print(progress.table())
     text = console.export_text()
     assert "2 of 2 checkpoints done" in text and "gam-seed1" in text and "top" in text
+    assert "plan: " in text
     run(["runs/gam*/epoch-9.pt"])
     assert capsys.readouterr().err == ""
 
