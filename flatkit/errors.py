@@ -101,6 +101,14 @@ class TrainingDivergedError(NonFiniteError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""
 
 
+class RankError(FlatkitError, RuntimeError):
+    """One of several processes that share a job failed, or is not like the others."""
+
+
+class LostRankError(RankError):
+    """One of several processes that share a job is gone."""
+
+
 class InterruptedAnalysis(KeyboardInterrupt):
     """An analysis was stopped by Ctrl-C.
 

@@ -1,6 +1,6 @@
 """Functions on a ball, at many points at once: the loss increase and the gradient norm."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, final
 
 import torch
@@ -13,7 +13,7 @@ from flatkit.flatness.quadratic_model import Quantity
 from flatkit.hessian.operator import HessianOperator
 from flatkit.objective.function import Objective
 from flatkit.objective.model.one_function import has_fused_paths
-from flatkit.objective.passes import Chunk
+from flatkit.objective.over_samples import sums
 from flatkit.objective.pytree import leaves
 from flatkit.spectrum.operators import SymmetricOperator
 
@@ -161,9 +161,11 @@ def _can_batch(objective: Objective, theta: Tensor) -> bool:
 
 def _gradients(objective: Objective, points: Tensor) -> tuple[Tensor, Tensor]:
     """Return L [K] in float64 and ∇L [K, P] at the rows of points."""
-    chunk: Chunk = next(objective.chunks())
-    leaf = points.detach().requires_grad_()
-    losses = vmap(lambda theta: objective.chunk_loss(theta, chunk), randomness="error")(leaf)
-    (gradients,) = torch.autograd.grad(losses.sum(), leaf)
-    objective.count(gradients=len(points))
-    return losses.detach().double().cpu(), gradients
+    losses, gradients = sums(len(points)), torch.zeros_like(points)
+    with objective.ranks.adding(gradients, losses):
+        for chunk in objective.chunks(gradients=len(points)):  # one at most
+            leaf = points.detach().requires_grad_()
+            found = vmap(partial(objective.chunk_loss, chunk=chunk), randomness="error")(leaf)
+            gradients += torch.autograd.grad(found.sum(), leaf)[0]
+            losses += found.detach().double().cpu()
+    return losses, gradients

@@ -150,9 +150,13 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     order = torch.randperm(objective.num_rows, generator=generator).to(objective.device)
     total = torch.zeros_like(theta)
     least = 1 if objective.divisible else 2  # BatchNorm refuses single samples
+    pieces: list[tuple[Tensor, float]] = []
     for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):
         parts = min(math.ceil(len(rows) / objective.chunk_size), len(rows) // least)
-        for part in rows.tensor_split(max(1, parts)):
+        pieces += [(part, sign) for part in rows.tensor_split(max(1, parts))]
+    ranks = objective.ranks
+    with ranks.adding(total):
+        for part, sign in pieces[ranks.part(len(pieces))]:
             with objective.placed(theta, smooth=False) as point:
                 loss = objective.chunk_loss(point, objective.rows(part))
                 total += sign * differentiate(loss, point)

@@ -115,17 +115,19 @@ def m_sharpness(
             "batch has a loss of its own"
         )
     order = torch.randperm(objective.num_samples, generator=generator)
-    values, one_steps, spent = [], [], 0
-    for rows in order.split(m)[: min(max_batches, objective.num_samples // m)]:
-        function = _BatchLoss(objective, theta, geometry, objective.rows(rows.to(objective.device)))
-        best, one_step, cost = _ascend(function, rho, budget)
-        values.append(best)
-        one_steps.append(one_step)
-        spent += cost
-    objective.count(gradients=math.ceil(spent * m / objective.num_samples))
-    found = torch.tensor(values, dtype=torch.float64)
+    batches = order.split(m)[: min(max_batches, objective.num_samples // m)]
+    table, ranks = torch.zeros(len(batches), 3, dtype=torch.float64), objective.ranks
+    own = ranks.part(len(batches))
+    with ranks.adding(table):  # a batch is one rank's
+        for row, rows in zip(table[own], batches[own], strict=True):
+            batch = objective.rows(rows.to(objective.device))
+            function = _BatchLoss(objective, theta, geometry, batch)
+            row += torch.tensor(_ascend(function, rho, budget), dtype=torch.float64)
+    found, one_steps, spent = table.T
+    values = found.tolist()
+    objective.count(gradients=math.ceil(int(spent.sum()) * m / objective.num_samples))
     error = float(found.std()) / math.sqrt(len(values))
-    one_step = sum(one_steps) / len(values)
+    one_step = sum(one_steps.tolist()) / len(values)
     return BatchSharpness(float(found.mean()), error, len(values), one_step, tuple(values))
 
 

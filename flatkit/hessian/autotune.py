@@ -151,6 +151,13 @@ def choose(
     """
     known: dict[tuple[str, float], Choice] = objective.engine_choices
     key = (preference, tolerance)
+    if key not in known and objective.ranks.count > 1:  # the first one chooses for all
+        chosen = objective.ranks.decided(
+            lambda: choose(
+                objective.alone(), theta, preference=preference, tolerance=tolerance
+            ).to_json()
+        )
+        known[key] = Choice.from_json(chosen)
     if key in known:
         return known[key]
     chunks, vector = samples_of_probe(objective), direction(theta)

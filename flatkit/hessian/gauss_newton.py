@@ -1,6 +1,7 @@
 """The positive relatives of the Hessian: Gauss-Newton and the empirical Fisher matrix."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, final
 
@@ -70,7 +71,10 @@ class _Positive(SymmetricOperator):
         known: dict[Any, Choice] = self.objective.engine_choices
         key = (type(self).__name__, self._tolerance)
         if key not in known:
-            known[key] = self._choose()
+            chosen = self._choose()
+            # One that is as good elsewhere by a bit must not be another one.
+            agreed = self.objective.ranks.decided(lambda: [chosen.engine, chosen.error])
+            known[key] = replace(chosen, engine=agreed[0], error=agreed[1])
         return known[key]
 
     @property
@@ -106,12 +110,14 @@ class _Positive(SymmetricOperator):
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         total = torch.zeros_like(vectors)
-        for chunk in self.objective.chunks(matvecs=len(vectors)):
-            prepared = self._kept or self._recipe(self.objective, self.theta, chunk)
-            if self.objective.num_chunks == 1 and self.choice.engine == "layers":
-                self._kept = prepared
-            total += prepared.products(vectors)
-            del prepared  # or the next chunk is prepared beside this one
+        recipe = self._recipe  # chosen before ranks go each its own way
+        with self.objective.ranks.adding(total):
+            for chunk in self.objective.chunks(matvecs=len(vectors)):
+                prepared = self._kept or recipe(self.objective, self.theta, chunk)
+                if self.objective.num_chunks == 1 and self.choice.engine == "layers":
+                    self._kept = prepared
+                total += prepared.products(vectors)
+                del prepared  # or the next chunk is prepared beside this one
         return finite(total, "product")
 
     @cached_property

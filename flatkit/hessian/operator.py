@@ -108,11 +108,14 @@ class HessianOperator(SymmetricOperator):
             return Plan(**known)
         before = objective.cost
         engine = self._built(self.choice.engine)
-        plan = make_plan(objective, self.theta, engine, retain=self._retain, memory=self.memory)
+        retain, memory = self._retain, self.memory
+        plan = objective.ranks.decided(  # the free memory has a say in it
+            lambda: asdict(make_plan(objective, self.theta, engine, retain=retain, memory=memory))
+        )
         give_back(self.theta)
         if objective.kept is not None:
-            objective.kept.remember("plan", name, asdict(plan), objective.cost - before)
-        return plan
+            objective.kept.remember("plan", name, plan, objective.cost - before)
+        return Plan(**plan)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -164,7 +167,7 @@ class HessianOperator(SymmetricOperator):
     @ordinary_torch()
     def gradient(self) -> Tensor:
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
-        if self.plan.kept * self.plan.chunk_size < self.objective.num_rows:
+        if self.plan.kept * self.plan.chunk_size < self.objective.most_rows:
             return finite(self.objective.gradient(self.theta), "gradient")
         new = int(not self._passed)
         asked = self._ask("gradient", gradients=new)
@@ -172,9 +175,10 @@ class HessianOperator(SymmetricOperator):
             return asked.answer[0]
         self.objective.count(gradients=new)
         total = torch.zeros_like(self.theta)
-        for prepared in self._prepared(self.choice.engine):
-            assert prepared.gradient is not None  # every engine that keeps a chunk knows it
-            total += prepared.gradient
+        with self.objective.ranks.adding(total):
+            for prepared in self._prepared(self.choice.engine):
+                assert prepared.gradient is not None  # every engine that keeps a chunk knows it
+                total += prepared.gradient
         return asked.keep(finite(total, "gradient"))[0]
 
     @ordinary_torch()
@@ -185,9 +189,11 @@ class HessianOperator(SymmetricOperator):
         if asked.answer:
             return asked.answer[0]
         total = torch.zeros_like(vector)
-        for prepared in self._prepared(self.choice.engine, matvecs=1):
-            total += prepared.products(vector[None])[0]
-            del prepared  # or the next chunk is prepared beside this one
+        _ = self.plan  # decided before ranks go each its own way
+        with self.objective.ranks.adding(total):
+            for prepared in self._prepared(self.choice.engine, matvecs=1):
+                total += prepared.products(vector[None])[0]
+                del prepared  # or the next chunk is prepared beside this one
         return asked.keep(finite(total, "Hessian-vector product"))[0]
 
     @ordinary_torch()
@@ -199,10 +205,12 @@ class HessianOperator(SymmetricOperator):
             return asked.answer[0]
         total = torch.zeros_like(vectors)
         at_once = len(vectors) if self.memory is None else 1
-        for prepared in self._prepared(self.choice.engine, matvecs=len(vectors)):
-            for rows, sums in zip(vectors.split(at_once), total.split(at_once), strict=True):
-                sums += prepared.products(rows)
-            del prepared
+        _ = self.plan
+        with self.objective.ranks.adding(total):
+            for prepared in self._prepared(self.choice.engine, matvecs=len(vectors)):
+                for rows, sums in zip(vectors.split(at_once), total.split(at_once), strict=True):
+                    sums += prepared.products(rows)
+                del prepared
         return asked.keep(finite(total, "Hessian-vector product"))[0]
 
     def shares(self, vectors: Tensor, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -219,11 +227,13 @@ class HessianOperator(SymmetricOperator):
         self.objective.count(matvecs=len(vectors))
         for rows in blocks:
             total = torch.zeros_like(vectors)
-            for part in rows.split(size):
-                prepared = engine.prepare(self.objective.rows(part.to(self.device)))
-                for some, sums in zip(vectors.split(at_once), total.split(at_once), strict=True):
-                    sums += prepared.products(some)
-                del prepared
+            with self.objective.ranks.adding(total):
+                for chunk in self.objective.chunks_of(rows, size):
+                    prepared = engine.prepare(chunk)
+                    pieces = zip(vectors.split(at_once), total.split(at_once), strict=True)
+                    for some, sums in pieces:
+                        sums += prepared.products(some)
+                    del prepared
             yield finite(total, "Hessian-vector product")
 
     def _ask(self, what: str, *given: Tensor, **counts: int) -> Asked:

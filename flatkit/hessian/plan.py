@@ -101,7 +101,7 @@ def _within(
         return _multiplied(objective, theta, engine, size)
 
     fixed = engine.held + theta.nbytes  # the engine, and the sum of the products
-    allowed, samples = budget - fixed, objective.num_rows
+    allowed, samples = budget - fixed, objective.most_rows
     if not objective.divisible:  # the chunks are part of the function
         used = measure_chunk(prepare, min(objective.chunk_size, samples))
     else:

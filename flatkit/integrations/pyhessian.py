@@ -55,7 +55,7 @@ def pyhessian_eigenvalues(
             "PyHessian takes no complex parameters, nor weights that the loss or a function holds; "
             "leave `method` out"
         )
-    chunk = next(objective.chunks(objective.num_rows))
+    chunk = next(objective.alone().chunks(objective.num_rows))  # it sees all samples
     data = _tensors(chunk.inputs, chunk.targets)
 
     def mean_loss(outputs: Tensor, _: Tensor) -> Tensor:

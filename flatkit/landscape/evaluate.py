@@ -101,8 +101,10 @@ def evaluator(
             f"got {list(directions.shape)}; do they belong to another architecture?"
         )
     theta, directions = theta.detach(), directions.detach().to(theta)
+    objective = objective.alone()  # of several ranks each takes whole points
     model = MovableModel(objective)
-    settle = _settling(model, statistics, buffers or {}, estimate_on or objective)
+    others = objective if estimate_on is None else estimate_on.alone()
+    settle = _settling(model, statistics, buffers or {}, others)
     if settle is None:  # its buffers stay those of the objective
         model.objective.kept = objective.kept
     single = InPlace(model, theta, directions, quantities, settle=settle, memory=memory)

@@ -49,6 +49,7 @@ class LandscapeJob:
         name: what is looked at.
         kind: of the directions.
         axes: name -> steps.
+        ranks: among which points are handed out.
         objectives: as given.
         quantities: as given.
         batch: points that are measured at once.
@@ -79,6 +80,8 @@ class LandscapeJob:
     ) -> None:
         self.name, self.kind = str((about or {}).get("name", "surface")), subspace.kind
         self._subspace, self.axes, self._refine = subspace, axes, refine
+        self.ranks = next(iter(objectives.values())).ranks
+        self._alone = {split: objective.alone() for split, objective in objectives.items()}
         self._evaluators = {
             split: evaluator(
                 objective,
@@ -87,10 +90,10 @@ class LandscapeJob:
                 quantities=quantities,
                 statistics=statistics,
                 buffers=subspace.buffers,
-                estimate_on=objectives.get("train"),
+                estimate_on=self._alone.get("train"),
                 memory=memory,
             )
-            for split, objective in objectives.items()
+            for split, objective in self._alone.items()
         }
         self.batch = min(each.batch for each in self._evaluators.values())
         self.objectives, self.quantities = objectives, tuple(quantities)
@@ -113,7 +116,7 @@ class LandscapeJob:
             "quantities": list(self.quantities),
             "axes": {name: steps.tolist() for name, steps in self.axes.items()},
             "batch": self.batch,
-            "tensors": _digest(self._subspace, self.objectives),
+            "tensors": _digest(self._subspace, self._alone),
         }
         found["objective"] = {
             split: {key: part for key, part in described.items() if key != "examination"}
@@ -162,16 +165,24 @@ class LandscapeJob:
         Raises:
             ResultError: the journal belongs to another job.
         """
-        looked_at = preview is not None or journal is not None
+        self.ranks.check_alike(self.job if self.ranks.count > 1 else {})
+        looked_at = self.ranks.decided(lambda: preview is not None or journal is not None)
         points = Refinement(self.axes, tolerance=self._refine, coarse_first=looked_at)
-        with nullcontext() if journal is None else Journal(journal, self.job, note) as kept:
+        own = (
+            None if journal is None or not self.ranks.is_first else Journal(journal, self.job, note)
+        )
+        with own or nullcontext() as kept:
             for todo in points.levels():
                 before = int(points.measured.sum())
                 total = before + len(todo) if self._refine else points.measured.size
-                for number, part in enumerate(batches(todo, self.batch)):
-                    found = None if kept is None else kept.find(part)
+                parts = list(batches(todo, self.batch))
+                known = self._known(parts, kept)
+                new = self.values_of(
+                    [p for p, found in zip(parts, known, strict=True) if not found]
+                )
+                for number, (part, found) in enumerate(zip(parts, known, strict=True)):
                     if found is None:
-                        found = self.values_at(part)
+                        found = next(new)
                         if kept is not None:
                             kept.add(part, found)
                         if progress is not None:
@@ -189,6 +200,29 @@ class LandscapeJob:
             coarsest: the intervals of the first level to each side, about.
         """
         return GrowingSurface(self, coarsest)
+
+    def _known(self, parts: Sequence[Any], kept: Journal | None) -> list[list[Values] | None]:
+        """Return the values of passes that the journal of the first rank holds."""
+        if kept is None and self.ranks.count == 1:
+            return [None] * len(parts)
+        return self.ranks.decided(lambda: [kept and kept.find(part) for part in parts])
+
+    def values_of(self, parts: Sequence[Sequence[Point]]) -> Iterator[list[Values]]:
+        """Yield the values of passes, in order; of several ranks each makes those that it takes."""
+        if self.ranks.count == 1:
+            yield from map(self.values_at, parts)
+            return
+
+        def work(number: int) -> tuple[list[Values], dict[str, dict[str, int]]]:
+            before = {split: each.cost for split, each in self._alone.items()}
+            values = self.values_at(parts[number])
+            spent = {split: each.cost - before[split] for split, each in self._alone.items()}
+            return values, {split: cost.counts() for split, cost in spent.items()}
+
+        for values, spent in self.ranks.hand_out(len(parts), work):
+            for split, counts in spent.items():
+                self.objectives[split].count(**counts)
+            yield values
 
     def values_at(self, part: Sequence[Point]) -> list[Values]:
         """Measure the points of a pass, given as indices [.., j, i]."""
@@ -253,12 +287,14 @@ class GrowingSurface:
 
     def measure(self, level: int) -> Iterator[int]:
         """Measure what a level adds to those before; yield how many are new, pass by pass."""
-        for part in self._parts[level]:
-            for point, values in zip(part, self._job.values_at(part), strict=True):
-                self._points.put(point, values)
-            if part is self._parts[level][-1]:
-                self.known = level
-            yield len(part)
+        # Of several ranks each takes one, so that it can stop as soon as a single process.
+        for group in batches(self._parts[level], self._job.ranks.count):
+            for part, found in zip(group, self._job.values_of(group), strict=True):
+                for point, values in zip(part, found, strict=True):
+                    self._points.put(point, values)
+                if part is self._parts[level][-1]:
+                    self.known = level
+                yield len(part)
 
     def at(self, level: int) -> Surface:
         """Return a level that was measured, as a surface of its own steps."""

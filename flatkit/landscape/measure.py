@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from warnings import warn
 
@@ -109,7 +110,8 @@ def measure_into(
     """Return a surface and keep it in a file; a run that was killed goes on where it was.
 
     While it is measured, a journal lies beside the file and holds every finished point; previews
-    are written into the file itself. A surface that is there already is not measured again.
+    are written into the file itself. A surface that is there already is not measured again. Of
+    several ranks the first writes.
 
     Args:
         path: of the `.npz`.
@@ -137,21 +139,36 @@ def measure_into(
     >>> numpy.array_equal(again.quantities["loss"], surface.quantities["loss"])
     True
     """
-    path = Path(path)
+    path, ranks = Path(path), job.ranks
+    if not ranks.is_first:
+        return _with_the_first(path, job)
     journal = path.with_name(path.name + ".journal")
     if not overwrite and not journal.exists():
         found = _finished(path, job)
         if found is not None:
+            ranks.from_first(path.read_bytes)
             return found
     with sole_writer(path):
         if overwrite:
             path.unlink(missing_ok=True)
             forget(journal)
         surface = _finished(path, job)  # the other process may have ended just now
+        ranks.from_first(lambda: None if surface is None else path.read_bytes())
         if surface is None:
             surface = _measured(path, journal, job, progress, preview, note)
         forget(journal)
     return surface
+
+
+def _with_the_first(path: Path, job: LandscapeJob) -> Surface:
+    """Return the surface that the first rank has in its file, or measure it with that."""
+    data = job.ranks.from_first(lambda: None)
+    if data is None:
+        return job.measure()
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(data)
+        return load_surface(copy)
 
 
 def _finished(path: Path, job: LandscapeJob) -> Surface | None:

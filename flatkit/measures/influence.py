@@ -192,7 +192,7 @@ class Influences:
         found = _spread(around(value, known.losses, blocks.weights), "mean over a block of samples")
         if known.singles is None:
             return found
-        shares, order = torch.cat(known.singles), torch.cat(list(blocks.rows))
+        shares, order = known.singles, torch.cat(list(blocks.rows))
         return {**found, **_exactly(value, shares, objective, order)}
 
     def gradient_norm(self, result: Result) -> dict[str, Any]:

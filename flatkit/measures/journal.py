@@ -1,9 +1,7 @@
 """The journal of an analysis: what it has finished, kept beside its report, and of what that is."""
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,15 +68,17 @@ def journal(
     advice = "give the same as then, begin anew with `fresh`, or name another report"
     found = identity(objective, settings, parts)
     with Store(path, found, fresh=fresh, advice=advice) as store:
-        objective.kept = Passes(store, joined(parts))
+        objective.kept = Passes(store, joined(parts), ranks=objective.ranks)
         yield store
 
 
 @contextmanager
 def kept(
     session: "Session", path: str | Path, *, fresh: bool = False
-) -> Generator[Store, None, None]:
+) -> Generator[Store | None, None, None]:
     """Keep the dear passes of all objectives of a session in a file.
+
+    Of several ranks the first writes it, and tells the others what it holds; these get None.
 
     However the analysis ends, by a failure too, the file stays only if it holds the answer of such
     a pass: what was quick (as everything of a small network) is computed sooner than it is kept.
@@ -92,6 +92,11 @@ def kept(
         ResultError: as `journal`.
         OutputError: as `journal`.
     """
+    if not session.objective.ranks.is_first:
+        session.keep = partial(keep_passes, store=None)
+        session.keep(session.objective)
+        yield None
+        return
     with journal(path, session.objective, session.settings, fresh=fresh) as store:
         session.keep = partial(keep_passes, store=store)
         try:
@@ -101,9 +106,10 @@ def kept(
                 store.remove()
 
 
-def keep_passes(objective: Objective, store: Store) -> Objective:
+def keep_passes(objective: Objective, store: Store | None) -> Objective:
     """Return an objective, whose dear passes are kept in a journal from now on."""
-    objective.kept = Passes(store, digest_of(objective))
+    function = "" if store is None else digest_of(objective)
+    objective.kept = Passes(store, function, ranks=objective.ranks)
     return objective
 
 
@@ -117,9 +123,8 @@ def identity(
         settings: all of them but `FREE` count.
         parts: digests of what L depends on, by `parts_of`.
     """
-    known = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return {
-        **{name: _plain(value) for name, value in known.items() if name not in FREE},
+        **{name: value for name, value in settings.to_json().items() if name not in FREE},
         "the weights": digest_of_tensors("", [objective.theta]),
         "the samples": parts["samples"],
         "the model or its buffers": parts["model"],
@@ -129,7 +134,3 @@ def identity(
         "flatkit": __version__,
         "torch": torch.__version__,
     }
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

@@ -87,9 +87,12 @@ def analyze(
     task = as_task(subject, loss, data, test_data)
     session = Session(task, settings, progress if callable(progress) else None)
     limit = Limit(effort.budget or math.inf, started + effort.seconds)
-    schedule, watcher = Schedule(session, limit), watcher_of(progress)
+    schedule, ranks = Schedule(session, limit), session.objective.ranks
+    watcher = watcher_of(progress if ranks.is_first else False)
+    if ranks.count > 1:  # it makes what all share, and a watcher of the first would ask for it
+        _ = schedule.forecast
     if effort.time is not None:
-        _check_time(schedule, effort.seconds)
+        ranks.decided(lambda: _check_time(schedule, effort.seconds))
     with nullcontext() if journal is None else kept(session, journal, fresh=fresh) as store:
         try:
             watcher.begin(schedule)

@@ -149,10 +149,11 @@ class Process:
 
     def ask_if_cheap(self) -> None:
         """Take over the results unless that takes more than a small share of the time."""
-        if not self.results or (
-            time.monotonic() - self._asked_at > max(0.5, self._asking / _ASKED)
-        ):
+        if not self.results or self._session.objective.ranks.decided(self._is_due):
             self.ask()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._asked_at > max(0.5, self._asking / _ASKED)
 
     def add_influences(self, influences: "Influences", limit: "Callable[[], Ended | None]") -> None:
         """Add to the results how other samples would have moved them, until a limit is reached."""
@@ -244,7 +245,7 @@ class Schedule:
             if not waiting:
                 self.ended = "done"
                 break
-            self.ended = self.limit.reached(self.spent)
+            self.ended = self._reached()
             if self.ended is not None:
                 break
             turn = max(waiting, key=lambda process: process.urgency)
@@ -259,6 +260,13 @@ class Schedule:
         if self.ended == "done":
             self._add_influences(look)
 
+    def _reached(self) -> "Ended | None":
+        """Return which limit was reached; the clock of the first rank is that of all."""
+        if math.isinf(self.limit.until):
+            return self.limit.reached(self.spent)
+        ranks = self.session.objective.ranks
+        return ranks.decided(lambda: self.limit.reached(self.spent))
+
     def _add_influences(self, look: "Callable[[Schedule], object]") -> None:
         """Ask how other samples would have moved the numbers, after all of them are there.
 
@@ -268,7 +276,7 @@ class Schedule:
 
         influences = Influences(self.session)
         for process in self.processes:
-            process.add_influences(influences, lambda: self.limit.reached(self.spent))
+            process.add_influences(influences, self._reached)
             look(self)
 
     def interrupt(self) -> None:

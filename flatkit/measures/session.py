@@ -82,8 +82,8 @@ class Session:
         self._seen: Space | None = None
         self.bottom: Lanczos | None = None
         self.keep: Callable[[Objective], Objective] = lambda objective: objective
-        begun = time.monotonic()
-        self.objective = task.objective(self.own(ObjectiveSettings))
+        begun, self.objective = time.monotonic(), task.objective(self.own(ObjectiveSettings))
+        self.objective.ranks.check_alike(settings.to_json())
         self.seconds_of_setup = time.monotonic() - begun
 
     def own(self, part: type[S]) -> S:

@@ -1,5 +1,6 @@
 """What to measure and how; no torch, so that the command line can check its options at once."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, cast
@@ -103,6 +104,11 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
             raise InvalidArgumentError("draws > 1 needs `samples`, the size of a draw")
         object.__setattr__(self, "measures", self._in_order())
         self._check_added()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of them, ready for JSON."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.loads(json.dumps(known, default=str))
 
     def _in_order(self) -> tuple[str, ...]:
         """Return the measures in running order, with those that a setting asks for."""

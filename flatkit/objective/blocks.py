@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flatkit.objective.function import Objective
-from flatkit.objective.passes import Chunk, differentiate
+from flatkit.objective.over_samples import sums
+from flatkit.objective.passes import differentiate
 
 MOST_BLOCKS = 25
 """Student's t of so many is within 6 % of the normal quantile, and small networks pay for each."""
@@ -37,29 +38,19 @@ class Blocks:
         weights, total = self.objective.weights, self.objective.total_weight
         return [float(weights[rows].sum()) / total for rows in self.rows]
 
-    def chunks(self, size: int | None = None) -> Iterator[tuple[int, Chunk]]:
-        """Yield the number of each block with its samples, in parts that fit into memory.
-
-        Args:
-            size: samples a part; the chunk size of the objective by default.
-        """
-        objective = self.objective
-        for number, rows in enumerate(self.rows):
-            for part in rows.split(size or objective.chunk_size):
-                yield number, objective.rows(part.to(objective.device))
-
     def gradients(self, theta: Tensor) -> Iterator[Tensor]:
         """Yield what each block contributes to ∇L(θ) [P]; they add up to it. Cost: a gradient."""
-        self.objective.count(gradients=1)
-        total, at = torch.zeros_like(self.objective.theta), 0
-        for number, chunk in self.chunks():
-            if number != at:
-                yield total
-                total, at = torch.zeros_like(total), number
-            # A point for each: complex weights are made of it by a graph that backward frees.
-            with self.objective.placed(theta) as point:
-                total += differentiate(self.objective.chunk_loss(point, chunk), point)
-        yield total
+        objective = self.objective
+        objective.count(gradients=1)
+        for rows in self.rows:
+            total = torch.zeros_like(objective.theta)
+            with objective.ranks.adding(total):
+                for chunk in objective.chunks_of(rows):
+                    # A point for each: complex weights are made of it by a graph that backward
+                    # frees.
+                    with objective.placed(theta) as point:
+                        total += differentiate(objective.chunk_loss(point, chunk), point)
+            yield total
 
     def losses(self, theta: Tensor) -> list[float]:
         """Return what each block contributes to L(θ). Cost: an evaluation of the loss."""
@@ -67,20 +58,28 @@ class Blocks:
 
     def evaluate(self, theta: Tensor) -> "BlockValues":
         """Return what each block contributes to loss and accuracy. Cost: one of the loss."""
-        objective, found = self.objective, BlockValues.zeros(len(self.rows))
+        objective, decision = self.objective, self.objective.decision
         objective.count(losses=1)
-        total, decision = objective.total_weight, objective.decision
-        with torch.no_grad(), objective.placed(theta) as point:
-            for number, chunk in self.chunks():
-                outputs = objective.outputs(point, chunk)
-                values = objective.values(outputs, chunk).detach()
-                found.losses[number] += float(objective.share(outputs, chunk).detach())
-                found.note(values.double().cpu() / total if values.ndim else None)
-                if decision is not None:
-                    right, asked = decision.right(outputs, chunk.targets)
-                    found.right[number] += right
-                    found.asked[number] += asked
-        return found
+        known, singles, at = sums(3 * len(self.rows) + 1), sums(objective.num_rows), 0
+        numbers, unknown = known[:-1].view(-1, 3), known[-1:]  # loss, right, asked of each block
+        ranks = objective.ranks
+        with torch.no_grad(), objective.placed(theta) as point, ranks.adding(singles, known):
+            for rows, sum_of_block in zip(self.rows, numbers, strict=True):
+                place = at + ranks.part(len(rows)).start
+                for chunk in objective.chunks_of(rows):
+                    outputs = objective.outputs(point, chunk)
+                    values = objective.values(outputs, chunk).detach()
+                    share = float(objective.share(outputs, chunk).detach())
+                    right = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
+                    sum_of_block += torch.tensor([share, *right], dtype=torch.float64)
+                    if values.ndim:
+                        own = values.double().cpu() / objective.total_weight
+                        singles[place : place + len(own)] = own
+                        place += len(values)
+                    unknown += values.ndim == 0
+                at += len(rows)
+        losses, right, asked = numbers.T.tolist()
+        return BlockValues(losses, right, asked, None if bool(unknown) else singles)
 
 
 @dataclass(eq=False)
@@ -91,26 +90,14 @@ class BlockValues:
         losses: to the loss.
         right: samples classified correctly.
         asked: of so many.
-        singles: what each sample contributes to the loss, in the order of the blocks; None if the
-            loss does not say.
+        singles: what each sample contributes to the loss, float64 [N] in the order of the blocks;
+            None if the loss does not say.
     """
 
     losses: list[float]
-    right: list[int]
-    asked: list[int]
-    singles: list[Tensor] | None
-
-    @classmethod
-    def zeros(cls, count: int) -> "BlockValues":
-        """Return nothing, for so many blocks."""
-        return cls([0.0] * count, [0] * count, [0] * count, [])
-
-    def note(self, values: Tensor | None) -> None:
-        """Add what single samples contribute, or that it is not known."""
-        if values is None:
-            self.singles = None
-        elif self.singles is not None:
-            self.singles.append(values)
+    right: list[float]
+    asked: list[float]
+    singles: Tensor | None
 
 
 def blocks_of(objective: Objective) -> Blocks | str:

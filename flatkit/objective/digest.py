@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatkit.errors import InvalidArgumentError
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import digest_of_tensors
 from flatkit.objective.model.captured import held_by
@@ -55,6 +56,25 @@ def parts_of(objective: Objective) -> dict[str, str]:
         "loss": digest_of_tensors("", _held_fixed(held, free)),
         "code": digest_of_tensors(" ".join(_code(objective, loss)), ()),
     }
+
+
+def check_function(objective: Objective) -> Objective:
+    """Return an objective that is the same function and point on all ranks.
+
+    Raises:
+        InvalidArgumentError: there are more ranks than samples.
+        RankError: on one of them something differs; it is named.
+    """
+    ranks, rows = objective.ranks, objective.num_rows
+    if ranks.count > rows:
+        raise InvalidArgumentError(
+            f"processes must be at most {rows}, one a sample, got {ranks.count}"
+        )
+    if ranks.count > 1:
+        parts = {f"its {part}": digest for part, digest in parts_of(objective).items()}
+        point = digest_of_tensors("", [objective.theta])
+        ranks.check_alike({"its weights": point, **parts})
+    return objective
 
 
 def joined(parts: Mapping[str, str]) -> str:

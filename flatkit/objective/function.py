@@ -1,7 +1,7 @@
 """The objective L(θ): the mean loss over named samples as a function of one flat vector."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, get_args
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flatkit.checks import check_choice, check_count
 from flatkit.devices import ordinary_torch
+from flatkit.devices.ranks import ALONE, current
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
 from flatkit.objective.kept import ask
@@ -23,12 +24,12 @@ from flatkit.objective.model.placing import PlacedModel
 from flatkit.objective.model.private_model import BatchNormMode, private_copy
 from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
+from flatkit.objective.over_samples import OverSamples, sums
 from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import (
     Chunk,
     Counter,
     Evaluation,
-    chunk_of,
     differentiate,
     losses_of,
     share_of,
@@ -43,10 +44,9 @@ from flatkit.objective.reading.intake import Taker, take_in
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.reading.samples import Data
-from flatkit.results.cost import Cost
 
 
-class Objective(PlacedModel):
+class Objective(PlacedModel, OverSamples):
     """The mean loss of a model over samples, as a function of one flat vector θ of shape [P].
 
     L(θ) = (1/N) Σₙ ℓ(model_θ(xₙ), yₙ), added up over chunks that are weighted by their size, so
@@ -136,6 +136,8 @@ class Objective(PlacedModel):
         self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
         self.batchnorm: BatchNormMode = batchnorm
         self.divisible = batchnorm == "eval"  # whether L is the same however samples are cut
+        self.ranks = current()
+        self.ranks.check_device(self.device)
         self._counter = Counter()
         self.engine_choices: dict[Any, Any] = {}
         search = Search(private, named, users)
@@ -159,21 +161,6 @@ class Objective(PlacedModel):
             self.examination = found.adding(completed)
         self._places.habits = habits  # from now on random states are put back by each evaluation
 
-    @property
-    def num_samples(self) -> int:
-        """N, the samples in use."""
-        return self.samples.count
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows they are: one a sample, or one a batch that cannot be cut."""
-        return len(self.samples)
-
-    @property
-    def num_chunks(self) -> int:
-        """How many chunks one pass takes."""
-        return -(-self.num_rows // self.chunk_size)
-
     def describe(self) -> dict[str, Any]:
         """Return which function this is, ready for JSON."""
         of_loss = [name for name in self.space.names if name.startswith("loss.")]
@@ -193,53 +180,6 @@ class Objective(PlacedModel):
             # Left out where it is the usual one: half-done landscapes of before have no such key.
             **({"memory_format": "channels_last"} if self.memory_format == "channels_last" else {}),
         }
-
-    @property
-    def cost(self) -> Cost:
-        """What was computed so far; the difference of two readings is what a measurement cost.
-
-        Blocks of the objective and relatives with other buffers count in the same place.
-        """
-        return self._counter.read()
-
-    def count(self, *, losses: int = 0, gradients: int = 0, matvecs: int = 0) -> None:
-        """Count what is computed by other ways than `chunks`, in passes over all the samples."""
-        self._counter.add(losses=losses, gradients=gradients, matvecs=matvecs)
-
-    def count_with(self, other: "Objective") -> None:
-        """From now on count in the same place as another objective."""
-        self._counter = other._counter
-
-    def chunks(
-        self, size: int | None = None, *, losses: int = 0, gradients: int = 0, matvecs: int = 0
-    ) -> Iterator[Chunk]:
-        """Yield the samples in parts, and count what is computed on this pass over them.
-
-        Args:
-            size: samples a part, the last possibly fewer; `chunk_size` by default.
-            losses: how many evaluations of the loss the pass makes.
-            gradients: how many gradients.
-            matvecs: how many Hessian-vector products.
-        """
-        size = self.chunk_size if size is None else size
-        self.count(losses=losses, gradients=gradients, matvecs=matvecs)
-        for start in range(0, self.num_rows, size):
-            yield self.rows(slice(start, start + size))
-
-    def rows(self, rows: slice | Tensor) -> Chunk:
-        """Return some of the samples as a chunk."""
-        part = self.samples.rows(rows)
-        weights = self.weights[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return chunk_of(part.inputs, part.targets, weights, part.counts)
-
-    def spread(self, size: int) -> Chunk:
-        """Return up to `size` samples that are spread over all of them, the same each time."""
-        return self.rows(spread_rows(self.num_rows, size).to(self.device))
-
-    @property
-    def indices(self) -> Tensor:
-        """Which samples of the data are in use, int64 [N]."""
-        return self.samples.indices
 
     def chunk_loss(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Tensor:
         """Return the part of L(θ) that a chunk contributes, differentiable in θ; they add to L.
@@ -261,9 +201,11 @@ class Objective(PlacedModel):
         asked = ask(self, "value", theta, losses=1)
         if asked.answer:
             return Evaluation(*asked.answer)
-        with self.placed(theta) as point:
-            found = [self._value(point, chunk) for chunk in self.chunks(losses=1)]
-        loss, correct, named = map(sum, zip(*found, strict=True))
+        found = sums(3)
+        with self.placed(theta) as point, self.ranks.adding(sums=found):
+            for chunk in self.chunks(losses=1):
+                found += torch.tensor(self._value(point, chunk), dtype=found.dtype)
+        loss, correct, named = found.tolist()
         return Evaluation(*asked.keep(loss, None if self.decision is None else correct / named))
 
     def loss(self, theta: Tensor | None = None) -> float:
@@ -286,15 +228,13 @@ class Objective(PlacedModel):
         asked = ask(self, "gradient", theta, gradients=1)
         if asked.answer:
             return asked.answer
-        loss, gradient = 0.0, None
-        with self.placed(theta) as point:
+        loss, gradient = sums(1), torch.zeros_like(self.theta)
+        with self.placed(theta) as point, self.ranks.adding(gradient, loss):
             for chunk in self.chunks(gradients=1):
                 part = self.chunk_loss(point, chunk)
-                slope = differentiate(part, point)
-                gradient = slope if gradient is None else gradient.add_(slope)
+                gradient += differentiate(part, point)
                 loss += float(part.detach())
-        assert gradient is not None  # there is at least one sample
-        return asked.keep(loss, gradient)
+        return asked.keep(float(loss), gradient)
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """Return ∇L(θ) of shape [P]. Cost: one gradient."""
@@ -331,6 +271,18 @@ class Objective(PlacedModel):
         other._put_into(model)
         other.loss_function = moved(self.loss_function, copier.copied)
         other.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
+        return other
+
+    def alone(self) -> "Objective":
+        """Return the same function as this process computes it alone, over all the samples.
+
+        It counts in a place of its own.
+        """
+        if self.ranks.count == 1:
+            return self
+        other = copy.copy(self)
+        other.ranks, other._counter = ALONE, Counter()
+        other.kept = self.kept and self.kept.alone()
         return other
 
     def in_double(self) -> "Objective":
@@ -379,18 +331,6 @@ class Objective(PlacedModel):
         part = self.samples.rows(rows.to(self.device))
         chunk = Chunk(part.inputs, part.targets, 1.0)
         return float(self.values(self.outputs(theta, chunk), chunk).detach())
-
-    def weigh(self, weights: Tensor) -> None:
-        """Let samples count by weights [N], float64, and leave out those that count for nothing."""
-        counted = weights > 0
-        if not bool(counted.all()):
-            self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
-            weights = weights[counted]
-        self.weights, self.total_weight = weights, float(weights.sum())
-
-    def as_one_batch(self) -> None:
-        """Let all samples go through the model at once, as they depend on each other."""
-        self.chunk_size, self.divisible = self.num_rows, False
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""

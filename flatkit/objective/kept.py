@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
+from flatkit.devices.ranks import ALONE, Ranks
 from flatkit.files.store import Store
 from flatkit.results.cost import Cost
 
@@ -52,16 +53,27 @@ class Passes:
 
     `Objective.kept` is one, or None; whoever makes a pass asks for it first.
 
+    Of several ranks the first has the store, and tells the others what it holds.
+
     Args:
-        store: open as long as this is in use; where it fails, nothing more is kept.
+        store: open as long as this is in use; where it fails, nothing more is kept. None on the
+            ranks that are not the first.
         function: a digest of the function of θ; `digest_of` makes it.
         least_seconds: of a pass that is kept; by default `LEAST_SECONDS`.
+        ranks: that make the passes together.
     """
 
-    def __init__(self, store: Store, function: str, *, least_seconds: float | None = None) -> None:
-        self.store, self.function = store, function
+    def __init__(
+        self,
+        store: Store | None,
+        function: str,
+        *,
+        least_seconds: float | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.store, self.function, self._ranks = store, function, ranks
         self._least = LEAST_SECONDS if least_seconds is None else least_seconds
-        self._dear = set(store.records(_DEAR))
+        self._dear = set[str]() if store is None else set(store.records(_DEAR))
         self._decided: dict[tuple[str, str], Any] = {}
 
     def part(self, names: Sequence[str], theta: Tensor) -> "Passes":
@@ -72,9 +84,17 @@ class Passes:
             theta: at which the others are held fixed [P].
         """
         digest = digest_of_tensors(json.dumps([self.function, *names]), [theta])
-        part = Passes(self.store, digest, least_seconds=self._least)
+        part = Passes(self.store, digest, least_seconds=self._least, ranks=self._ranks)
         part._dear = self._dear
         return part
+
+    def alone(self) -> "Passes | None":
+        """Return those of passes that one rank makes by itself; None where it has no store."""
+        if self.store is None:
+            return None
+        alone = Passes(self.store, self.function, least_seconds=self._least)
+        alone._dear = self._dear
+        return alone
 
     def find(self, what: str, given: Sequence[Tensor]) -> Answer | None:
         """Return what came of a pass, if it was dear and is kept.
@@ -83,13 +103,18 @@ class Passes:
             what: is computed, with all that the last bits depend on.
             given: the point, and further tensors.
         """
-        if f"{self.function} {what}" not in self._dear:
-            return None
-        data = self.store.blob(self._key(what, given))
+        data = self._ranks.from_first(lambda: self._find(what, given))
         return None if data is None else _unpacked(data, given[0].device)
+
+    def _find(self, what: str, given: Sequence[Tensor]) -> bytes | None:
+        if self.store is None or f"{self.function} {what}" not in self._dear:
+            return None
+        return self.store.blob(self._key(what, given))
 
     def keep(self, what: str, given: Sequence[Tensor], answer: Answer, seconds: float) -> None:
         """Keep what came of a pass, if it took long enough."""
+        if self.store is None:
+            return
         kind = f"{self.function} {what}"
         if seconds < self._least or _size(given, answer) > _FREE_BYTES + _BYTES_A_SECOND * seconds:
             self._dear.discard(kind)
@@ -108,7 +133,7 @@ class Passes:
         key = f"{self.function} {name}"
         if (what, key) in self._decided:
             return self._decided[what, key], {}
-        found = self.store.get(what, key)
+        found = self._ranks.decided(lambda: self.store and self.store.get(what, key))
         if found is None:
             return None, {}
         self._decided[what, key] = found["content"]
@@ -117,8 +142,8 @@ class Passes:
     def remember(self, what: str, name: str, content: Any, cost: Cost) -> None:
         """Keep a decision, ready for JSON, with its cost; a later run decides the same."""
         key = f"{self.function} {name}"
-        counts = {n: getattr(cost, n) for n in ("losses", "gradients", "matvecs")}
-        self.store.put(what, key, {"content": content, "cost": counts})
+        if self.store is not None:
+            self.store.put(what, key, {"content": content, "cost": cost.counts()})
         self._decided[what, key] = content
 
     def _key(self, what: str, given: Sequence[Tensor]) -> str:

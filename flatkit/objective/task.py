@@ -9,6 +9,7 @@ from torch import nn
 
 from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.digest import check_function
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.names import LOSSES
@@ -80,6 +81,7 @@ class Task:
 
         Raises:
             InvalidArgumentError: there are no test data, or fewer than `test_samples`.
+            RankError: another rank has another model, loss or data.
         """
         data = changes.pop("data", self.data if split == "train" else self.test_data)
         if data is None:
@@ -96,8 +98,8 @@ class Task:
         given |= changes
         given.setdefault("device", resolve_device(settings.device))
         if split == "train":
-            return Objective(self.model, self.loss, data, **given)
-        return self._over_test_data(data, settings.test_samples, given)
+            return check_function(Objective(self.model, self.loss, data, **given))
+        return check_function(self._over_test_data(data, settings.test_samples, given))
 
     def _over_test_data(self, data: Data, wanted: int | None, given: dict[str, Any]) -> Objective:
         """Return the objective over as many test samples as wanted, or at most as `given` says."""

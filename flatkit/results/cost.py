@@ -19,6 +19,14 @@ class Cost:
     seconds: float = 0.0
     losses: int = 0
 
+    def counts(self) -> dict[str, int]:
+        """Return what was computed, by name; `Objective.count` takes it.
+
+        >>> Cost(gradients=1, seconds=0.5).counts()
+        {'losses': 0, 'gradients': 1, 'matvecs': 0}
+        """
+        return {"losses": self.losses, "gradients": self.gradients, "matvecs": self.matvecs}
+
     def __add__(self, other: "Cost") -> "Cost":
         """Return what both are together."""
         more = asdict(other)

@@ -1,0 +1,404 @@
+"""The processes that share a job: who is who, sums over all of them, what one decides for all.
+
+`torchrun` starts them, torch.distributed connects them. Each does the same work over its own part
+of the samples, and every number that a decision rests on is added up over all, so that all decide
+alike. What a clock or the free memory decides, the first decides for all.
+"""
+
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from flatkit import errors
+from flatkit.errors import FlatkitError, InvalidArgumentError, LostRankError, RankError
+from flatkit.version import __version__
+
+_BYTES = 8
+"""Of a float64 and an int64."""
+_ROLL_CALL = 2.0
+"""Seconds in which those that live answer, after a connection broke: they notice in their next
+sum, and who started them ends them sooner as a rule."""
+_FAILED, _NOTHING = -2, -1
+
+
+@final
+class Ranks:
+    """Processes that do the same work together; by default a single one.
+
+    Args:
+        rank: of this process, from 0.
+        count: of all.
+        group: of torch.distributed, that moves tensors of the CPU and of the device.
+        store: of torch.distributed, in which they leave words for each other.
+
+    >>> Ranks().part(5), Ranks(1, 2).part(5)
+    (slice(0, 5, None), slice(3, 5, None))
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, group: Any = None, store: Any = None) -> None:
+        self.rank, self.count, self._group, self._store = rank, count, group, store
+        self._passes = self._handed_out = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that decides, prints and writes."""
+        return self.rank == 0
+
+    def part(self, length: int) -> slice:
+        """Return which of so many things are those of this rank; the parts differ by one at most.
+
+        The first rank has the largest.
+        """
+        each, more = divmod(length, self.count)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
+
+    def largest_part(self, length: int) -> int:
+        """Return how many of so many things the first rank has, which has the most.
+
+        >>> Ranks(1, 2).largest_part(5)
+        3
+        """
+        return -(-length // self.count)
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device whose tensors do not go from rank to rank.
+
+        Raises:
+            InvalidArgumentError: the group has no backend for it.
+        """
+        if self.count == 1 or device.type == "cpu":
+            return
+        backends = distributed.get_backend_config(self._group)
+        if f"{device.type}:nccl" not in backends.split(","):
+            raise InvalidArgumentError(
+                f"device {device.type} cannot be shared by ranks over {backends}; choose cpu, or "
+                "cuda where torch has nccl"
+            )
+
+    @contextmanager
+    def adding(self, total: Tensor | None = None, sums: Tensor | None = None) -> Generator[None]:
+        """Add up, in place and over all ranks, what the block puts into tensors; one all-reduce.
+
+        It holds the numbers of `total`, and 8 (K + 2) more for each rank: each of these float64
+        stands in a place of its own, as its bytes, so that no digit of it is lost in the dtype of
+        `total`, and all ranks add them up in the same order. Where the block of one rank raises,
+        all of them do, after the all-reduce: nobody waits for a rank that has failed.
+
+        Args:
+            total: any shape and real dtype, the same on all ranks.
+            sums: a few numbers [K], float64, on the CPU.
+
+        Raises:
+            FlatkitError: what the block of another rank raised.
+            RankError: another rank failed otherwise, or does other work.
+            LostRankError: a rank is gone.
+        """
+        if self.count == 1:
+            yield
+            return
+        self._passes += 1
+        try:
+            yield
+        except Exception as error:
+            self._leave_word(error)
+            self._add_up(total, sums, failed=True)
+            raise
+        self._add_up(total, sums, failed=False)
+
+    def from_first(self, work: Callable[[], bytes | None]) -> bytes | None:
+        """Return what work gives on the first rank; it is done there alone.
+
+        Raises:
+            FlatkitError: what it raised there.
+            LostRankError: a rank is gone.
+        """
+        if self.count == 1:
+            return work()
+        self._passes += 1
+        head, data = torch.zeros(1, dtype=torch.int64), None
+        if self.is_first:
+            try:
+                data = work()
+            except Exception as error:
+                self._leave_word(error)
+                self._broadcast(head.fill_(_FAILED))
+                raise
+            head.fill_(_NOTHING if data is None else len(data))
+        self._broadcast(head)
+        if int(head) == _FAILED:
+            raise self._word_of(0)
+        if int(head) == _NOTHING:
+            return None
+        payload = torch.zeros(int(head), dtype=torch.uint8)
+        if data:
+            payload.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        self._broadcast(payload)
+        return payload.numpy().tobytes()
+
+    def decided(self, work: Callable[[], Any]) -> Any:
+        """Return what work gives on the first rank, that JSON can hold; it is done there alone.
+
+        >>> Ranks().decided(lambda: 3)
+        3
+        """
+        if self.count == 1:
+            return work()
+        found = self.from_first(lambda: json.dumps(work()).encode())
+        assert found is not None
+        return json.loads(found)
+
+    def hand_out(self, count: int, work: Callable[[int], Any]) -> Iterator[Any]:
+        """Yield what work gives for each number below a count, in order, on all ranks.
+
+        Each is done once, by whichever rank is free; what comes back, JSON must hold.
+
+        Raises:
+            FlatkitError: what work raised, on this rank or another.
+
+        >>> list(Ranks().hand_out(3, lambda number: number**2))
+        [0, 1, 4]
+        """
+        if self.count == 1:
+            yield from map(work, range(count))
+            return
+        self._handed_out += 1
+        name, taken = f"work/{self._handed_out}", 0
+        for number in range(count):
+            while taken < count and not self._store.check([f"{name}/{number}"]):
+                taken = self._store.add(f"{name}/next", 1) - 1
+                if taken < count:
+                    self._do(f"{name}/{taken}", work, taken)
+            said = json.loads(self._store.get(f"{name}/{number}"))  # waits for it
+            if "failed" in said:
+                raise self._error(*said["failed"])
+            yield said["done"]
+
+    def gathered(self, text: str) -> list[str]:
+        """Return the texts of all ranks.
+
+        >>> Ranks().gathered("here")
+        ['here']
+        """
+        if self.count == 1:
+            return [text]
+        own = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.rank] = len(own)
+        self._all_reduce(sizes)
+        rows = torch.zeros(self.count, int(sizes.max()), dtype=torch.uint8)
+        rows[self.rank, : len(own)] = own
+        self._all_reduce(rows)
+        found = zip(rows, sizes.tolist(), strict=True)
+        return [row[:size].numpy().tobytes().decode() for row, size in found]
+
+    def check_alike(self, what: dict[str, Any]) -> None:
+        """Refuse ranks that are to do different work.
+
+        Args:
+            what: in words -> what must be the same, ready for JSON.
+
+        Raises:
+            RankError: on one rank something differs; it is named.
+        """
+        if self.count == 1:
+            return
+        texts = [json.loads(text) for text in self.gathered(json.dumps(what))]
+        for rank, other in enumerate(texts):
+            differing = [name for name in texts[0] if other.get(name) != texts[0][name]]
+            if differing:
+                raise RankError(
+                    f"rank {rank} of {self.count} differs from rank 0 in {', '.join(differing)}; "
+                    "start the same command, with the same files and packages, on all"
+                )
+
+    def claim(self, name: str) -> bool:
+        """Whether this rank is the first of all that asks for a name."""
+        return self.count == 1 or self._store.add(f"claim/{name}", 1) == 1
+
+    def _add_up(self, total: Tensor | None, sums: Tensor | None, *, failed: bool) -> None:
+        kind = torch.zeros(0, dtype=torch.float64) if total is None else total.detach().flatten()
+        few = [float(failed), float(self._passes), *([] if sums is None else sums.tolist())]
+        own = torch.tensor(few, dtype=torch.float64)
+        places = torch.zeros(self.count, _BYTES * len(few), dtype=kind.dtype)
+        places[self.rank] = own.view(torch.uint8).to(kind.dtype)
+        buffer = torch.cat([torch.zeros_like(kind) if failed else kind, places.flatten().to(kind)])
+        self._all_reduce(buffer)
+        told = buffer[len(kind) :].cpu().view(self.count, -1).to(torch.uint8)
+        rows = told.contiguous().view(torch.float64)  # [ranks, K + 2]
+        if not failed:
+            self._check(rows[:, 0].tolist(), rows[:, 1].tolist())
+        if total is not None:
+            total.copy_(buffer[: len(kind)].view_as(total))
+        if sums is not None:
+            sums.copy_(rows[:, 2:].sum(0))
+
+    def _check(self, failed: list[float], passes: list[float]) -> None:
+        if any(failed):
+            raise self._word_of(failed.index(1.0))
+        if len(set(passes)) > 1:
+            raise RankError(f"the ranks do different work: they are at the passes {passes}")
+
+    def _do(self, key: str, work: Callable[[int], Any], number: int) -> None:
+        try:
+            said = {"done": work(number)}
+        except Exception as error:
+            self._store.set(key, json.dumps({"failed": self._named(error)}))
+            raise
+        self._store.set(key, json.dumps(said))
+
+    def _leave_word(self, error: Exception) -> None:
+        self._store.set(f"word/{self._passes}/{self.rank}", json.dumps(self._named(error)))
+
+    def _word_of(self, rank: int) -> FlatkitError:
+        """Return what another rank raised in this pass."""
+        return self._error(*json.loads(self._store.get(f"word/{self._passes}/{rank}")))
+
+    def _named(self, error: Exception) -> tuple[int, str, str]:
+        return self.rank, type(error).__name__, str(error)
+
+    def _error(self, rank: int, kind: str, text: str) -> FlatkitError:
+        """Return what another rank raised; where that is an error of flatkit, the same."""
+        known = getattr(errors, kind, None)
+        if known is None or not issubclass(known, FlatkitError) or "__init__" in vars(known):
+            return RankError(f"rank {rank} of {self.count} failed: {kind}: {text}")
+        return known(text)
+
+    def _all_reduce(self, tensor: Tensor) -> None:
+        self._connected(lambda: distributed.all_reduce(tensor, group=self._group))
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        self._connected(lambda: distributed.broadcast(tensor, 0, group=self._group))
+
+    def _connected(self, talk: Callable[[], object]) -> None:
+        try:
+            talk()
+        except RuntimeError as error:  # the only sign of a connection that broke
+            raise LostRankError(self._missing()) from error
+
+    def _missing(self) -> str:
+        """Return who does not answer any more, in words."""
+        unknown = f"the connection of rank {self.rank} to the other ranks broke"
+        try:
+            self._store.set(f"alive/{self.rank}", b"")
+            time.sleep(_ROLL_CALL)
+            lost = [rank for rank in range(self.count) if not self._answers(rank)]
+        except RuntimeError:  # whoever held the store is gone too
+            return unknown
+        if not lost:
+            return unknown
+        names = ", ".join(map(str, lost))
+        return f"rank {names} of {self.count} was lost: it died, was killed or ran out of memory"
+
+    def _answers(self, rank: int) -> bool:
+        host, process = json.loads(self._store.get(f"process/{rank}"))
+        here = host == socket.gethostname()
+        return self._store.check([f"alive/{rank}"]) or (here and _lives(process))
+
+
+ALONE = Ranks()
+_CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
+
+
+def current() -> Ranks:
+    """Return the ranks that share what is made from now on: those of `joined`, or this one alone.
+
+    >>> current().count
+    1
+    """
+    return _CURRENT.get()
+
+
+def were_started() -> bool:
+    """Whether a launcher started several processes of this job.
+
+    >>> were_started()
+    False
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def joined() -> Generator[Ranks]:
+    """Join the processes that `torchrun` started; what is measured inside is shared out among them.
+
+    Every rank runs the same program: each pass over the samples is cut among all of them, and all
+    have the same numbers. A group of torch.distributed that is there already is used; else one is
+    made, and is gone at the end. Without a launcher this is the only process.
+
+    Raises:
+        InvalidArgumentError: more ranks on a machine than GPUs, where it has some.
+        RankError: the ranks have different versions of flatkit, torch or Python.
+
+    >>> with joined() as ranks:
+    ...     ranks.count
+    1
+    """
+    if not were_started():
+        yield ALONE
+        return
+    _take_gpu()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    own = not distributed.is_initialized()
+    if own:
+        store, rank, count = next(rendezvous("env://"))
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
+        group = distributed.group.WORLD
+    else:
+        store = distributed.distributed_c10d._get_default_store()  # pyright: ignore
+        group = distributed.new_group(backend=backend)
+    name = f"flatkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    apart = PrefixStore(name, store)
+    rank = distributed.get_rank()
+    apart.set(f"process/{rank}", json.dumps([socket.gethostname(), os.getpid()]))
+    ranks = Ranks(rank, distributed.get_world_size(), group, apart)
+    token = _CURRENT.set(ranks)
+    versions = {"flatkit": __version__, "torch": torch.__version__}
+    try:
+        ranks.check_alike({**versions, "Python": platform.python_version()})
+        yield ranks
+    finally:
+        _CURRENT.reset(token)
+        if own:
+            distributed.destroy_process_group()
+
+
+def _take_gpu() -> None:
+    """Let `cuda` be the GPU of this rank.
+
+    Raises:
+        InvalidArgumentError: there are fewer GPUs than ranks here.
+    """
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not gpus:
+        return
+    if here > gpus:
+        raise InvalidArgumentError(
+            f"{here} ranks need as many GPUs on this machine, and it has {gpus}; start fewer, or "
+            "hide the GPUs (CUDA_VISIBLE_DEVICES=) to compute on the CPU"
+        )
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is there, and not just its remains."""
+    try:
+        os.kill(process, 0)
+        about = Path(f"/proc/{process}/stat").read_text("utf-8")
+        return about.rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # no /proc here, or another user's
+        return True
