@@ -1,12 +1,8 @@
-"""A fit by one or two processes on a CPU, as a program of a user: the callback of a library in it.
-
-python distributed_fit.py lightning FOLDER 2
-torchrun --nproc_per_node 2 distributed_fit.py transformers FOLDER 2
-"""
+"""A fit by one or two processes on a CPU, the callback of a library in it."""
 
 import json
 import os
-import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +95,19 @@ def transformers_fit(folder: Path, processes: int) -> Any:
     return callback
 
 
-if __name__ == "__main__":
+FITS = {"lightning": lightning_fit, "transformers": transformers_fit}
+
+
+def fit(library: str, folder: Path, processes: int, rank: int = 0, port: int = 0) -> None:
+    """Fit as one of so many processes, told what torchrun tells each; leave what it measured."""
     torch.set_num_threads(1)
-    library, into, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    fits = {"lightning": lightning_fit, "transformers": transformers_fit}
-    tracker = fits[library](into, count).tracker
-    rank = os.environ.get("LOCAL_RANK", "0")
+    if processes > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "NODE_RANK": "0"}
+        os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), f"{rank}")
+        os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), f"{processes}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message=".*could not be measured")
+        tracker = FITS[library](folder, processes).tracker
     found = [row.scalars() for row in tracker.history]
-    (into / f"history-{rank}.json").write_text(json.dumps(found))
+    (folder / f"history-{rank}.json").write_text(json.dumps(found))

@@ -2,32 +2,36 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integrations import distributed_fit
+from tests.processes import start
+
 pytestmark = pytest.mark.distributed
-PROGRAM = Path(__file__).with_name("distributed_fit.py")
 
 
 def fit(library: str, folder: Path, processes: int) -> list[dict[str, float]]:
     """Return what the first process measured, after the others measured nothing."""
     folder.mkdir()
-    start = [sys.executable]
-    if library == "transformers" and processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc_per_node", f"{processes}", "--standalone"]
-    hidden = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    done = subprocess.run(
-        [*start, str(PROGRAM), library, str(folder), f"{processes}"],
-        env={**{k: v for k, v in os.environ.items() if k not in hidden}, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "could not be measured" not in done.stderr
+    if processes == 1:
+        distributed_fit.fit(library, folder, 1)
+    else:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        each = [(library, folder, processes, rank, port) for rank in range(processes)]
+        started = [start(distributed_fit.fit, *arguments) for arguments in each]
+        try:
+            for process in started:
+                process.join(timeout=300)
+                assert process.exitcode == 0
+        finally:
+            for process in started:
+                process.kill()
     histories: list[Any] = [
         json.loads((folder / f"history-{rank}.json").read_text()) for rank in range(processes)
     ]
@@ -48,8 +52,10 @@ def logged(library: str, folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("library", ["lightning", "transformers"])
-def test_two_processes_measure_what_one_does_and_log_it_once(library, tmp_path):
+def test_two_processes_measure_what_one_does_and_log_it_once(library, tmp_path, monkeypatch):
     pytest.importorskip(library)
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     alone = fit(library, tmp_path / "one", 1)
     both = fit(library, tmp_path / "two", 2)
     assert len(alone) == len(both) == 2
