@@ -21,7 +21,8 @@ def _threads_as_before():
 
 
 def test_the_demo_leaves_checkpoints_a_report_and_pictures(tmp_path, monkeypatch):
-    # The whole way with a smaller network on a fifth of the images.
+    # The whole way with a smaller network on a fifth of the images, and short searches.
+    monkeypatch.setattr(demo, "_SEARCH_BUDGET", 20)
     small = {"data_kwargs": {"test_fraction": 0.8}, "batch_size": 16}
     small["model_kwargs"] = {"hidden": (16,), "activation": "relu"}
     for name, value in small.items():
