@@ -17,6 +17,7 @@ from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
 QUICK = ["--slice-points", "3", "--slice-directions", "2", "--plane-points", "3"]
+QUICK += ["--search-budget", "40"]
 
 
 @pytest.fixture(scope="module")
