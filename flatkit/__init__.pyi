@@ -11,6 +11,7 @@ from . import spectrum as spectrum
 from . import training as training
 from . import verify as verify
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
+from .checkpoints.language_model import language_model as language_model
 from .checkpoints.loading import load as load
 from .comparison.compare import compare as compare
 from .comparison.track import track as track

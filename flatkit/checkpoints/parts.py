@@ -2,17 +2,29 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from flatkit.checks import check_choice, check_count
 from flatkit.data import DATASETS
 from flatkit.errors import InvalidArgumentError
 from flatkit.models import MODELS
 from flatkit.objective.names import LOSSES
 from flatkit.settings import described, setting
 
+_OF_MODELS = ("model", "model_args", "data", "data_args", "data_root", "loss")
 _NO_ARGUMENTS: dict[str, Any] = {}
+
+
+def check_length(name: str, value: Any) -> int:
+    """Return a number of tokens: one to predict, and one before it.
+
+    >>> check_length("text_length", 1)
+    Traceback (most recent call last):
+    flatkit.errors.InvalidArgumentError: text_length must be a whole number >= 2, got 1
+    """
+    return check_count(name, value, minimum=2)
 
 
 def file_of(spec: str, what: str) -> Path:
@@ -90,6 +102,27 @@ class Parts:
         choices=LOSSES,
         default_text="cross_entropy",
     )
+    texts: Sequence[str] = setting(
+        (),
+        "Text that a causal language model in a folder of Hugging Face is measured on.",
+        group="Checkpoint",
+        metavar="FILE[,FILE]",
+    )
+    test_texts: Sequence[str] = setting(
+        (), "Text that it was not trained on.", group="Checkpoint", metavar="FILE[,FILE]"
+    )
+    text_layout: Literal["blocks", "lines"] = setting(
+        "blocks",
+        "Samples of such text: blocks of tokens, or each line by itself.",
+        group="Checkpoint",
+    )
+    text_length: int | None = setting(
+        None,
+        "Tokens of a sample at most.",
+        check=check_length,
+        group="Checkpoint",
+        default_text="as many as the model takes, at most 256",
+    )
     rename: Mapping[str, str] = setting(
         {}, "Names in the file that begin with OLD begin with NEW in the model.", group="Checkpoint"
     )
@@ -107,13 +140,23 @@ class Parts:
 
     def __post_init__(self) -> None:
         """Check which parts go together."""
-        if self.task is not None:
-            others = ("model", "model_args", "data", "data_args", "data_root", "loss")
-            given = [f"`{name}`" for name in others if getattr(self, name)]
-            if given:
-                raise InvalidArgumentError(
-                    f"task builds model, loss and data; leave out {', '.join(given)}"
-                )
+        check_choice("text_layout", self.text_layout, ("blocks", "lines"))
+        for name in ("texts", "test_texts"):
+            if isinstance(files := getattr(self, name), str):
+                raise InvalidArgumentError(f"{name} must be a list of files, [{files!r}]")
+        if self.text_length is not None:
+            check_length("text_length", self.text_length)
+        of_texts = ("test_texts", "text_layout", "text_length")
+        if not self.texts and (given := self._changed(of_texts)):
+            raise InvalidArgumentError(f"{', '.join(given)} need `texts`, which they are about")
+        if self.texts and (given := self._changed(("task", *_OF_MODELS))):
+            raise InvalidArgumentError(
+                f"texts are for the model in a folder of Hugging Face; leave out {', '.join(given)}"
+            )
+        if self.task is not None and (given := self._changed(_OF_MODELS)):
+            raise InvalidArgumentError(
+                f"task builds model, loss and data; leave out {', '.join(given)}"
+            )
         for part in ("model", "data"):
             if getattr(self, f"{part}_args") and getattr(self, part) is None:
                 raise InvalidArgumentError(f"{part}_args need `{part}`, the name they belong to")
@@ -123,4 +166,9 @@ class Parts:
     @property
     def complete(self) -> bool:
         """Whether they name a model; else the checkpoint must."""
-        return self.task is not None or self.model is not None
+        return self.task is not None or self.model is not None or bool(self.texts)
+
+    def _changed(self, names: Sequence[str]) -> list[str]:
+        """Return those of some settings that were given, as a message names them."""
+        usual = {field.name: field.default for field in fields(self)}
+        return [f"`{name}`" for name in names if getattr(self, name) not in (usual[name], {})]

@@ -31,6 +31,7 @@ from flatkit.checkpoints.recipe import (
     model_recipe,
 )
 from flatkit.checkpoints.taken_task import taken
+from flatkit.checkpoints.text_task import text_task
 from flatkit.errors import InvalidArgumentError, TaskError
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
@@ -47,7 +48,7 @@ def assemble(checkpoint: Checkpoint, parts: Parts) -> Task:
     if not parts.complete:
         refuse_without_model(checkpoint, parts)
         return checkpoint.task(data_root=parts.data_root)
-    return fitted(checkpoint, *build_task(parts), parts)
+    return fitted(checkpoint, *build_task(parts, checkpoint.path), parts)
 
 
 def fitted(checkpoint: Checkpoint, task: Task, origin: Mapping[str, Any], parts: Parts) -> Task:
@@ -196,15 +197,22 @@ def _home(item: Any) -> str:
     return getattr(item, "__module__", "")
 
 
-def build_task(parts: Parts) -> tuple[Task, dict[str, Any]]:
+def build_task(parts: Parts, path: str) -> tuple[Task, dict[str, Any]]:
     """Return the task that parts name, without the weights, and what it is made of.
+
+    Args:
+        parts: which are complete.
+        path: of the checkpoint, whose folder says what model reads `texts`.
 
     Raises:
         InvalidArgumentError: a name or argument is wrong.
         TaskError: the task file fails.
+        FlatkitError: as `text_task`, where there are texts.
     """
     if parts.task is not None:
         return load_task(parts.task), {"task": parts.task}
+    if parts.texts:
+        return text_task(Path(path), parts)
     dataset = build_data({"name": parts.data, "kwargs": parts.data_args}, root=parts.data_root)
     loss = build_loss({"name": parts.loss or "cross_entropy", "kwargs": {}})
     model = model_recipe(str(parts.model), parts.model_args, dataset)

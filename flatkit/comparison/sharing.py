@@ -94,7 +94,7 @@ class Completion:
     def _fitted(self, checkpoint: Checkpoint) -> Task:
         """Return the shared task with the weights of a checkpoint."""
         if self._built is None or not self._built[2].restore():
-            task, origin = self._build()
+            task, origin = self._build(checkpoint)
             self._built = task, origin, AsBuilt(task.model)
         task, origin, fresh = self._built
         found = fitted(checkpoint, task, origin, self.parts)
@@ -102,10 +102,10 @@ class Completion:
         fresh.usable = fresh.usable and not (checkpoint.extra or checkpoint.adapter)
         return found
 
-    def _build(self) -> tuple[Task, Mapping[str, Any]]:
+    def _build(self, checkpoint: Checkpoint) -> tuple[Task, Mapping[str, Any]]:
         build = self.build
         if build is None:
-            return build_task(self.parts)
+            return build_task(self.parts, checkpoint.path)
         if isinstance(build, Task):
             return build, {}
         task: Any = build()
