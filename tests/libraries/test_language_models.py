@@ -61,9 +61,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def plain_model(folder: Path):
-    return transformers.GPT2LMHeadModel.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float64
-    ).eval()
+    kind = transformers.GPT2LMHeadModel
+    return kind.from_pretrained(folder, attn_implementation="eager").double().eval()
 
 
 def plain_loss(model, rows: list[torch.Tensor]) -> torch.Tensor:
