@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.checkpoints.parts import Parts
-from flatkit.data.texts import in_blocks, in_lines, padded, read_texts
+from flatkit.data.texts import Layout, in_blocks, in_lines, padded, read_texts
 from flatkit.errors import (
     CheckpointError,
     DataError,
@@ -78,7 +78,7 @@ class _Reader:
 
     def __init__(self, folder: Path, tokenizer: Any, length: int, parts: Parts) -> None:
         self._folder, self._tokenizer, self._length = folder, tokenizer, length
-        self._layout = parts.text_layout
+        self._layout: Layout = parts.text_layout
 
     def samples(self, files: Sequence[str], config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the samples of files, and what a report says of them."""
