@@ -28,11 +28,11 @@ from flatkit.comparison.intervals import (
 )
 from flatkit.comparison.quantities import GroupValue, Pair, PairedBy, Quantity
 from flatkit.comparison.readings import compared, shared
+from flatkit.comparison.searches import SEARCH_HOLDS, left_open_of
 from flatkit.errors import ResultError
-from flatkit.measures.catchment import left_open
 from flatkit.measures.reading import Reading
 from flatkit.results.comparison import Comparison, Entry
-from flatkit.results.status import Status, in_words
+from flatkit.results.status import in_words
 
 __all__ = ["Correlation", "GroupValue", "Pair", "Quantity", "Statistics", "statistics"]
 
@@ -42,8 +42,6 @@ _ALIKE = 1e-7
 """Spread relative to the values that may be all rounding, of single precision."""
 _NOT_KNOWN = "not known: "
 _NOT_SAID = "its measure does not say what the samples contribute"
-_SEARCH_HOLDS = (Status.CONVERGED, Status.BUDGET, Status.INTERRUPTED, Status.KINKS)
-"""How a search may have ended whose bound holds, with what it leaves open."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def _quantity(
     runs: Mapping[str, Mapping[str, Reading]],
     differences: Sequence[str],
 ) -> Quantity:
-    left = _left_open([run[key] for run in runs.values()])
+    left = left_open_of([run[key] for run in runs.values()])
     cells = [
         _Cell(name, entries, [runs[entry.name][key] for entry in entries], left)
         for name, entries in rows
@@ -217,15 +215,9 @@ class _Cell:
     def may_judge(self) -> bool:
         """Whether what was measured is what was asked for, or its error covers the rest."""
         return all(
-            reading.converged or (self.left_open is not None and reading.status in _SEARCH_HOLDS)
+            reading.converged or (self.left_open is not None and reading.status in SEARCH_HOLDS)
             for reading in self.readings
         )
-
-
-def _left_open(readings: Sequence[Reading]) -> float | None:
-    """Return what the searches of all runs, taken together, leave open of each."""
-    searched = [r.searched for r in readings if r.searched is not None]
-    return left_open(searched) if len(searched) == len(readings) else None
 
 
 def _pair(one: _Cell, other: _Cell) -> Pair:

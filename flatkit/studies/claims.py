@@ -4,10 +4,15 @@ Every claim is about one effect, a number a pair of runs of one seed: the logari
 a flatness (base over arm), or the difference of the test accuracies (arm minus base). An effect of
 0 is none, one of `smallest` is the least that matters. A claim
 
-- **holds** if a one-sided t test over the seeds rejects that the mean effect is at most 0,
+- **holds** if a one-sided t test rejects that the mean effect is at most 0,
 - **fails** if one rejects that it is at least `smallest`, and the first does not reject,
 - and **cannot be told** otherwise, also where the effects of all seeds are equal: then no
   spread is known, and accuracies on few samples are equal by chance.
+
+Both count three errors, as `flatkit.comparison.statistics` does: how the effects differ over the
+seeds, those over probes and over samples of the data, in squares with their degrees of freedom
+(Satterthwaite, 1946), and what the solver leaves open, by which the mean is moved to its worst
+first.
 
 Both families of tests are corrected by Holm's method (1979) over all claims of the study at 2.5 % a
 side, so that of studies in which no effect exists at most one in forty holds a false claim, and as
@@ -15,12 +20,14 @@ few reject a true one. Intervals that are printed beside are of 95 %, each by it
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any, Literal, TypeAlias
 
-from flatkit.comparison.intervals import holm
+from flatkit.comparison.intervals import Part, combined, holm
+from flatkit.studies.effects import Doubt
 
 Verdict: TypeAlias = Literal["holds", "fails", "cannot tell"]
 EffectIs: TypeAlias = Literal["ratio", "difference"]
@@ -29,6 +36,9 @@ _SIDE = 0.025
 _ALIKE = 1e-7
 """Spread of effects that may be all rounding, of single precision."""
 _MOST_SEEDS = 1000
+_LARGEST = 700.0
+"""Logarithm of what a float holds."""
+_WITHIN = "within the errors of its measure"
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Asked:
         effect_is: `ratio` (then the effects are logarithms of base over arm) or `difference`.
         smallest: the least effect that matters, in the unit of `effects`.
         note: what must be said beside it, e.g. of runs that diverged.
+        doubt: what may be wrong with the mean of the effects, beside their spread over the seeds.
     """
 
     condition: str
@@ -56,6 +67,21 @@ class Asked:
     effect_is: EffectIs
     smallest: float
     note: str = ""
+    doubt: Doubt = field(default_factory=Doubt)
+
+    @property
+    def least(self) -> float:
+        """What the mean is at least, as far as the solver knows."""
+        return fmean(self.effects) - self.doubt.bias - self.doubt.down
+
+    @property
+    def most(self) -> float:
+        """What the mean is at most, as far as the solver knows."""
+        return fmean(self.effects) - self.doubt.bias + self.doubt.up
+
+    def error(self, spread: float, seeds: int) -> Part:
+        """Return the standard error of the mean over so many seeds that differ by a spread."""
+        return combined([Part(spread / math.sqrt(seeds), seeds - 1), *self.doubt.parts])
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,8 @@ class Claim:
         claim: in words.
         verdict: `holds`, `fails` or `cannot tell`.
         effect: the ratio arm over base, or the difference arm minus base; None without a pair.
-        low: of its 95 % interval; None with fewer than two pairs, or with equal effects.
+        low: of its 95 % interval, with all errors that are known, and of the population where that
+            of the samples is; None with fewer than two pairs, with equal effects, or without bound.
         high: of its interval.
         effect_is: `ratio` or `difference`.
         pairs: how many.
@@ -98,7 +125,8 @@ class Claim:
             return self.reason.split(" for ")[0] if self.reason.startswith("p ") else ""
         if self.seeds_needed:
             return f"{self.seeds_needed} seeds would tell"
-        return self.reason.split(";")[0] if self.pairs < 2 else ""
+        short = self.pairs < 2 or self.reason.startswith(_WITHIN)
+        return self.reason.split(";")[0] if short else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -117,8 +145,8 @@ def decide(asked: Sequence[Asked]) -> list[Claim]:
     (['holds', 'cannot tell'], 0.37)
     """
     tested = [one for one in asked if len(one.effects) > 1]
-    above = holm([_p_above(one.effects, 0.0) for one in tested])
-    below = holm([_p_below(one.effects, one.smallest) for one in tested])
+    above = holm([_p(one, one.least) for one in tested])
+    below = holm([_p(one, one.smallest - one.most) for one in tested])
     corrected = {id(one): p for one, p in zip(tested, zip(above, below, strict=True), strict=True)}
     return [_claim(one, corrected.get(id(one), (1.0, 1.0)), len(tested)) for one in asked]
 
@@ -179,9 +207,11 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
     if _alike(one.effects):
         words = f"the effect is the same for all {count} seeds, so that its spread is not known"
         return replace(found, reason=_joined(f"{words}; run more seeds", one.note))
-    mean, reach = fmean(one.effects), _reach(one.effects)
-    ends = sorted((_shown(one, mean - reach), _shown(one, mean + reach)))
-    found = replace(found, low=ends[0], high=ends[1])
+    reach = _reach(one.error(stdev(one.effects), count), _SIDE)
+    low, high = one.least - reach, one.most + reach
+    ends = sorted((_shown(one, low), _shown(one, high)))
+    if all(map(math.isfinite, ends)):
+        found = replace(found, low=ends[0], high=ends[1])
     if above <= _SIDE:
         return replace(
             found, verdict="holds", reason=_joined(_p_words(above, "no effect"), one.note)
@@ -192,7 +222,9 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
         return replace(found, verdict="fails", reason=_joined(_p_words(below, words), one.note))
     needed = _seeds_needed(one, family)
     words = f"about {needed} seeds would tell" if needed else "no number of seeds up to 1,000 would"
-    if mean - reach > 0 or mean + reach < one.smallest:
+    if not needed and _told_without(one, family):
+        reason = f"{_WITHIN}; a larger budget or more samples would tell, not more seeds"
+    elif low > 0 or high < one.smallest:
         reason = f"not beyond the correction for all claims of the study; {words} at this effect"
     else:
         reason = f"the interval holds no effect and one that matters; {words} at this effect"
@@ -209,17 +241,19 @@ def _joined(*parts: str) -> str:
 
 def _shown(one: Asked, effect: float) -> float:
     """Return an effect as readers know it: a ratio to the base, or a difference to it."""
-    return math.exp(-effect) if one.effect_is == "ratio" else effect
+    if one.effect_is == "difference":
+        return effect
+    return math.exp(-effect) if effect > -_LARGEST else math.inf
 
 
-def _p_above(effects: Sequence[float], level: float) -> float:
-    """Return the p of the hypothesis that the mean effect is at most `level`."""
+def _p(one: Asked, beyond: float) -> float:
+    """Return how likely a mean so far beyond a level were, if the true one were at it."""
     from scipy.special import stdtr
 
-    mean, error = fmean(effects), stdev(effects) / math.sqrt(len(effects))
-    if _alike(effects):
+    if _alike(one.effects):
         return 1.0
-    return float(stdtr(len(effects) - 1, (level - mean) / error))
+    error, freedom = one.error(stdev(one.effects), len(one.effects))
+    return float(stdtr(min(freedom, 1e12), -beyond / error))
 
 
 def _alike(effects: Sequence[float]) -> bool:
@@ -227,26 +261,26 @@ def _alike(effects: Sequence[float]) -> bool:
     return stdev(effects) <= _ALIKE * max(1.0, *map(abs, effects))
 
 
-def _p_below(effects: Sequence[float], level: float) -> float:
-    """Return the p of the hypothesis that the mean effect is at least `level`."""
-    return _p_above([-effect for effect in effects], -level)
-
-
-def _reach(effects: Sequence[float]) -> float:
+def _reach(part: Part, side: float) -> float:
     from scipy.special import stdtrit
 
-    error = stdev(effects) / math.sqrt(len(effects))
-    return error * float(stdtrit(len(effects) - 1, 1 - _SIDE))
+    return part.error * float(stdtrit(min(part.freedom, 1e12), 1 - side))
 
 
 def _seeds_needed(one: Asked, family: int) -> int | None:
     """Return how many seeds would tell at this mean and spread, with the family's correction."""
-    from scipy.special import stdtrit
+    distance = max(one.least, one.smallest - one.most)  # from no effect, or from one that matters
+    spread = stdev(one.effects)
 
-    mean, spread = fmean(one.effects), stdev(one.effects)
-    distance = max(mean, one.smallest - mean)  # from no effect, or from one that matters
-    for count in range(len(one.effects) + 1, _MOST_SEEDS + 1):
-        reach = float(stdtrit(count - 1, 1 - _SIDE / family)) * spread / math.sqrt(count)
-        if reach < distance:
-            return count
-    return None
+    def tells(count: int) -> bool:
+        return _reach(one.error(spread, count), _SIDE / family) < distance
+
+    counts = range(len(one.effects) + 1, _MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=tells)
+    return counts[place] if place < len(counts) else None
+
+
+def _told_without(one: Asked, family: int) -> bool:
+    """Whether some number of seeds would tell, if no measure were wrong."""
+    certain = replace(one, doubt=Doubt(bias=one.doubt.bias))
+    return bool(_seeds_needed(certain, family))

@@ -6,33 +6,39 @@ first, between the two checkpoints around it, along a straight line of logarithm
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, TypeAlias, TypeVar
 
-Curve = Sequence[tuple[float, float]]
-"""Training loss and a positive number, checkpoint by checkpoint."""
+T = TypeVar("T")
+Curve: TypeAlias = Sequence[tuple[float, T]]
+"""Training loss and a number, checkpoint by checkpoint."""
 
 _LEVELS = 3
 
 
-def at_loss(curve: Curve, loss: float) -> float | None:
+def at_loss(curve: Curve[T], loss: float, between: Callable[[T, T, float], T]) -> T | None:
     """Return the number where a run first passed a training loss, or None if it never did.
 
-    >>> at_loss([(1.0, 8.0), (0.25, 2.0), (0.5, 9.0)], 0.5)
-    4.0
-    >>> at_loss([(1.0, 8.0), (0.25, 2.0)], 0.1) is None
+    Args:
+        curve: of the run.
+        loss: the training loss, positive.
+        between: returns what lies between two numbers, so far from the first.
+
+    >>> curve = [(1.0, 8.0), (0.25, 2.0), (0.5, 9.0)]
+    >>> at_loss(curve, 0.5, lambda one, other, share: one + share * (other - one))
+    5.0
+    >>> at_loss(curve, 0.1, lambda one, other, share: one) is None
     True
     """
-    if any(min(point) <= 0 for point in curve):
-        curve = [point for point in curve if min(point) > 0]
-    for (before, first), (after, second) in pairwise(curve):
+    positive = [point for point in curve if point[0] > 0]
+    for (before, first), (after, second) in pairwise(positive):
         if after <= loss <= before and after < before:
-            share = math.log(before / loss) / math.log(before / after)
-            return math.exp((1 - share) * math.log(first) + share * math.log(second))
+            return between(first, second, math.log(before / loss) / math.log(before / after))
     return None
 
 
-def common_losses(curves: Mapping[str, Curve], levels: int = _LEVELS) -> list[float]:
+def common_losses(curves: Mapping[str, Curve[Any]], levels: int = _LEVELS) -> list[float]:
     """Return losses that all runs passed, from the largest to the smallest, evenly in logarithms.
 
     Args:
@@ -57,7 +63,7 @@ def common_losses(curves: Mapping[str, Curve], levels: int = _LEVELS) -> list[fl
     return [high, *between, low]  # the ends without rounding, or a run did not pass them
 
 
-def laggards(curves: Mapping[str, Curve], loss: float) -> list[str]:
+def laggards(curves: Mapping[str, Curve[Any]], loss: float) -> list[str]:
     """Return the runs that never came down to a training loss.
 
     >>> laggards({"sgd": [(2.0, 5.0), (0.1, 1.0)], "gam": [(1.6, 5.0), (0.4, 1.0)]}, 0.2)
