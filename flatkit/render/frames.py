@@ -12,6 +12,7 @@ from flatkit.measures.reading import Reading
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
 from flatkit.results.result import Result
+from flatkit.studies.outcome import Outcome
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -58,7 +59,8 @@ def frame(shown: Any) -> "DataFrame":
     """Return the numbers of results, of a surface, or the tensors of a checkpoint, as a data frame.
 
     Results give `tidy_rows`; a result whose numbers stand on a grid, such as a slice or a density,
-    gives a row a point. A surface gives a row a point; a checkpoint one a tensor.
+    gives a row a point. A surface gives a row a point; a checkpoint one a tensor; the outcome of a
+    study `tidy_rows` with the condition before.
 
     Raises:
         MissingDependencyError: without the package pandas.
@@ -75,6 +77,8 @@ def frame(shown: Any) -> "DataFrame":
         return pandas.DataFrame(_grid(shown))
     if isinstance(shown, Comparison | Report | Result):
         return pandas.DataFrame(tidy_rows(as_comparison(shown)), columns=list(COLUMNS))
+    if isinstance(shown, Outcome):
+        return pandas.DataFrame(_conditions(shown), columns=["condition", *COLUMNS])
     tensors: Mapping[str, Any] = shown.state_dict
     rows = [(name, str(list(t.shape)), str(t.dtype), t.numel()) for name, t in tensors.items()]
     return pandas.DataFrame(rows, columns=("tensor", "shape", "dtype", "numbers"))
@@ -118,6 +122,14 @@ def _row(entry: Entry, result: Result, reading: Reading) -> dict[str, Any]:
         "kind": reading.error_kind,
         "status": str(reading.status),
     }
+
+
+def _conditions(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {"condition": condition, **row}
+        for condition, comparison in outcome.comparisons.items()
+        for row in tidy_rows(comparison)
+    ]
 
 
 def _points(surface: Surface) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from flatkit.render.tables.comparison import comparison_sheet
 from flatkit.render.tables.formats import html as table_html
 from flatkit.render.tables.report import report_sheet
 from flatkit.render.tables.sheet import Column, Sheet, Text
+from flatkit.render.tables.study import claims_sheet, study_notes
 from flatkit.results.comparison import Comparison
 from flatkit.results.report import Report
 from flatkit.results.result import Result
+from flatkit.studies.outcome import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +42,8 @@ def html(shown: Any) -> str:
         return table_html(report_sheet(Report([shown])))
     if isinstance(shown, Surface):
         return table_html(_surface(shown))
+    if isinstance(shown, Outcome):
+        return _outcome(shown)
     describe: Any = getattr(shown, "describe", None)
     if callable(describe):
         facts: Any = describe()
@@ -89,6 +94,17 @@ def _surface(surface: Surface) -> Sheet:
         rows.append([Text(name), *map(Text, [*texts, "", ""][:3])])
     columns = [Column("quantity", number=False), *map(Column, ("at the centre", "least", "most"))]
     return Sheet(columns, rows, head=[repr(surface)])
+
+
+def _outcome(outcome: Outcome) -> str:
+    """Return a study: for each condition its groups and its claims."""
+    parts = [f"<p>{escape(repr(outcome))}</p>"]
+    for condition, comparison in outcome.comparisons.items():
+        own = [claim for claim in outcome.claims if claim.condition == condition]
+        parts += [f"<h4>{escape(condition)}</h4>"] if condition else []
+        claims = replace(claims_sheet(own), notes=study_notes(outcome, condition))
+        parts += [table_html(comparison_sheet(comparison)), table_html(claims)]
+    return "\n".join(parts)
 
 
 def _facts(line: str, facts: Mapping[str, Any]) -> Sheet:

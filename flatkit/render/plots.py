@@ -16,6 +16,7 @@ from flatkit.results.comparison import Comparison
 from flatkit.results.report import Report
 from flatkit.results.result import Result
 from flatkit.results.showing import no_such
+from flatkit.studies.outcome import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ _OF_PLANES = {
     "heat": "flatkit.render.figures.maps:heat_figure",
     "surface_3d": "flatkit.render.figures.surfaces_3d:surface_3d_figure",
 }
+_OF_STUDIES = {"claims": "flatkit.render.figures.claims:claims_figure"}
 _OF_TRAINING = {"history": "flatkit.render.figures.history:history_figure"}
 _FIRST = ("curvature", "flatness", "slice", "plane", "density", "layers")
 """Of two runs or more the first tells most, of one the second, and so on."""
@@ -57,7 +59,25 @@ def figure(shown: Any, name: str) -> "Callable[..., Figure]":
         error: UnknownNameError = no_such(name, "figure", found)
         raise AttributeError(str(error))
     module, _, function = found[name].partition(":")
-    return partial(getattr(import_module(module), function), _subject(shown))
+    draw = getattr(import_module(module), function)
+    if isinstance(shown, Outcome) and name not in _OF_STUDIES:
+        return partial(_of_condition, draw, shown)
+    return partial(draw, _subject(shown))
+
+
+def _of_condition(
+    draw: "Callable[..., Figure]",
+    outcome: Outcome,
+    *,
+    condition: str | None = None,
+    **options: Any,
+) -> "Figure":
+    """Draw the runs of a condition of a study, by default of the first."""
+    names = list(outcome.comparisons)
+    chosen = names[0] if condition is None else condition
+    if chosen not in names:
+        raise no_such(chosen, "condition", names)
+    return draw(outcome.comparisons[chosen], **options)
 
 
 def best(shown: Any) -> "Callable[..., Figure]":
@@ -94,6 +114,8 @@ def what_is_drawn(shown: Any) -> str:
     >>> what_is_drawn(Report([Result("loss", 0.5)]))
     'figures need ..., or curvature of two runs; these results hold loss'
     """
+    if isinstance(shown, Outcome):
+        return "no run of the study was measured"
     if not isinstance(shown, Comparison | Report | Result):
         return "it holds no history of a training"
     comparison = as_comparison(shown)
@@ -113,6 +135,9 @@ def _references(shown: Any) -> dict[str, str]:
         first = [name for name in _FIRST if name in found]
         ordered = [*first, *(name for name in found if name not in first)]
         return {name.replace("-", "_"): found[name] for name in ordered}
+    if isinstance(shown, Outcome):
+        runs = next(iter(shown.comparisons.values()), None)
+        return {**_OF_STUDIES, **_references(runs)} if runs is not None else {}
     return dict(_OF_TRAINING) if getattr(shown, "history", None) else {}
 
 
@@ -120,6 +145,8 @@ def _subject(shown: Any) -> Any:
     """Return what the functions that draw take."""
     if isinstance(shown, Surface):
         return [shown]
+    if isinstance(shown, Outcome):
+        return shown
     if isinstance(shown, Comparison | Report | Result):
         return as_comparison(shown)
     history: Sequence[Any] = shown.history

@@ -8,14 +8,19 @@ from typing import Any
 
 from flatkit.files.atomic import write_text_atomically
 from flatkit.results.comparison import Comparison
+from flatkit.results.showing import Shown
 from flatkit.studies.claims import Claim, both, decide
 from flatkit.studies.questions import questions
 from flatkit.studies.settings import Study
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown):
     """What came out of a study.
+
+    It shows itself: a line, tables in a notebook, `to_dataframe()` with a row for each number of
+    each run, `.plot()` with the effects of the claims, and `.plot.NAME(condition=...)` with what a
+    comparison draws.
 
     Attributes:
         study: its settings.
@@ -34,6 +39,18 @@ class Outcome:
     choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     diverged: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     gradients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return a line: what was trained, and how many claims hold."""
+        study, verdicts = self.study, [claim.verdict for claim in self.claims]
+        words = {"holds": "hold", "fails": "fail", "cannot tell": "cannot be told"}
+        told = ", ".join(f"{verdicts.count(v)} {word}" for v, word in words.items())
+        several = f" in {len(study.conditions)} conditions" if len(study.conditions) > 1 else ""
+        seeds = f"{len(study.seeds)} seed{'' if len(study.seeds) == 1 else 's'}"
+        return (
+            f"<Outcome of {len(study.arms)} arms with {seeds}{several}: of {len(verdicts)} claims "
+            f"{told}>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what it says as plain data, without the reports."""

@@ -19,6 +19,8 @@ from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
 from flatkit.render.notation import significant
 from flatkit.render.screen import TerminalScreen
 from flatkit.render.studies import StudyLines, StudyProgress, StudyTable
+from flatkit.render.tables.comparison import SheetTable
+from flatkit.render.tables.study import correlation_sheet, study_markdown, study_tables
 from flatkit.results import Comparison, Entry, Report, Result
 from flatkit.studies.outcome import judged
 from flatkit.studies.runs import choose, study_runs
@@ -148,6 +150,56 @@ def test_a_pipe_gets_a_line_a_run_and_a_terminal_what_the_first_seeds_say(done, 
         told = capsys.readouterr().err
         assert ("1 of 4 runs done in" in told) == isinstance(watcher, StudyLines)
         assert "After 1 seed; more follow." in told and "flatter and generalises" in told
+
+
+def test_an_outcome_shows_itself(done):
+    outcome, _, _ = done
+    count = len(outcome.claims)
+    assert re.fullmatch(
+        rf"<Outcome of 2 arms with 2 seeds: of {count} claims \d+ hold, .* be told>", repr(outcome)
+    )
+    html = outcome._repr_html_()
+    assert "flatter and generalises" in html and "trace tr H" in html and "<table" in html
+    frame = outcome.to_dataframe()
+    own = frame[(frame.measure == "trace") & (frame.run == "sam, seed 1")]
+    (comparison,) = outcome.comparisons.values()
+    assert own.value.tolist() == [comparison["sam, seed 1"].result("trace").value]
+    assert set(frame.group) == {"sgd", "sam"} and frame.columns[0] == "condition"
+    assert dir(outcome.plot)[0] == "claims" and "curvature" in dir(outcome.plot)
+    titles = [axis.get_title().replace("\n", " ") for axis in outcome.plot().axes]
+    assert titles == ["top eigenvalue λmax", "trace tr H", "test accuracy (%)"]
+    (line,) = [x for x in outcome.plot().axes[1].lines if len(x.get_xdata()) == 1]
+    (claim,) = [c for c in outcome.claims if c.claim == "flatter: trace tr H"]
+    assert line.get_xdata()[0] == claim.effect
+    assert outcome.plot.curvature(condition="").axes
+    with pytest.raises(FlatkitError, match="no condition 'noisy'"):
+        outcome.plot.curvature(condition="noisy")
+    empty = replace(outcome, comparisons={}, claims=[])
+    assert not dir(empty.plot) and "of 0 claims" in empty._repr_html_()
+    with pytest.raises(FlatkitError, match="no run of the study was measured"):
+        empty.plot()
+
+
+def test_tables_of_a_study_fold_at_80_columns(done):
+    outcome, _, _ = done
+    (comparison,) = outcome.comparisons.values()
+    words = {"claim": "flatter: " + 40 * "x", "reason": "within the errors of its measure; more"}
+    numbers = {"verdict": "cannot tell", "effect": 12.9, "low": 11.6, "high": 14.4}
+    long = replace(outcome.claims[0], **words, **numbers)
+    wide = replace(outcome, claims=[long, *outcome.claims])
+    for width in (80, 120):
+        stream = io.StringIO()
+        Console(file=stream, width=width).print(study_tables(wide))
+        text = stream.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert "12.9 times (11.6 to 14.4)" in text and "within the errors of its measure" in text
+        table = correlation_sheet(comparison)
+        folded = SheetTable(table).sheet.folded(width - 2)
+        assert len(folded) > 1 if width == 80 else len(folded) >= 1
+        for column in table.columns[1:]:
+            assert column.title.split()[0] in text
+    markdown = study_markdown(wide)
+    assert "| **cannot tell** | 12.9 times (11.6 to 14.4) | within the errors" in markdown
 
 
 def test_every_condition_has_its_own_claims(tmp_path):

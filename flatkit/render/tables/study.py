@@ -1,25 +1,32 @@
 """Tables of a study: the verdict on each claim, and what must be said beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from flatkit.comparison.statistics import statistics
 from flatkit.render.notation import significant
-from flatkit.render.tables.comparison import comparison_markdown, comparison_table
+from flatkit.render.tables.comparison import SheetTable, comparison_markdown, comparison_table
+from flatkit.render.tables.formats import markdown
+from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.render.tables.verdict import VERDICT_COLOURS
 from flatkit.results.comparison import Comparison
 from flatkit.studies.claims import Claim
 from flatkit.studies.outcome import Outcome
 
 _KENDALL = "Kendall's τ over the runs, + where the sharper is the worse (95 %)"
+_WIDE, _UNFOLDED = 110, 10_000
+"""Characters of a line that holds a claim with its reason, and of one that is never folded."""
 
 
 def claims_table(claims: Sequence[Claim]) -> RenderableType:
     """Return the claims with their verdicts, for `rich.console.Console.print`.
+
+    Where the reasons find no room beside the effects they stand below the claims.
 
     >>> from rich.console import Console
     >>> from flatkit.studies.claims import Asked, decide
@@ -30,21 +37,58 @@ def claims_table(claims: Sequence[Claim]) -> RenderableType:
      sam against sgd      verdict  effect (95 %)...
     """
     pairs = dict.fromkeys((claim.arm, claim.against) for claim in claims)
-    return Group(*(_pair_table(arm, against, claims) for arm, against in pairs))
+    return Group(*(_PairTable(arm, against, claims) for arm, against in pairs))
 
 
-def _pair_table(arm: str, against: str, claims: Sequence[Claim]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"{escape(arm)} against {escape(against)}", overflow="fold", min_width=30)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("effect (95 %)", no_wrap=True)
-    table.add_column("")
-    for claim in claims:
-        if (claim.arm, claim.against) == (arm, against):
-            colour = VERDICT_COLOURS[claim.verdict]
-            verdict = f"[{colour}]{claim.verdict}[/{colour}]"
-            table.add_row(escape(claim.claim), verdict, effect_text(claim), escape(claim.briefly))
-    return table
+@dataclass(frozen=True)
+class _PairTable:
+    """The claims of an arm against another, for rich."""
+
+    arm: str
+    against: str
+    claims: Sequence[Claim]
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        """Yield the table for the width at hand."""
+        yield self._table(below=options.max_width < _WIDE)
+
+    def _table(self, *, below: bool) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        heading = f"{escape(self.arm)} against {escape(self.against)}"
+        table.add_column(heading, overflow="fold", min_width=30)
+        table.add_column("verdict", no_wrap=True)
+        table.add_column("effect (95 %)", no_wrap=True)
+        if not below:
+            table.add_column("")
+        for claim in self.claims:
+            if (claim.arm, claim.against) == (self.arm, self.against):
+                colour = VERDICT_COLOURS[claim.verdict]
+                cells = [escape(claim.claim), f"[{colour}]{claim.verdict}[/{colour}]"]
+                cells += [effect_text(claim), escape(claim.briefly)]
+                if below:
+                    why = cells.pop()
+                    cells[0] += f"\n  [dim]{why}[/dim]" if why else ""
+                table.add_row(*cells)
+        return table
+
+
+def claims_sheet(claims: Sequence[Claim]) -> Sheet:
+    """Return the claims with their verdicts and reasons, for formats of text."""
+    titles = ("arm", "against", "claim", "verdict", "effect (95 %)", "why")
+    return Sheet(
+        [Column(title, number=title.startswith("effect")) for title in titles],
+        [
+            [
+                *map(Text, (claim.arm, claim.against, claim.claim)),
+                Text(claim.verdict, strong=True),
+                *map(Text, (effect_text(claim), claim.reason)),
+            ]
+            for claim in claims
+        ],
+        leading=len(titles) - 1,
+    )
 
 
 def study_tables(outcome: Outcome) -> RenderableType:
@@ -53,21 +97,21 @@ def study_tables(outcome: Outcome) -> RenderableType:
     for condition, comparison in outcome.comparisons.items():
         if condition:
             parts.append(f"\n[bold]{escape(condition)}[/bold]")
-        parts += [comparison_table(comparison), *_notes(outcome, condition)]
+        parts += [comparison_table(comparison), *study_notes(outcome, condition)]
         parts.append(claims_table([c for c in outcome.claims if c.condition == condition]))
-        parts += [correlation_table(comparison)]
+        correlations = correlation_sheet(comparison)
+        parts += [SheetTable(correlations)] if correlations.rows else []
     return Group(*parts)
 
 
-def correlation_table(comparison: Comparison) -> RenderableType:
+def correlation_sheet(comparison: Comparison) -> Sheet:
     """Return how far the order of the runs by each flatness is that by what it should predict."""
     rows, titles = _correlations(comparison)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=_KENDALL, title_justify="left")
-    for title in ("", *titles):
-        table.add_column(escape(title), justify="right" if title else "left", overflow="fold")
-    for name, cells in rows.items():
-        table.add_row(escape(name), *(cells.get(title, "") for title in titles))
-    return table if rows else Group()
+    return Sheet(
+        [Column("", number=False), *map(Column, titles)],
+        [[Text(name), *(Text(cells.get(t, "")) for t in titles)] for name, cells in rows.items()],
+        head=[_KENDALL] if rows else [],
+    )
 
 
 def _correlations(comparison: Comparison) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -84,25 +128,17 @@ def _correlations(comparison: Comparison) -> tuple[dict[str, dict[str, str]], li
     return rows, list(titles)
 
 
-def _correlations_markdown(comparison: Comparison) -> str:
-    rows, titles = _correlations(comparison)
-    if not rows:
-        return ""
-    lines = [f"| | {' | '.join(titles)} |", f"| :-- |{' --: |' * len(titles)}"]
-    for name, cells in rows.items():
-        lines.append(f"| {name} | {' | '.join(cells.get(title, '') for title in titles)} |")
-    return "\n".join([_KENDALL + ":", "", *lines])
-
-
 def study_markdown(outcome: Outcome) -> str:
     """Return a study as Markdown: tables of the groups, claims with verdicts, what was chosen."""
     lines = [f"# {outcome.study.title or 'Study'}"]
     for condition, comparison in outcome.comparisons.items():
         if condition:
             lines.append(f"## {condition}")
-        lines += [comparison_markdown(comparison), _claims_markdown(outcome, condition)]
-        lines += ["\n".join(f"- {note}" for note in _notes(outcome, condition))]
-        lines += [_correlations_markdown(comparison)]
+        own = [claim for claim in outcome.claims if claim.condition == condition]
+        lines += [comparison_markdown(comparison), markdown(claims_sheet(own), width=_UNFOLDED)]
+        lines += ["\n".join(f"- {note}" for note in study_notes(outcome, condition))]
+        correlations = correlation_sheet(comparison)
+        lines += [markdown(correlations)] if correlations.rows else []
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -128,18 +164,8 @@ def effect_text(claim: Claim) -> str:
     return f"{text} ({100 * claim.low:+.2f} to {100 * claim.high:+.2f})"
 
 
-def _claims_markdown(outcome: Outcome, condition: str) -> str:
-    head = "| arm | against | claim | verdict | effect (95 %) | why |"
-    lines = [head, "| :-- | :-- | :-- | :-- | --: | :-- |"]
-    for claim in outcome.claims:
-        if claim.condition == condition:
-            words = (claim.arm, claim.against, claim.claim, f"**{claim.verdict}**")
-            cells = [*words, effect_text(claim), claim.reason]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def _notes(outcome: Outcome, condition: str) -> list[str]:
+def study_notes(outcome: Outcome, condition: str) -> list[str]:
+    """Return what must be said beside the claims of a condition, a line each."""
     chosen, found = outcome.choices.get(condition, {}), list[str]()
     for arm, values in chosen.items():
         words = ", ".join(f"{name} {value}" for name, value in values.items())
