@@ -31,7 +31,7 @@ $(READY): $(RUNS)
 install: $(READY) ## make .venv and install flatkit with everything that its tests need
 
 demo: $(RUNS) ## train SGD, SAM and GAM on digits over 3 seeds, analyze and compare them (demo/)
-	$(BIN)/flatkit demo --out demo --overwrite
+	$(BIN)/flatkit demo --out demo
 
 lint: $(READY) ## ruff: check and format
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The command `flatkit study`."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ def study(
 ) -> None:
     """Read, plan, run and show; the help text is that of the command."""
     asked, drawing = read_study(source), take_drawing(options)
+    drawing.check()
     if seeds is not None:
         from dataclasses import replace
 
@@ -68,11 +70,15 @@ def study(
     if plan:
         return
 
+    carry_out(asked, out or Path("studies") / Path(source).stem, jobs, drawing)
+
+
+def carry_out(asked: "Study", folder: Path, jobs: int | None, drawing: Drawing) -> None:
+    """Run a study, or what is left of it; print its tables, write them, its figures and pages."""
     from flatkit.render.studies import StudyLines, watcher_here
     from flatkit.render.tables.study import study_tables
     from flatkit.studies.study import study as run_study
 
-    folder = out or Path("studies") / Path(source).stem
     begun = time.monotonic()
     found = run_study(asked, folder, jobs=jobs, progress=watcher_here(StudyLines))
     show(study_tables(found))
@@ -100,9 +106,39 @@ def _write(found: "Outcome", folder: Path, drawing: Drawing) -> None:
     from flatkit.files import write_text_atomically
     from flatkit.render.tables.study import study_markdown
 
-    click.echo(
-        f"table: {write_text_atomically(folder / 'report.md', study_markdown(found))}", err=True
-    )
+    pictures: list[Path] = []
     for condition, comparison in found.comparisons.items():
-        draw(comparison, folder / condition / "figures", drawing)
+        pictures += draw(comparison, folder / condition / "figures", drawing)
+        pictures += _draw_study(found, folder, condition, drawing)
         click.echo(f"page: {comparison.to_html(folder / condition / 'report.html')}", err=True)
+    links = [
+        f"![{path.stem}]({path.relative_to(folder).as_posix()})"
+        for path in pictures
+        if path.suffix == f".{drawing.formats[0]}"
+    ]
+    text = "\n\n".join([study_markdown(found).rstrip(), *links]) + "\n"
+    click.echo(f"table: {write_text_atomically(folder / 'report.md', text)}", err=True)
+
+
+def _draw_study(found: "Outcome", folder: Path, condition: str, drawing: Drawing) -> list[Path]:
+    """Write the figure of the claims, and the histories of the first seed."""
+    from flatkit.errors import NothingToDrawError
+    from flatkit.render.figures.claims import claims_figure
+    from flatkit.render.figures.history import history_figure
+    from flatkit.render.figures.save import save_figure
+    from flatkit.training.history import read_history
+
+    first = f"seed-{found.study.seeds[0]}"
+    files = {
+        arm.name: folder / condition / arm.name / first / "history.json" for arm in found.study.arms
+    }
+    histories = {arm: read_history(file) for arm, file in files.items() if file.is_file()}
+    make = {"claims": lambda: claims_figure(found, condition=condition)}
+    if any(histories.values()):
+        make["history"] = lambda: history_figure(histories)
+    target, written = folder / condition / "figures", list[Path]()
+    with drawing.style():
+        for name, drawn in make.items():
+            with suppress(NothingToDrawError):
+                written += save_figure(drawn(), target, name, drawing.formats, dpi=drawing.dpi)
+    return written

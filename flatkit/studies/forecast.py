@@ -76,6 +76,9 @@ def forecast(
             subject = _subject(checkpoint, study.task_of(settings))
             whole = plan(subject, **study.analysis)
             seconds = _seconds(whole)
+            if study.pictures:
+                first = plan(subject, **study.analysis_of(study.seeds[0]))
+                analysis += max(0.0, _seconds(first) - seconds)
             largest = max(largest, whole.forecast.memory)
             if study.matched and every:
                 measures = ["loss", *(name for name in study.matched if name != "loss")]

@@ -2,7 +2,9 @@
 
 A run leaves in its folder what `flatkit train` does, `report.json` of its last checkpoint, and
 `along.json` of those that were kept on the way. What lies there is never made again, and a training
-that was killed goes on after its last whole epoch, with the same bits.
+that was killed goes on after its last whole epoch, with the same bits. Of a run that is done the
+files of JSON are enough, which are small; where checkpoints of one that is not done are gone, it is
+trained again from the start.
 """
 
 import json
@@ -17,6 +19,8 @@ from flatkit.checks import check_count
 from flatkit.errors import FlatkitError, NonFiniteError, ResultError
 from flatkit.files.atomic import write_text_atomically
 from flatkit.studies.settings import Arm, Study
+from flatkit.training.folder import RunFolder
+from flatkit.training.history import read_history
 
 _FIRST_TUNING_SEED = 1_000_000
 """Seeds of tuning are not those of a study, of which nobody asks for so many."""
@@ -194,13 +198,13 @@ def finished(place: Path) -> dict[str, Any]:
 
 def _trained(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str, Any]:
     from flatkit.training.config import TrainingConfig
-    from flatkit.training.history import read_history
     from flatkit.training.run import train
 
     if trainer:
         return _by_the_user(place, settings, trainer)
     config = TrainingConfig(**settings)
-    train(config, place, resume=(place / "ckpt.pt").is_file())
+    resume = _is_whole(place, config.save_every)
+    train(config, place, resume=resume, overwrite=not resume)
     rows = read_history(place / "history.json")
     last = rows[-1].to_dict()
     kept = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "gradients")
@@ -212,6 +216,16 @@ def _trained(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str
         "validation_loss": last.get("validation_loss"),
         **{name: last[name] for name in kept},
     }
+
+
+def _is_whole(place: Path, every: int) -> bool:
+    """Whether a training can go on: its checkpoint is there, and those that were to be kept."""
+    if not (place / "ckpt.pt").is_file():
+        return False
+    path = place / "history.json"
+    epochs = len(read_history(path)) if path.is_file() else 0
+    kept = range(every, epochs + 1, every) if every else ()
+    return all(RunFolder(place).kept(epoch).is_file() for epoch in kept)
 
 
 def _by_the_user(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str, Any]:

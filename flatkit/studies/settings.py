@@ -102,6 +102,7 @@ class Study:
         controls: kind (`gradients`, `weight_decay`, `sam`) -> arm that the claimants must beat too.
         matched: measures that are compared at equal training loss, along the checkpoints that
             `save_every` keeps; none without such.
+        pictures: measures of the first seed alone, to be drawn: slices and planes of the loss.
         tuning_seeds: seeds by which values are chosen; they are not those of the study.
         smallest_ratio: of a flatness to the base's: a decrease that matters is at least so large.
         smallest_gain: of the test accuracy, in [0, 1], likewise.
@@ -123,6 +124,7 @@ class Study:
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     controls: Mapping[str, str] = field(default_factory=dict)
     matched: Sequence[str] = ("top_eigenvalues", "trace")
+    pictures: Sequence[str] = ()
     tuning_seeds: int = 2
     smallest_ratio: float = 0.9
     smallest_gain: float = 0.002
@@ -198,8 +200,9 @@ class Study:
     def _check_runs(self) -> None:
         """Build the settings of every training and analysis once, so that no fault waits hours."""
         AnalysisSettings().changed(self.analysis)
-        if self.matched:
-            _check_matched(self.matched)
+        for what in ("matched", "pictures"):
+            if getattr(self, what):
+                _check_measures(what, getattr(self, what))
         for what in ("task", "trainer"):
             if spec := getattr(self, what):
                 file_of(spec, what)
@@ -213,6 +216,11 @@ class Study:
     def analysis(self) -> dict[str, Any]:
         """The settings of every analysis."""
         return {"measures": _USUAL_MEASURES, **self.analyze}
+
+    def analysis_of(self, seed: int) -> dict[str, Any]:
+        """Return the settings of the analysis of a run, with what is drawn of the first seed."""
+        more = self.pictures if seed == self.seeds[0] else ()
+        return {**self.analysis, "measures": [*self.analysis["measures"], *more]}
 
     @property
     def claimants(self) -> list[str]:
@@ -281,6 +289,7 @@ class Study:
         ['smallest_ratio: 0.5 there, 0.9 here']
         """
         own, found = self.to_dict(), list[str]()
+        earlier = {"pictures": [], **earlier}  # an earlier version had none
         for file, digest in self.files.items():
             there = earlier.get("files", {}).get(file, digest)
             if there != digest:
@@ -348,11 +357,11 @@ def _check_names(what: str, names: Iterable[Any]) -> None:
             )
 
 
-def _check_matched(measures: Any) -> None:
+def _check_measures(what: str, measures: Any) -> None:
     try:
         AnalysisSettings().changed({"measures": measures})
     except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"matched: {error}") from error
+        raise InvalidArgumentError(f"{what}: {error}") from error
 
 
 def _arms(tables: Any) -> list[Arm]:

@@ -143,7 +143,7 @@ def _done(
         watcher: is told.
         look: called with the folders of those that are done, at first and each time one is made.
     """
-    analysis, along = json.loads(json.dumps(asked.analysis)), list(asked.matched)
+    along = list(asked.matched)
     kept = [
         DoneRun(run, folder / run.folder)
         for run in runs
@@ -155,7 +155,7 @@ def _done(
         (
             str(folder / run.folder),
             json.loads(json.dumps(run.settings)),
-            analysis if run.measured else None,
+            json.loads(json.dumps(asked.analysis_of(run.seed))) if run.measured else None,
             along,
             asked.task_of(run.settings),
             asked.trainer,

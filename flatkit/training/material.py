@@ -21,6 +21,7 @@ from flatkit.objective.decisions import Decision
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import CrossEntropy, LossFunction
 from flatkit.objective.reading.sample_set import Samples, default_chunk_size
+from flatkit.objective.task import Task
 from flatkit.training.config import TrainingConfig
 from flatkit.training.data import changes_of, training_data
 from flatkit.training.determinism import private_random_state
@@ -139,11 +140,7 @@ def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -
             f"the task of {function} has no test data, on which every epoch is evaluated: return "
             "flatkit.Task(model, loss, data, test_data)"
         )
-    if whole.task.loss_parameters:
-        raise InvalidArgumentError(
-            f"the loss of {function} has parameters of its own, which would not be trained; make "
-            "them part of the model"
-        )
+    _refuse_trained_loss(whole.task, function)
     changes = changes_of(config)
     found = whole.changed(changes)
     splits = {"train": found.train, "test": whole.test}
@@ -166,6 +163,27 @@ def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -
         lambda: found.task.model,
         function,
     )
+
+
+def _refuse_trained_loss(task: Task, function: str) -> None:
+    """Refuse a loss with weights of its own: the optimizer and the checkpoint have the model's."""
+    loss: Any = task.loss
+    if not isinstance(loss, nn.Module):
+        return
+    of_model = {id(parameter) for parameter in task.model.parameters()}
+    names = [
+        name
+        for name, parameter in loss.named_parameters()
+        if parameter.requires_grad and id(parameter) not in of_model
+    ]
+    if names:
+        raise InvalidArgumentError(
+            f"the loss of {function} has parameters of its own ({', '.join(names)}), which would "
+            "not be trained: make them part of the model, whose forward then returns what the "
+            "loss takes (for ArcFace the scaled cosines, for a learned temperature the divided "
+            "logits) and the loss none; or freeze them by requires_grad_(False), if they are "
+            "constants"
+        )
 
 
 def taken_task(config: TrainingConfig, function: str) -> TakenTask:

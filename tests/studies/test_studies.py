@@ -21,7 +21,7 @@ from flatkit.render.screen import TerminalScreen
 from flatkit.render.studies import StudyLines, StudyProgress, StudyTable
 from flatkit.render.tables.comparison import SheetTable
 from flatkit.render.tables.study import correlation_sheet, study_markdown, study_tables
-from flatkit.results import Comparison, Entry, Report, Result
+from flatkit.results import Comparison, Entry, Report, Result, load_results
 from flatkit.studies.outcome import judged
 from flatkit.studies.runs import choose, study_runs
 from flatkit.studies.settings import Arm, Study, read_study, study_names
@@ -249,6 +249,23 @@ def test_a_killed_study_ends_with_the_same_numbers(done, tmp_path):
         process.wait()
     study(SMALL, tmp_path, jobs=1)
     assert numbers(tmp_path) == numbers(folder)
+
+
+def test_a_study_goes_on_from_its_small_files(done, tmp_path):
+    _, folder, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.pt", "*.journal"))
+    (copy / "sgd/seed-0/outcome.json").unlink()  # was not done, and has lost its checkpoints
+    shutil.copytree(folder / "sam/seed-1", copy / "sam/seed-1", dirs_exist_ok=True)
+    for name in ("outcome.json", "along.json", "epoch-0002.pt"):  # and one of two on the way
+        (copy / "sam/seed-1" / name).unlink()
+    told = Told()
+    study(SMALL, copy, jobs=2, progress=told)
+    assert sorted(told.runs) == ["sam/seed-1", "sgd/seed-0"]
+    assert numbers(copy) == numbers(folder)
+    both = [load_results(place / "sam/seed-1/along.json") for place in (copy, folder)]
+    assert [one.keys() for one in both] == [["epoch-0002", "epoch-0004"]] * 2
+    assert not (copy / "sgd/seed-1/ckpt.pt").exists()
 
 
 def test_more_seeds_and_arms_may_come_and_other_settings_are_refused(done):

@@ -77,6 +77,41 @@ def no_mean():
     return flatkit.Task(network(), loss, pairs(60, 1), pairs(30, 2))
 
 
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs / self.temperature, targets)
+
+
+def tempered():
+    return flatkit.Task(network(), Tempered(), pairs(60, 1), pairs(30, 2), loss_parameters=True)
+
+
+def unnamed():
+    return flatkit.Task(network(), Tempered(), pairs(60, 1), pairs(30, 2))
+
+
+def frozen():
+    loss = Tempered().requires_grad_(False)
+    return flatkit.Task(network(), loss, pairs(60, 1), pairs(30, 2))
+
+
+class TemperedModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network, self.temperature = network(), nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        return self.network(inputs) / self.temperature
+
+
+def in_the_model():
+    return flatkit.Task(TemperedModel(), "cross_entropy", pairs(60, 1), pairs(30, 2))
+
+
 def fails():
     return pears(3)
 
@@ -297,6 +332,19 @@ def test_a_task_that_cannot_be_trained_is_refused_in_a_line(folder, function, wo
 )
 def test_settings_that_an_own_task_does_not_take_are_refused(folder, function, changes, words):
     assert words in refused(function, **changes)
+
+
+@pytest.mark.parametrize("function", ["tempered", "unnamed"])
+def test_a_loss_with_weights_of_its_own_is_refused_with_the_ways_out(folder, function):
+    message = refused(function)
+    parts = ("parameters of its own (temperature)", "part of the model", "requires_grad_(False)")
+    assert all(words in message for words in parts), message
+
+
+def test_the_ways_out_of_a_loss_with_weights_of_its_own_train(folder):
+    train(settings("frozen", epochs=1), "frozen")
+    train(settings("in_the_model", epochs=1), "inside")
+    assert weights("inside/ckpt.pt")["temperature"] != 1
 
 
 def test_a_file_that_is_not_there_is_named(folder):

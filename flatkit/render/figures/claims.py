@@ -90,8 +90,16 @@ def _draw(axis: Axes, claims: Sequence[Claim], rows: Sequence[str]) -> None:
         if claim.low is not None and claim.high is not None:
             ends = [scale * claim.low, scale * claim.high]
             axis.plot(ends, [place, place], color=own.colour, linewidth=1.6, zorder=2)
-        mark = {"marker": own.marker, "markersize": 5.5, "markeredgecolor": "white"}
-        axis.plot([effect], [place], color=own.colour, linestyle="none", zorder=3, **mark)
+        axis.plot(
+            [effect],
+            [place],
+            color=own.colour,
+            linestyle="none",
+            marker=own.marker,
+            markersize=5.5,
+            markeredgecolor="white",
+            zorder=3,
+        )
     name = claims[0].claim.partition(": ")[2]
     axis.set_title(title(name if ratio else f"{name} (%)"))
     axis.grid(False, axis="y")
