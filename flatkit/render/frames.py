@@ -9,10 +9,9 @@ from flatkit.comparison.readings import readings
 from flatkit.errors import MissingDependencyError
 from flatkit.landscape.surface import Surface
 from flatkit.measures.reading import Reading
-from flatkit.results.comparison import Comparison, Entry
+from flatkit.results.comparison import Comparison, Conditions, Entry
 from flatkit.results.report import Report
 from flatkit.results.result import Result
-from flatkit.studies.outcome import Outcome
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,7 +76,7 @@ def frame(shown: Any) -> "DataFrame":
         return pandas.DataFrame(_grid(shown))
     if isinstance(shown, Comparison | Report | Result):
         return pandas.DataFrame(tidy_rows(as_comparison(shown)), columns=list(COLUMNS))
-    if isinstance(shown, Outcome):
+    if isinstance(shown, Conditions):
         return pandas.DataFrame(_conditions(shown), columns=["condition", *COLUMNS])
     tensors: Mapping[str, Any] = shown.state_dict
     rows = [(name, str(list(t.shape)), str(t.dtype), t.numel()) for name, t in tensors.items()]
@@ -124,10 +123,10 @@ def _row(entry: Entry, result: Result, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _conditions(outcome: Outcome) -> list[dict[str, Any]]:
+def _conditions(study: Conditions) -> list[dict[str, Any]]:
     return [
         {"condition": condition, **row}
-        for condition, comparison in outcome.comparisons.items()
+        for condition, comparison in study.comparisons.items()
         for row in tidy_rows(comparison)
     ]
 

@@ -12,11 +12,10 @@ from flatkit.errors import NothingToDrawError, UnknownNameError
 from flatkit.landscape.surface import Surface
 from flatkit.measures.registry import MEASURES
 from flatkit.render.frames import as_comparison
-from flatkit.results.comparison import Comparison
+from flatkit.results.comparison import Comparison, Conditions
 from flatkit.results.report import Report
 from flatkit.results.result import Result
 from flatkit.results.showing import no_such
-from flatkit.studies.outcome import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,24 +59,24 @@ def figure(shown: Any, name: str) -> "Callable[..., Figure]":
         raise AttributeError(str(error))
     module, _, function = found[name].partition(":")
     draw = getattr(import_module(module), function)
-    if isinstance(shown, Outcome) and name not in _OF_STUDIES:
+    if isinstance(shown, Conditions) and name not in _OF_STUDIES:
         return partial(_of_condition, draw, shown)
     return partial(draw, _subject(shown))
 
 
 def _of_condition(
     draw: "Callable[..., Figure]",
-    outcome: Outcome,
+    study: Conditions,
     *,
     condition: str | None = None,
     **options: Any,
 ) -> "Figure":
     """Draw the runs of a condition of a study, by default of the first."""
-    names = list(outcome.comparisons)
+    names = list(study.comparisons)
     chosen = names[0] if condition is None else condition
     if chosen not in names:
         raise no_such(chosen, "condition", names)
-    return draw(outcome.comparisons[chosen], **options)
+    return draw(study.comparisons[chosen], **options)
 
 
 def best(shown: Any) -> "Callable[..., Figure]":
@@ -114,7 +113,7 @@ def what_is_drawn(shown: Any) -> str:
     >>> what_is_drawn(Report([Result("loss", 0.5)]))
     'figures need ..., or curvature of two runs; these results hold loss'
     """
-    if isinstance(shown, Outcome):
+    if isinstance(shown, Conditions):
         return "no run of the study was measured"
     if not isinstance(shown, Comparison | Report | Result):
         return "it holds no history of a training"
@@ -135,7 +134,7 @@ def _references(shown: Any) -> dict[str, str]:
         first = [name for name in _FIRST if name in found]
         ordered = [*first, *(name for name in found if name not in first)]
         return {name.replace("-", "_"): found[name] for name in ordered}
-    if isinstance(shown, Outcome):
+    if isinstance(shown, Conditions):
         runs = next(iter(shown.comparisons.values()), None)
         return {**_OF_STUDIES, **_references(runs)} if runs is not None else {}
     return dict(_OF_TRAINING) if getattr(shown, "history", None) else {}
@@ -145,7 +144,7 @@ def _subject(shown: Any) -> Any:
     """Return what the functions that draw take."""
     if isinstance(shown, Surface):
         return [shown]
-    if isinstance(shown, Outcome):
+    if isinstance(shown, Conditions):
         return shown
     if isinstance(shown, Comparison | Report | Result):
         return as_comparison(shown)

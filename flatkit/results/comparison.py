@@ -213,6 +213,16 @@ class Comparison(Shown):
         return write_text_atomically(path, self.to_json() + "\n")
 
 
+class Conditions(Shown):
+    """What has a comparison for each condition, as the outcome of a study does.
+
+    Attributes:
+        comparisons: by condition.
+    """
+
+    comparisons: Mapping[str, Comparison]
+
+
 def load_results(path: str | Path) -> Comparison:
     """Read a saved report or comparison; a lone report becomes a comparison of one.
 

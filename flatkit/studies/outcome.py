@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.files.atomic import write_text_atomically
-from flatkit.results.comparison import Comparison
-from flatkit.results.showing import Shown
+from flatkit.results.comparison import Comparison, Conditions
 from flatkit.studies.claims import Claim, both, decide
 from flatkit.studies.questions import questions
 from flatkit.studies.settings import Study
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome(Shown):
+class Outcome(Conditions):
     """What came out of a study.
 
     It shows itself: a line, tables in a notebook, `to_dataframe()` with a row for each number of
