@@ -10,9 +10,9 @@ a flatness (base over arm), or the difference of the test accuracies (arm minus 
   spread is known, and accuracies on few samples are equal by chance.
 
 Both count three errors, as `flatkit.comparison.statistics` does: how the effects differ over the
-seeds, those over probes and over samples of the data, in squares with their degrees of freedom
-(Satterthwaite, 1946), and what the solver leaves open, by which the mean is moved to its worst
-first.
+seeds, alone and with those over probes and over samples of the data, in squares with their degrees
+of freedom (Satterthwaite, 1946), and what the solver leaves open, by which the mean is moved to its
+worst first.
 
 Both families of tests are corrected by Holm's method (1979) over all claims of the study at 2.5 % a
 side, so that of studies in which no effect exists at most one in forty holds a false claim, and as
@@ -38,7 +38,7 @@ _ALIKE = 1e-7
 _MOST_SEEDS = 1000
 _LARGEST = 700.0
 """Logarithm of what a float holds."""
-_WITHIN = "within the errors of its measure"
+_WITHIN = "within its measure's errors"
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,14 @@ class Asked:
         """What the mean is at most, as far as the solver knows."""
         return fmean(self.effects) - self.doubt.bias + self.doubt.up
 
-    def error(self, spread: float, seeds: int) -> Part:
-        """Return the standard error of the mean over so many seeds that differ by a spread."""
-        return combined([Part(spread / math.sqrt(seeds), seeds - 1), *self.doubt.parts])
+    def errors(self, spread: float, seeds: int) -> tuple[Part, Part]:
+        """Return the standard error of the mean over so many seeds that differ by a spread.
+
+        Alone, and with the other errors. Few seeds that differ little by chance would hide how
+        badly their spread is known behind the better known others, so that both must be exceeded.
+        """
+        own = Part(spread / math.sqrt(seeds), seeds - 1)
+        return own, combined([own, *self.doubt.parts])
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
     if _alike(one.effects):
         words = f"the effect is the same for all {count} seeds, so that its spread is not known"
         return replace(found, reason=_joined(f"{words}; run more seeds", one.note))
-    reach = _reach(one.error(stdev(one.effects), count), _SIDE)
+    reach = _reach(one.errors(stdev(one.effects), count), _SIDE)
     low, high = one.least - reach, one.most + reach
     ends = sorted((_shown(one, low), _shown(one, high)))
     if all(map(math.isfinite, ends)):
@@ -252,8 +257,8 @@ def _p(one: Asked, beyond: float) -> float:
 
     if _alike(one.effects):
         return 1.0
-    error, freedom = one.error(stdev(one.effects), len(one.effects))
-    return float(stdtr(min(freedom, 1e12), -beyond / error))
+    parts = one.errors(stdev(one.effects), len(one.effects))
+    return max(float(stdtr(min(freedom, 1e12), -beyond / error)) for error, freedom in parts)
 
 
 def _alike(effects: Sequence[float]) -> bool:
@@ -261,10 +266,10 @@ def _alike(effects: Sequence[float]) -> bool:
     return stdev(effects) <= _ALIKE * max(1.0, *map(abs, effects))
 
 
-def _reach(part: Part, side: float) -> float:
+def _reach(parts: Sequence[Part], side: float) -> float:
     from scipy.special import stdtrit
 
-    return part.error * float(stdtrit(min(part.freedom, 1e12), 1 - side))
+    return max(p.error * float(stdtrit(min(p.freedom, 1e12), 1 - side)) for p in parts)
 
 
 def _seeds_needed(one: Asked, family: int) -> int | None:
@@ -273,7 +278,7 @@ def _seeds_needed(one: Asked, family: int) -> int | None:
     spread = stdev(one.effects)
 
     def tells(count: int) -> bool:
-        return _reach(one.error(spread, count), _SIDE / family) < distance
+        return _reach(one.errors(spread, count), _SIDE / family) < distance
 
     counts = range(len(one.effects) + 1, _MOST_SEEDS + 1)
     place = bisect_left(counts, True, key=tells)

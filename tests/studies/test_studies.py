@@ -183,7 +183,7 @@ def test_an_outcome_shows_itself(done):
 def test_tables_of_a_study_fold_at_80_columns(done):
     outcome, _, _ = done
     (comparison,) = outcome.comparisons.values()
-    words = {"claim": "flatter: " + 40 * "x", "reason": "within the errors of its measure; more"}
+    words = {"claim": "flatter: " + 40 * "x", "reason": "within its measure's errors; more"}
     numbers = {"verdict": "cannot tell", "effect": 12.9, "low": 11.6, "high": 14.4}
     long = replace(outcome.claims[0], **words, **numbers)
     wide = replace(outcome, claims=[long, *outcome.claims])
@@ -192,14 +192,14 @@ def test_tables_of_a_study_fold_at_80_columns(done):
         Console(file=stream, width=width).print(study_tables(wide))
         text = stream.getvalue()
         assert max(map(len, text.splitlines())) <= width
-        assert "12.9 times (11.6 to 14.4)" in text and "within the errors of its measure" in text
+        assert "12.9 times (11.6 to 14.4)" in text and "within its measure's errors" in text
         table = correlation_sheet(comparison)
         folded = SheetTable(table).sheet.folded(width - 2)
         assert len(folded) > 1 if width == 80 else len(folded) >= 1
         for column in table.columns[1:]:
             assert column.title.split()[0] in text
     markdown = study_markdown(wide)
-    assert "| **cannot tell** | 12.9 times (11.6 to 14.4) | within the errors" in markdown
+    assert "| **cannot tell** | 12.9 times (11.6 to 14.4) | within its" in markdown
 
 
 def test_every_condition_has_its_own_claims(tmp_path):
