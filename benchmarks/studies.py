@@ -10,6 +10,7 @@ import hashlib
 import json
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import click
 
 import flatkit
 from benchmarks.timing import save
-from flatkit.render.studies import StudyLines, watcher_here
+from flatkit.render.studies import StudyLines
 from flatkit.render.tables.study import study_markdown
 from flatkit.studies.outcome import Outcome
 from flatkit.studies.settings import Study, read_study
@@ -45,11 +46,18 @@ def digest(outcome: Outcome) -> str:
     return hashlib.sha256(said(outcome).encode()).hexdigest()
 
 
+class Told(StudyLines):
+    """Says a line a run, and makes no early outcomes, which take minutes of many runs."""
+
+    def early(self, seeds: int, outcome: Callable[[], Outcome]) -> None:
+        """Say nothing."""
+
+
 def run(asked: Study, folder: Path, jobs: int | None) -> tuple[Outcome, str]:
     """Run a study, or what is left of it; return what came out, and how long that took in words."""
     begun = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    outcome = flatkit.study(asked, folder, jobs=jobs, progress=watcher_here(StudyLines))
+    outcome = flatkit.study(asked, folder, jobs=jobs, progress=Told())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     took = f"{(time.monotonic() - begun) / 60:.1f} min, {used / 60:.1f} min of the cores"

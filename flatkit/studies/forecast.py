@@ -3,6 +3,7 @@
 import math
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -100,14 +101,20 @@ def _timed(settings: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
     from flatkit.training.run import train
 
     few: dict[str, Any] = {**settings, "epochs": 1, "save_every": 0, "log": (), "warmup": 0}
-    outcome = train(TrainingConfig(**few), folder)
-    if outcome.history[0].seconds < _LONG:  # the first epoch of all wakes many things up
+    steps: list[float] = []
+    outcome = train(
+        TrainingConfig(**few), folder, on_step=lambda *_: steps.append(time.perf_counter())
+    )
+    epoch = last = outcome.history[0].seconds
+    if epoch < _LONG:  # the first epoch of all wakes many things up
         few |= {"epochs": 4, "evaluate_every": 4}
         outcome = train(TrainingConfig(**few), folder, overwrite=True)
-    seconds = [row.seconds for row in outcome.history]
-    epoch = statistics.median(seconds[1:-1]) if len(seconds) > 1 else seconds[0]
+        *seconds, last = (row.seconds for row in outcome.history)
+        epoch = statistics.median(seconds[1:])
+    elif len(steps) > 1:  # what is left of the epoch is its evaluation
+        epoch = (steps[-1] - steps[0]) * len(steps) / (len(steps) - 1)
     evaluations = math.ceil(settings["epochs"] / settings["evaluate_every"])
-    evaluation = max(0.0, seconds[-1] - epoch)
+    evaluation = max(0.0, last - epoch)
     return outcome.checkpoint, epoch * settings["epochs"] + evaluation * evaluations
 
 

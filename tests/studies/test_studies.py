@@ -22,11 +22,13 @@ from flatkit.render.studies import StudyLines, StudyProgress, StudyTable
 from flatkit.render.tables.comparison import SheetTable
 from flatkit.render.tables.study import correlation_sheet, study_markdown, study_tables
 from flatkit.results import Comparison, Entry, Report, Result, load_results
+from flatkit.studies.forecast import _timed
 from flatkit.studies.outcome import judged
 from flatkit.studies.runs import choose, study_runs
 from flatkit.studies.settings import Arm, Study, read_study, study_names
 from flatkit.studies.study import study
 from flatkit.studies.watching import DoneRun, SilentStudy
+from flatkit.training.evaluation import evaluate
 
 TRAIN = {
     "data": "gaussians",
@@ -390,6 +392,17 @@ def test_files_that_are_no_study_are_refused(tmp_path):
         read_study("digts")
     with pytest.raises(InvalidArgumentError, match=r"^cannot read .*No such file"):
         read_study(tmp_path / "missing.toml")
+
+
+def test_a_plan_counts_evaluations_as_often_as_they_are_made(tmp_path, monkeypatch):
+    def slow(*arguments, **named):
+        time.sleep(1.1)  # of two splits
+        return evaluate(*arguments, **named)
+
+    monkeypatch.setattr("flatkit.training.run.evaluate", slow)
+    long = replace(SMALL, train={**TRAIN, "epochs": 100, "evaluate_every": 50})
+    _, seconds = _timed(study_runs(long, {})[0].settings, tmp_path / "run")
+    assert 2 * 2.2 <= seconds < 100  # of 100 evaluations 220
 
 
 @pytest.mark.parametrize("name", study_names())
