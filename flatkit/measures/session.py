@@ -33,6 +33,7 @@ from flatkit.measures.shared_settings import (
 from flatkit.measures.watching import Progress
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Evaluation
+from flatkit.objective.proofs.prove import check_slope
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.objective.task import Task
 from flatkit.results.cost import Cost
@@ -173,11 +174,7 @@ class Session:
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """The loss and gradient [P] at the checkpoint, both finite."""
         loss, gradient = self.objective.loss_and_gradient()
-        if not math.isfinite(loss) or not gradient.isfinite().all():
-            raise NonFiniteError(
-                f"the loss ({loss}) or its gradient is NaN or infinite at the checkpoint; "
-                "the training diverged, analyze an earlier checkpoint"
-            )
+        check_slope(loss, gradient)
         return loss, gradient
 
     @property

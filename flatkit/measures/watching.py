@@ -1,5 +1,6 @@
 """Who watches an analysis: nobody, a callback, or the table of `flatkit.render.live`."""
 
+import random
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -95,5 +96,8 @@ def chosen_watcher(
         return silent()
     if progress is None or progress is True:
         module, function = table
-        return getattr(import_module(module), function)()
+        state = random.getstate()
+        shown = import_module(module)  # rich draws random numbers while it is imported
+        random.setstate(state)
+        return getattr(shown, function)()
     return counting(progress) if callable(progress) else progress

@@ -72,6 +72,22 @@ def branched(net: Net, x: Tensor) -> Tensor:
     return torch.where(x[:, :1] > 0.8, net.b(net.a(x).tanh()), net.b(net.a(x) ** 2))
 
 
+def routed(net: Net, x: Tensor) -> Tensor:
+    """A mixture of experts, to one of which no sample is sent."""
+    share, chosen = (net.gate(x) + torch.tensor([0.0, 0.0, -100.0])).softmax(1).max(1)
+    images = x.view(-1, 1, 2, 2)
+    total = x.new_zeros(len(x), 3)
+    for number, expert in enumerate((net.a, net.b, net.c)):
+        rows = (chosen == number).nonzero()[:, 0]
+        total = total.index_add(0, rows, share[rows, None] * expert(images[rows]))
+    return total
+
+
+def expert() -> nn.Module:
+    middle = (nn.GroupNorm(1, 2), nn.GELU(), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4))
+    return nn.Sequential(nn.Conv2d(1, 2, 1), *middle, nn.Tanh(), nn.Linear(4, 3))
+
+
 def controlled(net: Net, x: Tensor) -> Tensor:
     return net.b(net.a(x).tanh()) if float(x.sum()) < 1e9 else net.b(net.a(x))
 
@@ -99,11 +115,16 @@ def tied() -> Net:
     return net
 
 
+def experts() -> Net:
+    return Net(routed, gate=nn.Linear(4, 3), a=expert(), b=expert(), c=expert())
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
     "activation in place": (
         lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)),
         rows_first(4),
     ),
+    "experts without samples": (experts, rows_first(4)),
     "products in place": (lambda: two(in_place), rows_first(4)),
     "functional activation in place": (
         lambda: two(lambda m, x: m.b(F.silu(m.a(x), inplace=True))),

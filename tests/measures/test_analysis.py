@@ -1,6 +1,8 @@
 """The measures end to end on small tasks, against dense references."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -180,6 +182,35 @@ def test_weights_or_losses_that_are_not_finite_are_refused():
         next(model.parameters())[0, 0] = math.inf
     with pytest.raises(NonFiniteError, match="diverged"):
         flatkit.analyze(flatkit.Task(model, case.loss, case.data()))
+
+
+def test_a_root_of_zero_is_no_divergence():
+    model, x = nn.Linear(2, 1), torch.randn(5, 2)
+    fitted = (x, model(x).detach())
+    with pytest.raises(NonFiniteError, match=r"loss is 0 .* no derivative there \(a square root"):
+        flatkit.analyze(model, lambda out, y: (out - y).square().sum(1).sqrt(), fitted)
+
+
+def test_a_loss_that_is_constant_has_no_curvature_beyond_its_rounding():
+    def whole(outputs, targets):
+        return outputs.softmax(1).sum(1)
+
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    measures = ["top_eigenvalues", "bottom_eigenvalues", "trace"]
+    found = flatkit.analyze(model, whole, (torch.randn(14, 4), torch.zeros(14)), measures=measures)
+    for result in found:
+        (size,), (error,) = np.atleast_1d(result.value), np.atleast_1d(result.error or 0.0)
+        assert abs(size) <= error < 1e4 and abs(size) < 1e-6 and result.status == "rounding"
+
+
+def test_the_table_of_progress_leaves_pythons_random_state_alone():
+    code = (
+        "import random; random.seed(1); before = random.getstate();"
+        "from flatkit.measures.watching import watcher_of; watcher_of(None);"
+        "import sys; assert 'rich.style' in sys.modules;"
+        "assert random.getstate() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

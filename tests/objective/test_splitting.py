@@ -217,11 +217,70 @@ def by_class(outputs, targets):
     return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 5.0, 0.1]).double())
 
 
-def test_a_mean_with_weights_that_do_not_show_is_refused_or_one_batch():
-    with pytest.raises(NonAdditiveLossError, match=r"not a mean.*reduction='none'.*`chunk_size`"):
-        Objective(scores(), by_class, (X, classes()), chunk_size=5)
-    objective = Objective(scores(), by_class, (X, classes()), chunk_size=N)
-    agrees(objective, scores(), lambda run: by_class(run(X), classes()))
+def without_a_class(outputs, targets):
+    return F.cross_entropy(outputs, targets, ignore_index=0)
+
+
+def hardest_half(outputs, targets):
+    values = F.cross_entropy(outputs, targets, reduction="none")
+    return values.topk(len(values) // 2).values.mean()
+
+
+def root_of_the_mean(outputs, targets):
+    return (outputs - F.one_hot(targets, 3)).square().mean().sqrt()
+
+
+def alike_of_a_class(outputs, targets):
+    unit = F.normalize(outputs, dim=1)
+    near = (unit @ unit.T).masked_fill(torch.eye(len(unit), dtype=torch.bool), -1e9)
+    same = (targets[:, None] == targets) & ~torch.eye(len(unit), dtype=torch.bool)
+    return -(near.log_softmax(1) * same).sum(1).div(same.sum(1).clamp(min=1)).mean()
+
+
+@pytest.mark.parametrize(
+    "loss", [by_class, without_a_class, hardest_half, root_of_the_mean, alike_of_a_class]
+)
+def test_a_mean_with_weights_that_do_not_show_is_one_batch_or_refused(loss, monkeypatch):
+    with pytest.raises(NonAdditiveLossError, match=r"not a mean.*`chunk_size`"):
+        Objective(scores(), loss, (X, classes()), chunk_size=5)
+    for chunk_size in (None, N):
+        objective = Objective(scores(), loss, (X, classes()), chunk_size=chunk_size)
+        assert "one batch" in objective.examination["additive"].how
+        agrees(objective, scores(), lambda run: loss(run(X), classes()))
+    monkeypatch.setattr("flatkit.objective.function.rows_at_once", lambda objective: 5)
+    monkeypatch.setattr("flatkit.objective.proofs.splitting.free_bytes", lambda device: 1000)
+    with pytest.raises(NonAdditiveLossError, match=r"not a mean.*`chunk_size`"):
+        Objective(scores(), loss, (X, classes()))
+
+
+def with_little_of_the_batch(outputs, targets):
+    return F.cross_entropy(outputs, targets) + 2e-3 * outputs.mean(0).square().sum()
+
+
+def test_coupling_that_hides_in_the_rounding_of_32_bits_is_seen():
+    data = X.float(), classes()
+    with pytest.raises(NonAdditiveLossError, match=r"depend on each other.*by \de-0[567]"):
+        Objective(scores().float(), with_little_of_the_batch, data, chunk_size=4)
+    objective = Objective(scores().float(), with_little_of_the_batch, data)
+    check = objective.examination["apart"]
+    assert check.passed is False and "one batch" in check.how and not objective.divisible
+    plain = Objective(scores().float(), F.cross_entropy, data, chunk_size=4)
+    check = plain.examination["apart"]
+    assert check.passed and check.error is not None and check.error < 1e-12
+
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = scores().float()
+
+    def forward(self, x):
+        return self.inner[2](self.inner[:2](x).float().to(torch.float32).to(x.dtype))
+
+
+def test_rounding_inside_the_model_is_no_coupling():
+    objective = Objective(Narrow(), F.cross_entropy, (X.float(), classes()), chunk_size=4)
+    assert objective.examination["apart"].passed is not False
 
 
 @pytest.mark.parametrize("batchnorm", ["eval", "train"])
@@ -244,5 +303,9 @@ def test_one_odd_sample_among_many_is_looked_at():
     targets = torch.zeros(500).long()
     targets[317] = 2
     x = numbers(500, 4)
-    with pytest.raises(NonAdditiveLossError, match="not a mean"):
-        Objective(scores(), lambda o, t: F.cross_entropy(o, t, ignore_index=2), (x, targets))
+    objective = Objective(
+        scores(), lambda o, t: F.cross_entropy(o, t, ignore_index=2), (x, targets)
+    )
+    assert "one batch" in objective.examination["additive"].how
+    others = targets != 2
+    agrees(objective, scores(), lambda run: mean(run(x[others]), targets[others]))

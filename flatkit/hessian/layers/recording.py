@@ -93,6 +93,7 @@ class Recording:
         self.tensors[step.output] = value
         free = any(name in self._free for name in _parameter_names(step.layer))
         smooth = not isinstance(step.layer, Opaque) or step.layer.is_smooth
+        smooth = smooth and value.numel() > 0  # of no samples, as of an expert nobody is sent to
         if smooth and (free or any(source in self.depends for source in step.inputs)):
             self.depends.add(step.output)
         return step.output in self.depends

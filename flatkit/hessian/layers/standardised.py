@@ -26,7 +26,7 @@ class Standardised(Layer):
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """Return y."""
         (x,) = inputs
-        variance = x.var(self._dims, correction=0, keepdim=True)
+        variance = x.var(self._dims, correction=0, keepdim=True) if len(x) else x.new_zeros(())
         self._inverse = (variance + self._eps).rsqrt()
         self._y = F.layer_norm(x, self._shape, eps=self._eps)
         return self._y

@@ -118,13 +118,16 @@ class _Place:
         return best
 
 
-def prove_gradient(function: "Objective", rows: Tensor, remark: str = "") -> Found:
+def prove_gradient(
+    function: "Objective", precise: "Objective", rows: Tensor, remark: str = ""
+) -> Found:
     """Return whether the gradient is the derivative of the loss, at θ and near it.
 
     Cost: two gradients and four losses of a few samples, in float64.
 
     Args:
         function: the objective.
+        precise: its copy in float64, or itself where it is that.
         rows: which of its samples.
         remark: what an error says beside.
 
@@ -133,7 +136,6 @@ def prove_gradient(function: "Objective", rows: Tensor, remark: str = "") -> Fou
     """
     chunk = function.rows(rows.to(function.device))
     try:
-        precise = function if function.dtype == torch.float64 else function.in_double()
         near = _Place(precise, chunk.in_double(), _near(function.theta.double()))
     except UserCodeError as error:
         return _prove_coarsely(function, chunk, f"float64 does not pass ({error})", remark)
@@ -143,7 +145,7 @@ def prove_gradient(function: "Objective", rows: Tensor, remark: str = "") -> Fou
     if not math.isfinite(near.loss + slope.error):
         return None, f"the loss of {chunk.size} samples is not finite", None
     if slope.error > max(_TOLERANCE, slope.rounding):
-        if _rounds(near):
+        if rounds(near.function, near.theta, near.chunk):
             return _prove_coarsely(function, chunk, "the model computes in 32 bits", remark)
         if slope.error > max(_WRONG, slope.rounding):
             raise _wrong(near, slope, remark)
@@ -285,8 +287,14 @@ class _Watch(TorchDispatchMode):
         return found
 
 
-def _rounds(place: _Place) -> bool:
-    """Whether a model computes parts of a loss in fewer than 64 bits, though all is in float64."""
+def rounds(precise: "Objective", theta: Tensor, chunk: "Chunk") -> bool:
+    """Whether a model computes parts of a loss in fewer than 64 bits, though all is in float64.
+
+    Args:
+        precise: an objective in float64.
+        theta: a point [P].
+        chunk: some of its samples, in float64.
+    """
     with _Watch() as watch:
-        place.value(torch.zeros_like(place.theta))
+        precise.chunk_loss(theta, chunk)
     return watch.rounds

@@ -1,5 +1,6 @@
 """What is proved of an objective before anything is measured with it."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from flatkit.devices import give_back
 from flatkit.errors import NonDeterministicError, NonFiniteError
 from flatkit.objective.proofs.derivative import prove_gradient
 from flatkit.objective.proofs.examination import Check, Examination, Found, prove
-from flatkit.objective.proofs.splitting import Look, prove_parts, telling_rows
+from flatkit.objective.proofs.splitting import Look, prove_apart, prove_parts, telling_rows
 from flatkit.objective.proofs.tables import padded_tables
 from flatkit.objective.pytree import Tree, leaves
 
@@ -41,9 +42,13 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
         prove("additive", lambda: prove_parts(look, chosen=chosen)),
         *_padding(function),
     ]
-    remark = f"; {checks[1].how}" if checks[1].passed is False else ""
+    precise = function if function.dtype == torch.float64 else function.in_double()
+    in_parts = checks[1].passed and function.divisible and not look.mean_over
+    if in_parts and precise is not function and len(look.rows) > 1:
+        checks.append(prove("apart", lambda: prove_apart(look, precise, chosen=chosen)))
+    remark = "".join(f"; {check.how}" for check in checks if check.passed is False)
     few = telling_rows(function, GRADIENTS_OF)[0]
-    checks.append(prove("gradient", lambda: prove_gradient(function, few, remark)))
+    checks.append(prove("gradient", lambda: prove_gradient(function, precise, few, remark)))
     give_back(function.theta)
     return Examination(look.mean_over or mean_over, tuple(checks))
 
@@ -92,6 +97,31 @@ def check_finite(weights: Mapping[str, Tensor], inputs: Tree) -> None:
             )
     if not all(leaf.isfinite().all() for leaf in leaves(inputs)):
         raise NonFiniteError("the inputs have NaN or infinite entries")
+
+
+def check_slope(loss: float, gradient: Tensor) -> None:
+    """Refuse a loss or a gradient that is not finite.
+
+    Args:
+        loss: L(θ).
+        gradient: ∇L(θ) [P].
+
+    Raises:
+        NonFiniteError: one of them is not; the message says what may be the matter.
+
+    >>> check_slope(1.0, torch.zeros(2))
+    """
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss is {loss} at the checkpoint; the training diverged, analyze an earlier "
+            "checkpoint"
+        )
+    if not gradient.isfinite().all():
+        raise NonFiniteError(
+            f"the loss is {loss:.6g} at the checkpoint, and its gradient NaN or infinite: it has "
+            "no derivative there (a square root, norm, power or logarithm of 0 in the model or the "
+            "loss?); add a small number inside of it"
+        )
 
 
 def check_deterministic(first: Tensor, value: Callable[[], Tensor], *, eps: float) -> None:

@@ -20,6 +20,7 @@ from flatkit.objective.proofs.additivity import (
     refuse_mean,
     refuse_sum,
 )
+from flatkit.objective.proofs.derivative import rounds
 from flatkit.objective.proofs.examination import Found
 from flatkit.objective.proofs.sample_weights import counts_that_differ, find_weights, nearby
 from flatkit.objective.proofs.spread import spread_rows
@@ -33,6 +34,8 @@ _LOOKED_AT = 32
 """Samples that are looked at: six evaluations of them are a few hundredths of a gradient of 500."""
 _FEWEST = 8
 """Of them also where chunks are smaller: a few may agree by chance, where classes have weights."""
+_WEAK = 1e-7
+"""Coupling, relative to the loss, that is below the rounding of 32 bits anyway."""
 _SHARE = 0.5
 """Of the free memory, that a gradient of all samples at once may take."""
 
@@ -108,7 +111,8 @@ class Look:
         """Return the gap of the loss alone, given the outputs; None if these cannot be cut."""
         function = self.function
         outputs = function.outputs(self.theta, self.chunk)
-        return loss_splits(function.loss_function, outputs, self.chunk, function.slack)
+        loss, slack = function.loss_function, function.slack
+        return loss_splits(loss, outputs, self.chunk, self.weights, slack)
 
 
 def prove_parts(look: Look, *, chosen: bool) -> Found:
@@ -132,12 +136,46 @@ def prove_parts(look: Look, *, chosen: bool) -> Found:
     except UserCodeError as error:  # a model may take no fewer samples
         look.values()  # raises again what has nothing to do with the cut
         return _as_one_batch(look, None, f"a batch is not to be cut, as {error}", chosen)
+    if found.error <= function.slack and not look.whole.ndim:
+        found = max(found, look.gap_of_loss() or found, key=lambda each: each.error)
     if found.error <= function.slack:
         per = "values of samples agree" if look.whole.ndim else "means of parts add up"
         return True, f"cuts of {size} samples: {per}", found.error
     if not look.whole.ndim:
         return _prove_mean(look, found, chosen)
     return _as_one_batch(look, found, _where(look), chosen)
+
+
+def prove_apart(look: Look, precise: "Objective", *, chosen: bool) -> Found:
+    """Return whether a loss that splits in 32 bits does so in 64: weak coupling hides in rounding.
+
+    Cost: two evaluations of the samples that are looked at, in float64.
+
+    Args:
+        look: at the objective.
+        precise: its copy in float64.
+        chosen: whether `chunk_size` was given.
+
+    Raises:
+        NonAdditiveLossError: samples depend on each other, and do not go through at once.
+    """
+    theta = look.theta.double()
+
+    def values(rows: Tensor) -> Tensor:
+        chunk = look.function.rows(look.rows[rows].to(precise.device)).in_double()
+        return as_values(precise.values(precise.outputs(theta, chunk), chunk))
+
+    size = len(look.rows)
+    try:
+        found = gap(values(torch.arange(size)), values, look.weights, cuts(size)[-1])
+    except UserCodeError as error:
+        return None, f"float64 does not pass ({error})", None
+    if found.error <= _WEAK:
+        return True, f"cuts of {size} samples agree in float64 too", found.error
+    if rounds(precise, theta, look.chunk.in_double()):
+        return None, "the model computes in 32 bits", found.error
+    where = f"the model or the loss, by {found.error:.1g} of it"
+    return _as_one_batch(look, found, where, chosen)
 
 
 def _prove_mean(look: Look, found: Gap, chosen: bool) -> Found:
@@ -150,10 +188,10 @@ def _prove_mean(look: Look, found: Gap, chosen: bool) -> Found:
     if not is_weighted_mean(*points, len(look.rows), tolerance=100 * slack):
         return _as_one_batch(look, found, _where(look), chosen)
     if function.model_takes_mean or not _reweigh(look):
-        if chosen and function.chunk_size >= function.num_rows:
-            function.as_one_batch()
-            return False, "a mean in which samples count differently: measured as one batch", None
-        raise refuse_mean(found)
+        if _why_not_at_once(look, chosen):
+            raise refuse_mean(found)
+        function.as_one_batch()
+        return False, "a mean in which samples count differently: measured as one batch", None
     rows, key = telling_rows(function, _LOOKED_AT)
     error = Look(function, rows, look.theta, key).gap().error
     if error > slack:
@@ -219,17 +257,24 @@ def _where(look: Look) -> str:
 
 def _as_one_batch(look: Look, found: Gap | None, where: str, chosen: bool) -> Found:
     """Measure all samples at once, if that is not against what was asked for."""
-    function, samples = look.function, look.function.num_rows
     if found is not None:
         where = f"samples depend on each other in {where}"
-    if chosen and function.chunk_size < samples:
-        raise refuse_coupled(found, where, samples, f"got chunk_size={function.chunk_size}")
-    if function.chunk_size < samples and not _fits_in_memory(function, look.chunk, look.theta):
-        raise refuse_coupled(
-            found, where, samples, "all at once would take more than half of the free memory"
-        )
-    function.as_one_batch()
+    if but := _why_not_at_once(look, chosen):
+        raise refuse_coupled(found, where, look.function.num_rows, but)
+    look.function.as_one_batch()
     return False, f"{where}: measured as one batch", None
+
+
+def _why_not_at_once(look: Look, chosen: bool) -> str:
+    """Return why all samples cannot go through the model at once; nothing if they can."""
+    function = look.function
+    if function.chunk_size >= function.num_rows:
+        return ""
+    if chosen:
+        return f"got chunk_size={function.chunk_size}"
+    if not _fits_in_memory(function, look.chunk, look.theta):
+        return "all at once would take more than half of the free memory"
+    return ""
 
 
 def _fits_in_memory(function: "Objective", few: "Chunk", theta: Tensor) -> bool:
