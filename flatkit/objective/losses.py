@@ -105,7 +105,8 @@ class CrossEntropy(_Registered):
         ):
             raise InvalidArgumentError(
                 "cross_entropy needs outputs [B, C] and targets [B], or images [B, C, H, W] and "
-                f"targets [B, H, W], whole numbers, got {_told(outputs)} and {_told(targets)}"
+                f"targets [B, H, W], whole numbers, got {_told(outputs)} and {_told(targets)}; for "
+                "targets that are probabilities [B, C] give torch.nn.CrossEntropyLoss()"
             )
         values = F.cross_entropy(
             outputs,

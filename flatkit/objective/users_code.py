@@ -21,6 +21,20 @@ REENTRANT = (
 )
 """Why models with re-entrant checkpoints are refused."""
 
+_OF_DTYPES = (
+    "; flatkit computes in a copy of one dtype, float32 for 16-bit weights: let the forward pass "
+    "follow it, x.to(self.layer.weight.dtype)"
+)
+_ADVICE = {
+    "must have the same dtype": _OF_DTYPES,
+    "expected scalar type": _OF_DTYPES,
+    "Expected more than 1 value per channel when training": (
+        "; the statistics of BatchNorm need two samples: choose a `chunk_size` that leaves no "
+        "single one at the end"
+    ),
+}
+"""What to do about errors of torch that flatkit's own way of calling a model brings about."""
+
 _TORCH = Path(torch.__file__).parent
 _OWN = Path(__file__).parent.parent
 _PYTHON = Path(sysconfig.get_paths()["stdlib"])
@@ -60,7 +74,8 @@ def users_error(what: str, error: Exception, model: nn.Module | None = None) -> 
     >>> users_error("the loss", KeyError("x"))
     UserCodeError("the loss fails: KeyError: 'x'")
     """
-    return UserCodeError(f"{what} fails{_where(error, model)}: {_said(error)}")
+    advice = next((words for said, words in _ADVICE.items() if said in str(error)), "")
+    return UserCodeError(f"{what} fails{_where(error, model)}: {_said(error)}{advice}")
 
 
 def _said(error: Exception) -> str:

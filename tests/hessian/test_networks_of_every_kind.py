@@ -88,6 +88,14 @@ def expert() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 1), *middle, nn.Tanh(), nn.Linear(4, 3))
 
 
+def learned(net: Net, x: Tensor) -> Tensor:
+    """Takes a step of gradient descent on its own weight inside the forward pass."""
+    with torch.enable_grad():
+        inner = F.linear(torch.eye(4, dtype=x.dtype), net.a.weight).sin().sum()
+        (slope,) = torch.autograd.grad(inner, net.a.weight, create_graph=True)
+    return F.linear(x, net.a.weight - 0.1 * slope, net.a.bias)
+
+
 def controlled(net: Net, x: Tensor) -> Tensor:
     return net.b(net.a(x).tanh()) if float(x.sum()) < 1e9 else net.b(net.a(x))
 
@@ -125,6 +133,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
         rows_first(4),
     ),
     "experts without samples": (experts, rows_first(4)),
+    "a step of learning inside": (lambda: Net(learned, a=nn.Linear(4, 3)), rows_first(4)),
     "products in place": (lambda: two(in_place), rows_first(4)),
     "functional activation in place": (
         lambda: two(lambda m, x: m.b(F.silu(m.a(x), inplace=True))),
@@ -207,7 +216,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
 }
 
 
-NO_LAYERS = {"control flow that depends on values", "hooks"}
+NO_LAYERS = {"a step of learning inside", "control flow that depends on values", "hooks"}
 """Networks that layers refuse; elsewhere they multiply, or state their error."""
 
 

@@ -1,5 +1,7 @@
 """Gradients that are no derivatives are refused by name; kinks, 32 bits and padding are not."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,7 +159,7 @@ def test_kinks_and_32_bits_are_not_called_wrong(name):
 class Reader(nn.Module):
     """Reads padded places too; `tied` also scores words by the table."""
 
-    def __init__(self, tied, padding=0, **more):
+    def __init__(self, tied, padding: int | None = 0, **more):
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(9, 4, padding_idx=padding, **more)
@@ -222,3 +224,42 @@ def test_a_loss_that_vanishes_is_too_flat_to_prove_and_no_wrong_gradient(scale, 
     check = Objective(model, "cross_entropy", data).examination["gradient"]
     assert check.passed is proved, check
     assert proved or "too flat" in check.how
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_signs_of_orthogonal_weights_are_held_constant_and_named(shape):
+    """Against reflections I - 2 v v'/v'v multiplied one by one, whose signs are numbers."""
+    torch.manual_seed(0)
+    model = nn.utils.parametrizations.orthogonal(nn.Linear(*shape, bias=False)).double()
+    x, y = numbers(30, shape[0]).double(), numbers(30, shape[1]).double()
+    objective = Objective(model, "mse", (x, y), chunk_size=7)
+    given: Any = model.parametrizations["weight"]  # pyright: ignore
+    first, base = given.original.detach(), given[0].base
+    wide = first.shape[0] < first.shape[1]
+    signs = first.diagonal()
+
+    def value(theta):
+        kept = theta.view(first.shape)
+        low = (kept.mT if wide else kept).tril(-1) + torch.eye(6, 4).double()
+        turned = torch.eye(6).double()
+        for v in low.unbind(1):
+            turned = turned - 2 * turned @ torch.outer(v, v) / (v @ v)
+        weight = base @ (turned[:, :4] * signs)
+        return (x @ (weight if wide else weight.mT) - y).square().mean()
+
+    theta = first.flatten()
+    gradient = torch.autograd.functional.jacobian(value, theta)
+    hessian = torch.autograd.functional.hessian(value, theta)
+    vector = torch.linspace(1, 2, len(theta)).double()
+    assert objective.loss() == pytest.approx(float(value(theta)), rel=1e-12)
+    torch.testing.assert_close(objective.gradient(), gradient)
+    torch.testing.assert_close(HessianOperator(objective) @ vector, hessian @ vector)  # pyright: ignore
+    assert "parametrizations.weight.original" in objective.examination["signs"].how
+
+
+def test_gradients_that_a_table_scales_by_frequency_are_not_what_is_measured():
+    plain, scaled = Reader(False, None), Reader(False, None, scale_grad_by_freq=True)
+    scaled.load_state_dict(plain.state_dict())
+    one, other = (Objective(model.double(), CE, (WORDS, Y)) for model in (plain, scaled))
+    torch.testing.assert_close(one.gradient(), other.gradient())
+    assert scaled.table.scale_grad_by_freq

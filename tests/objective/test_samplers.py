@@ -182,6 +182,14 @@ def test_a_draw_that_is_no_fixed_set_is_refused_with_the_way_out(sampler, words)
         Objective(MODEL, "cross_entropy", DataLoader(DATA, sampler=sampler(), batch_size=4))
 
 
+@pytest.mark.parametrize(("processes", "said"), [(4, 4), (1, None)])
+def test_the_share_of_one_process_is_said(processes, said):
+    share = DistributedSampler(DATA, num_replicas=processes, rank=0, shuffle=False)
+    found = Objective(MODEL, "cross_entropy", loader(sampler=share)).describe()
+    assert found.get("share_of_one_process_in") == said
+    assert (found["samples"], found["samples_available"]) == (N // processes, N)
+
+
 def test_a_batch_sampler_that_draws_anew_is_refused_by_name():
     drawn = BatchSampler(RandomSampler(DATA, replacement=True), 4, False)
     with pytest.raises(InvalidArgumentError, match=r"RandomSampler.*replacement"):

@@ -1,6 +1,7 @@
 """Every form of data gives the objective of the plain tensors, and says which samples it took."""
 
 from collections import UserDict
+from itertools import count
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from flatkit import Objective
@@ -169,12 +171,21 @@ class Ragged(Pairs):
         return torch.zeros(index + 1), 0
 
 
+class Endless(IterableDataset):
+    def __iter__(self):
+        return ((torch.zeros(4), 0) for _ in count())
+
+
 REFUSED = {
     "an iterator": (lambda: iter([(X, Y)]), "can be read only once"),
     "a text": (lambda: "digits", "got str"),
     "nothing": (list, "no samples"),
     "an empty loader": (lambda: DataLoader(TensorDataset(X[:0], Y[:0])), "no samples"),
-    "one tensor": (lambda: X, "got Tensor"),
+    "one tensor": (lambda: X, r"got Tensor; for inputs alone give a dictionary.*\{'x': x\}"),
+    "arrays": (lambda: (X.numpy(), Y.numpy()), "a tuple of ndarray; make tensors.*from_numpy"),
+    "named arrays": (lambda: {"x": X.numpy()}, "got dict; make tensors.*from_numpy"),
+    "no end": (Endless, "32 samples or more, or no end; say by `samples`"),
+    "batches without end": (lambda: DataLoader(Endless(), 4), "no end; say by `samples`"),
     "samples of several lengths": (Ragged, "cannot be stacked"),
     "batches of several lengths": (
         lambda: DataLoader(RaggedStream(), batch_size=1),
@@ -195,7 +206,8 @@ class RaggedStream(IterableDataset):
 
 
 @pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_measured_is_refused_with_the_reason(data, message):
+def test_what_cannot_be_measured_is_refused_with_the_reason(data, message, monkeypatch):
+    monkeypatch.setattr("flatkit.objective.reading.samples._ENDLESS", 32)
     with pytest.raises(InvalidArgumentError, match=message):
         collect(data(), samples=None, seed=0)
 
@@ -203,6 +215,17 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(data, message):
 def test_random_augmentation_is_refused():
     with pytest.raises(NonDeterministicError, match="augmentation"):
         collect(Noisy(), samples=None, seed=0)
+
+
+def mixed(items):
+    inputs, targets = default_collate(items)
+    share = torch.rand(1)
+    return share * inputs + (1 - share) * inputs.flip(0), targets
+
+
+def test_batches_that_are_mixed_at_random_are_refused():
+    with pytest.raises(NonDeterministicError, match=r"collate_fn .* another batch .*mixup"):
+        collect(DataLoader(Pairs(), 4, collate_fn=mixed), samples=None, seed=0)
 
 
 @pytest.mark.parametrize("data", [Pairs, Stream, lambda: DataLoader(Stream(), batch_size=4)])

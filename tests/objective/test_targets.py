@@ -130,6 +130,11 @@ EXPLAINED = {
     "a class too many": ("cross_entropy", CLASSES + 1, "hold 3.*3 classes, 0 to 2.*ignore_index"),
     "a marked class": (nn.CrossEntropyLoss(), CLASSES - 1, "hold -1.*ignore_index=-1"),
     "parts of classes": ("cross_entropy", CLASSES + 0.5, r"cross_entropy needs.*got \[2, 3\]"),
+    "shares of classes": (
+        "cross_entropy",
+        torch.full((N, 3), 1 / 3),
+        r"cross_entropy needs.*probabilities \[B, C\] give torch.nn.CrossEntropyLoss\(\)",
+    ),
     "parts of classes to a function": (
         numbered,
         CLASSES + 0.5,
@@ -263,6 +268,23 @@ def test_what_the_model_raises_is_shown_with_its_line_and_layer():
     with pytest.raises(UserCodeError, match=words) as raised:
         Objective(Fails(), "cross_entropy", (X, CLASSES))
     assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).bfloat16()
+
+    def forward(self, x):
+        return self.layer(x.bfloat16())
+
+
+def test_errors_that_the_way_of_calling_brings_about_come_with_advice():
+    with pytest.raises(UserCodeError, match=r"same dtype.*; flatkit computes in a copy.*x.to\("):
+        Objective(Narrow(), "cross_entropy", (X, CLASSES))
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    with pytest.raises(UserCodeError, match=r"more than 1 value.*`chunk_size` that leaves no"):
+        Objective(model, "mse", (X, CLASSES), batchnorm="train", chunk_size=N - 1).loss()
 
 
 def test_layers_of_torch_alone_are_named():

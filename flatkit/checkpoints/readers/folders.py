@@ -59,7 +59,7 @@ def read_json(file: BinaryIO, path: Path) -> dict[str, Any]:
     if len(text) > _MAX_JSON:
         raise CheckpointError(f"{path} is too large for what it should be")
     try:
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is no JSON ({error})") from error
     if not isinstance(content, dict):

@@ -193,6 +193,8 @@ class Recording:
     def _opaque(self, node: fx.Node, call: Call, names: dict[str, str]) -> Iterator[Step]:
         """Return the steps of what only torch knows the derivatives of."""
         slots = call.slots
+        if str(getattr(node.target, "__module__", "")).startswith("torch.autograd"):
+            raise UnsupportedError("the model takes derivatives inside its forward pass")
         layer, whole = Opaque(call.of(slots, names), tuple(dict.fromkeys(names.values()))), Slot()
         yield Step(layer, tuple(slots), whole)
         pieces: list[tuple[Slot, Piece]] = []

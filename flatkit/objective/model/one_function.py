@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from flatkit.objective.proofs.signs import settle_signs
 from flatkit.objective.proofs.tables import settle_tables
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -29,9 +30,11 @@ def make_one_function(model: nn.Module) -> None:
     False
     """
     settle_tables(model)
+    settle_signs(model)
     for module in list(model.modules()):
         if isinstance(module, _SPARSE):
             module.sparse = False
+            module.scale_grad_by_freq = False  # of gradients that then are no derivatives
         if isinstance(module, _FUSED):
             for parameter in module.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())

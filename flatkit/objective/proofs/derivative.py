@@ -255,7 +255,10 @@ def _cause(place: _Place, name: str, slope: Slope) -> str:
         return "rows without gradient change the loss, the padding_idx of an embedding"
     if abs(slope.gradient) < 1e-3 * size:
         return "the loss changes with it, but it has no gradient, as of a detached part"
-    return "a straight-through estimator, a detached part or a wrong custom backward pass"
+    return (
+        "a straight-through estimator, a detached part, a hook that changes gradients, or a wrong "
+        "custom backward pass"
+    )
 
 
 def _has_empty_rows(place: _Place, name: str) -> bool:

@@ -11,6 +11,7 @@ from flatkit.devices import give_back
 from flatkit.errors import NonDeterministicError, NonFiniteError
 from flatkit.objective.proofs.derivative import prove_gradient
 from flatkit.objective.proofs.examination import Check, Examination, Found, prove
+from flatkit.objective.proofs.signs import signed_weights
 from flatkit.objective.proofs.splitting import Look, prove_apart, prove_parts, telling_rows
 from flatkit.objective.proofs.tables import padded_tables
 from flatkit.objective.pytree import Tree, leaves
@@ -40,7 +41,7 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
     checks = [
         prove("deterministic", lambda: _deterministic(look)),
         prove("additive", lambda: prove_parts(look, chosen=chosen)),
-        *_padding(function),
+        *_held(function),
     ]
     precise = function if function.dtype == torch.float64 else function.in_double()
     in_parts = checks[1].passed and function.divisible and not look.mean_over
@@ -61,13 +62,18 @@ def _seed(device: torch.device) -> None:
         torch.default_generator.manual_seed(0)
 
 
-def _padding(function: "Objective") -> list[Check]:
-    """Return which vectors of padding are held constant."""
-    names = [name for name in padded_tables(function.model) if name in function.space.names]
-    if not names:
-        return []
-    how = f"the vectors of padding_idx are held constant, as in training: {', '.join(names)}"
-    return [Check("padding", True, how)]
+def _held(function: "Objective") -> list[Check]:
+    """Return what is held constant: vectors of padding, signs of orthogonal weights."""
+    held = {
+        "padding": ("vectors of padding_idx", padded_tables(function.model)),
+        "signs": ("signs of orthogonal weights", signed_weights(function.model)),
+    }
+    found: list[Check] = []
+    for check, (what, names) in held.items():
+        own = ", ".join(name for name in names if name in function.space.names)
+        if own:
+            found.append(Check(check, True, f"the {what} are held constant, as in training: {own}"))
+    return found
 
 
 def _deterministic(look: Look) -> Found:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -143,6 +144,19 @@ def weights_of(batch: Any) -> str:
         return ""
     found = [key for key in WEIGHTS if isinstance(batch.get(key), Tensor)]
     return found[0] if len(found) == 1 else ""
+
+
+def way_out(data: Any) -> str:
+    """Return how what is no kind of data becomes one, where that is plain.
+
+    >>> way_out(numpy.ones(2)), way_out(3)
+    ('; make tensors of arrays, torch.from_numpy(x)', '')
+    """
+    if isinstance(data, Tensor):
+        return "; for inputs alone give a dictionary by the names that the model takes, {'x': x}"
+    parts = data.values() if isinstance(data, Mapping) else [data]
+    arrays = any(isinstance(part, numpy.ndarray) for part in parts)
+    return "; make tensors of arrays, torch.from_numpy(x)" if arrays else ""
 
 
 def _tree(batch: Any) -> Tree | None:

@@ -37,6 +37,7 @@ class Samples:
         probe: of such, one of two samples, of the first and of the second; None if unknown.
         mixed: whether the batches are made anew on every pass of the loader.
         around: what goes around a loss, in order, so that it takes the targets as they are.
+        processes: among how many a sampler shares out the data; these are the share of one.
     """
 
     inputs: Tree
@@ -50,6 +51,7 @@ class Samples:
     probe: Tree = None
     mixed: bool = False
     around: tuple[Callable[[Any], Any], ...] = ()
+    processes: int = 1
 
     def __len__(self) -> int:
         """Return the number of rows: samples, or batches that cannot be cut."""
@@ -114,6 +116,7 @@ class Samples:
             "indices": self.numbers(),
             "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
             **({} if self.counts is None else {"batches": len(self.counts)}),
+            **({"share_of_one_process_in": self.processes} if self.processes > 1 else {}),
             **({"targets_converted": self.converted} if self.converted else {}),
         }
 

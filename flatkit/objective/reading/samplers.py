@@ -81,6 +81,17 @@ def chosen_by(loader: DataLoader[Any], length: int) -> Chosen:
     return Chosen(rows, batches)
 
 
+def processes_of(loader: DataLoader[Any] | None) -> int:
+    """Return among how many processes a sampler of a loader shares out the samples.
+
+    >>> processes_of(DataLoader(range(3)))
+    1
+    """
+    asked = (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
+    found = [getattr(sampler, "num_replicas", 1) for sampler in asked]
+    return max(n if isinstance(n, int) else 1 for n in found)
+
+
 def _of_random(sampler: RandomSampler | WeightedRandomSampler, length: int) -> Tensor:
     """Return the positions that torch's own random samplers go through, without any draw."""
     name = type(sampler).__name__

@@ -25,16 +25,19 @@ from flatkit.objective.reading.batches import (
     inputs_in,
     plain,
     targets_in,
+    way_out,
 )
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.reading.sample_set import Drawn, Samples
-from flatkit.objective.reading.samplers import Chosen, chosen_by
+from flatkit.objective.reading.samplers import Chosen, chosen_by, processes_of
 from flatkit.objective.users_code import users_code
 
 Data: TypeAlias = Any
 """Tensors, a data set or a DataLoader: what `collect` takes."""
 Collate: TypeAlias = Callable[[list[Any]], Any]
 
+_ENDLESS = 2**20
+"""Samples of data without a length after which they are taken for endless."""
 _KINDS = (
     "two tensors (inputs, targets), a dictionary or a longer tuple of tensors, a data set or a "
     "DataLoader"
@@ -91,7 +94,8 @@ def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> S
         if loader is not None and _goes_its_own_way(loader):
             return _from_batches(loader, samples, cut=cut)
         if _has_length(source):
-            return _from_map(source, loader, samples, seed, cut=cut)
+            found = _from_map(source, loader, samples, seed, cut=cut)
+            return replace(found, processes=processes_of(loader))
         if loader is not None and loader.batch_size is not None:
             return _from_batches(loader, samples, cut=cut)
         return _from_items(source if loader is None else loader, samples, cut=cut)
@@ -127,7 +131,9 @@ def check_data(name: str, data: Any) -> None:
         or is_tensor
         or not (_has_length(data) or isinstance(data, Iterable))
     ):
-        raise InvalidArgumentError(f"{name} must be {_KINDS}, got {type(data).__name__}")
+        raise InvalidArgumentError(
+            f"{name} must be {_KINDS}, got {type(data).__name__}{way_out(data)}"
+        )
 
 
 def _refuse_what_has_no_rows(name: str, data: Any) -> None:
@@ -158,7 +164,7 @@ def _from_map(
     if cut and collate is default_collate and _is_of_tensors(source):
         batch = [tensor[chosen].contiguous() for tensor in source.tensors]
         return replace(_as_rows(batch, len(source), chosen), drawn=drawn)
-    _check_items(source, int(chosen[0]), collate)
+    _check_items(source, chosen[:2].tolist(), collate)
     if cut and _can_be_cut(source, chosen[:2].tolist(), collate):
         batch = collated([source[index] for index in chosen.tolist()], collate)
         tree = plain(batch, len(chosen))
@@ -207,13 +213,14 @@ def _batch_size(loader: DataLoader[Any]) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _check_items(source: Any, row: int, collate: Collate) -> None:
+def _check_items(source: Any, rows: list[int], collate: Collate) -> None:
     """Refuse items that are no samples, and those that differ when they are asked for again."""
-    first, again = source[row], source[row]
+    first, again = source[rows[0]], source[rows[0]]
     sample = isinstance(first, (Mapping, Sequence, Tensor)) and not isinstance(first, str)
     if collate is default_collate and not (sample or tensors_in(first)):
         raise InvalidArgumentError(
             f"data must be {_KINDS}, got a {type(source).__name__} of {type(first).__name__}"
+            f"{way_out(first)}"
         )
     _refuse_what_has_no_rows("the data set", first)
     one, two = (tensors_in(_batch_of([item], collate)) for item in (first, again))
@@ -221,6 +228,14 @@ def _check_items(source: Any, row: int, collate: Collate) -> None:
         raise NonDeterministicError(
             "the data set gives a different sample each time it is asked (random augmentation?); "
             "give the data without augmentation"
+        )
+    if collate is default_collate:
+        return
+    one, two = (tensors_in(collated([source[row] for row in rows], collate)) for _ in range(2))
+    if len(one) != len(two) or not same(one, two):
+        raise NonDeterministicError(
+            "the collate_fn of the DataLoader makes another batch of the same samples each time "
+            "(mixup, random masks or crops?); give one that draws nothing at random"
         )
 
 
@@ -282,6 +297,8 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
     counts: list[int] = []
     trees: list[Any] = []
     for size, batch in _stream(loader):
+        if samples is None and sum(counts) >= _ENDLESS:
+            raise _endless()
         _refuse_what_has_no_rows("the batches", batch)
         tree = plain(batch, size) if cut else None
         raw.append(batch)
@@ -301,11 +318,20 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
     return _as_units(raw, counts, torch.arange(count), known, drawn)
 
 
+def _endless() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"the iterable data have {_ENDLESS:,} samples or more, or no end; say by `samples` how "
+        "many of the first are to be measured"
+    )
+
+
 def _from_items(stream: Iterable[Any], samples: int | None, *, cut: bool) -> Samples:
     """Return the samples of an iterable data set."""
     if isinstance(iter(stream), type(stream)) and iter(stream) is stream:
         raise InvalidArgumentError("the data can be read only once; give a data set")
-    items = list(islice(stream, samples))
+    items = list(islice(stream, samples or _ENDLESS))
+    if samples is None and len(items) == _ENDLESS:
+        raise _endless()
     if not items:
         raise InvalidArgumentError("the data hold no samples")
     if samples is not None and len(items) < samples:
