@@ -11,8 +11,8 @@ import click
 from flatkit.errors import InterruptedAnalysis
 from flatkit.measures.registry import MEASURES
 from flatkit_cli.measuring import given_settings, measuring_options
-from flatkit_cli.options import Command
 from flatkit_cli.output import take_output
+from flatkit_cli.processes import SharedCommand, processes_option
 from flatkit_cli.subject import take_subject
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MEASURE_HELP = "".join(f"\n  {name:<23} {MEASURES.help(name)}" for name in MEAS
 
 
 @click.command(
-    cls=Command,
+    cls=SharedCommand,
     short_help="measure curvature, flatness and landscape of a checkpoint",
     help=f"""Measure curvature, flatness and landscape of CHECKPOINT.
 
@@ -43,6 +43,7 @@ Measures (the costly ones and what follows from others only when named):{_MEASUR
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @measuring_options
+@processes_option
 def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)

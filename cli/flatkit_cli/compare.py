@@ -12,16 +12,18 @@ from flatkit.checkpoints.parts import Parts
 from flatkit.comparison.entries import saved
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
+from flatkit_cli.launched import speaks
 from flatkit_cli.measuring import given_settings, measuring_options
-from flatkit_cli.options import Command, option, take_settings
+from flatkit_cli.options import option, take_settings
 from flatkit_cli.output import pairs_option, take_output
+from flatkit_cli.processes import SharedCommand, processes_option
 
 if TYPE_CHECKING:
     from flatkit.results.comparison import Comparison
 
 
 @click.command(
-    cls=Command,
+    cls=SharedCommand,
     short_help="measure checkpoints alike, or put saved reports side by side",
     help="""Measure checkpoints alike and put them in one table, also saved reports.
 
@@ -62,6 +64,7 @@ flatkit compare sgd.json gam.json --figures figures --markdown report.md
     help="Checkpoints at once, each in a process.  [default: as cores, for small nets]",
 )
 @measuring_options
+@processes_option
 @pairs_option
 @option(
     "--markdown",
@@ -86,7 +89,7 @@ def compare(
     output = take_output(options)
     given = {"entry": options.pop("entry"), **take_settings(Parts, options)}
     settings = given_settings(options)
-    if markdown is not None:
+    if markdown is not None and speaks():
         check_writable(markdown)
     output.check()
     if all(subject.endswith(".json") for subject in subjects):
@@ -120,7 +123,7 @@ def compare(
     output.write(comparison, lambda: output.show(comparison, lambda: comparison_table(comparison)))
     if output.json_file == "-":
         warn(comparison)
-    if markdown is not None:
+    if markdown is not None and speaks():
         _write_markdown(comparison, markdown)
     output.draw(comparison)
 

@@ -15,13 +15,15 @@ from flatkit.files import check_writable
 from flatkit.landscape.directions import DIRECTIONS, kind_named
 from flatkit.landscape.settings import LandscapeSettings
 from flatkit_cli.drawing import names_in, take_drawing
-from flatkit_cli.options import Command, option, setting_options, take_settings
+from flatkit_cli.launched import speaks
+from flatkit_cli.options import option, setting_options, take_settings
 from flatkit_cli.pictures import (
     check_pictures,
     draw_surfaces,
     picture_options,
     show_numbers,
 )
+from flatkit_cli.processes import SharedCommand, processes_option
 from flatkit_cli.subject import subject_options, take_subjects
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def _kinds() -> str:
 
 
 @click.command(
-    cls=Command,
+    cls=SharedCommand,
     short_help="draw the loss around, between and along checkpoints",
     help=f"""Measure and draw the loss, accuracy and gradient norm around CHECKPOINT..., between
 them, or along the trajectory that they are.
@@ -83,6 +85,7 @@ Directions:
 @click.option("--export", "exports", metavar="KIND[,KIND]", help="Also csv, h5 or vtk.")
 @option("--figures/--no-figures", default=True, help="Whether to draw, in OUT.", group="Pictures")
 @picture_options
+@processes_option
 @click.option("--overwrite", is_flag=True, help="Replace what was measured otherwise.")
 def landscape(
     checkpoints: Sequence[Path],
@@ -106,18 +109,19 @@ def landscape(
 
     for kind in kinds:
         check_choice("export", kind, EXPORTS)
-    check_writable(out / "surface.npz")
+    if speaks():
+        check_writable(out / "surface.npz")
 
     from flatkit.landscape import export_surface, measure_into, plan_landscapes
 
     def draw(surfaces: "Sequence[Surface]") -> None:
-        if figures:
+        if figures and speaks():
             draw_surfaces(surfaces, out, style=style, drawing=drawing, interactive=interactive)
 
     surfaces = []
     for job in plan_landscapes([make_source(path) for path in checkpoints], settings):
         path = out / f"{_stem(job)}.npz"
-        if not surfaces and not path.exists():
+        if speaks() and not surfaces and not path.exists():
             _say_plan(job, len(checkpoints))
         with _progress(job.name) as progress:
             surface = measure_into(
@@ -130,7 +134,7 @@ def landscape(
             )
         surfaces.append(surface)
         click.echo(f"surface: {path}", err=True)
-        for kind in kinds:
+        for kind in kinds if speaks() else ():
             exported = export_surface(surface, path.with_suffix(f".{kind}"), kind)
             click.echo(f"export: {exported}", err=True)
     draw(surfaces)

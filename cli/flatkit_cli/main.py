@@ -13,7 +13,9 @@ import click
 from flatkit.checks import nearest
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
 from flatkit.version import __version__
+from flatkit_cli.launched import is_launched
 from flatkit_cli.options import flags_of, in_flags
+from flatkit_cli.processes import as_rank
 
 _COMMANDS = {
     "analyze": "measure curvature, flatness and landscape of a checkpoint",
@@ -79,11 +81,15 @@ def cli(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 2 for wrong usage, 1 for failure, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    return as_rank(lambda: _run(arguments)) if is_launched() else _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     # Anywhere on the line, because that is where it is added after an error.
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = cli.main(arguments, prog_name="flatkit", standalone_mode=False)
+        code = cli.main(arguments, prog_name="flatkit", standalone_mode=False, obj=arguments)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())

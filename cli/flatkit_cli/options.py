@@ -16,6 +16,7 @@ from flatkit_cli.assignments import (
     parse_renames,
     split_entries,
 )
+from flatkit_cli.launched import refuse_launcher
 
 if TYPE_CHECKING:
     _Choice = click.Choice[str]
@@ -28,6 +29,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class Command(click.Command):
     """A command whose help lists the options under their headings."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, in the only process.
+
+        Raises:
+            InvalidArgumentError: a launcher started several.
+        """
+        refuse_launcher(self.name)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, those without a heading last."""

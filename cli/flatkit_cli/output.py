@@ -9,6 +9,7 @@ import click
 
 from flatkit.files import check_writable
 from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
+from flatkit_cli.launched import speaks
 from flatkit_cli.options import F, Names, option
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Output:
         Raises:
             OutputError: the file or folder cannot be written.
         """
+        if not speaks():
+            return
         if self.json_file not in (None, "-"):
             check_writable(self.json_file)
         if self.figures is not None:
@@ -65,6 +68,8 @@ class Output:
 
     def save(self, result: "Report | Comparison") -> None:
         """Save the result, or print it as JSON, if that is asked for."""
+        if not speaks():
+            return
         if self.json_file == "-":
             click.echo(result.to_json())
         elif self.json_file is not None:
@@ -73,6 +78,8 @@ class Output:
 
     def show(self, result: "Report | Comparison", text: Callable[[], Any]) -> None:
         """Print a table of the result: `text()` for the terminal, or in the format asked for."""
+        if not speaks():
+            return
         if self.format == "text":
             show(text())
         else:
@@ -84,6 +91,8 @@ class Output:
 
     def draw(self, comparison: "Comparison") -> None:
         """Write the figures and the page, if they are asked for; say why there are no figures."""
+        if not speaks():
+            return
         if self.figures is not None and not draw(comparison, self.figures, self.drawing):
             from flatkit.render.plots import what_is_drawn
 

@@ -11,8 +11,9 @@ import click
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit_cli.analyze import progress_bar
-from flatkit_cli.options import Command, setting_options
+from flatkit_cli.options import setting_options
 from flatkit_cli.output import output_options, show, take_output
+from flatkit_cli.processes import SharedCommand, processes_option
 from flatkit_cli.subject import subject_options, take_subject
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    cls=Command,
+    cls=SharedCommand,
     short_help="say whether the theory of flatness holds at a checkpoint",
     help="""Measure R0 and R1 over a ladder of rho at each CHECKPOINT and hold them against the top
 eigenvalue. Each claim of the theory holds, fails, or cannot be told, with the reason. Several
@@ -39,6 +40,7 @@ flatkit verify runs/gam/epoch-*.pt --figures figures
 @setting_options(ObjectiveSettings)
 @setting_options(AnalysisSettings, only=("rho", "search_budget"), defaults={"rho": "a ladder"})
 @output_options
+@processes_option
 def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)

@@ -1,6 +1,7 @@
 """`compare`: measures run on several checkpoints, side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from warnings import warn
@@ -13,6 +14,7 @@ from flatkit.comparison.functions import objective_differences
 from flatkit.comparison.naming import Groups, named, placed, runs_of, unmatched
 from flatkit.comparison.sharing import Build, Completion, at_once, jobs_for
 from flatkit.comparison.watching import RunsWatcher, watcher_of_runs
+from flatkit.devices.joining import current
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.report import Subject, analyze, plan
 from flatkit.measures.settings import AnalysisSettings
@@ -90,13 +92,18 @@ def compare(
     _ = placed(runs, groups, [("", None)] * len(runs))  # what is wrong with them is said at once
     if remark := unmatched(runs, groups):
         warn(remark, stacklevel=2)
-    watcher = watcher_of_runs(progress)
+    ranks = current()
+    watcher = watcher_of_runs(progress if ranks.is_first else False)
+    if ranks.count > 1:  # they take one checkpoint after the other, together
+        jobs = 1
     if jobs is None:
         jobs = jobs_for(list(measured.values()), chosen, completion, quiet=not callable(progress))
     reports = {n: r.subject.report for n, r in enumerate(runs) if isinstance(r.subject, Entry)}
     names = {number: runs[number].name for number in measured}
-    with finished(journal, chosen, completion, measured, fresh=fresh) as done:
-        work = _Work(completion, command, done, watcher, names, fresh)
+    with finished(
+        journal if ranks.is_first else None, chosen, completion, measured, fresh=fresh
+    ) as done:
+        work = _Work(completion, command, done, watcher, names, fresh, chosen)
         reports |= work.reports(measured, jobs)
     found = [reports[number] for number in range(len(runs))]
     return Comparison(entries_of(runs, found, groups))
@@ -112,6 +119,7 @@ class _Work:
         watcher: is told.
         names: of the runs, by number.
         fresh: as of `compare`.
+        settings: of every analysis.
     """
 
     def __init__(
@@ -122,7 +130,9 @@ class _Work:
         watcher: RunsWatcher,
         names: Mapping[int, str],
         fresh: bool,
+        settings: AnalysisSettings,
     ) -> None:
+        self._settings = settings
         self._completion, self._command = completion, command
         self._done, self._watcher, self._names, self._fresh = done, watcher, names, fresh
 
@@ -134,7 +144,7 @@ class _Work:
         """
         if not subjects:
             return {}
-        found = self._done.reports(subjects)
+        found = _told(lambda: self._done.reports(subjects))
         left = {number: s for number, s in subjects.items() if number not in found}
         kept = {self._names[number]: report for number, report in found.items()}
         self._watcher.begin(list(self._names.values()), jobs, kept)
@@ -150,12 +160,24 @@ class _Work:
         return found
 
     def _run(self, left: Mapping[int, Any], jobs: int) -> Iterator[tuple[int, Report]]:
-        journals = {number: self._done.journal(number, s) for number, s in left.items()}
-        settings = {number: self._done.wanted(s) for number, s in left.items()}
+        ranks = current()
+        journals = ranks.decided(lambda: [self._done.journal(n, s) for n, s in left.items()])
+        wanted = ranks.decided(lambda: [self._done.wanted(s).measures for s in left.values()])
+        journals = dict(zip(left, journals, strict=True))
+        settings = {
+            number: replace(self._settings, measures=measures)
+            for number, measures in zip(left, wanted, strict=True)
+        }
         if left:
             number, subject = next(iter(left.items()))
             task = self._completion.task
-            self._watcher.plan(lambda: plan(task(subject), settings=settings[number]), len(left))
+            if ranks.count > 1:  # all make it, or none could
+                schedule = plan(task(subject), settings=settings[number])
+                _ = schedule.forecast
+                self._watcher.plan(lambda: schedule, len(left))
+            else:
+                first = settings[number]
+                self._watcher.plan(lambda: plan(task(subject), settings=first), len(left))
         if jobs > 1:
             yield from at_once(
                 analyze_file,
@@ -190,6 +212,15 @@ class _Work:
                 "same `task`, or `model`, `data` and `loss`; reports that were saved one by one "
                 "(flatkit analyze, with `json`) are shown side by side, with a warning"
             )
+
+
+def _told(reports: Callable[[], dict[int, Report]]) -> dict[int, Report]:
+    """Return the reports that the first rank has kept."""
+    ranks = current()
+    if ranks.count == 1:
+        return reports()
+    texts = ranks.decided(lambda: {n: report.to_json() for n, report in reports().items()})
+    return {int(number): Report.from_json(text) for number, text in texts.items()}
 
 
 _shared: dict[str, Completion] = {}

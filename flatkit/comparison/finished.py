@@ -12,6 +12,7 @@ from warnings import warn
 import torch
 
 from flatkit.checkpoints.checkpoint import Checkpoint
+from flatkit.devices.joining import apart
 from flatkit.files.store import Store, forget
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.digest import parts_of
@@ -164,7 +165,8 @@ def finished(
     if path is None:
         yield Finished(settings)
         return
-    about = {**_identity(settings), **_about_task(settings, completion, subjects or {})}
+    with apart():  # of several ranks the first alone is here
+        about = {**_identity(settings), **_about_task(settings, completion, subjects or {})}
     with Store(path, about, fresh=fresh) as store:
         yield Finished(settings, store)
 

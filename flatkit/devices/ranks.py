@@ -7,23 +7,18 @@ alike. What a clock or the free memory decides, the first decides for all.
 
 import json
 import os
-import platform
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from flatkit import errors
 from flatkit.errors import FlatkitError, InvalidArgumentError, LostRankError, RankError
-from flatkit.version import __version__
 
 _BYTES = 8
 """Of a float64 and an int64."""
@@ -224,9 +219,11 @@ class Ranks:
                     "start the same command, with the same files and packages, on all"
                 )
 
-    def claim(self, name: str) -> bool:
-        """Whether this rank is the first of all that asks for a name."""
-        return self.count == 1 or self._store.add(f"claim/{name}", 1) == 1
+    def leave(self, error: Exception) -> None:
+        """Leave word for those that find this rank gone, why it is."""
+        with suppress(RuntimeError):  # whoever held the store may be gone too
+            if not isinstance(error, LostRankError):
+                self._store.set(f"left/{self.rank}", json.dumps(self._named(error)))
 
     def _add_up(self, total: Tensor | None, sums: Tensor | None, *, failed: bool) -> None:
         kind = torch.zeros(0, dtype=torch.float64) if total is None else total.detach().flatten()
@@ -299,97 +296,22 @@ class Ranks:
             return unknown
         if not lost:
             return unknown
+        for rank in lost:
+            if self._store.check([f"left/{rank}"]):
+                _, _, text = json.loads(self._store.get(f"left/{rank}"))
+                return f"rank {rank} of {self.count} failed: {text}"
         names = ", ".join(map(str, lost))
         return f"rank {names} of {self.count} was lost: it died, was killed or ran out of memory"
 
     def _answers(self, rank: int) -> bool:
         host, process = json.loads(self._store.get(f"process/{rank}"))
+        if self._store.check([f"left/{rank}"]):
+            return False
         here = host == socket.gethostname()
         return self._store.check([f"alive/{rank}"]) or (here and _lives(process))
 
 
 ALONE = Ranks()
-_CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
-
-
-def current() -> Ranks:
-    """Return the ranks that share what is made from now on: those of `joined`, or this one alone.
-
-    >>> current().count
-    1
-    """
-    return _CURRENT.get()
-
-
-def were_started() -> bool:
-    """Whether a launcher started several processes of this job.
-
-    >>> were_started()
-    False
-    """
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-@contextmanager
-def joined() -> Generator[Ranks]:
-    """Join the processes that `torchrun` started; what is measured inside is shared out among them.
-
-    Every rank runs the same program: each pass over the samples is cut among all of them, and all
-    have the same numbers. A group of torch.distributed that is there already is used; else one is
-    made, and is gone at the end. Without a launcher this is the only process.
-
-    Raises:
-        InvalidArgumentError: more ranks on a machine than GPUs, where it has some.
-        RankError: the ranks have different versions of flatkit, torch or Python.
-
-    >>> with joined() as ranks:
-    ...     ranks.count
-    1
-    """
-    if not were_started():
-        yield ALONE
-        return
-    _take_gpu()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    own = not distributed.is_initialized()
-    if own:
-        store, rank, count = next(rendezvous("env://"))
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
-        group = distributed.group.WORLD
-    else:
-        store = distributed.distributed_c10d._get_default_store()  # pyright: ignore
-        group = distributed.new_group(backend=backend)
-    name = f"flatkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    apart = PrefixStore(name, store)
-    rank = distributed.get_rank()
-    apart.set(f"process/{rank}", json.dumps([socket.gethostname(), os.getpid()]))
-    ranks = Ranks(rank, distributed.get_world_size(), group, apart)
-    token = _CURRENT.set(ranks)
-    versions = {"flatkit": __version__, "torch": torch.__version__}
-    try:
-        ranks.check_alike({**versions, "Python": platform.python_version()})
-        yield ranks
-    finally:
-        _CURRENT.reset(token)
-        if own:
-            distributed.destroy_process_group()
-
-
-def _take_gpu() -> None:
-    """Let `cuda` be the GPU of this rank.
-
-    Raises:
-        InvalidArgumentError: there are fewer GPUs than ranks here.
-    """
-    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not gpus:
-        return
-    if here > gpus:
-        raise InvalidArgumentError(
-            f"{here} ranks need as many GPUs on this machine, and it has {gpus}; start fewer, or "
-            "hide the GPUs (CUDA_VISIBLE_DEVICES=) to compute on the CPU"
-        )
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _lives(process: int) -> bool:

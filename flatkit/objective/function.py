@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from flatkit.checks import check_choice, check_count
 from flatkit.devices import ordinary_torch
-from flatkit.devices.ranks import ALONE, current
+from flatkit.devices.joining import current
+from flatkit.devices.ranks import ALONE
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
 from flatkit.objective.kept import ask

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flatkit import FisherOperator, GaussNewtonOperator, HessianOperator, analyze
-from flatkit.devices.ranks import Ranks, current, joined
+from flatkit.devices.joining import current, joined
+from flatkit.devices.ranks import Ranks
 from flatkit.errors import FlatkitError
 from flatkit.landscape.job import LandscapeJob
 from flatkit.landscape.subspaces import Subspace

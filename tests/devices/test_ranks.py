@@ -1,6 +1,5 @@
 """Two and three processes over gloo: the numbers of one, and of a dense float64 reference."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.devices.ports import free_port
 from tests.devices.ranks_worker import (
     CLASSES,
     INPUTS,
@@ -23,12 +23,6 @@ from tests.processes import start
 pytestmark = pytest.mark.distributed
 Results = list[dict[str, Any]]
 KINDS = ("one chunk", "chunks", "weights", "norm")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
