@@ -244,4 +244,5 @@ def _digest(subject: Any) -> str:
     else:
         return ""
     place = subject.path if isinstance(subject, Checkpoint) else subject
+    # With the place, which a report names.
     return hashlib.sha256(f"{content} {place}".encode()).hexdigest()

@@ -236,6 +236,7 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
     rounding = _ALIKE * max(abs(reading.value) for reading in (*one.readings, *other.readings))
     stuck = seeds is not None and seeds.error <= rounding < abs(difference)  # no spread is known
     usable = (known or sampling is not None) and not single and not stuck
+    # Norms and largest eigenvalues of few samples are too large; what both have of it is no news.
     few = 0.0 if sampling is None else one.bias - other.bias
     found = interval(difference - few, parts, bound) if usable else None
     by: PairedBy = "samples" if seeds is None and sampling is not None else "none"

@@ -77,6 +77,7 @@ def in_processes(
         finally:
             idle.put(worker)
 
+    # A thread a process, which only waits for its answer.
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(call, arguments) for arguments in calls]
         try:
@@ -84,6 +85,7 @@ def in_processes(
         finally:
             for future in futures:
                 future.cancel()
+            # What is under way is not waited for: killed, a process answers with an empty line.
             for worker in workers:
                 worker.stop()
 
@@ -109,6 +111,7 @@ class _Worker:
             f"import sys; sys.path = {sys.path!r}; "
             f"from {__name__} import serve; serve()"  # by name: this file is its own protocol
         )
+        # Numerical libraries read how many threads they have once, when they are loaded.
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
@@ -125,6 +128,7 @@ class _Worker:
             process.stdin.write(json.dumps([name, list(arguments)]).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
+        # A process that died has left no line, or half of one.
         if not line.endswith(b"\n"):
             raise FlatkitError(
                 f"a process that computed ended with exit code {process.wait()}, perhaps for want "

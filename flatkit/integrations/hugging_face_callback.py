@@ -114,6 +114,7 @@ class CurvatureCallback(_Base):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure and log, if this epoch is one to measure at."""
+        # A sum of shares of an epoch, a whole number but for rounding.
         if self._intervals.epoch(round(state.epoch)):
             self._look(kwargs["model"], state, control)
 

@@ -34,6 +34,7 @@ class Intervals:
 
     def step(self, number: int) -> bool:
         """Return whether to measure after a step; batches of one step ask more than once."""
+        # Batches that accumulate do not move the number of the step.
         new, self._last = number != self._last, number
         return new and self._steps is not None and number % self._steps == 0
 

@@ -24,6 +24,7 @@ _SAMPLES = 256
 
 def _library() -> ModuleType:
     names = ("lightning.pytorch", "pytorch_lightning")
+    # What is loaded first: the trainer of one package does not take callbacks of the other.
     for name in sorted(names, key=lambda name: name not in sys.modules):
         try:
             return import_module(name)

@@ -60,6 +60,7 @@ def _h5(surface: Surface) -> bytes:
             "HDF5 needs the package h5py: pip install 'flatkit[hdf5]', or export csv"
         ) from error
     memory = io.BytesIO()
+    # In this order, not in that of the alphabet.
     with h5py.File(memory, "w", track_order=True) as file:
         file.attrs["header"] = json.dumps(dict(surface.header), ensure_ascii=False)
         for name, steps in surface.axes.items():

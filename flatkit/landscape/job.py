@@ -95,6 +95,7 @@ class LandscapeJob:
             )
             for split, objective in self._alone.items()
         }
+        # The smaller one: a point goes with the same others through both.
         self.batch = min(each.batch for each in self._evaluators.values())
         self.objectives, self.quantities = objectives, tuple(quantities)
         self._memory = memory

@@ -197,9 +197,11 @@ def _height(
     shares = numpy.linspace(0.0, 1.0, _BETWEEN)
     for steps, a, b in zip(surface.axes.values(), start, end, strict=True):
         if a != b:
+            # Between lines of the grid the surface is smooth: what stands out lies on one.
             crossings = (steps - a) / (b - a)
             shares = numpy.union1d(shares, crossings[(crossings > 0) & (crossings < 1)])
     way = numpy.outer(1 - shares, start) + numpy.outer(shares, end)  # [n, D]
+    # Without rounding, which could put an end a hair outside of the grid.
     way[0], way[-1] = start, end
     axes = tuple(reversed(list(surface.axes.values())))
     loss = interpn(axes, values, way[:, ::-1], method="linear")
@@ -212,6 +214,7 @@ def _crossing(steps: numpy.ndarray, rise: numpy.ndarray) -> float | None:
         if math.isnan(rise[i]):
             return None
         if rise[i] >= 0:
+            # Towards infinity no point in between can be told.
             if math.isinf(rise[i]):
                 return float(steps[i])
             share = -rise[i - 1] / (rise[i] - rise[i - 1])

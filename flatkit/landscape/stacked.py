@@ -96,6 +96,7 @@ class StackedPoints:
             with_accuracy: also the accuracy, of a classifier.
         """
         count = len(steps)
+        # Filled up with the centre, so that every pass has the same shapes and memory.
         filled = [*steps, *[[0.0] * len(self._directions)] * (self.batch - count)]
         t = torch.tensor(filled, dtype=self._theta.dtype, device=self._theta.device)  # [K, D]
         points = _Points(t, self._weights(t), self._buffers)

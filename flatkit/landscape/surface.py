@@ -132,9 +132,11 @@ class Surface(Shown):
             OutputError: it cannot be written.
         """
         header = {"schema": SCHEMA, "flatkit": __version__, **self.header}
+        # JSON has no infinities; where values may be infinite they are arrays.
         text = json.dumps(header, allow_nan=False, ensure_ascii=False)
         axes = {f"axis_{name}": steps for name, steps in self.axes.items()}
         arrays: dict[str, Any] = {**axes, **self.quantities, _MEASURED: self.measured}
+        # Text, not an object, which only a pickle would hold.
         arrays[_HEADER] = numpy.array(text)
         return write_atomically(path, lambda file: numpy.savez_compressed(file, **arrays))
 

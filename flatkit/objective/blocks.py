@@ -114,6 +114,7 @@ def blocks_of(objective: Objective) -> Blocks | str:
     rows = objective.num_rows
     if rows < LEAST_BLOCKS:
         return f"{rows} samples are too few, {LEAST_BLOCKS} are the least"
+    # The same blocks in every run, so that those of two checkpoints make pairs.
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     return Blocks(objective, order.tensor_split(min(MOST_BLOCKS, rows)))
 

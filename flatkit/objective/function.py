@@ -259,6 +259,7 @@ class Objective(PlacedModel, OverSamples):
         names = self.space.matching([patterns] if isinstance(patterns, str) else patterns)
         part = copy.copy(self)
         parts = self.space.unflatten(self.theta)
+        # Chosen anew: of fewer parameters another engine may be faster.
         part.engine_choices = {}
         part.kept = self.kept and self.kept.part(names, self.theta)
         part.space = ParameterSpace.of({name: parts[name] for name in names})

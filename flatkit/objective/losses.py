@@ -286,6 +286,7 @@ class WeightedMean:
         counted = targets != self._module.ignore_index
         weights = counted.double()
         if self._weight is not None:
+            # Targets that do not count may lie outside of the weights: class 0 stands in.
             weights = weights * self._weight[targets * counted]
         return weights.reshape(len(targets), -1).sum(1)
 

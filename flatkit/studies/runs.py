@@ -65,6 +65,7 @@ def study_runs(study: Study, chosen: Mapping[tuple[str, str], Mapping[str, Any]]
             _folder(condition, arm.name, f"seed-{seed}"),
             study.training(condition, arm, seed, values),
         )
+        # Seeds outermost: a study that is stopped has each arm as often.
         for seed, condition, arm in product(study.seeds, study.conditions, study.arms)
     ]
 
