@@ -202,8 +202,8 @@ class _Work:
             yield number, report
 
     def _refuse_differences(self, found: Mapping[int, Report], new: int) -> None:
-        first = min(found)
-        pair = {self._names[number]: found[number] for number in (first, new)}
+        first = next(iter(found))  # done before: of several processes any may be
+        pair = {self._names[number]: found[number] for number in sorted((first, new))}
         entries = [Entry(name, name, report) for name, report in pair.items()]
         differences = objective_differences(Comparison(entries))
         if differences:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -58,6 +59,18 @@ def test_different_functions_are_refused_by_what_differs(files, jobs):
     other = files[2]  # of 50 samples, not 40
     with pytest.raises(InvalidArgumentError, match=r"which samples.* data: gaussians, sha256"):
         flatkit.compare([files[0], other], measures=["loss"], jobs=jobs, progress=False)
+
+
+def test_different_functions_are_refused_whichever_is_done_first(files, monkeypatch):
+    def from_the_last_on(_, subjects, settings, *others, **more):
+        for number in reversed(subjects):
+            report = flatkit.analyze(subjects[number], settings=settings[number], progress=False)
+            yield number, report
+
+    module = import_module("flatkit.comparison.compare")
+    monkeypatch.setattr(module, "at_once", from_the_last_on)
+    with pytest.raises(InvalidArgumentError, match=r"samples: 32 \(0\), 40 \(2\)"):
+        flatkit.compare([files[0], files[2]], measures=["loss"], jobs=2, progress=False)
 
 
 @pytest.mark.usefixtures("_one_thread")
