@@ -128,7 +128,7 @@ def test_the_task_is_built_once_and_its_model_has_its_own_weights_again(runs):
 
 def test_what_one_file_lacks_does_not_stay_from_the_one_before(runs):
     """A checkpoint without a bias that may be missing gets that of the model as it was built."""
-    partial = torch.load(runs / "sgd-seed0" / "epoch-9.pt")
+    partial = torch.load(runs / "sgd-seed0" / "epoch-9.pt", weights_only=True)
     del partial["last.bias"]
     torch.save(partial, runs / "partial.pt")
     torch.manual_seed(5)
@@ -143,7 +143,7 @@ def test_what_one_file_lacks_does_not_stay_from_the_one_before(runs):
 def test_lightning_reports_tasks_and_comparisons_mix(runs, tmp_path):
     state = {
         f"model.{name}": tensor
-        for name, tensor in torch.load(runs / "sgd-seed0" / "epoch-9.pt").items()
+        for name, tensor in torch.load(runs / "sgd-seed0" / "epoch-9.pt", weights_only=True).items()
     }
     lightning = {"state_dict": state, "epoch": 4, "pytorch-lightning_version": "2.4.0"}
     torch.save(lightning, tmp_path / "lit.ckpt")
@@ -185,7 +185,7 @@ def test_what_is_wrong_with_subjects_and_groups_is_said(subjects, more, message,
 
 
 def test_a_run_that_an_expression_does_not_fit_is_told(runs):
-    state = torch.load(runs / "gam-seed0" / "epoch-10.pt")
+    state = torch.load(runs / "gam-seed0" / "epoch-10.pt", weights_only=True)
     torch.save({**state, "last.bias": torch.ones(2)}, runs / "gam-seed0" / "best.pt")
     with pytest.warns(UserWarning, match=r"does not fit gam-seed0/best: each is a group"):
         files = ["runs/*/epoch-9.pt", "runs/gam-seed0/*.pt"]  # what both find counts once
