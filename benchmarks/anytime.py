@@ -119,12 +119,22 @@ def jobs() -> Mapping[str, tuple[Callable[[], flatkit.Task], dict[str, Any]]]:
         model = MODELS.build(name, in_shape=(3, size, size), classes=10, **more)
         return flatkit.Task(trained(model, data, 4), "cross_entropy", data)
 
+    def gpt2() -> flatkit.Task:
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(n_embd=320, n_layer=8, n_head=8, vocab_size=512)
+        config.bos_token_id = config.eos_token_id = 0
+        words = torch.randint(512, (16, 64))
+        model = transformers.GPT2LMHeadModel(config).eval()
+        return flatkit.Task(model, "model", {"input_ids": words, "labels": words})
+
     return {
         "MLP, 1,000 samples, budget 200": (lambda: network("mlp", 1000, 8), {"budget": 200.0}),
         "CNN, 500, budget 100": (lambda: network("cnn", 500, 16), {"budget": 100.0}),
         "ResNet-20, 128, budget 20": (lambda: network("resnet20", 128, 32), {"budget": 20.0}),
         "ResNet-20, 128, 30 s": (lambda: network("resnet20", 128, 32), {"time": "30s"}),
-        "ViT, 64, budget 20": (lambda: network("vit", 64, 32), {"budget": 20.0}),
+        "GPT-2 of 10 M, 16 x 64 tokens, budget 12": (gpt2, {"budget": 12.0}),
         "ResNet-18, 32, budget 12": (lambda: network("resnet18", 32, 32), {"budget": 12.0}),
     }
 
