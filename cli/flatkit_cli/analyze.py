@@ -99,9 +99,10 @@ def progress_bar() -> Generator[Callable[[str, int, int], None], None, None]:
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    if not console.is_terminal:  # before rich 15 a bar that shows nothing ends in an empty line
+        yield lambda measure, done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def update(measure: str, done: int, total: int) -> None:
