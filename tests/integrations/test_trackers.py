@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -50,8 +51,7 @@ def found(callback) -> dict[int, dict[str, float]]:
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     needs("wandb")
-    import wandb
-
+    wandb: Any = import_module("wandb")
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     yield wandb
@@ -85,9 +85,7 @@ def store(request, tmp_path, monkeypatch):
 
 def stored(address: str) -> dict[int, dict[str, float]]:
     """Return what a store holds of the one run in it, by step."""
-    from mlflow.tracking import MlflowClient
-
-    client: Any = MlflowClient(address)
+    client: Any = import_module("mlflow.tracking").MlflowClient(address)
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     rows: dict[int, dict[str, float]] = {}
     for tag in TAGS:
@@ -106,9 +104,7 @@ def test_a_fit_by_lightning_arrives_in_mlflow(store, tmp_path):
 
 
 def test_a_training_by_hugging_face_arrives_in_mlflow(store, tmp_path, monkeypatch):
-    needs("mlflow")
-    import mlflow
-
+    mlflow: Any = import_module("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)
     try:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.path import Path as Outline
+from matplotlib.transforms import Affine2D
 
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.landscape import Surface
@@ -255,6 +257,32 @@ def test_a_relief_has_the_height_of_the_loss_and_holes_where_it_is_infinite():
     assert labels == ["0.01", "0.03", "0.1", "0.3", "1", "3"]
     drawn_low, drawn_high = axis.zz_dataLim.intervalx
     assert drawn_low == pytest.approx(-2.0, abs=1e-3) and drawn_high <= high + 1e-9
+
+
+def slanting(text):
+    """Return the rectangle around a rotated text."""
+    around, angle = text.get_window_extent(), text.get_rotation()
+    text.set_rotation(0)
+    flat = text.get_window_extent()
+    text.set_rotation(angle)
+    turned = Affine2D().rotate_deg_around(*(flat.p0 + flat.p1) / 2, angle)
+    moved = turned.translate(*(around.p0 + around.p1 - flat.p0 - flat.p1) / 2)
+    return Outline(flat.corners()[[0, 1, 3, 2, 0]]).transformed(moved)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_labels_of_a_relief_stand_apart_from_its_ticks_and_the_footnote(count):
+    directions = {"kind": "eigenvectors", "norms": [1.0, 1.0], "eigenvalues": [1.4, 0.0113]}
+    figure = surface_3d_figure([plane(directions=directions) for _ in range(count)])
+    FigureCanvasAgg(figure).draw()
+    axis: Any
+    for axis in figure.axes:
+        sides = (axis.xaxis, axis.yaxis, axis.zaxis)
+        labels = [slanting(side.label) for side in sides]
+        ticks = [tick.label1 for side in sides for tick in side.get_major_ticks()]
+        others = [t.get_window_extent() for t in (*ticks, *figure.texts) if t.get_text()]
+        assert len(others) > 10
+        assert not any(one.intersects_bbox(other) for one in labels for other in others)
 
 
 @pytest.mark.parametrize("draw", [map_figure, surface_3d_figure, curve_figure])

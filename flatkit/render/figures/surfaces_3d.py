@@ -52,7 +52,7 @@ def surface_3d_figure(surfaces: Sequence[Surface], *, quantity: str = "loss") ->
         figure, axes = panels(
             len(planes),
             width=4.2 if len(planes) == 1 else 3.5,
-            height=3.4 if len(planes) == 1 else 3.0,
+            height=3.5,
             per_row=3,
             margins=(0.3, 0.5),
             subplot_kw={"projection": "3d"},
@@ -140,10 +140,12 @@ def _finish(axis: Axes3D, plane: Surface, scale: Scale, quantity: str) -> None:
     texts = [tick_text(tick) for tick in scale.ticks]
     axis.zaxis.set_ticks(scale.heights(scale.ticks).tolist(), labels=texts)
     axis.locator_params(axis="x", nbins=5)
-    axis.locator_params(axis="y", nbins=5)
-    axis.set_xlabel(axis_label(plane, 0))
-    axis.set_ylabel(axis_label(plane, 1))
-    axis.set_zlabel(quantity_label(quantity))
+    axis.locator_params(axis="y", nbins=5, prune="lower")  # where the axes meet stands that of x
+    # What a step means, in brackets, has a line of its own: a slanting label has little room.
+    x, y = (axis_label(plane, number).replace("  (", "\n(") for number in (0, 1))
+    axis.set_xlabel(x, labelpad=4 + 8 * x.count("\n"))
+    axis.set_ylabel(y, labelpad=4 + 8 * y.count("\n"))
+    axis.set_zlabel(quantity_label(quantity), labelpad=6)
     axis.set_title(title(plane.name))
     sides: list[Any] = [axis.xaxis, axis.yaxis, axis.zaxis]
     for each in sides:
