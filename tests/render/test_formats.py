@@ -111,6 +111,14 @@ def test_the_csv_of_pairs_has_the_numbers_of_the_statistics():
     assert float(pair["p_holm"]) == known.p_holm and pair["paired_by"] == "seed"
 
 
+def test_what_is_the_same_of_all_pairs_is_a_line_below_them():
+    alike = comparison(("a", "b")).table("markdown", pairs=True)
+    assert "runs of each pair: 3, paired: by seed" in alike and "| runs |" not in alike
+    several = Comparison([*comparison(("a", "b")).entries, Entry("c", "c", report())])
+    text = several.table("markdown", pairs=True)
+    assert "runs of each pair" not in text and "| runs | paired |" in text
+
+
 def test_html_closes_every_tag_and_shows_names_as_they_are():
     for shown in (comparison(), comparison()[f"{NAMES[0]}, seed 0"], Report([])):
         parser = Cells()

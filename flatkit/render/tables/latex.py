@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from flatkit.render.tables.sheet import Sheet, Text
 
-_PAGE_WIDTH, _PAGE_ROWS = 74, 39
+_PAGE_WIDTH, _PAGE_ROWS = 79, 39
 """Digits and lines, in small type, of a page of the class `article`, with a caption."""
 _LAYOUT = r"\centering\small\setlength{\tabcolsep}{4pt}"
 _SPECIAL = {

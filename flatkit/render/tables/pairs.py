@@ -13,6 +13,8 @@ from flatkit.results.comparison import Comparison
 
 PAIR_COLUMNS = ("quantity", *(item.name for item in fields(Pair)))
 """Of the rows of `pairs_rows`."""
+_ALIKE = 5
+"""Columns before those that are the same in every row as a rule: how many runs, and how paired."""
 _PAIRED = {"seed": "by seed", "samples": "by samples", "none": "no"}
 
 
@@ -44,6 +46,11 @@ def pairs_sheet(comparison: Comparison) -> Sheet:
         Column(title, number=title not in ("quantity", "pair", "paired")) for title in titles
     ]
     notes = ["p: of no difference, corrected for all pairs of a quantity (Holm)"]
+    alike = {tuple(text.plain for text in row[_ALIKE:]) for row in rows}
+    if len(alike) == 1:  # which a line says as well as two columns
+        ((runs, paired),) = alike
+        notes.append(f"runs of each pair: {runs}, paired: {paired}")
+        rows, columns = [row[:_ALIKE] for row in rows], columns[:_ALIKE]
     if any(row[2].strong for row in rows):
         notes.append("*: they differ, beyond all errors that are known, at 5 %")
     notes += unsampled(found.quantities.values())

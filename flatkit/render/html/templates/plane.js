@@ -32,10 +32,11 @@
   function project(x, y, z, size) {
     const a = x * Math.cos(view.yaw) - y * Math.sin(view.yaw);
     const b = x * Math.sin(view.yaw) + y * Math.cos(view.yaw);
-    const scale = 0.34 * view.zoom * Math.min(size.width, 1.2 * size.height);
+    // At the start the farthest corner, √2 away, is 1.26 above and below the middle at its highest.
+    const scale = 0.31 * view.zoom * Math.min(size.width, 1.2 * size.height);
     return {
       x: size.width * 0.53 + scale * a,
-      y: size.height * 0.47 - scale * (z * Math.cos(view.pitch) + b * Math.sin(view.pitch)),
+      y: size.height * 0.48 - scale * (z * Math.cos(view.pitch) + b * Math.sin(view.pitch)),
       depth: b * Math.cos(view.pitch) - z * Math.sin(view.pitch),
     };
   }
