@@ -276,7 +276,8 @@ class Checkpoint(Shown):
             raise CheckpointError(
                 f"{self.path} ({self.format}) holds weights but does not say which model, loss "
                 "and data they belong to: name them with `task` FILE.py:build, or `model`, `data` "
-                "and `loss` (flatkit analyze, verify, landscape); from Python, load_into(model)"
+                "and `loss` (flatkit analyze, compare, verify, landscape); from Python, "
+                "load_into(model)"
             )
         return recipe
 

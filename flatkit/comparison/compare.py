@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from warnings import warn
 
 from flatkit.checkpoints.parts import Parts
+from flatkit.checkpoints.readers.reader import check_kind
 from flatkit.checks import check_count
 from flatkit.comparison.entries import entries_of, loaded
 from flatkit.comparison.finished import Finished, finished
@@ -89,7 +90,11 @@ def compare(
     completion, chosen = _completion(task, entry, settings, changes)
     runs = loaded(named(runs_of(subjects)))
     measured = {n: run.subject for n, run in enumerate(runs) if not isinstance(run.subject, Entry)}
-    _ = placed(runs, groups, [("", None)] * len(runs))  # what is wrong with them is said at once
+    # What is wrong with files and groups is said at once, not after the first analyses.
+    for subject in measured.values():
+        if isinstance(subject, str | Path):
+            check_kind(subject)
+    _ = placed(runs, groups, [("", None)] * len(runs))
     if remark := unmatched(runs, groups):
         warn(remark, stacklevel=2)
     ranks = current()

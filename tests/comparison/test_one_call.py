@@ -13,7 +13,13 @@ from torch import nn
 import flatkit
 from flatkit.checkpoints import task_file
 from flatkit.comparison import compare as module
-from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError, TaskError
+from flatkit.errors import (
+    CheckpointError,
+    FlatkitError,
+    InvalidArgumentError,
+    ResultError,
+    TaskError,
+)
 from flatkit.measures.registry import MEASURES as MEASURES_KNOWN
 from flatkit.render.runs import RunLines, RunsProgress
 from flatkit.results import Comparison, Entry, Report, Result
@@ -182,6 +188,13 @@ def test_what_is_wrong_with_subjects_and_groups_is_said(subjects, more, message,
     shutil.copy(runs / "gam-seed0" / "epoch-9.pt", "a.pt")
     with pytest.raises(FlatkitError, match=message):
         run(subjects, **more)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_before_any_is_measured(runs, monkeypatch):
+    monkeypatch.setattr(module, "analyze", lambda *_, **__: pytest.fail("measured too early"))
+    paths = [runs / "gam-seed0" / "epoch-9.pt", "my_task.py"]
+    with pytest.raises(CheckpointError, match=r"my_task.py is not a file of torch.save"):
+        flatkit.compare(paths, task="my_task.py:build", measures=["loss"], progress=False)
 
 
 def test_a_run_that_an_expression_does_not_fit_is_told(runs):

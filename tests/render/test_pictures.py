@@ -265,7 +265,8 @@ def slanting(text):
     text.set_rotation(0)
     flat = text.get_window_extent()
     text.set_rotation(angle)
-    turned = Affine2D().rotate_deg_around(*(flat.p0 + flat.p1) / 2, angle)
+    x, y = (flat.p0 + flat.p1) / 2
+    turned = Affine2D().rotate_deg_around(x, y, angle)
     moved = turned.translate(*(around.p0 + around.p1 - flat.p0 - flat.p1) / 2)
     return Outline(flat.corners()[[0, 1, 3, 2, 0]]).transformed(moved)
 

@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from flatkit.checkpoints.readers.arrays import NPY, is_npz, read_npy, read_npz
 from flatkit.checkpoints.readers.deepspeed import weights_file
@@ -26,6 +26,7 @@ from flatkit.checkpoints.readers.torch_file import PICKLES, ZIP, read_torch_file
 from flatkit.errors import CheckpointError
 
 _CHUNK = 1 << 20
+_KNOWN = (ZIP, NPY, *PICKLES)
 _OTHERS: Mapping[bytes, str] = {
     b"version https://git-lfs": "a pointer of git-lfs; fetch the file itself (git lfs pull)",
     b"<": "a web page; the download went wrong",
@@ -99,6 +100,28 @@ def opened(path: str | Path) -> Generator[Opened, None, None]:
                 yield _open_file(path, _Files(path, stack))
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def check_kind(path: str | Path) -> None:
+    """Look whether a file or folder may be a checkpoint, by its first bytes; a folder is let pass.
+
+    Raises:
+        CheckpointError: it is none, or missing.
+
+    >>> check_kind(__file__)
+    Traceback (most recent call last):
+    flatkit.errors.CheckpointError: ... is not a file of torch.save, nor safetensors; ...
+    """
+    path = Path(path)
+    _check_path(path)
+    try:
+        if not path.is_dir() and not _is_json(path):
+            with path.open("rb") as file:
+                start = file.read(32)
+                if not looks_like_safetensors(start) and not start.startswith(_KNOWN):
+                    _refuse(file, start, str(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 class _Files:
@@ -182,6 +205,11 @@ def _read(file: BinaryIO, start: bytes, path: str) -> tuple[Any, str, Mapping[st
         return read_npy(file, path), "NumPy array", {}
     if start.startswith((ZIP, *PICKLES)):
         return *read_torch_file(file, path), {}
+    return _refuse(file, start, path)
+
+
+def _refuse(file: BinaryIO, start: bytes, path: str) -> NoReturn:
+    """Say what a file is that begins as no checkpoint does."""
     if start[8:9] == b"{":  # safetensors all the same, but of an impossible length
         read_safetensors(file, path)
     file.seek(257)  # where the header of a tar file names its format

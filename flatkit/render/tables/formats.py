@@ -134,7 +134,9 @@ def _html_cell(text: Text, number: bool) -> str:
     words = escape(text.marked(""))
     if not number:
         return f"<td>{words}</td>"
-    return f"<td{_right(True)}>{f'<strong>{words}</strong>' if text.strong else words}</td>"
+    # One line, as the table scrolls: a value and its error belong together.
+    style = ' style="text-align:right;padding:2px 8px;white-space:nowrap"'
+    return f"<td{style}>{f'<strong>{words}</strong>' if text.strong else words}</td>"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from rich.cells import cell_len
 
-from flatkit.render.tables.sheet import Sheet, Text
+from flatkit.render.tables.sheet import GAP, Sheet, Text
 
 _PAGE_WIDTH, _PAGE_ROWS = 79, 39
 """Digits and lines, in small type, of a page of the class `article`, with a caption."""
@@ -67,7 +67,7 @@ def latex(sheet: Sheet, *, width: int = _PAGE_WIDTH) -> str:
     for number, parts in enumerate(tables):
         body += [r"\begin{table}", _LAYOUT]
         for place, part in enumerate(parts):
-            body += [*([r"\par\medskip"] if place else []), *_tabular(part)]
+            body += [*([r"\par\medskip"] if place else []), *_tabular(part, width)]
         words = "Continued." if number else f"{caption}." if caption else ""
         body += [rf"\caption{{{words}}}"] if words else []
         body += [r"\end{table}"]
@@ -119,9 +119,12 @@ def _titles(sheet: Sheet) -> list[list[str]]:
     return [[line.replace("\0", " ") for line in title] or [""] for title in lines]
 
 
-def _tabular(sheet: Sheet) -> list[str]:
+def _tabular(sheet: Sheet, width: int) -> list[str]:
     layout = "".join("r" if column.number else "l" for column in sheet.columns)
-    heads = [_head(title, side) for title, side in zip(_titles(sheet), layout, strict=True)]
+    whole = [[column.title] for column in sheet.columns]
+    wide = sum(map(max, _widths(sheet), (len(title) for (title,) in whole))) + GAP * len(whole)
+    titles = whole if wide <= width else _titles(sheet)
+    heads = [_head(title, side) for title, side in zip(titles, layout, strict=True)]
     rows = [_row([_cell(text) for text in row]) for row in sheet.rows]
     begin = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", _row(heads), r"\midrule"]
     return [*begin, *rows, r"\bottomrule", r"\end{tabular}"]
