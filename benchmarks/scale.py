@@ -8,6 +8,7 @@ wall-clock times needs as many idle cores as processes.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -152,6 +153,9 @@ def main() -> None:
         "| what | wall-clock, times as fast | processor time of one over the larger of two |",
         "|---|--:|--:|",
         *rows,
+        "",
+        f"{os.cpu_count()} cores, with a load average of {os.getloadavg()[0]:.0f} at the end: "
+        "where that is beyond the cores, the clock says little.",
         "",
         f"A product sends {len(sent)} all-reduce of {sent[0]:,} numbers.",
     ]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _OURS = "FLATKIT_PROCESSES"
 """Stands in the environment of processes that `launch` started: there both ask for the same."""
+_INTERRUPTED = 130
+"""The exit code after Ctrl-C, which all of them get and the first tells of."""
 _LINGER = 10.0
 """Seconds that a rank which failed waits before it speaks itself: the first one says why, and who
 started them then ends the others."""
@@ -72,7 +74,7 @@ def as_rank(run: Callable[[], int]) -> int:
     said = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
         code = run()
-    if code:
+    if code not in (0, _INTERRUPTED):
         time.sleep(_LINGER)
         here = f"error: rank {os.environ['RANK']}: "
         sys.stderr.write(said.getvalue().replace("error: ", here, 1))

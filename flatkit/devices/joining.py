@@ -75,18 +75,20 @@ def joined() -> Generator[Ranks]:
     _take_gpu()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     own = not distributed.is_initialized()
+    name = f"flatkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     if own:
         store, rank, count = next(rendezvous("env://"))
+        # A store that outlives a restart still holds where the processes of before were.
+        store = PrefixStore(name, store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
         group = distributed.group.WORLD
     else:
         store = distributed.distributed_c10d._get_default_store()  # pyright: ignore
         group = distributed.new_group(backend=backend)
-    name = f"flatkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    apart = PrefixStore(name, store)
+    words = PrefixStore(name, store)
     rank = distributed.get_rank()
-    apart.set(f"process/{rank}", json.dumps([socket.gethostname(), os.getpid()]))
-    ranks = Ranks(rank, distributed.get_world_size(), group, apart)
+    words.set(f"process/{rank}", json.dumps([socket.gethostname(), os.getpid()]))
+    ranks = Ranks(rank, distributed.get_world_size(), group, words)
     token = _CURRENT.set(ranks)
     versions = {"flatkit": __version__, "torch": torch.__version__}
     try:

@@ -129,7 +129,8 @@ def forecast_of(
         searched: whether balls are searched, for which the gradient's rounding is measured.
     """
     loss, gradient = (_timed(objective, each) for each in (_loss, _gradient))
-    rows, chunks = objective.num_rows, objective.num_chunks
+    rows = objective.most_rows  # of several ranks each goes through its part
+    chunks = -(-rows // objective.chunk_size)
     whole = gradient.over(rows, chunks)
     once = 0.0
     if searched:

@@ -14,7 +14,7 @@ from tests.devices.ports import free_port
 from tests.processes import start
 
 TASK = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -30,16 +30,29 @@ class Fatal(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         return x
 
+class Slow(nn.Module):
+    # Takes long, and says at its 100th call that all is under way.
+    calls = 0
+    def forward(self, x):
+        Slow.calls += 1
+        time.sleep(0.03)
+        if Slow.calls == 100:
+            Path(__file__).with_name("under way").touch()
+        return x
+
 def build():
     draws = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     x = torch.randn(41, 5, generator=draws, dtype=torch.float64)
     return Task(model, "cross_entropy", (x, torch.randint(0, 3, (41,), generator=draws)))
 
-def fatal():
+def fatal(last=Fatal):
     task = build()
-    model = nn.Sequential(*task.model, Fatal())
+    model = nn.Sequential(*task.model, last())
     return Task(model, "cross_entropy", task.data)
+
+def slow():
+    return fatal(Slow)
 """
 
 

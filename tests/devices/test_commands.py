@@ -14,6 +14,7 @@ import pytest
 
 from flatkit.results.comparison import load_results
 from tests.devices.commands import material, together
+from tests.devices.ports import free_port
 
 pytestmark = pytest.mark.distributed
 FEW = ["--measures", "loss,top_eigenvalues,max_gradient_norm", "--rho", "0.1", "--budget", "120"]
@@ -131,14 +132,29 @@ def test_a_rank_that_is_killed_is_named_and_the_command_goes_on(tmp_path, task):
 
 
 @pytest.mark.slow
+def test_torchrun_restarts_a_job_that_lost_a_rank(tmp_path, task):
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    torchrun += ["--master-port", str(free_port()), "-m", "flatkit_cli.main"]
+    line = ["analyze", str(tmp_path / "a.pt"), "--task", f"{tmp_path / 'task.py'}:fatal", *FEW]
+    line += ["--json", str(tmp_path / "r.json")]
+    done = subprocess.run([sys.executable, *torchrun, *line], capture_output=True, text=True)
+    assert done.returncode == 0 and "top eigenvalue" in done.stdout, done.stderr
+    assert (tmp_path / "killed").exists() and results_in(tmp_path / "r.json")
+
+
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_there(tmp_path, task):
-    line = ["analyze", str(tmp_path / "a.pt"), *task, "--full", "--time", "10m", "--measures"]
-    line += ["loss,first_order_flatness", "--json", str(tmp_path / "r.json"), "--processes", "2"]
+    line = ["analyze", str(tmp_path / "a.pt"), "--task", f"{tmp_path / 'task.py'}:slow"]
+    line += ["--measures", "loss,first_order_flatness", "--rho", "0.1,0.2,0.3", "--budget", "9000"]
+    line += ["--json", str(tmp_path / "r.json"), "--processes", "2"]
     process = subprocess.Popen(command(*line), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(20)
+    while not (tmp_path / "under way").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.decode().count("interrupted") == 1
+    assert process.returncode == 130, said.decode()
+    assert said.decode().splitlines().count("interrupted") == 1
     assert (
         json.loads((tmp_path / "r.json").read_text("utf-8"))["analysis"]["ended"] == "interrupted"
     )
