@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.timing import machine
 from flatkit import analyze
 from flatkit.comparison.intervals import Part, interval
 from flatkit.comparison.readings import readings
@@ -223,7 +224,7 @@ def main() -> None:
         "# How often intervals of 95 % hold what is true of the population",
         "",
         f"`python -m benchmarks.sampling --trials {trials}`: {trials} linear regressions with "
-        f"{SAMPLES} samples each (seeds: {5 * trials} comparisons of two groups).",
+        f"{SAMPLES} samples each (seeds: {5 * trials} comparisons of two groups); {machine()}.",
         "",
         "| quantity | interval of | right |",
         "| :-- | :-- | --: |",
