@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def _no_journal_stays(monkeypatch):
+    """On a slow machine an analysis takes longer than journals of short ones are kept for."""
+    report = import_module("flatkit.measures.report")
+    monkeypatch.setattr(report, "_SHORT", float("inf"))
+
+
 def run(example: str) -> int:
     """Run an example as a shell would, shortened."""
     _, *words = shlex.split(example, comments=True)
@@ -106,6 +114,7 @@ def run(example: str) -> int:
     return main([name for names in found for name in names] + shlex.split(" ".join(more)))
 
 
+@pytest.mark.usefixtures("_no_journal_stays")
 @pytest.mark.parametrize("command", cli.list_commands(click.Context(cli)))
 def test_the_examples_of_every_command_run(command, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path if command == "train" else folder)
@@ -123,6 +132,7 @@ def test_the_examples_of_every_command_run(command, folder, tmp_path, monkeypatc
 SHORT = [line for line in of_readme() if line.split()[1] not in TAKES_LONG]
 
 
+@pytest.mark.usefixtures("_no_journal_stays")
 @pytest.mark.parametrize("example", SHORT, ids=str)
 def test_the_commands_of_the_readme_run(example, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
