@@ -104,6 +104,7 @@ class Heads(nn.Module):
         """Return logits of which of two is nearer."""
         distance: Any = 0.0
         for number, part in enumerate(features.split(self.widths, dim=1)):
+            part = part / part.sum(1, keepdim=True)  # as of features of unit length
             distance = distance + getattr(self, f"lin{number}").model(part).mean((1, 2, 3))
         return torch.stack([distance, 1 - distance], dim=1)
 
@@ -178,7 +179,7 @@ class Encoder(nn.Module):
         encoder = nn.Module()
         encoder.layernorm = nn.LayerNorm([1, 264])
         encoder.conv1 = nn.Sequential(*block(1, 40, 15))
-        encoder.prefilt_layers = nn.ModuleList([nn.Sequential(*block(40, 40, 15))])
+        encoder.prefilt_layers = nn.ModuleList(block(40, 40, 15))
         widths = (40, 30, 30, 10, 3)
         pairs = itertools.pairwise(widths)
         encoder.conv_layers = nn.Sequential(*(m for a, b in pairs for m in block(a, b, 1)))
@@ -191,7 +192,10 @@ class Encoder(nn.Module):
         """Return the logits of 384 pitches."""
         e: Any = self.encoder
         x = e.conv1(e.layernorm(spectrum))
-        x = e.prefilt_layers[0](x) + x
+        filtered = x
+        for layer in e.prefilt_layers:
+            filtered = layer(filtered)
+        x = filtered + x
         return e.fc(e.conv_layers(x).flatten(1)[:, None])[:, 0]
 
 
@@ -383,7 +387,8 @@ def main(names: tuple[str, ...], samples: int, leave_out: tuple[str, ...]) -> No
     """
     lines = [
         "Distance: |value - reference| in stated errors (of a random estimate: standard errors, "
-        "with that of the reference).",
+        "with that of the reference). Seconds: of the whole analysis, whatever else the machine "
+        "does.",
         *([f"Left out, as too dear here: {', '.join(leave_out)}."] if leave_out else []),
         "",
         "| network | P | number | flatkit, float32 | reference, float64 | distance | status | s |",

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flatkit.hessian.workspace import scratch_bytes
+from flatkit.objective.model.dispatch import execute
 
 _FIRST, _SECOND = 2, 8
 """Samples of the first two chunks; a single one may take other kernels than many."""
@@ -38,7 +39,7 @@ class _Ledger(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         before = {_storage_id(t) for t in _tensors((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
+        result = execute(func, args, kwargs)
         self.sweep()
         for tensor in _tensors(result):
             storage, key = tensor.untyped_storage(), _storage_id(tensor)

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from flatkit.objective.model.dispatch import execute
 from flatkit.objective.model.sizing import made_by
 
 
@@ -40,7 +41,7 @@ class Work(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = kwargs or {}
-        result = func(*args, **options)
+        result = execute(func, args, options)
         counted = flop_registry.get(_without_place(getattr(func, "overloadpacket", func)))
         if counted is not None:
             self.count += counted(*args, **options, out_val=result)

@@ -96,6 +96,18 @@ def learned(net: Net, x: Tensor) -> Tensor:
     return F.linear(x, net.a.weight - 0.1 * slope, net.a.bias)
 
 
+def laplacian(net: Net, x: Tensor) -> Tensor:
+    """Sums second derivatives by its inputs, by transforms of torch.func."""
+
+    def at(place: Tensor) -> Tensor:
+        return net.b(net.a(place).tanh())
+
+    def one(place: Tensor) -> Tensor:
+        return torch.func.hessian(at)(place).diagonal(dim1=1, dim2=2).sum(1)
+
+    return torch.func.vmap(one)(x)
+
+
 def controlled(net: Net, x: Tensor) -> Tensor:
     return net.b(net.a(x).tanh()) if float(x.sum()) < 1e9 else net.b(net.a(x))
 
@@ -134,6 +146,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
     ),
     "experts without samples": (experts, rows_first(4)),
     "a step of learning inside": (lambda: Net(learned, a=nn.Linear(4, 3)), rows_first(4)),
+    "second derivatives inside": (lambda: two(laplacian), rows_first(4)),
     "products in place": (lambda: two(in_place), rows_first(4)),
     "functional activation in place": (
         lambda: two(lambda m, x: m.b(F.silu(m.a(x), inplace=True))),
@@ -216,7 +229,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]
 }
 
 
-NO_LAYERS = {"a step of learning inside", "control flow that depends on values", "hooks"}
+NO_LAYERS = {
+    "second derivatives inside",
+    "a step of learning inside",
+    "control flow that depends on values",
+    "hooks",
+}
 """Networks that layers refuse; elsewhere they multiply, or state their error."""
 
 
@@ -239,6 +257,7 @@ def dense(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tens
     return hessian
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by what torch.func imports
 @pytest.mark.parametrize("name", NETS)
 def test_every_product_is_right_or_states_how_wrong_it_is(name):
     build, draw = NETS[name]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flatkit.objective.model.dispatch import execute
 from flatkit.objective.model.habits import WATCHED
 from flatkit.objective.reading.sample_set import default_chunk_size
 
@@ -47,7 +48,7 @@ class _Made(TorchDispatchMode):
         args: Any = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = execute(func, args, kwargs)
         self.bytes += sum(tensor.nbytes for tensor in made_by(func, result))
         return result
 

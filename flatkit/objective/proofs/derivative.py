@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatkit.errors import UserCodeError, WrongGradientError
+from flatkit.objective.model.dispatch import execute
 from flatkit.objective.proofs.examination import Found
 from flatkit.objective.pytree import leaves
 from flatkit.objective.users_code import users_code
@@ -284,7 +285,7 @@ class _Watch(TorchDispatchMode):
     rounds = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        found = func(*args, **(kwargs or {}))
+        found = execute(func, args, kwargs)
         if isinstance(found, Tensor) and found.is_floating_point():
             self.rounds = self.rounds or found.dtype != torch.float64
         return found
