@@ -267,7 +267,9 @@ def test_checkpoints_of_another_program_are_tracked_with_their_task(tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "2/η" not in done.output  # nothing is known of its optimizer
-    entries = flatkit.load_results(saved).entries
+    comparison = flatkit.load_results(saved)
+    entries = comparison.entries
+    assert "λmax" in [axis.get_title() for axis in track_figure(comparison).axes]
     assert [entry.epoch for entry in entries] == [2, 11]
     found = [number(entry, "loss") for entry in entries]
     assert [pair and pair[0] for pair in found] == pytest.approx(losses, rel=1e-5)

@@ -64,6 +64,8 @@ def track_figure(comparison: Comparison) -> Figure:
                 if label == _TOP:
                     _draw_limits(axis, entries, style[names[run]])
             _finish(axis, label, heights)
+            if label == _TOP and not any(map(stability_of, every)):
+                axis.set_title("λmax")  # nothing is known of the learning rates
         tidy(axes)
         pair = [Line2D([], [], color=MUTED, linestyle=line) for line in ("-", "--")]
         for handle, text in zip(pair, ("train", "test"), strict=True):
