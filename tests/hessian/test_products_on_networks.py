@@ -144,6 +144,7 @@ def test_batchnorm_with_the_statistics_of_each_chunk_equals_the_dense_hessian(en
 
     theta = torch.cat([p.detach().flatten() for p in free.values()])
     truth = torch.autograd.functional.hessian(loss, theta)
+    assert isinstance(truth, Tensor)
     objective = Objective(model, case.loss, (x, y), batchnorm="train", chunk_size=8)
     hessian = HessianOperator(objective, engine=engine)
     if engine == "reverse_over_forward":
