@@ -11,7 +11,7 @@ from flatkit.hessian.memory import Usage, largest_chunk, measure_bytes, measure_
 from flatkit.hessian.products import Engine, Prepared
 from flatkit.objective.function import Objective
 
-_SHARE, _MOST = 0.25, 5 * 2**28
+_SHARE, _MOST = 0.25, 2**30
 """Prepared chunks are kept as far as they fit into this share of the free memory and, on a CPU,
 into so many bytes, so that an analysis leaves room for other work. A budget replaces both."""
 _USUAL = 3 * 2**28
