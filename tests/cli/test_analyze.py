@@ -16,8 +16,10 @@ from flatkit.results import Comparison, Entry, Report, Result
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
-QUICK = ["--slice-points", "3", "--slice-directions", "2", "--plane-points", "3"]
-QUICK += ["--search-budget", "40"]
+QUICK = [
+    *("--slice-points", "3", "--slice-directions", "2", "--plane-points", "3"),
+    *("--search-budget", "40"),
+]
 
 
 @pytest.fixture(scope="module")
