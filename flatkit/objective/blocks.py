@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatkit.devices import ordinary_torch
 from flatkit.objective.function import Objective
 from flatkit.objective.over_samples import sums
 from flatkit.objective.passes import differentiate
@@ -56,6 +57,7 @@ class Blocks:
         """Return what each block contributes to L(θ). Cost: an evaluation of the loss."""
         return self.evaluate(theta).losses
 
+    @ordinary_torch()
     def evaluate(self, theta: Tensor) -> "BlockValues":
         """Return what each block contributes to loss and accuracy. Cost: one of the loss."""
         objective, decision = self.objective, self.objective.decision

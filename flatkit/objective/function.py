@@ -197,6 +197,7 @@ class Objective(PlacedModel, OverSamples):
             part = self.share(self.outputs(point, chunk), chunk)
         return part if point is theta else part.detach()
 
+    @ordinary_torch()
     def evaluate(self, theta: Tensor | None = None) -> Evaluation:
         """Return the mean loss and accuracy at θ (the model's own by default), in one pass."""
         asked = ask(self, "value", theta, losses=1)
@@ -224,6 +225,7 @@ class Objective(PlacedModel, OverSamples):
             raise InvalidArgumentError(f"accuracy needs outputs {NAME_CLASSES}")
         return accuracy
 
+    @ordinary_torch()
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
         """Return L(θ) and ∇L(θ) of shape [P]. Cost: one gradient."""
         asked = ask(self, "gradient", theta, gradients=1)

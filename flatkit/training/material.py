@@ -15,7 +15,7 @@ from flatkit.checkpoints.task_file import load_task
 from flatkit.data import DATASETS
 from flatkit.data.dataset import Dataset
 from flatkit.devices import resolve_device
-from flatkit.errors import CheckpointError, InvalidArgumentError
+from flatkit.errors import CheckpointError, InvalidArgumentError, NonAdditiveLossError
 from flatkit.models import MODELS
 from flatkit.objective.decisions import Decision
 from flatkit.objective.function import Objective
@@ -206,6 +206,13 @@ def _rows(found: TakenTask, samples: Samples, *, examine: bool) -> Rows:
     """Return samples as they are trained on; the objective proves that the loss is their mean."""
     task = found.task
     own = Objective(task.model, task.loss, samples, examine=examine)
+    if not own.divisible:
+        raise NonAdditiveLossError(
+            "the loss is not a mean over samples that go through the model one by one, as training "
+            "in batches, its history and its resumption need: let the loss return one value a "
+            "sample (reduction='none'), or train in your own code and measure its checkpoints with "
+            "`flatkit analyze --task`"
+        )
     alike = bool((own.weights == 1).all())
     return Rows(
         samples.inputs,

@@ -111,6 +111,7 @@ def together(said: Path, *arguments: Sequence[str]) -> list[Ended]:
             process.kill()
 
     def text(rank: int, stream: str) -> str:
-        return Path(f"{said}.{rank}.{stream}").read_text("utf-8")
+        path = Path(f"{said}.{rank}.{stream}")  # not there where it was ended before it began
+        return path.read_text("utf-8") if path.exists() else ""
 
     return [Ended(p.exitcode, text(r, "out"), text(r, "err")) for r, p in enumerate(processes)]

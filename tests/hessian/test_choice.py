@@ -109,14 +109,16 @@ class OnlyDifferences(nn.Module):
         return self.second(SineOnce.apply(self.first(x)))  # pyright: ignore
 
 
-def test_a_report_says_where_products_are_less_exact_than_they_should_be():
+def test_a_report_says_where_products_are_less_exact_than_they_should_be(monkeypatch):
+    # Differences are right to about 1e-4, on either side of the usual tolerance by processor.
+    monkeypatch.setitem(HessianOperator.__init__.__kwdefaults__, "tolerance", 1e-5)
     torch.manual_seed(0)
     x, y = CASE.data()
     model, measures = OnlyDifferences(), ["top_eigenvalues", "trace"]
     report = flatkit.analyze(model, "cross_entropy", (x.float(), y), measures=measures)
     top, trace = report.results
     error = top.settings["engine_error"]
-    assert top.settings["engine"] == "central_difference" and error > 1e-4
+    assert top.settings["engine"] == "central_difference" and error > 1e-5
     assert f"right to {error:.1e}" in top.settings["engine_remark"]
     assert trace.error >= error * abs(trace.value)
     console = Console(record=True, width=400, file=io.StringIO())
