@@ -6,7 +6,7 @@ A fresh interpreter takes three seconds for its imports, a fork some hundredths.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -38,6 +38,17 @@ def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     process = CONTEXT.Process(target=function, args=arguments)
     process.start()
     return process
+
+
+def finish(processes: Sequence[ForkServerProcess]) -> None:
+    """Wait until all have ended well; none goes on after one that has not."""
+    try:
+        for process in processes:
+            process.join(timeout=300)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def store_until_killed(path: Path, identity: dict[str, Any], count: int) -> None:

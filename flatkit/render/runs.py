@@ -15,7 +15,7 @@ from flatkit.measures.watching import Silent, Watcher
 from flatkit.render.live import plan_text
 from flatkit.render.notation import duration
 from flatkit.render.readings import readings, value_text
-from flatkit.render.screen import Screen, screen_here
+from flatkit.render.screen import Screen, screen_here, so_far
 from flatkit.results.report import Report
 
 if TYPE_CHECKING:
@@ -92,12 +92,8 @@ class RunsProgress:
         """
         total = len(self._reports)
         done = sum(report is not None for report in self._reports.values())
-        text = f"{done} of {total} checkpoints done"
-        measured, elapsed = done - self._kept, time.monotonic() - self._begun
-        if measured > 0 and done < total:
-            left = elapsed / measured * (total - done)
-            text += f" in {duration(elapsed)}, about {duration(left)} left"
-        return f"{text}, {self._jobs} at once" if self._jobs > 1 and done < total else text
+        elapsed = time.monotonic() - self._begun
+        return so_far("checkpoints", done, total, self._kept, elapsed, self._jobs)
 
     def line(self, name: str) -> str:
         """Return a run in a line."""

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from flatkit.render.notation import duration
+
 _EVERY = 0.25
 """Seconds between two pictures of a table."""
 
@@ -108,6 +110,27 @@ def screen_here() -> Screen | None:
     if in_notebook():
         return NotebookScreen()
     return TerminalScreen() if sys.stderr.isatty() else None
+
+
+def so_far(what: str, done: int, total: int, kept: int, elapsed: float, jobs: int) -> str:
+    """Return how many of several things are done, and how long the others may take.
+
+    Args:
+        what: they are.
+        done: how many of them are.
+        total: of so many.
+        kept: how many were done before it began.
+        elapsed: seconds since then.
+        jobs: how many are made at once.
+
+    >>> so_far("runs", 3, 4, 1, 20.0, 2)
+    '3 of 4 runs done in 20 s, about 10 s left, 2 at once'
+    """
+    text = f"{done} of {total} {what} done"
+    if kept < done < total:
+        left = elapsed / (done - kept) * (total - done)
+        text += f" in {duration(elapsed)}, about {duration(left)} left"
+    return f"{text}, {jobs} at once" if jobs > 1 and done < total else text
 
 
 def html_of(table: RenderableType) -> str:

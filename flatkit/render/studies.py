@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flatkit.comparison.readings import compared
-from flatkit.render.notation import duration, significant
-from flatkit.render.screen import Screen, screen_here
+from flatkit.render.notation import significant
+from flatkit.render.screen import Screen, screen_here, so_far
 from flatkit.render.tables.study import study_tables
 from flatkit.studies.outcome import Outcome
 from flatkit.studies.runs import Run
@@ -82,12 +82,8 @@ class StudyProgress(SilentStudy):
         '0 of 0 runs done'
         """
         total, done = len(self._runs), len(self._numbers)
-        text = f"{done} of {total} runs done"
-        made, elapsed = done - self._kept, time.monotonic() - self._begun
-        if made > 0 and done < total:
-            left = elapsed / made * (total - done)
-            text += f" in {duration(elapsed)}, about {duration(left)} left"
-        return f"{text}, {self._jobs} at once" if self._jobs > 1 and done < total else text
+        elapsed = time.monotonic() - self._begun
+        return so_far("runs", done, total, self._kept, elapsed, self._jobs)
 
     def line(self, run: Run) -> str:
         """Return a run in a line."""

@@ -18,7 +18,7 @@ from tests.devices.ranks_worker import (
     vectors,
     work,
 )
-from tests.processes import start
+from tests.processes import finish, start
 
 pytestmark = pytest.mark.distributed
 Results = list[dict[str, Any]]
@@ -36,14 +36,7 @@ def results(
 ) -> Iterator[Results]:
     """What the processes found."""
     count, folder, port = request.param, tmp_path_factory.mktemp("ranks"), free_port()
-    processes = [start(work, rank, count, port, folder) for rank in range(count)]
-    try:
-        for process in processes:
-            process.join(timeout=300)
-            assert process.exitcode == 0
-    finally:
-        for process in processes:
-            process.kill()
+    finish([start(work, rank, count, port, folder) for rank in range(count)])
     yield [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 

@@ -2,14 +2,14 @@
 
 import csv
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.devices.ports import free_port
 from tests.integrations import distributed_fit
-from tests.processes import start
+from tests.processes import finish, start
 
 pytestmark = pytest.mark.distributed
 
@@ -20,18 +20,9 @@ def fit(library: str, folder: Path, processes: int) -> list[dict[str, float]]:
     if processes == 1:
         distributed_fit.fit(library, folder, 1)
     else:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         each = [(library, folder, processes, rank, port) for rank in range(processes)]
-        started = [start(distributed_fit.fit, *arguments) for arguments in each]
-        try:
-            for process in started:
-                process.join(timeout=300)
-                assert process.exitcode == 0
-        finally:
-            for process in started:
-                process.kill()
+        finish([start(distributed_fit.fit, *arguments) for arguments in each])
     histories: list[Any] = [
         json.loads((folder / f"history-{rank}.json").read_text()) for rank in range(processes)
     ]

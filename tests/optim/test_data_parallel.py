@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.optim import step_reference as reference
 from tests.optim.worker import SETTINGS, STEPS, data, network, sgd, train, weights, work, wrapped
-from tests.processes import start
+from tests.processes import finish, start
 
 pytestmark = pytest.mark.distributed
 every_name = pytest.mark.parametrize("name", SETTINGS)
@@ -22,14 +22,7 @@ Results = list[dict[str, Any]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     """What the two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    processes = [start(work, rank, folder) for rank in range(2)]
-    try:
-        for process in processes:
-            process.join(timeout=300)
-            assert process.exitcode == 0
-    finally:
-        for process in processes:
-            process.kill()
+    finish([start(work, rank, folder) for rank in range(2)])
     yield [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

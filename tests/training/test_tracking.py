@@ -16,7 +16,7 @@ from flatkit.training.allowance import Allowance
 from flatkit.training.tracking import TRACKED
 from flatkit_cli.train import train as train_command
 from tests.cases import Case, classes, seeded
-from tests.processes import start
+from tests.processes import finish, start
 from tests.training.tracked_process import train_together
 
 CONFIG = TrainingConfig(
@@ -252,14 +252,7 @@ def test_the_command_logs_eigenvalues_by_steps_also_after_a_resumption(tmp_path)
 def test_of_two_processes_one_measures_and_both_train_as_without(tmp_path):
     found: dict[tuple[int, bool], dict[str, torch.Tensor]] = {}
     for tracked in (False, True):
-        processes = [start(train_together, rank, tmp_path, tracked) for rank in range(2)]
-        try:
-            for process in processes:
-                process.join(timeout=300)
-                assert process.exitcode == 0
-        finally:
-            for process in processes:
-                process.kill()
+        finish([start(train_together, rank, tmp_path, tracked) for rank in range(2)])
         for rank in range(2):
             file = tmp_path / f"{rank}-{tracked}.pt"
             found[rank, tracked] = torch.load(file, weights_only=True)
