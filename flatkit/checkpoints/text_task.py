@@ -21,6 +21,7 @@ from flatkit.objective.task import Task
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files of which a tokenizer needs one; without any, transformers makes one that knows no word."""
+_OWN: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _USUAL = 256
 """Tokens of a sample, where nobody says how many: attention costs their square."""
 
@@ -61,9 +62,6 @@ def text_task(folder: Path, parts: Parts) -> tuple[Task, dict[str, Any]]:
     told = {"texts": about, **({"test_texts": about_test} if about_test else {})}
     name = folder.resolve().name
     return Task(model.float().eval(), "model", data, test, name=name), told
-
-
-_OWN: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 class _Reader:
