@@ -88,8 +88,10 @@ class Measure:
         on_space: whether its first value needs that space.
         absent: why it has no result, where it was done and has none.
         influence: settings to add to a finished result: how other samples would have moved it.
-        about: how to read its numbers: what they are, which are flatter, what to beware of.
             Asked when all measures are done, as long as there is budget.
+        about: how to read its numbers: what they are, which are flatter, what to beware of.
+        derivatives: how many derivatives at the point its numbers are made of; where the loss has
+            fewer, on a kink, its results say so.
 
     >>> Measure("answer", "the answer", run=lambda session: [Result("answer", 42.0)]).on_request
     False
@@ -112,6 +114,7 @@ class Measure:
     absent: str = "it has no result here"
     influence: "Callable[[Influences, Result], Mapping[str, Any]] | None" = None
     about: str = ""
+    derivatives: int = 0
 
     def own_first(self, session: "Session") -> float:
         """Return how many gradients its first value takes beyond the space."""

@@ -49,6 +49,7 @@ MEASURE = Measure(
     "most negative eigenvalues of the Hessian",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings,),
     on_request=True,
     passes=lambda session: 40.0 * session.product_price,

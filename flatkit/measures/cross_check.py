@@ -64,6 +64,7 @@ MEASURE = Measure(
     "top eigenvalues by flatkit and by PyHessian, compared",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings,),
     on_request=True,
     flag="--cross-check",

@@ -46,6 +46,7 @@ MEASURE = Measure(
     "root of the sum of the squared eigenvalues",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings, TraceSettings),
     on_request=True,
     passes=lambda session: 60.0 * session.product_price,

@@ -27,6 +27,7 @@ MEASURE = Measure(
     "norm of the loss gradient on the training data",
     run,
     read,
+    derivatives=1,
     influence=lambda samples, result: samples.gradient_norm(result),
     about="‖∇L‖ at the checkpoint. Near 0 the checkpoint is close to a stationary point, and "
     "R1/ρ² should meet λmax; a large norm says that training had not ended, and R1 and R0 "

@@ -130,6 +130,7 @@ MEASURE = Measure(
     "top eigenvalue and trace of the Hessian block of each layer",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings, TraceSettings),
     on_request=True,
     flag="--by-layer",

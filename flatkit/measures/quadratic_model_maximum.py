@@ -76,6 +76,7 @@ MEASURE = Measure(
     "R1 of the quadratic model, a second estimate beside the search",
     run,
     read,
+    derivatives=2,
     settings=(BallSettings,),
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.product_price),
     first=lambda session: float(session.product_price),

@@ -16,6 +16,7 @@ from flatkit.errors import FlatkitError, PluginError
 from flatkit.measures.base import Draft
 from flatkit.measures.forecast import Forecast, forecast
 from flatkit.measures.registry import MEASURES
+from flatkit.measures.shared_settings import CurvatureSettings
 from flatkit.results.cost import Cost
 from flatkit.results.result import Result
 from flatkit.results.status import Status
@@ -141,7 +142,7 @@ class Process:
             return
         with self._at_work():
             begun = time.monotonic()
-            self.results = tuple(self._draft.results())
+            self.results = self._told(self._draft.results())
             self._asked_at = time.monotonic()
             self._asking = self._asked_at - begun
         if self.done:
@@ -178,8 +179,17 @@ class Process:
         if isinstance(found, Iterator):
             self._drafts = found
             return True
-        self.results, self.done = tuple(found), True
+        self.results, self.done = self._told(found), True
         return False
+
+    def _told(self, results: Sequence[Result]) -> tuple[Result, ...]:
+        """Return results that say it where the loss has no such derivative at the point."""
+        measure, session = MEASURES[self.name], self._session
+        of_part = CurvatureSettings in measure.settings
+        function = session.curved if of_part else session.objective
+        if function.examination.derivatives >= measure.derivatives:
+            return tuple(results)
+        return tuple(replace(result, status=Status.NOT_SMOOTH) for result in results)
 
     @contextmanager
     def _at_work(self) -> Generator[None, None, None]:

@@ -84,6 +84,7 @@ MEASURE = Measure(
     "density of the eigenvalues, smoothed",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings,),
     on_request=True,
     figures={"density": "flatkit.render.figures.spectra:density_figure"},

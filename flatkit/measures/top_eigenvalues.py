@@ -122,6 +122,7 @@ MEASURE = Measure(
     "largest eigenvalues of the Hessian",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings, EigenvectorSettings),
     passes=lambda session: 20.0 * session.product_price,
     first=lambda session: float(_products_to_first(session) * session.product_price),

@@ -74,6 +74,7 @@ MEASURE = Measure(
     "trace of the Hessian",
     run,
     read,
+    derivatives=2,
     settings=(CurvatureSettings, TraceSettings),
     passes=lambda session: 60.0 * session.product_price,
     first=lambda session: float(session.product_price),

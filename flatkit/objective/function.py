@@ -37,7 +37,7 @@ from flatkit.objective.passes import (
 )
 from flatkit.objective.proofs.completeness import Search, complete
 from flatkit.objective.proofs.examination import NOT_EXAMINED, Examination
-from flatkit.objective.proofs.prove import check_finite, examine_all
+from flatkit.objective.proofs.prove import check_finite, examine_all, smooth_part
 from flatkit.objective.proofs.sample_weights import find_own_weights
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.pytree import Bundle
@@ -266,6 +266,7 @@ class Objective(PlacedModel, OverSamples):
         part.kept = self.kept and self.kept.part(names, self.theta)
         part.space = ParameterSpace.of({name: parts[name] for name in names})
         part.theta = part.space.flatten({name: parts[name] for name in names})
+        part.examination = smooth_part(part, self.examination)
         return part
 
     def with_model(self, model: nn.Module) -> "Objective":

@@ -41,6 +41,12 @@ class Status(str, Enum):
         "an eigenvalue may be a multiple one that is reported too few times; the error "
         "says by how much that would displace the others",
     )
+    NOT_SMOOTH = (
+        "not_smooth",
+        "the point lies on a kink, where the loss has no such derivative: the number is that of "
+        "the side which autograd takes, and another one on the other side; `smooth` in the "
+        "examination names the weights and the ways out",
+    )
     KINKS = (
         "kinks",
         "the gradient jumps where the search ended, as in a piecewise linear network; the "

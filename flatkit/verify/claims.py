@@ -13,6 +13,7 @@ Claim: TypeAlias = Mapping[str, str]
 
 _LIMIT = 0.01
 """Part by which a value may differ from its limit, and curvature may be negative."""
+_ON_KINK = "the checkpoint lies on a kink: there is no second derivative (`smooth` above)"
 _PICTURE = 0.05
 """Part by which a search may differ from the quadratic model that describes the ball."""
 
@@ -41,7 +42,8 @@ class Rung:
 class Facts:
     """What the claims are judged by, beside the ladder.
 
-    `ranked` says that the errors of `top` and `lowest` reach to the true extremes.
+    `ranked` says that the errors of `top` and `lowest` reach to the true extremes; `smooth`, that
+    the examination found no kink at the checkpoint.
     """
 
     top: float
@@ -52,6 +54,7 @@ class Facts:
     norm: float
     blurred: float
     jump: "Jump"
+    smooth: bool = True
 
     @property
     def slope(self) -> float:
@@ -70,8 +73,10 @@ def judge(facts: Facts, rungs: Sequence[Rung]) -> list[Claim]:
     found = f"λmax = {facts.top:.4g}, lowest {facts.lowest:.3g}"
     claims = [
         _claim("curvature was measured", facts.slope > 0, found),
-        _convexity(facts.lowest, facts.lowest_error, facts.slope + facts.top_error, facts.ranked),
-        _smoothness(facts.jump),
+        _convexity(facts.lowest, facts.lowest_error, facts.slope + facts.top_error, facts.ranked)
+        if facts.smooth
+        else _unknown("no negative curvature", _ON_KINK),
+        _smoothness(facts.jump, facts.smooth),
     ]
     if not rungs:
         why = f"rounding: every radius is below ρ = {facts.blurred:.2g}; float64 helps"
@@ -98,6 +103,8 @@ def _limit(name: str, facts: Facts, rungs: Sequence[Rung], picture: Sequence[flo
         and rung.rho in picture
         and (value := rung.r1 if factor == 1 else rung.r0) is not None
     ]
+    if not facts.smooth:
+        return _unknown(name, _ON_KINK)
     if facts.top < facts.slope:
         return _unknown(name, "the largest |λ| belongs to a negative one")
     if not facts.ranked or facts.top_error > _LIMIT * facts.slope:
@@ -122,8 +129,8 @@ def _ordered(rungs: Sequence[Rung]) -> Claim:
     return _claim("R0 ≤ R1", not wrong, reason)
 
 
-def _smoothness(jump: "Jump") -> Claim:
-    """Say whether the gradient jumps at the checkpoint."""
+def _smoothness(jump: "Jump", smooth: bool) -> Claim:
+    """Say whether the gradient, or its slope, jumps at the checkpoint."""
     name = "smooth at the checkpoint"
     if jump.found:
         return _claim(
@@ -132,6 +139,8 @@ def _smoothness(jump: "Jump") -> Claim:
             f"a kink: ∇L changes by {jump.size:.2g} within ρ = {jump.distance:.1g}, whatever the "
             "step; R1/ρ² grows without limit as ρ → 0",
         )
+    if not smooth:
+        return _claim(name, False, _ON_KINK)
     return _claim(name, True, f"∇L does not jump within ρ = {jump.distance:.1g}")
 
 

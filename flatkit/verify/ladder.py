@@ -151,6 +151,7 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
     slope, round_ball = max(top, abs(lowest)), Geometry("l2")
     noise = gradient_noise(session, round_ball)
     jump = gradient_jump(session, noise)
+    smooth = session.objective.examination.derivatives == 2
     facts = Facts(
         top=top,
         top_error=float(session.top.error[0]),
@@ -160,13 +161,18 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
         norm=float(session.gradient.double().norm()),
         blurred=rounding_radius(session, round_ball, slope, noise),
         jump=jump,
+        smooth=smooth,
     )
     note = {"is": "below it, rounding may change R1 by more than 1 %"}
     change = {"distance": jump.distance, "explained": jump.explained, "kink": jump.found}
     return [
         *results,
         Result(
-            "bottom_eigenvalues", [lowest], bottom.error.tolist(), "residual", status=bottom.status
+            "bottom_eigenvalues",
+            [lowest],
+            bottom.error.tolist(),
+            "residual",
+            status=bottom.status if smooth else Status.NOT_SMOOTH,
         ),
         Result("rounding_radius", facts.blurred, settings=note),
         Result("gradient_jump", jump.size, settings=change),

@@ -139,7 +139,7 @@ def deep():
 RIGHT = {
     "deep with kinks": (deep, X, ""),
     "all weights zero": (zeros, X, ""),
-    "a kink at the point": (without_bias, X * (Y == 0)[:, None], "lies on a kink"),
+    "a kink at the point": (without_bias, X * (Y == 0)[:, None], ""),
     "ties of a maximum": (pooled, IMAGES, ""),
     "steps of several kinds": (lambda: Net(nn.Sequential(nn.Hardtanh(), nn.Hardswish())), X, ""),
     "flat steps": (lambda: Net(torch.round), X, ""),  # 0 is the derivative, almost everywhere

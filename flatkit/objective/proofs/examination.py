@@ -16,7 +16,8 @@ class Check:
     Attributes:
         name: what was to be proved, e.g. `deterministic`.
         passed: whether it was; None if it was not looked at, for the reason that `how` gives. What
-            is found wrong is an error, or is put right, which `how` says.
+            is found wrong is an error, or is put right, which `how` says; or is a kink at the point
+            (`smooth`), of which the results say that they have no second derivative.
         how: on what it was looked at and what was found, in words.
         error: relative, what was left over; None if that has no size.
         seconds: that it took.
@@ -49,6 +50,18 @@ class Examination:
     def __getitem__(self, name: str) -> Check:
         """Return the check of a name; one that has not passed if it was not looked at."""
         return next((c for c in self.checks if c.name == name), Check(name, None, "not looked at"))
+
+    @property
+    def derivatives(self) -> int:
+        """How many derivatives there are at the point, as far as was looked: 2, or fewer on a kink.
+
+        >>> Examination("samples").derivatives
+        2
+        """
+        smooth = self["smooth"]
+        if smooth.passed is not False:
+            return 2
+        return 0 if smooth.error else 1
 
     @property
     def seconds(self) -> float:

@@ -12,6 +12,7 @@ from flatkit.errors import NonDeterministicError, NonFiniteError
 from flatkit.objective.proofs.derivative import prove_gradient
 from flatkit.objective.proofs.examination import Check, Examination, Found, prove
 from flatkit.objective.proofs.signs import signed_weights
+from flatkit.objective.proofs.smoothness import prove_smooth
 from flatkit.objective.proofs.splitting import Look, prove_apart, prove_parts, telling_rows
 from flatkit.objective.proofs.tables import padded_tables
 from flatkit.objective.pytree import Tree, leaves
@@ -50,8 +51,26 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
     remark = "".join(f"; {check.how}" for check in checks if check.passed is False)
     few = telling_rows(function, GRADIENTS_OF)[0]
     checks.append(prove("gradient", lambda: prove_gradient(function, precise, few, remark)))
+    if checks[-1].passed:  # else differences tell nothing here
+        checks.append(prove("smooth", lambda: prove_smooth(precise, few, remark)))
     give_back(function.theta)
     return Examination(look.mean_over or mean_over, tuple(checks))
+
+
+def smooth_part(part: "Objective", whole: Examination) -> Examination:
+    """Return what was found of an objective, for one of fewer parameters.
+
+    Where θ lies on a kink, some of the parameters alone may not. Where it does not, none do.
+
+    Args:
+        part: of the parameters.
+        whole: of all of them.
+    """
+    if whole.derivatives == 2:
+        return whole
+    precise = part if part.dtype == torch.float64 else part.in_double()
+    few = telling_rows(part, GRADIENTS_OF)[0]
+    return whole.adding(prove("smooth", lambda: prove_smooth(precise, few)))
 
 
 def _seed(device: torch.device) -> None:
