@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from flatkit.checks import check_choice, check_count, check_positive
+from flatkit.devices.ranks import Ranks
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.trust_region import QuadraticMaximum, quadratic_maximum
 from flatkit.spectrum.dot import dot, new_direction, norm
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.shards import Shards
 from flatkit.spectrum.space import Space
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
@@ -54,10 +56,20 @@ class ScaledOperator(SymmetricOperator):
         """That of A."""
         return self.operator.rounding
 
+    @property
+    def ranks(self) -> Ranks:
+        """Those of A."""
+        return self.operator.ranks
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return T A T v."""
         product = self.operator.matvec(self.geometry.displacement(vector))
         return self.geometry.displacement(product)
+
+    def part_of_product(self, vector: Tensor, shards: Shards) -> Tensor:
+        """Return this rank's part [P/N] of T A T v."""
+        part = self.operator.part_of_product(self.geometry.displacement(vector), shards)
+        return part if self.geometry.scale is None else shards.part(self.geometry.scale) * part
 
 
 @final

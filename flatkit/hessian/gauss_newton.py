@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatkit.devices import ordinary_torch
+from flatkit.devices.ranks import Ranks
 from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian.autotune import Choice, direction
 from flatkit.hessian.layers.trace import names_of_inputs, trace
@@ -35,6 +36,7 @@ from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.shards import Shards
 
 
 class _Positive(SymmetricOperator):
@@ -78,6 +80,11 @@ class _Positive(SymmetricOperator):
         return known[key]
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that multiply together."""
+        return self.objective.ranks
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How the products are computed, ready for JSON."""
         return self.choice.settings()
@@ -110,15 +117,28 @@ class _Positive(SymmetricOperator):
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         total = torch.zeros_like(vectors)
-        recipe = self._recipe  # chosen before ranks go each its own way
+        _ = self._recipe  # chosen before ranks go each its own way
         with self.objective.ranks.adding(total):
-            for chunk in self.objective.chunks(matvecs=len(vectors)):
-                prepared = self._kept or recipe(self.objective, self.theta, chunk)
-                if self.objective.num_chunks == 1 and self.choice.engine == "layers":
-                    self._kept = prepared
-                total += prepared.products(vectors)
-                del prepared  # or the next chunk is prepared beside this one
+            self._add_products(total, vectors)
         return finite(total, "product")
+
+    @ordinary_torch()
+    def part_of_product(self, vector: Tensor, shards: Shards) -> Tensor:
+        """Return this rank's part [P/N] of the product with a vector [P]."""
+        part, _ = vector.new_zeros(shards.length), self._recipe
+        with shards.adding(part) as total:
+            self._add_products(total[None], vector[None])
+            finite(total, "product")
+        return part
+
+    def _add_products(self, total: Tensor, vectors: Tensor) -> None:
+        """Add what the samples of this rank contribute to products [K, P]."""
+        for chunk in self.objective.chunks(matvecs=len(vectors)):
+            prepared = self._kept or self._recipe(self.objective, self.theta, chunk)
+            if self.objective.num_chunks == 1 and self.choice.engine == "layers":
+                self._kept = prepared
+            total += prepared.products(vectors)
+            del prepared  # or the next chunk is prepared beside this one
 
     @cached_property
     def _recipe(self) -> Recipe:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatkit.devices import give_back, ordinary_torch
+from flatkit.devices.ranks import Ranks
 from flatkit.errors import NonFiniteError
 from flatkit.hessian.autotune import Choice, Preference, choose
 from flatkit.hessian.plan import Plan, make_plan
@@ -19,6 +20,7 @@ from flatkit.objective.kept import Asked, ask, recall
 from flatkit.objective.parameters import check_like
 from flatkit.objective.passes import Chunk
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.shards import Shards
 
 
 @final
@@ -118,6 +120,11 @@ class HessianOperator(SymmetricOperator):
         return Plan(**plan)
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that multiply together."""
+        return self.objective.ranks
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How the products are computed, ready for JSON."""
         return {
@@ -191,10 +198,32 @@ class HessianOperator(SymmetricOperator):
         total = torch.zeros_like(vector)
         _ = self.plan  # decided before ranks go each its own way
         with self.objective.ranks.adding(total):
-            for prepared in self._prepared(self.choice.engine, matvecs=1):
-                total += prepared.products(vector[None])[0]
-                del prepared  # or the next chunk is prepared beside this one
+            self._add_product(total, vector)
         return asked.keep(finite(total, "Hessian-vector product"))[0]
+
+    @ordinary_torch()
+    def part_of_product(self, vector: Tensor, shards: Shards) -> Tensor:
+        """Return this rank's part [P/N] of H v for v of shape [P].
+
+        What a journal keeps is whole, so that another number of ranks can go on from it: such a
+        product is gathered too, for half as many bytes again.
+        """
+        check_like("vector", vector, self.theta)
+        asked = self._ask("product", vector, matvecs=1)
+        if asked.answer:
+            return shards.part(asked.answer[0])
+        part, _ = vector.new_zeros(shards.length), self.plan
+        with shards.adding(part) as total:
+            self._add_product(total, vector)
+            finite(total, "Hessian-vector product")
+        asked.keep_whole(lambda: shards.whole(part), vector.nbytes)
+        return part
+
+    def _add_product(self, total: Tensor, vector: Tensor) -> None:
+        """Add what the samples of this rank contribute to H v."""
+        for prepared in self._prepared(self.choice.engine, matvecs=1):
+            total += prepared.products(vector[None])[0]
+            del prepared  # or the next chunk is prepared beside this one
 
     @ordinary_torch()
     def matmat(self, vectors: Tensor) -> Tensor:

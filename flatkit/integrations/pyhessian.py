@@ -82,7 +82,7 @@ def pyhessian_eigenvalues(
         status=Status.UNCHECKED_STOP,
         matvecs=len(products) + len(found),
         seconds=seconds,
-        vectors=rows,
+        held=rows,
         notes={"stopped_on": "change of the estimate", "pyhessian_tolerance": tolerance},
     )
 

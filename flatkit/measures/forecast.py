@@ -225,7 +225,7 @@ def _gradient(objective: Objective, rows: int) -> object:
 def _bytes(objective: Objective, *, curved: bool) -> int:
     """Return what is held at once: vectors, a Krylov basis, and what a chunk of samples makes."""
     vector = objective.theta.nbytes
-    basis = (_BASIS + 1) * vector if curved else 0
+    basis = (_BASIS + 1) * -(-vector // objective.ranks.count) if curved else 0
     images = basis if 2 * basis <= KEPT_BYTES else 0
     few = min(_WEIGHED, objective.num_rows)
     least = measure_bytes(lambda: _gradient(objective, few))[0]

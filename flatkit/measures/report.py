@@ -145,7 +145,8 @@ def plan(
 def _report(schedule: Schedule, command: Sequence[str], store: Store | None) -> Report:
     failed = {"journal_failed": store.failed} if store is not None and store.failed else {}
     count = schedule.session.objective.ranks.count
-    shared = {"processes": count} if count > 1 else {}
+    sent = schedule.session.objective.ranks.sent
+    shared = {"processes": count, "bytes_sent": sent} if count > 1 else {}
     about = {**schedule.describe(), **shared, **failed}
     report = schedule.session.make_report(schedule.results(), command, about)
     kinds = rescalable(schedule.session.objective)

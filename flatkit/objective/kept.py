@@ -8,7 +8,7 @@ is only looked for after something was slow.
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, final
 
 import torch
@@ -116,12 +116,21 @@ class Passes:
         if self.store is None:
             return
         kind = f"{self.function} {what}"
-        if seconds < self._least or _size(given, answer) > _FREE_BYTES + _BYTES_A_SECOND * seconds:
+        if not self._is_worth(seconds, _size(given, answer)):
             self._dear.discard(kind)
         elif self.store.put_blob(self._key(what, given), _packed(answer)):
             if kind not in self._dear:
                 self.store.put(_DEAR, kind, True)
             self._dear.add(kind)
+
+    def is_worth(self, given: Sequence[Tensor], nbytes: int, seconds: float) -> bool:
+        """Whether an answer of so many bytes is kept; the first rank decides for all."""
+        return self._ranks.decided(
+            lambda: self.store is not None and self._is_worth(seconds, _size(given) + nbytes)
+        )
+
+    def _is_worth(self, seconds: float, nbytes: int) -> bool:
+        return seconds >= self._least and nbytes <= _FREE_BYTES + _BYTES_A_SECOND * seconds
 
     def recall(self, what: str, name: str) -> tuple[Any, Mapping[str, int]]:
         """Return what was decided before (None if nothing was), and its cost, the first time.
@@ -170,6 +179,18 @@ class Asked:
             seconds = time.perf_counter() - self._begun
             self._passes.keep(self._what, self._given, answer, seconds)
         return answer
+
+    def keep_whole(self, gather: Callable[[], Tensor], nbytes: int) -> None:
+        """Let a tensor of so many bytes be kept, of which each rank holds a part.
+
+        Args:
+            gather: returns it whole; called on all ranks, or on none.
+            nbytes: of the whole.
+        """
+        if self._passes is not None:
+            seconds = time.perf_counter() - self._begun
+            if self._passes.is_worth(self._given, nbytes, seconds):
+                self._passes.keep(self._what, self._given, (gather(),), seconds)
 
 
 _NOT_KEPT = Asked(None, "", (), ())

@@ -3,13 +3,16 @@
 A sum of ten million products of 32 bits, added up one after the other, is off by a thousandth, as
 the terms vanish beside the sum. Here parts of the vectors are multiplied in their dtype, 16 bits in
 32 as their squares overflow beyond 256, and added up in float64 (blocked summation: Higham,
-Accuracy and Stability of Numerical Algorithms, 2002).
+Accuracy and Stability of Numerical Algorithms, 2002). Where vectors are parts of longer ones, one
+on each rank (`spectrum.shards`), the sums are those over all ranks.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from flatkit.spectrum.shards import Shards, current, whole_vectors
 
 # Entries that are multiplied at once: short enough for 32 bits, long enough for full speed.
 _PART = 2**13
@@ -34,6 +37,11 @@ def dot(one: Tensor, other: Tensor) -> Tensor:
     >>> abs(float(dot(vector, vector)) / exact - 1) < 1e-5
     True
     """
+    found, shards = _own_dot(one, other), current()
+    return found if shards is None else shards.ranks.total(found.cpu())
+
+
+def _own_dot(one: Tensor, other: Tensor) -> Tensor:
     turned = other.mT if other.ndim > 1 else other
     if _is_short(one) and one.dtype == other.dtype:  # nearly all of the time here is torch's calls
         return (one @ turned).double()
@@ -68,7 +76,7 @@ def inner(one: Tensor, other: Tensor) -> float:
     >>> inner(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]))
     11.0
     """
-    if one.is_cpu and one.dtype == other.dtype:
+    if one.is_cpu and one.dtype == other.dtype and current() is None:
         if _is_short(one):
             return one.dot(other).item()
         if len(one) <= _DOUBLED:
@@ -82,7 +90,7 @@ def project_out(rows: Tensor, vector: Tensor) -> Tensor:
     >>> project_out(torch.tensor([[1.0, 0.0]]), torch.tensor([3.0, 4.0]))
     tensor([0., 4.])
     """
-    if _is_short(vector) and vector.dtype == rows.dtype:
+    if _is_short(vector) and vector.dtype == rows.dtype and current() is None:
         return torch.addmv(vector, rows.mT, rows.mv(vector), alpha=-1)
     return vector - dot(rows, vector).to(vector) @ rows
 
@@ -114,6 +122,9 @@ def norm(vector: Tensor) -> float:
     >>> norm(torch.tensor([3.0, 4.0])), f"{norm(torch.tensor([3e25, 4e25])):.3g}"
     (5.0, '5e+25')
     """
+    shards = current()
+    if shards is not None:
+        return _norm_of_parts(shards, vector)
     square = inner(vector, vector)
     if _LEAST.get(vector.dtype, _LEAST[torch.float32]) < square < math.inf or vector.numel() == 0:
         return math.sqrt(square)
@@ -122,6 +133,23 @@ def norm(vector: Tensor) -> float:
         return scale
     scaled = vector.double() / scale
     return scale * math.sqrt(float(dot(scaled, scaled)))
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Return ‖v‖ of each row [K, P], float64 [K] on the CPU.
+
+    >>> norms(torch.tensor([[3.0, 4.0]]))
+    tensor([5.], dtype=torch.float64)
+    """
+    return torch.tensor([norm(row) for row in rows], dtype=torch.float64)
+
+
+def _norm_of_parts(shards: Shards, part: Tensor) -> float:
+    with whole_vectors():
+        own = norm(part)
+    places = torch.zeros(shards.ranks.count, dtype=torch.float64)
+    places[shards.ranks.rank] = own
+    return math.hypot(*shards.ranks.total(places).tolist())
 
 
 def _is_short(vector: Tensor) -> bool:

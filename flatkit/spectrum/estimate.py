@@ -8,7 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from flatkit.results.status import Status
+from flatkit.spectrum.dot import norms
 from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Estimate:
             `advice` says what that means for the value.
         matvecs: products with the operator.
         seconds: wall-clock time.
-        vectors: eigenvectors [K, P] as orthonormal rows, if any.
+        held: eigenvectors as orthonormal rows, if any; of several ranks each holds a part.
         notes: what else was seen, ready for JSON.
+        shards: how the vectors are cut; None where they are whole.
     """
 
     value: Tensor
@@ -37,8 +40,19 @@ class Estimate:
     status: Status
     matvecs: int
     seconds: float
-    vectors: Tensor | None = None
+    held: Tensor | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    shards: Shards | None = None
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """Eigenvectors [K, P] as orthonormal rows, if any.
+
+        Where each rank holds a part they are gathered anew each time, and all ranks must ask.
+        """
+        if self.held is None or self.shards is None:
+            return self.held
+        return self.shards.whole(self.held)
 
     @property
     def converged(self) -> bool:
@@ -76,5 +90,4 @@ def residual_norms(operator: SymmetricOperator, values: Tensor, vectors: Tensor)
     tensor([0.], dtype=torch.float64)
     """
     products = operator.matmat(vectors)
-    differences = products - values.to(vectors)[:, None] * vectors  # [K, P]
-    return differences.double().norm(dim=1).cpu()
+    return norms(products - values.to(vectors)[:, None] * vectors)

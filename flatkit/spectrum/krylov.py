@@ -9,9 +9,15 @@ from torch import Tensor
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.gauss_rule import Rule, rule_of
-from flatkit.spectrum.operators import SymmetricOperator, check_finite, random_vector
+from flatkit.spectrum.operators import (
+    SymmetricOperator,
+    check_finite,
+    finite_product,
+    random_vector,
+)
 from flatkit.spectrum.rank import Probe
-from flatkit.spectrum.space import Deflation
+from flatkit.spectrum.shards import in_parts
+from flatkit.spectrum.space import Deflation, Space
 
 KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
 # Part of a random vector in a warm start. It alone says what the given vectors may lack, and a
@@ -26,6 +32,8 @@ _MOST_RESTARTS = 4  # restarts after which images are given up: each adds a roun
 class KrylovBasis:
     """An orthonormal Krylov basis V and the projection T = V A Vᵀ onto it.
 
+    Of several ranks each keeps its part of every vector, and what is returned are such parts.
+
     Args:
         operator: A, symmetric.
         capacity: vectors at most.
@@ -33,6 +41,9 @@ class KrylovBasis:
         initial: vectors [J, P] to start from.
         keep_images: also keep A V, so that products with combinations of V cost none; not where
             both take more than `KEPT_BYTES`.
+
+    Attributes:
+        operator: A, of vectors as they are kept.
     """
 
     def __init__(
@@ -44,11 +55,9 @@ class KrylovBasis:
         *,
         keep_images: bool = False,
     ) -> None:
-        self._operator, self._generator = operator, generator
-        start, random_part = _start_of(operator, generator, initial)
-        self._rows = torch.empty(
-            capacity + 1, operator.size, dtype=start.dtype, device=start.device
-        )
+        self.operator, self._generator = operator.sharded(), generator
+        start, random_part = self._start_of(initial)
+        self._rows = torch.empty(capacity + 1, len(start), dtype=start.dtype, device=start.device)
         self._rows[0] = start
         fits = 2 * self._rows.nbytes <= KEPT_BYTES
         self._images = torch.empty_like(self._rows[:-1]) if keep_images and fits else None
@@ -75,7 +84,7 @@ class KrylovBasis:
     @property
     def size(self) -> int:
         """P."""
-        return self._operator.size
+        return self.operator.size
 
     @property
     def rounding(self) -> float:
@@ -95,7 +104,7 @@ class KrylovBasis:
     @property
     def complete(self) -> bool:
         """Whether it spans the whole space."""
-        return self._size == self._operator.size
+        return self._size == self.operator.size
 
     @property
     def probes(self) -> list[Probe]:
@@ -115,6 +124,11 @@ class KrylovBasis:
             return [self._start(), *self.probes]
         return [self._start()]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this process keeps of the basis and its images."""
+        return self._rows.nbytes + (0 if self._images is None else self._images.nbytes)
+
     def rule(self) -> Rule | None:
         """Return the Gauss rule of the start, of its first cycle; None of a warm start."""
         if self._rule is None and self._random_start:
@@ -130,10 +144,11 @@ class KrylovBasis:
         part = slice(self._probe_start, self._size)
         return Probe(np.linalg.eigvalsh(self._projection[part, part]), self._log_couplings)
 
+    @in_parts
     def expand(self) -> None:
         """Multiply the newest direction, extend T, and find the next direction."""
         last = self._size
-        product = self._operator.matvec(self._rows[last])
+        product = self.operator.matvec(self._rows[last])
         size = norm(product)
         check_finite(size)
         if self._images is not None:
@@ -160,6 +175,7 @@ class KrylovBasis:
         """Return Ritz values [M], ascending, and weights [M, M] in columns."""
         return np.linalg.eigh(self._projection[: self._size, : self._size])
 
+    @in_parts
     def span(self, count: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Return orthonormal vectors V [M, P], and A V unless restarts wore it out.
 
@@ -190,16 +206,27 @@ class KrylovBasis:
             images += along[:, None] * self._beside(vector)
         return vectors, images
 
+    @in_parts
+    def space(self, count: int | None = None) -> Space:
+        """Return whole vectors and their images, as of `span`; by products where it has none."""
+        vectors, images = self.span(count)
+        spent = 0 if images is not None else len(vectors)
+        images = finite_product(self.operator, vectors) if images is None else images
+        return Space(self._whole(vectors), self._whole(images), spent)
+
+    @in_parts
     def deflation(self, *, copied: bool) -> Deflation:
-        """Return the basis, copied or not, and what T says of its images."""
+        """Return the whole basis, copied or not, and what T says of its images."""
         projection = self._projection[: self._size, : self._size].copy()
         lost = [
             np.linalg.norm(parts) * norm(self._beside(vector)) for vector, parts in self._outside
         ]
         length = math.hypot(float(np.linalg.norm(projection)), self.coupling, *map(float, lost))
-        rows = self._rows[: self._size]
+        rows = self._whole(self._rows[: self._size])
+        copied = copied and self.operator.shards is None
         return Deflation(rows.clone() if copied else rows, torch.from_numpy(projection), length)
 
+    @in_parts
     def combine(self, weights: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return the vectors [K, P] of weights [M, K], normalised, and A times these if kept.
 
@@ -210,6 +237,9 @@ class KrylovBasis:
         norms = torch.tensor([[norm(vector)] for vector in vectors]).to(vectors)
         images = None if self._images is None else columns @ self._images[: self._size] / norms
         return vectors / norms, images
+
+    def _whole(self, vectors: Tensor) -> Tensor:
+        return vectors if self.operator.shards is None else self.operator.shards.whole(vectors)
 
     def _beside(self, vector: Tensor) -> Tensor:
         """Return what a vector [P] has outside the basis."""
@@ -230,6 +260,7 @@ class KrylovBasis:
             if np.abs(parts).max() * norm(vector) > self.lost
         ]
 
+    @in_parts
     def restart(
         self,
         values: np.ndarray,
@@ -304,9 +335,14 @@ class KrylovBasis:
         if not self.complete:
             self._continue_at_random()
 
+    @in_parts
+    def _start_of(self, initial: Tensor | None) -> tuple[Tensor, float]:
+        """Return a unit vector [P] to start from, and how much of it is random."""
+        return _start_of(self.operator, self._generator, initial)
+
     def _continue_at_random(self) -> None:
         """Let a random direction be the next."""
-        vector = random_vector(self._operator, generator=self._generator)
+        vector = random_vector(self.operator, generator=self._generator)
         _, left = self._orthogonalise(vector, count=self._size)
         self._rows[self._size] = vector / left
         self._steps, self._probe_start, self._log_couplings = 0, self._size, 0.0
@@ -322,6 +358,7 @@ def _start_of(
     if initial is None:
         return drawn, 1.0
     known = initial.to(drawn).reshape(-1, operator.size).sum(0)
+    known = known if operator.shards is None else operator.shards.part(known)
     length = norm(known)
     if not math.isfinite(length):
         raise InvalidArgumentError("initial has NaN or infinite entries")

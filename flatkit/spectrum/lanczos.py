@@ -15,6 +15,7 @@ from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
 from flatkit.results.status import Status
+from flatkit.spectrum.dot import norms
 from flatkit.spectrum.estimate import Estimate, residual_status
 from flatkit.spectrum.gauss_rule import Rule
 from flatkit.spectrum.krylov import KrylovBasis, basis_for
@@ -22,7 +23,8 @@ from flatkit.spectrum.operators import SymmetricOperator, check_k
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.ranks import Ranks, largest_magnitude
 from flatkit.spectrum.ritz import End, in_order, value_errors
-from flatkit.spectrum.space import Deflation, Space
+from flatkit.spectrum.shards import among, in_parts
+from flatkit.spectrum.space import Deflation, Space, gaps
 from flatkit.spectrum.steps import Steps
 
 StopRule: TypeAlias = Literal["residual", "value"]
@@ -61,7 +63,7 @@ def lanczos(
     search itself, the status is `multiplicity`, and the error includes what a copy would displace.
 
     Cost: a product and 4·M·P multiplications a step; memory 2M + 1 vectors, M = `max_basis`, or
-    M + 1 where 2M + 1 would take more than 1 GiB.
+    M + 1 where 2M + 1 would take more than 1 GiB; of several ranks each keeps its part.
 
     Args:
         operator: A, symmetric.
@@ -116,12 +118,14 @@ class Lanczos:
     """Thick-restart Lanczos a product at a time; `lanczos` is its run to the end.
 
     What it computes next depends on its arguments alone, never on what it was asked; `max_matvecs`
-    only ends it. Its answers before the end cost no product.
+    only ends it. Its answers before the end cost no product. Of several ranks each keeps its part
+    of every vector, and all must ask alike.
 
     Args:
         operator: A, symmetric; the others as of `lanczos`.
 
     Attributes:
+        operator: A, of vectors as they are kept.
         capacity: vectors of the basis at most.
         done: whether the wanted values converged, or the products are spent.
 
@@ -148,7 +152,7 @@ class Lanczos:
         initial: Tensor | None = None,
         generator: torch.Generator,
     ) -> None:
-        self.operator, self._k = operator, check_k(operator, k)
+        self.operator, self._k = operator.sharded(), check_k(operator, k)
         check_choice("which", which, get_args(End))
         self._which: End = which
         self._stop = check_choice("stop", stop, get_args(StopRule))
@@ -234,7 +238,8 @@ class Lanczos:
         if images is None:
             residuals = torch.from_numpy(self._residuals[: self._k] + self._basis.lost)
         else:
-            residuals = _gaps(vectors, images, self.values).double().norm(dim=1).cpu()
+            with among(self.operator.shards):
+                residuals = norms(gaps(vectors, images, self.values))
         rounding = torch.full_like(residuals, self.operator.rounding * self._scale)
         return self._estimate(ranks, vectors, residuals, rounding, Status.BUDGET)
 
@@ -263,10 +268,7 @@ class Lanczos:
             InvalidArgumentError: no product was made.
         """
         self._check_begun()
-        vectors, images = self._basis.span(count)
-        if images is not None:
-            return Space(vectors, images)
-        return Space.of(self.operator, vectors)
+        return self._basis.space(count)
 
     @ordinary_torch()
     def deflation(self) -> Deflation:
@@ -312,6 +314,7 @@ class Lanczos:
         if probe or basis.full:
             self._next = partial(self._restart, probe=probe)
 
+    @in_parts
     def _settle(self, started: float) -> None:
         """End, unless the explicit residuals hold less than the recurrence promises, and can more.
 
@@ -323,8 +326,8 @@ class Lanczos:
         if images is None:
             images = self.operator.matmat(vectors)
             self._checks += len(vectors)
-        gaps = _gaps(vectors, images, self.values)
-        residuals = gaps.double().norm(dim=1).cpu()
+        left = gaps(vectors, images, self.values)
+        residuals = norms(left)
         worst = int(residuals.argmax())
         status = self._status(residuals.numpy())
         spent = self._basis.matvecs >= self._max_matvecs
@@ -335,7 +338,7 @@ class Lanczos:
             self._answer = self._estimate(self._ranks, vectors, residuals, rounding, status)
             return
         self._last = float(residuals[worst])
-        self._next = partial(self._restart, direction=gaps[worst].clone())
+        self._next = partial(self._restart, direction=left[worst].clone())
         self._seconds += time.perf_counter() - started
 
     def _estimate(
@@ -350,7 +353,8 @@ class Lanczos:
             status=status,
             matvecs=self.matvecs,
             seconds=self._seconds,
-            vectors=vectors,
+            held=vectors,
+            shards=self.operator.shards,
             notes={
                 "basis": self.capacity,
                 "restarts": self._basis.restarts,
@@ -360,6 +364,7 @@ class Lanczos:
                 **notes(seen, ranks.beyond),
                 "displacement": ranks.displaced.tolist() if self._check_multiplicity else None,
                 "warm_start": self._warm_start,
+                **({} if self.operator.shards is None else {"bytes_of_basis": self._basis.nbytes}),
             },
         )
 
@@ -413,8 +418,3 @@ class Lanczos:
 
 
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides
-
-
-def _gaps(vectors: Tensor, images: Tensor, values: np.ndarray) -> Tensor:
-    """Return Av − μv [K, P]."""
-    return images - torch.from_numpy(values.copy()).to(vectors)[:, None] * vectors

@@ -9,7 +9,7 @@ from torch import Tensor
 from flatkit.checks import check_count, check_positive
 from flatkit.devices import ordinary_torch
 from flatkit.results.status import Status
-from flatkit.spectrum.dot import dot, norm, project_out
+from flatkit.spectrum.dot import dot, norm, norms, project_out
 from flatkit.spectrum.estimate import Estimate, residual_norms, residual_status
 from flatkit.spectrum.operators import (
     ProjectedOperator,
@@ -20,6 +20,7 @@ from flatkit.spectrum.operators import (
 )
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.second_start import look_again
+from flatkit.spectrum.shards import among
 
 _GUARDS = 2  # vectors beyond k: the last ones of a block converge slowly
 
@@ -46,7 +47,7 @@ def lobpcg(
     the error, and the status is `rank` where that exceeds the tolerance.
 
     Cost: k + 2 products a step, at the price of a block, and those of a Lanczos search; memory
-    6·(k + 2) vectors.
+    6·(k + 2) vectors, of which each of several ranks keeps its part.
 
     Args:
         operator: A, symmetric.
@@ -68,6 +69,19 @@ def lobpcg(
     check_k(operator, k)
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs)
+    operator = operator.sharded()
+    with among(operator.shards):
+        return _search(operator, k, tolerance, max_matvecs, initial, generator)
+
+
+def _search(
+    operator: SymmetricOperator,
+    k: int,
+    tolerance: float,
+    max_matvecs: int,
+    initial: Tensor | None,
+    generator: torch.Generator,
+) -> Estimate:
     started = time.perf_counter()
     size = min(operator.size, k + _GUARDS)
     block = _start(operator, size, initial, generator)
@@ -105,7 +119,8 @@ def lobpcg(
         status=Status.RANK if status is Status.CONVERGED and not ranked else status,
         matvecs=spent + len(errors),
         seconds=time.perf_counter() - started,
-        vectors=found.vectors,
+        held=found.vectors,
+        shards=operator.shards,
         notes={
             "block": size,
             "warm_start": initial is not None,
@@ -153,7 +168,7 @@ def _iterate(
         block, products, values = order @ block, order @ products, values.flip(0)
         gaps = products - values.to(block)[:, None] * block  # [size, P]
         scale = float(values.abs().max())
-        residuals = gaps[:k].double().norm(dim=1).cpu()
+        residuals = norms(gaps[:k])
         converged = bool((residuals <= tolerance * scale).all())
         if converged or matvecs >= max_matvecs:
             break
@@ -169,7 +184,7 @@ def _iterate(
         best = weights.flip(1)[:, :size].T.to(block)  # [size, M]
         move = best[:, size:] @ fresh
         block, products = best @ basis, best @ images
-    vectors = block[:k] / block[:k].norm(dim=1, keepdim=True)
+    vectors = block[:k] / norms(block[:k]).to(block)[:, None]
     return _Block(values[:k].cpu(), vectors, scale, matvecs, converged)
 
 
@@ -178,7 +193,11 @@ def _start(
 ) -> Tensor:
     drawn = torch.stack([random_vector(operator, generator=generator) for _ in range(size)])
     if initial is not None:
-        drawn = torch.cat([initial.to(drawn).reshape(-1, operator.size), drawn])
+        known = initial.to(drawn)
+        if known.shape[-1] != operator.length:  # given whole
+            assert operator.shards is not None
+            known = operator.shards.part(known)
+        drawn = torch.cat([known.reshape(-1, operator.length), drawn])
     return _orthonormal(drawn)[:size]
 
 

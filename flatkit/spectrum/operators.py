@@ -10,8 +10,10 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from flatkit.checks import check_count
+from flatkit.devices.ranks import ALONE, Ranks
 from flatkit.errors import InvalidArgumentError, NonFiniteError, NotSymmetricError
 from flatkit.spectrum.dot import inner, norm, project_out
+from flatkit.spectrum.shards import Shards, whole_vectors
 
 _INEXACT = 1e-2
 """Asymmetry that inexact products may explain at most."""
@@ -24,11 +26,23 @@ class SymmetricOperator(ABC):
         size: P.
         dtype: of the vectors that it takes and returns.
         device: of these vectors.
+        shards: how the vectors that it takes are cut, where each rank holds its part; else None.
     """
 
     size: int
     dtype: torch.dtype
     device: torch.device
+    shards: Shards | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that multiply together."""
+        return ALONE
+
+    @property
+    def length(self) -> int:
+        """Numbers of a vector that this process holds: P, or its part."""
+        return self.size if self.shards is None else self.shards.length
 
     @property
     def rounding(self) -> float:
@@ -60,6 +74,16 @@ class SymmetricOperator(ABC):
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         return torch.stack([self.matvec(vector) for vector in vectors])
+
+    def part_of_product(self, vector: Tensor, shards: Shards) -> Tensor:
+        """Return this rank's part [P/N] of the product with a vector [P]."""
+        return shards.part(self.matvec(vector))
+
+    def sharded(self) -> "SymmetricOperator":
+        """Return the same matrix for vectors of which each rank holds its part; alone, itself."""
+        if self.ranks.count == 1 or self.shards is not None:
+            return self
+        return ShardedOperator(self, Shards(self.ranks, self.size))
 
     @final
     def __matmul__(self, other: Tensor) -> Tensor:
@@ -105,6 +129,50 @@ class DenseOperator(SymmetricOperator):
 
 
 @final
+class ShardedOperator(SymmetricOperator):
+    """The same matrix, of whose vectors each rank holds its part.
+
+    A product is one gathering of the vector and one sum of which each rank gets its part: together
+    the bytes of one all-reduce of P numbers.
+
+    Args:
+        operator: A, which all ranks multiply with together.
+        shards: of its vectors.
+    """
+
+    def __init__(self, operator: SymmetricOperator, shards: Shards) -> None:
+        self.operator, self.shards = operator, shards
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    @property
+    def rounding(self) -> float:
+        """That of A."""
+        return self.operator.rounding
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Those of A, of whole vectors."""
+        return self.operator.parts
+
+    def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
+        """Return by how much products with unit vectors may be off; a whole one at a time."""
+        assert self.shards is not None
+        found: list[Tensor] = []
+        for vector, value in zip(vectors, values, strict=True):
+            whole = self.shards.whole(vector)[None]
+            with whole_vectors():
+                found.append(self.operator.product_errors(whole, value[None], scale=scale))
+        return torch.cat(found)
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return the part [P/N] of the product with the vector of a part."""
+        assert self.shards is not None
+        whole = self.shards.whole(vector)
+        with whole_vectors():
+            return self.operator.part_of_product(whole, self.shards)
+
+
+@final
 class ShiftedOperator(SymmetricOperator):
     """A + σI.
 
@@ -113,7 +181,7 @@ class ShiftedOperator(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, shift: float) -> None:
-        self.operator, self.shift = operator, shift
+        self.operator, self.shift, self.shards = operator, shift, operator.shards
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
     @property
@@ -140,6 +208,7 @@ class ProjectedOperator(SymmetricOperator):
 
     def __init__(self, operator: SymmetricOperator, vectors: Tensor) -> None:
         self.operator, self.vectors = operator, vectors  # vectors: [K, P], orthonormal rows
+        self.shards = operator.shards
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
     @property
@@ -261,9 +330,12 @@ def finite_product(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
 def random_vector(operator: SymmetricOperator, *, generator: torch.Generator) -> Tensor:
     """Return a standard normal vector [P], the same for every dtype and device of the operator.
 
+    Where vectors are parts, it is that of the same vector, however many ranks there are.
+
     >>> operator = DenseOperator(torch.eye(3, dtype=torch.float64))
     >>> random_vector(operator, generator=torch.Generator().manual_seed(0)).dtype
     torch.float64
     """
     vector = torch.randn(operator.size, generator=generator, dtype=torch.float32)
+    vector = vector if operator.shards is None else operator.shards.part(vector)
     return vector.to(operator.device, operator.dtype)

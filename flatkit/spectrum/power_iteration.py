@@ -129,7 +129,7 @@ def power_iteration(
         status=status,
         matvecs=search.matvecs,
         seconds=time.perf_counter() - started,
-        vectors=vectors,
+        held=vectors,
         notes={
             "negative_end": search.negative_end,
             "tie": search.tie,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatkit.spectrum.dot import dot, norm
+from flatkit.spectrum.dot import dot, norm, norms
 from flatkit.spectrum.operators import SymmetricOperator, finite_product
 
 
@@ -89,5 +89,13 @@ class Space:
         rows = torch.from_numpy(parts.T[order].copy()).to(self.vectors)  # [K, M]
         found = torch.from_numpy(values[order])
         pairs = Space(rows @ self.vectors, rows @ self.images)
-        gaps = pairs.images - found.to(pairs.vectors)[:, None] * pairs.vectors
-        return found, pairs, gaps.double().norm(dim=1).cpu()
+        return found, pairs, norms(gaps(pairs.vectors, pairs.images, values[order]))
+
+
+def gaps(vectors: Tensor, images: Tensor, values: np.ndarray) -> Tensor:
+    """Return Av − μv [K, P] from vectors v [K, P], images Av and values μ [K].
+
+    >>> gaps(torch.eye(1), torch.eye(1), np.array([3.0]))
+    tensor([[-2.]])
+    """
+    return images - torch.from_numpy(values.copy()).to(vectors)[:, None] * vectors

@@ -14,11 +14,16 @@ from flatkit import FisherOperator, GaussNewtonOperator, HessianOperator, analyz
 from flatkit.devices.joining import current, joined
 from flatkit.devices.ranks import Ranks
 from flatkit.errors import FlatkitError
+from flatkit.flatness.geometry import Geometry
+from flatkit.flatness.quadratic_model import ScaledOperator
 from flatkit.landscape.job import LandscapeJob
 from flatkit.landscape.subspaces import Subspace
 from flatkit.objective import Objective, Task, kept
 from flatkit.objective.blocks import blocks_of
 from flatkit.objective.settings import ObjectiveSettings
+from flatkit.spectrum.density import spectral_density
+from flatkit.spectrum.lanczos import Lanczos, lanczos
+from flatkit.spectrum.lobpcg import lobpcg
 
 SAMPLES, INPUTS, CLASSES, WIDTH = 41, 5, 3, 4
 
@@ -198,8 +203,98 @@ def bytes_of_a_product() -> list[int]:
     return [*sent, objective.num_parameters]
 
 
+def searches() -> dict[str, Any]:
+    """Return eigenvalues and vectors of several searches, each of which keeps its part of a basis.
+
+    Seven vectors are few: Lanczos restarts, and gives its images up.
+    """
+    objective = Objective(network(), "cross_entropy", data(), chunk_size=6)
+    hessian, size = HessianOperator(objective), objective.num_parameters
+    given: dict[str, Any] = {"k": 2, "tolerance": 1e-11}
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(5)
+
+    search = Lanczos(hessian, max_basis=7, generator=seeded(), **given)
+    spaces = []
+    while not search.done:
+        search.step()
+        if search.matvecs in (5, 40):
+            spaces.append(search.space(3))
+    early = search.deflation()
+    warm = lanczos(hessian, initial=vectors(size)[:2], generator=seeded(), **given)
+    found = {
+        "restarted": search.estimate(),
+        "both ends": lanczos(hessian, which="both", generator=seeded(), **given),
+        "warm": warm,
+        "block": lobpcg(hessian, initial=vectors(size)[:1], generator=seeded(), **given),
+        "scaled": lanczos(scaled(objective), generator=seeded(), **given),
+        "gauss-newton": lanczos(GaussNewtonOperator(objective), generator=seeded(), **given),
+    }
+    said: dict[str, Any] = {
+        name: {"values": f.value, "errors": f.error, "projectors": projectors(f.vectors)}
+        for name, f in found.items()
+    }
+    said["restarts"] = found["restarted"].notes["restarts"]
+    said["products"] = {name: f.matvecs for name, f in found.items()}
+    said["spaces"] = [[projectors(s.vectors), s.ritz()[0], s.ritz()[2]] for s in spaces]
+    said["deflation"] = [early.trace, early.length, early.vectors @ early.vectors.T]
+    density = spectral_density(hessian, num_probes=2, steps=6, generator=seeded())
+    said["density"] = [density.nodes.tolist(), density.mean]
+    return said
+
+
+def scaled(objective: Objective) -> ScaledOperator:
+    theta = objective.theta
+    return ScaledOperator(HessianOperator(objective), Geometry("adaptive", theta.abs()))
+
+
+def projectors(rows: Tensor | None) -> Tensor:
+    """Return vvᵀ for each row: the same whatever the sign."""
+    assert rows is not None
+    return rows[:, :, None] * rows[:, None, :]
+
+
+def bytes_of_a_search() -> dict[str, Any]:
+    """Return what a step of Lanczos sends and keeps, and what the calls of torch were given."""
+    objective = Objective(network(), "cross_entropy", data(), chunk_size=6)
+    search = Lanczos(HessianOperator(objective), k=1, generator=torch.Generator().manual_seed(5))
+    for _ in range(4):
+        search.step()
+    count, given = objective.ranks.count, {"vectors": 0, "sums": 0, "calls": 0}
+    names = ("all_gather_into_tensor", "all_to_all_single", "all_reduce")
+    plain: list[Any] = [getattr(distributed, name) for name in names]
+
+    def gather(whole: Tensor, part: Tensor, **more: Any) -> Any:
+        given["vectors"] += (count - 1) * part.nbytes
+        return plain[0](whole, part, **more)
+
+    def exchange(taken: Tensor, rows: Tensor, **more: Any) -> Any:
+        given["vectors"] += rows.nbytes * (count - 1) // count
+        return plain[1](taken, rows, **more)
+
+    def reduce(tensor: Tensor, **more: Any) -> Any:
+        given["sums"] += 2 * tensor.nbytes * (count - 1) // count
+        given["calls"] += 1
+        return plain[2](tensor, **more)
+
+    before = objective.ranks.sent
+    for name, function in zip(names, (gather, exchange, reduce), strict=True):
+        setattr(distributed, name, function)
+    try:
+        search.step()
+    finally:
+        for name, function in zip(names, plain, strict=True):
+            setattr(distributed, name, function)
+    told = objective.ranks.sent - before
+    kept = search.estimate().notes["bytes_of_basis"]
+    rows = 2 * search.capacity + 1
+    return {**given, "told": told, "kept": kept, "rows": rows, "size": objective.num_parameters}
+
+
 def everything(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: passes(o) for name, o in objectives().items()}
+    found["searches"] = searches()
     found["analysis"] = analysis()
     found["kept"] = analysis(folder)
     found["again"] = analysis(folder)
@@ -223,6 +318,7 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
         assert current() is ranks and ranks.rank == rank
         found = everything(folder)
         found["bytes"] = bytes_of_a_product()
+        found["bytes of a search"] = bytes_of_a_search()
         found["failures"] = failures(ranks)
     assert current().count == 1
     torch.save(found, folder / f"{rank}.pt")

@@ -107,6 +107,54 @@ def test_a_product_sends_one_all_reduce_of_p_numbers_and_a_few(results):
         assert size <= sent <= size + 16 * len(results)
 
 
+def test_searches_of_which_each_rank_keeps_a_part_find_what_one_process_does(results, alone):
+    expected = alone["searches"]
+    assert expected["restarts"] > 4
+    for found in (result["searches"] for result in results):
+        for name in ("restarted", "both ends", "warm", "block", "scaled", "gauss-newton"):
+            close(found[name]["values"], expected[name]["values"], name)
+            torch.testing.assert_close(
+                found[name]["projectors"], expected[name]["projectors"], rtol=0, atol=1e-7
+            )
+        close(found["deflation"][:2], expected["deflation"][:2])
+        torch.testing.assert_close(
+            found["deflation"][2], torch.eye(len(found["deflation"][2])).double()
+        )
+        for one, other in zip(found["spaces"], expected["spaces"], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+        close(found["density"], expected["density"], rel=1e-8)
+
+
+def test_eigenvalues_of_parts_are_those_of_the_dense_hessian(results):
+    theta = nn.utils.parameters_to_vector(network().parameters()).detach()
+    hessian: Any = torch.autograd.functional.hessian(
+        lambda point: dense_loss(point, weighted=False), theta
+    )
+    values = torch.linalg.eigvalsh(hessian)
+    largest, ends = values.flip(0)[:2], values[[-1, 0]]
+    scaled = torch.linalg.eigvalsh(theta.abs()[:, None] * hessian * theta.abs()).flip(0)[:2]
+    for found in (result["searches"] for result in results):
+        for name in ("restarted", "warm", "block"):
+            close(found[name]["values"], largest)
+        close(found["both ends"]["values"], ends)
+        close(found["scaled"]["values"], scaled)
+
+
+def test_a_step_of_lanczos_sends_one_all_reduce_of_p_numbers_and_few_sums(results):
+    count = len(results)
+    for told in (found["bytes of a search"] for found in results):
+        padded = count * -(-told["size"] // count)
+        assert told["vectors"] <= 2 * (count - 1) * 8 * (padded // count + 16)
+        assert told["calls"] <= 10 and told["sums"] < 1000
+        assert told["told"] == told["vectors"] + told["sums"]
+
+
+def test_each_rank_keeps_its_part_of_the_basis(results):
+    for told in (found["bytes of a search"] for found in results):
+        model = told["rows"] * 8 * told["size"] / len(results)
+        assert told["kept"] == pytest.approx(model, rel=0.1)
+
+
 def values_of(report: dict[str, Any]) -> list[Any]:
     return [[r["measure"], r["value"], r["status"]] for r in report["results"]]
 
