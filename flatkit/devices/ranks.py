@@ -22,7 +22,7 @@ from flatkit.errors import FlatkitError, InvalidArgumentError, LostRankError, Ra
 
 _BYTES = 8
 """Of a float64 and an int64."""
-_PIECE = 2**22
+_PIECE = 2**20
 """Numbers of a part that go to another rank at once: beside a vector little is held."""
 _ROLL_CALL = 2.0
 """Seconds in which those that live answer, after a connection broke: they notice in their next
@@ -155,7 +155,7 @@ class Ranks:
         found = part.new_empty(self.count * len(part))
         self.sent += (self.count - 1) * part.nbytes
         own = part.contiguous()
-        self._connected(lambda: distributed.all_gather_into_tensor(found, own, group=self._group))
+        self._connected(lambda: _gather(found, own, group=self._group))
         return found
 
     def total(self, numbers: Tensor) -> Tensor:
@@ -398,6 +398,9 @@ class Ranks:
 
 
 ALONE = Ranks()
+_gather: Any = getattr(distributed, "all_gather_single", None)
+_gather = _gather or getattr(distributed, "all_gather_into_tensor", None)
+"""By the newer name, where there is one."""
 
 
 def _lives(process: int) -> bool:

@@ -198,7 +198,9 @@ class HessianOperator(SymmetricOperator):
         total = torch.zeros_like(vector)
         _ = self.plan  # decided before ranks go each its own way
         with self.objective.ranks.adding(total):
-            self._add_product(total, vector)
+            for prepared in self._prepared(self.choice.engine, matvecs=1):
+                total += prepared.products(vector[None])[0]
+                del prepared  # or the next chunk is prepared beside this one
         return asked.keep(finite(total, "Hessian-vector product"))[0]
 
     @ordinary_torch()
@@ -214,16 +216,12 @@ class HessianOperator(SymmetricOperator):
             return shards.part(asked.answer[0])
         part, _ = vector.new_zeros(shards.length), self.plan
         with shards.adding(part) as total:
-            self._add_product(total, vector)
+            for prepared in self._prepared(self.choice.engine, matvecs=1):
+                total += prepared.products(vector[None])[0]
+                del prepared
             finite(total, "Hessian-vector product")
         asked.keep_whole(lambda: shards.whole(part), vector.nbytes)
         return part
-
-    def _add_product(self, total: Tensor, vector: Tensor) -> None:
-        """Add what the samples of this rank contribute to H v."""
-        for prepared in self._prepared(self.choice.engine, matvecs=1):
-            total += prepared.products(vector[None])[0]
-            del prepared  # or the next chunk is prepared beside this one
 
     @ordinary_torch()
     def matmat(self, vectors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from flatkit.spectrum.operators import (
     random_vector,
 )
 from flatkit.spectrum.rank import Probe
-from flatkit.spectrum.shards import in_parts
+from flatkit.spectrum.shards import among, in_parts
 from flatkit.spectrum.space import Deflation, Space
 
 KEPT_BYTES = 2**30  # bytes of a basis with its images up to which these are kept
@@ -26,6 +26,7 @@ _RANDOM_PART = 0.3
 # Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
 # about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976).
 _ORTHOGONAL_ENOUGH = 0.7
+_COLUMNS = 2**16
 _MOST_RESTARTS = 4  # restarts after which images are given up: each adds a rounding error
 
 
@@ -144,12 +145,15 @@ class KrylovBasis:
         part = slice(self._probe_start, self._size)
         return Probe(np.linalg.eigvalsh(self._projection[part, part]), self._log_couplings)
 
-    @in_parts
     def expand(self) -> None:
         """Multiply the newest direction, extend T, and find the next direction."""
-        last = self._size
-        product = self.operator.matvec(self._rows[last])
-        size = norm(product)
+        with among(self.operator.shards):  # no function around it: the way to a product is short
+            product = self.operator.matvec(self._rows[self._size])
+            self._extend(product)
+
+    def _extend(self, product: Tensor) -> None:
+        """Take the product with the newest direction."""
+        last, size = self._size, norm(product)
         check_finite(size)
         if self._images is not None:
             self._images[last] = product
@@ -238,6 +242,21 @@ class KrylovBasis:
         images = None if self._images is None else columns @ self._images[: self._size] / norms
         return vectors / norms, images
 
+    def _turn(self, weights: np.ndarray) -> None:
+        """Let the vectors of weights [M, K], normalised, be the first of the basis, in its place.
+
+        Some columns at a time, so that nothing as large as the basis stands beside it.
+        """
+        columns, kept = torch.as_tensor(weights.copy()).to(self._rows).T, weights.shape[1]
+        held = [self._rows] if self._images is None else [self._rows, self._images]
+        for rows in held:
+            for part in rows.split(_COLUMNS, dim=1):
+                part[:kept] = columns @ part[: self._size]
+        for number, row in enumerate(self._rows[:kept]):
+            size = norm(row)
+            for rows in held:
+                rows[number] /= size
+
     def _whole(self, vectors: Tensor) -> Tensor:
         return vectors if self.operator.shards is None else self.operator.shards.whole(vectors)
 
@@ -289,9 +308,7 @@ class KrylovBasis:
         if self.restarts >= _MOST_RESTARTS:
             self._images = None
         self._drop_newest(weights[:, :kept], dropped=probe or direction is not None)
-        self._rows[:kept], images = self.combine(weights[:, :kept])
-        if self._images is not None and images is not None:
-            self._images[:kept] = images
+        self._turn(weights[:, :kept])
         if direction is not None:
             newest /= self._orthogonalise(newest, count=kept)[1]
         self._rows[kept] = newest

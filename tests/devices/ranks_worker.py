@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flatkit import FisherOperator, GaussNewtonOperator, HessianOperator, analyze
+from flatkit.devices import ranks
 from flatkit.devices.joining import current, joined
 from flatkit.devices.ranks import Ranks
 from flatkit.errors import FlatkitError
@@ -160,7 +161,7 @@ def raised(work: Callable[[], object]) -> str:
     return ""
 
 
-def failures(ranks: Ranks) -> dict[str, str]:
+def failures(others: Ranks) -> dict[str, str]:
     """Return what all ranks say where one fails."""
     x, y = data()
     y = y.clamp(max=CLASSES - 2)
@@ -175,15 +176,15 @@ def failures(ranks: Ranks) -> dict[str, str]:
             raise FlatkitError("not this one")
         return number
 
-    found["handed out"] = raised(lambda: list(ranks.hand_out(3, work)))
-    found["first"] = raised(lambda: ranks.decided(lambda: 1 / 0))
-    x[0, 0] += ranks.rank
+    found["handed out"] = raised(lambda: list(others.hand_out(3, work)))
+    found["first"] = raised(lambda: others.decided(lambda: 1 / 0))
+    x[0, 0] += others.rank
     task = Task(network(), "cross_entropy", (x, y))
     found["data"] = raised(lambda: task.objective(ObjectiveSettings()))
     few = Task(network(), "cross_entropy", (torch.zeros(1, INPUTS), torch.zeros(1).long()))
     found["few"] = raised(lambda: few.objective(ObjectiveSettings()))
     task = Task(network(), "cross_entropy", data())
-    found["settings"] = raised(lambda: analyze(task, rho=[0.1 + ranks.rank], progress=False))
+    found["settings"] = raised(lambda: analyze(task, rho=[0.1 + others.rank], progress=False))
     return found
 
 
@@ -262,8 +263,8 @@ def bytes_of_a_search() -> dict[str, Any]:
     for _ in range(4):
         search.step()
     count, given = objective.ranks.count, {"vectors": 0, "sums": 0, "calls": 0}
-    names = ("all_gather_into_tensor", "all_to_all_single", "all_reduce")
-    plain: list[Any] = [getattr(distributed, name) for name in names]
+    places = ((ranks, "_gather"), (distributed, "all_to_all_single"), (distributed, "all_reduce"))
+    plain: list[Any] = [getattr(place, name) for place, name in places]
 
     def gather(whole: Tensor, part: Tensor, **more: Any) -> Any:
         given["vectors"] += (count - 1) * part.nbytes
@@ -279,13 +280,13 @@ def bytes_of_a_search() -> dict[str, Any]:
         return plain[2](tensor, **more)
 
     before = objective.ranks.sent
-    for name, function in zip(names, (gather, exchange, reduce), strict=True):
-        setattr(distributed, name, function)
+    for (place, name), function in zip(places, (gather, exchange, reduce), strict=True):
+        setattr(place, name, function)
     try:
         search.step()
     finally:
-        for name, function in zip(names, plain, strict=True):
-            setattr(distributed, name, function)
+        for (place, name), function in zip(places, plain, strict=True):
+            setattr(place, name, function)
     told = objective.ranks.sent - before
     kept = search.estimate().notes["bytes_of_basis"]
     rows = 2 * search.capacity + 1
@@ -314,11 +315,11 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
     }
-    with joined() as ranks:
-        assert current() is ranks and ranks.rank == rank
+    with joined() as others:
+        assert current() is others and others.rank == rank
         found = everything(folder)
         found["bytes"] = bytes_of_a_product()
         found["bytes of a search"] = bytes_of_a_search()
-        found["failures"] = failures(ranks)
+        found["failures"] = failures(others)
     assert current().count == 1
     torch.save(found, folder / f"{rank}.pt")
