@@ -21,7 +21,7 @@ _ENDED: dict[str, str] = {
     "leave open counts in the verdict",
     Status.BUDGET: "ended with their budget: their bounds hold, more work may raise them",
     Status.INTERRUPTED: "were interrupted: their bounds hold, more work may raise them",
-    Status.ROUNDING: "are hidden by rounding of the dtype; float64 helps",
+    Status.ROUNDING: "are hidden by rounding of the dtype; a wider one helps",
     Status.SEARCH_MISSED_MAXIMUM: "missed a larger value that another search proves",
 }
 """How searches in balls ended, in words that follow their number."""

@@ -10,6 +10,7 @@ from flatkit.checks import check_count
 from flatkit.devices import ordinary_torch
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Objective
+from flatkit.objective.narrowing import refuse_narrow
 from flatkit.spectrum.standard_error import mean
 from flatkit.spectrum.steps import Steps, finish
 
@@ -64,6 +65,7 @@ def average_loss_increase(
     """
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
+    refuse_narrow(objective, "the average increase")
     check_radius(rho, theta, geometry)
     check_count("samples", samples, minimum=2)
     sigma, base = rho / math.sqrt(theta.numel()), objective.loss(theta)
@@ -89,6 +91,7 @@ def average_steps(
         samples: pairs of draws in the end.
         generator: draws the noise.
     """
+    refuse_narrow(objective, "the average increase")
     check_radius(rho, objective.theta, geometry)
     sigma = rho / math.sqrt(objective.num_parameters)
     return _steps(objective, objective.theta, base, geometry, sigma, samples, generator)

@@ -13,6 +13,7 @@ from flatkit.flatness.ball import maximize_over_ball
 from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.objective.function import Objective
+from flatkit.objective.narrowing import refuse_narrow
 from flatkit.objective.passes import Chunk, differentiate
 
 
@@ -99,6 +100,7 @@ def m_sharpness(
     >>> m_sharpness(objective, rho=0.5, m=2, theta=torch.ones(1), generator=torch.Generator()).value
     1.25
     """
+    refuse_narrow(objective, "m-sharpness")
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)

@@ -46,6 +46,10 @@ one whose kernels were faster at equal work (`benchmarks/products.py`)."""
 _NEAR = 10.0
 """Times the tolerance up to which an error on some samples may be that of a single one among them,
 as next to a kink, where float32 and float64 take different sides: other samples settle it."""
+NARROW_TOLERANCE = 0.1
+"""Least tolerance of a product in 16 bits, with a random vector; its error is part of results."""
+NO_STEP = "its step is lost in the rounding of the weights to 16 bits"
+"""Why there are no differences in 16 bits."""
 _HESSIAN = Ways(double_backward, central_difference)
 _NOT_FINITE = "the product is not finite"
 
@@ -149,6 +153,8 @@ def choose(
         FlatkitError: no engine works here; the message names what each of them said.
         NonFiniteError: the products are NaN or infinite.
     """
+    if objective.narrow is not None:
+        tolerance = max(tolerance, NARROW_TOLERANCE)
     known: dict[tuple[str, float], Choice] = objective.engine_choices
     key = (preference, tolerance)
     if key not in known and objective.ranks.count > 1:  # the first one chooses for all
@@ -256,6 +262,9 @@ def _most_accurate(probe: _Probe) -> list[_Trial]:
 
 def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
     """Return how far an engine's product is off, or nothing and note why."""
+    if name == "central_difference" and probe.objective.narrow is not None:
+        probe.rejected[name] = NO_STEP
+        return []
     product, work = torch.zeros_like(probe.vector), 0
     try:
         engine = build_engine(name, probe.objective, probe.theta)
@@ -274,7 +283,8 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
         error = difference_error(probe.objective, probe.theta, probe.chunks[0], probe.vector)
         return [_Trial(name, work, error, "its own product at twice the step")]
     truth, reference = probe.truth, probe.reference
-    itself = not reference.in_double and reference.recipe is FORMULAS.get(name)
+    wider = reference.in_double or probe.objective.narrow is not None
+    itself = not wider and reference.recipe is FORMULAS.get(name)
     error = None if truth is None or itself else relative(product.double() - truth, truth)
     return [_Trial(name, work, error, probe.reference.against)]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flatkit.devices import ordinary_torch
 from flatkit.devices.ranks import Ranks
 from flatkit.errors import FlatkitError, InvalidArgumentError
-from flatkit.hessian.autotune import Choice, direction
+from flatkit.hessian.autotune import NARROW_TOLERANCE, NO_STEP, Choice, direction
 from flatkit.hessian.layers.trace import names_of_inputs, trace
 from flatkit.hessian.linearised import (
     Head,
@@ -65,7 +65,8 @@ class _Positive(SymmetricOperator):
         self.theta = (objective.theta if theta is None else theta).detach()
         self.size = objective.num_parameters
         self.dtype, self.device = self.theta.dtype, self.theta.device
-        self._tolerance = tolerance
+        narrow = objective.narrow is not None
+        self._tolerance = max(tolerance, NARROW_TOLERANCE) if narrow else tolerance
 
     @cached_property
     def choice(self) -> Choice:
@@ -97,7 +98,12 @@ class _Positive(SymmetricOperator):
     @property
     def rounding(self) -> float:
         """Relative error of a product, as it was measured; where it was not, ε^½ of the dtype."""
-        return max(super().rounding, self.choice.rounding(self.dtype))
+        return max(super().rounding, self.choice.rounding(self.objective.narrow or self.dtype))
+
+    @property
+    def noise(self) -> float:
+        """That error where the model computes in 16 bits; see `HessianOperator`."""
+        return 0.0 if self.objective.narrow is None else 2 * self.rounding
 
     def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
         """Return by how much products with unit vectors may be off; see `HessianOperator`."""
@@ -170,6 +176,9 @@ class _Positive(SymmetricOperator):
         errors: dict[EngineName, float] = {}
         rejected: dict[str, str] = {}
         for name, make in self._recipes().items():
+            if name == "central_difference" and objective.narrow is not None:
+                rejected[name] = NO_STEP
+                continue
             try:
                 product = _product(make(), objective, theta, chunks, vector)
             except UnsupportedError as error:

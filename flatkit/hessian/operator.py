@@ -11,16 +11,23 @@ from torch import Tensor
 from flatkit.devices import give_back, ordinary_torch
 from flatkit.devices.ranks import Ranks
 from flatkit.errors import NonFiniteError
-from flatkit.hessian.autotune import Choice, Preference, choose
+from flatkit.hessian.autotune import Choice, Preference, choose, direction
 from flatkit.hessian.plan import Plan, make_plan
 from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
 from flatkit.hessian.reference import errors_along
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import Asked, ask, recall
+from flatkit.objective.narrowing import in_other_chunks
 from flatkit.objective.parameters import check_like
 from flatkit.objective.passes import Chunk
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.shards import Shards
+
+_FEW_FOR_ALL = 2.0
+"""Times the error that is seen on a few samples that is said of all."""
+_CARE = 4
+"""Parts into which a chunk is cut that is twice differentiated in float32 beside 16 bits."""
 
 
 @final
@@ -142,7 +149,19 @@ class HessianOperator(SymmetricOperator):
     @property
     def rounding(self) -> float:
         """Relative error of a product, as it was measured; where it was not, ε^½ of the dtype."""
-        return max(super().rounding, self.choice.rounding(self.dtype))
+        return max(super().rounding, self.choice.rounding(self.dtype), self.noise)
+
+    @cached_property
+    def noise(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Twice what is seen of it on samples in 16 bits: no residual is smaller; else 0."""
+        if self.objective.narrow is None:
+            return 0.0
+        seen = self.choice.rounding(self.objective.narrow)
+        found = self.objective.ranks.decided(
+            lambda: self._off_in_a_chunk(direction(self.theta)[None])
+        )
+        off, size = found[0][0], found[1][0]
+        return _FEW_FOR_ALL * max(seen, off / size if size > 0 else 0.0)
 
     def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
         """Return by how much products with unit vectors may be off, ‖Ãv − Av‖, float64 [K].
@@ -169,7 +188,48 @@ class HessianOperator(SymmetricOperator):
         (found,) = asked.answer or asked.keep(
             errors_along(reference, self.objective, self.theta, recipe, vectors, values)
         )
-        return most if found is None else found.cpu() + 4 * torch.finfo(self.dtype).eps * scale
+        if found is None:
+            return most
+        found = found.cpu() + 4 * torch.finfo(self.dtype).eps * scale
+        if self.noise == 0:
+            return found
+        chunk = torch.tensor(self._off_in_a_chunk(vectors)[0], dtype=torch.float64)
+        return torch.maximum(found, chunk) + self._off_elsewhere(vectors)
+
+    def _off_in_a_chunk(self, vectors: Tensor) -> tuple[list[float], list[float]]:
+        """Return by how much products of a whole chunk in 16 bits are off, and their lengths, [K].
+
+        Sums within a chunk may lose small terms, which fewer samples do not show.
+        """
+        objective, recipe = self.objective, None
+        if self.choice.reference is not None:
+            recipe = self.choice.reference.recipe
+        exact, size = objective.exact, min(self.plan.chunk_size, objective.num_rows)
+        if exact is None or recipe is None or not objective.divisible:
+            return [0.0] * len(vectors), [1.0] * len(vectors)
+        rows = spread_rows(objective.num_rows, size).to(objective.device)
+        whole = objective.rows(rows)
+        found = self._built(self.choice.engine).prepare(whole).products(vectors)
+        truth = torch.zeros_like(vectors)
+        for part in rows.split(-(-len(rows) // _CARE)):
+            truth += recipe(exact, self.theta, objective.rows(part)).products(vectors)
+        scale = objective.total_weight / whole.weight
+        off, size_of = ((scale * part).double().norm(dim=1) for part in (found - truth, truth))
+        return off.tolist(), size_of.tolist()
+
+    def _off_elsewhere(self, vectors: Tensor) -> Tensor:
+        """Return by how much products [K, P] differ from those in chunks of another size, [K].
+
+        Cost: 2K products.
+        """
+        if not self.objective.divisible or self.objective.num_rows < 2:
+            return torch.zeros(len(vectors), dtype=torch.float64)
+        other = HessianOperator(in_other_chunks(self.objective), self.theta, retain_graph=False)
+        other.choice, other.memory = self.choice, self.memory
+        size = max(1, -(-min(self.plan.chunk_size, self.objective.num_rows) // 2))
+        other.plan = Plan(size, 0)
+        off = other.matmat(vectors) - self.matmat(vectors)
+        return off.double().norm(dim=1).cpu()
 
     @ordinary_torch()
     def gradient(self) -> Tensor:

@@ -116,7 +116,7 @@ class _Place:
         cls, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], *, in_double: bool
     ) -> "_Place":
         if not in_double:
-            return cls(objective, theta, chunks, in_double)
+            return cls(objective.exact or objective, theta, chunks, in_double)
         doubles = [chunk.in_double() for chunk in chunks]
         return cls(objective.in_double(), theta.double(), doubles, in_double)
 
@@ -215,7 +215,8 @@ def errors_along(
         vectors: v [K, P], unit rows.
         values: vᵀAv over all the samples [K].
     """
-    if theta.dtype == torch.float64 or not reference.in_double:
+    wider = reference.in_double or objective.narrow is not None
+    if theta.dtype == torch.float64 or not wider:
         return None
     chunks = samples_of_probe(objective)
     truth = reference.products(objective, theta, chunks, vectors)

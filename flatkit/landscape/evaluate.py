@@ -20,6 +20,7 @@ from flatkit.objective.decisions import Decision
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import ask
 from flatkit.objective.model.copier import duplicate
+from flatkit.objective.narrowing import refuse_narrow
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.spectrum.lanczos import lanczos
 
@@ -92,6 +93,7 @@ def evaluator(
     >>> found.reason
     'gradient_norm takes one point at a time'
     """
+    refuse_narrow(objective, "a landscape")
     for quantity in quantities:
         check_choice("quantities", quantity, get_args(Quantity))
     check_choice("statistics", statistics, get_args(Statistics))

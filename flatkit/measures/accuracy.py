@@ -15,11 +15,13 @@ def run(session: "Session") -> list[Result]:
 
     The pass that finds the loss finds it too, and the cost stands there.
     """
+    from flatkit.measures.precision import exactness
+
     return [
         Result(
             "accuracy",
             evaluation.accuracy,
-            0.0,
+            *exactness(session, "accuracy", split),
             settings={"split": split, "samples": session.splits[split].num_samples},
         )
         for split, (evaluation, _) in session.evaluations.items()
@@ -52,6 +54,7 @@ MEASURE = Measure(
     passes=lambda session: 0.0,
     first=lambda session: len(session.splits) / 3,  # where the loss is not measured
     absent="the model is no classifier",
+    in_bfloat16=True,
     influence=lambda samples, result: samples.evaluation(result),
     about="The share of samples whose class is the largest output. It says how well the network "
     "does; the gap between training and test data is what flatness is meant to explain.",

@@ -87,6 +87,7 @@ class Measure:
             by default all of its passes. Measures without a value have their turns by it.
         on_space: whether its first value needs that space.
         absent: why it has no result, where it was done and has none.
+        in_bfloat16: whether its errors hold what bfloat16 adds to them; else it is refused there.
         influence: settings to add to a finished result: how other samples would have moved it.
             Asked when all measures are done, as long as there is budget.
         about: how to read its numbers: what they are, which are flatter, what to beware of.
@@ -112,6 +113,7 @@ class Measure:
     first: "Callable[[Session], float] | None" = None
     on_space: bool = False
     absent: str = "it has no result here"
+    in_bfloat16: bool = False
     influence: "Callable[[Influences, Result], Mapping[str, Any]] | None" = None
     about: str = ""
     derivatives: int = 0

@@ -53,6 +53,7 @@ MEASURE = Measure(
     settings=(CurvatureSettings,),
     on_request=True,
     passes=lambda session: 40.0 * session.product_price,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.bottom_eigenvalues(result),
     about="The most negative curvature. Values well below 0 say that the checkpoint is a saddle "
     "point and no minimum; small ones beside λmax are usual.",

@@ -52,6 +52,7 @@ MEASURE = Measure(
     passes=lambda session: 60.0 * session.product_price,
     first=lambda session: 2.0 * session.product_price,
     on_space=True,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.frobenius_norm(result),
     about="‖H‖, the root of the sum of the squared eigenvalues. It lies between λmax and the "
     "trace in what it counts: many moderate eigenvalues raise it, thousands of tiny ones do "

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 def run(session: "Session") -> list[Result]:
     """Return ‖∇L‖ on the training data."""
+    from flatkit.measures.precision import exactness
+
     with session.meter() as cost:
         value = float(session.gradient.double().norm())
-        return [Result("gradient_norm", value, 0.0, settings={"split": "train"}, cost=cost())]
+        error = exactness(session, "gradient", "train")
+        settings = {"split": "train"}
+        return [Result("gradient_norm", value, *error, settings=settings, cost=cost())]
 
 
 def read(result: Result) -> list[Reading]:
@@ -28,6 +32,7 @@ MEASURE = Measure(
     run,
     read,
     derivatives=1,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.gradient_norm(result),
     about="‖∇L‖ at the checkpoint. Near 0 the checkpoint is close to a stationary point, and "
     "R1/ρ² should meet λmax; a large norm says that training had not ended, and R1 and R0 "

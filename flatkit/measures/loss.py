@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 def run(session: "Session") -> list[Result]:
     """Return the loss of each split."""
+    from flatkit.measures.precision import exactness
+
     return [
         Result(
             "loss",
             evaluation.loss,
-            0.0,
+            *exactness(session, "loss", split),
             settings={
                 "split": split,
                 "samples": session.splits[split].num_samples,
@@ -43,6 +45,7 @@ MEASURE = Measure(
     run,
     read,
     passes=lambda session: len(session.splits) / 3,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.evaluation(result),
     about="The mean loss L of the function that all other numbers describe, and on the test data. "
     "Runs whose losses differ much differ in curvature for that reason alone: compare "

@@ -1,7 +1,7 @@
 """How far the gradient at a checkpoint can be trusted: its rounding, and its jumps."""
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from flatkit.errors import UserCodeError
 from flatkit.flatness.geometry import Geometry
 from flatkit.objective.function import Objective
+from flatkit.objective.narrowing import measure_noise
 from flatkit.objective.passes import differentiate
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.settings import ObjectiveSettings
@@ -21,6 +22,20 @@ _SHARE = 0.01
 _DIRECTIONS, _FARTHER = 3, 8.0
 _FEWEST, _WORK = 128, 2**26
 """Samples that are looked at: at least so many, and so many times the parameters at most."""
+
+
+def exactness(
+    session: "Session", what: Literal["loss", "accuracy", "gradient"], split: str
+) -> tuple[float, Literal["exact", "rounding"]]:
+    """Return the error of a number that no solver and no draw is part of, and of what kind it is.
+
+    Cost: nothing but in 16 bits, where the noise of a split is measured once.
+    """
+    if session.objective.narrow is None:
+        return 0.0, "exact"
+    if split not in session.noises:
+        session.noises[split] = measure_noise(session.splits[split])
+    return getattr(session.noises[split], what), "rounding"
 
 
 class Jump(NamedTuple):

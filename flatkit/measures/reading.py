@@ -25,7 +25,8 @@ class Reading:
         title: for readers, with the unit, e.g. `R1/ρ² (ρ = 0.05)` or `test accuracy (%)`.
         value: the number.
         error: of it, in the sense of `error_kind`.
-        error_kind: what the error is: `exact`, `residual`, `standard_error` or `lower_bound`.
+        error_kind: what the error is: `exact`, `residual`, `standard_error`, `lower_bound` or
+            `rounding`.
         status: of the result.
         measure: the name of the measure, which decides the place in a table.
         role: where it is shown.

@@ -17,10 +17,11 @@ from flatkit.errors import InterruptedAnalysis, InvalidArgumentError
 from flatkit.files.store import Store
 from flatkit.measures.effort import EffortSettings
 from flatkit.measures.journal import kept
+from flatkit.measures.registry import MEASURES
 from flatkit.measures.rescaling import rescalable
 from flatkit.measures.schedule import Limit, Schedule
 from flatkit.measures.session import Session
-from flatkit.measures.settings import AnalysisSettings, chosen
+from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings, chosen
 from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
 from flatkit.objective.task import Task
@@ -147,10 +148,18 @@ def _report(schedule: Schedule, command: Sequence[str], store: Store | None) -> 
     count = schedule.session.objective.ranks.count
     sent = schedule.session.objective.ranks.sent
     shared = {"processes": count, "bytes_sent": sent} if count > 1 else {}
-    about = {**schedule.describe(), **shared, **failed}
+    about = {**schedule.describe(), **shared, **failed, **_left_out(schedule.session)}
     report = schedule.session.make_report(schedule.results(), command, about)
     kinds = rescalable(schedule.session.objective)
     return replace(report, objective={**report.objective, "rescalable": kinds}) if kinds else report
+
+
+def _left_out(session: Session) -> dict[str, Any]:
+    """Return which of the usual measures were not asked for, as bfloat16 has no bar for them."""
+    able = tuple(name for name in DEFAULT_MEASURES if MEASURES[name].in_bfloat16)
+    if session.objective.narrow is None or session.settings.measures != able:
+        return {}
+    return {"not_in_bfloat16": [name for name in DEFAULT_MEASURES if name not in able]}
 
 
 def _is_short(schedule: Schedule) -> bool:

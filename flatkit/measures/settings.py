@@ -103,6 +103,8 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         if self.draws > 1 and self.samples is None:
             raise InvalidArgumentError("draws > 1 needs `samples`, the size of a draw")
         object.__setattr__(self, "measures", self._in_order())
+        if self.dtype == "bfloat16":
+            object.__setattr__(self, "measures", self._in_bfloat16())
         self._check_added()
 
     def to_json(self) -> dict[str, Any]:
@@ -122,6 +124,24 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
                 )
         given = {name for name, by in asked.items() if getattr(self, by) is not None}
         return tuple(name for name in MEASURES if name in self.measures or name in given)
+
+    def _in_bfloat16(self) -> tuple[str, ...]:
+        """Return the measures whose errors hold what bfloat16 adds; of the usual ones, those."""
+        if self.method not in ("auto", "lanczos"):
+            raise InvalidArgumentError(
+                f"method {self.method} cannot say how wrong dtype bfloat16 makes its eigenvalues; "
+                "choose the method lanczos, or dtype float32"
+            )
+        able = tuple(name for name in self.measures if MEASURES[name].in_bfloat16)
+        others = [name for name in self.measures if name not in able]
+        usual = [name for name in DEFAULT_MEASURES if name not in able]
+        if not able or (others and others != usual):
+            known = ", ".join(measure.name for measure in MEASURES.own if measure.in_bfloat16)
+            raise InvalidArgumentError(
+                f"{', '.join(others)} cannot say how wrong dtype bfloat16 makes them; choose dtype "
+                f"float32, or of the measures {known}"
+            )
+        return able
 
     def _check_added(self) -> None:
         """Refuse settings that no measure of another package declares, and wrong ones."""

@@ -126,6 +126,7 @@ MEASURE = Measure(
     settings=(CurvatureSettings, EigenvectorSettings),
     passes=lambda session: 20.0 * session.product_price,
     first=lambda session: float(_products_to_first(session) * session.product_price),
+    in_bfloat16=True,
     influence=lambda samples, result: samples.top_eigenvalues(result),
     about="λmax, the curvature of the loss along its steepest direction: a step ε along it raises "
     "the loss by about λmax·ε²/2 at a minimum. Lower is flatter. An eigenvalue lies within "

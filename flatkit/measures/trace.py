@@ -79,6 +79,7 @@ MEASURE = Measure(
     passes=lambda session: 60.0 * session.product_price,
     first=lambda session: float(session.product_price),
     on_space=True,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.trace(result),
     about="tr H, the sum of all eigenvalues: P times the mean curvature over all directions, "
     "where λmax is that of one. Lower is flatter. The error is a standard error over random "

@@ -25,6 +25,7 @@ from flatkit.objective.model.placing import PlacedModel
 from flatkit.objective.model.private_model import BatchNormMode, private_copy
 from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
+from flatkit.objective.narrowing import NARROW, refuse_narrow, refuse_what_needs_width, try_out
 from flatkit.objective.over_samples import OverSamples, sums
 from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import (
@@ -82,6 +83,8 @@ class Objective(PlacedModel, OverSamples):
             `chunk_size` is part of the function that is measured, and must be given.
         chunk_size: samples that go through the model at once; by default about a million numbers.
         dtype: computes in this dtype; by default that of the parameters (float32 for 16-bit ones).
+            bfloat16 is that of the model's weights and activations alone: θ, losses, sums over
+            chunks and all vectors stay in float32, and `exact` is the same function without it.
         device: computes there; by default where the parameters are.
         loss_parameters: make parameters of the loss that require gradients part of θ, named
             `loss.` and so on; without, such a loss is refused.
@@ -89,7 +92,8 @@ class Objective(PlacedModel, OverSamples):
             `examination` and every report say that nothing was proved.
 
     Raises:
-        InvalidArgumentError: the arguments do not fit together.
+        InvalidArgumentError: the arguments do not fit together, or the model does not compute in
+            bfloat16.
         NonDeterministicError: two evaluations differ.
         NonAdditiveLossError: the loss is not a mean over samples.
         NonFiniteError: the weights or the inputs are not finite.
@@ -103,6 +107,9 @@ class Objective(PlacedModel, OverSamples):
     >>> objective.gradient(torch.tensor([2.0]))  # 2·2·(1² + 2²) / 2
     tensor([10.])
     """
+
+    exact: "Objective | None" = None
+    """The same function with the model in float32, where it computes in a narrow dtype."""
 
     @ordinary_torch()
     @undisturbed()
@@ -128,7 +135,8 @@ class Objective(PlacedModel, OverSamples):
             )
         at_once = chunk_size if batchnorm == "train" else None
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
-        private = private_copy(model, batchnorm, dtype, device)
+        wide = torch.float32 if dtype in NARROW else dtype
+        private = private_copy(model, batchnorm, wide, device)
         users = private.copier.copied(as_sums(named))
         self.loss_function = guarded(users)
         self._put_into(private.model)
@@ -161,6 +169,8 @@ class Objective(PlacedModel, OverSamples):
             found = examine_all(self, mean_over, chosen=chunk_size is not None)
             self.examination = found.adding(completed)
         self._places.habits = habits  # from now on random states are put back by each evaluation
+        if dtype is not None and dtype in NARROW:
+            self._compute_in(dtype)
 
     def describe(self) -> dict[str, Any]:
         """Return which function this is, ready for JSON."""
@@ -174,7 +184,7 @@ class Objective(PlacedModel, OverSamples):
             "dropout": "off",
             "weight_decay": "not included",
             "chunk_size": self.chunk_size,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(self.narrow or self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "parameters": self.num_parameters,
             **({"loss_parameters": of_loss} if of_loss else {}),
@@ -266,11 +276,13 @@ class Objective(PlacedModel, OverSamples):
         part.kept = self.kept and self.kept.part(names, self.theta)
         part.space = ParameterSpace.of({name: parts[name] for name in names})
         part.theta = part.space.flatten({name: parts[name] for name in names})
+        part.exact = self.exact and self.exact.block(patterns)
         part.examination = smooth_part(part, self.examination)
         return part
 
     def with_model(self, model: nn.Module) -> "Objective":
         """Return the same function of θ with the buffers of a model of the same parameters."""
+        refuse_narrow(self, "a function with the buffers of another model")
         other, copier = copy.copy(self), Copier()
         copier.adopt(self._model, model)
         other._put_into(model)
@@ -288,10 +300,13 @@ class Objective(PlacedModel, OverSamples):
         other = copy.copy(self)
         other.ranks, other._counter = ALONE, Counter()
         other.kept = self.kept and self.kept.alone()
+        other.exact = self.exact and self.exact.alone()
         return other
 
     def in_double(self) -> "Objective":
         """Return a copy that computes in float64; its chunks are to be converted by the caller."""
+        if self.exact is not None:
+            return self.exact.in_double()
         precise = copy.copy(self)
         copier = Copier(torch.float64)
         precise._put_into(copier.copy(self._model))
@@ -336,6 +351,14 @@ class Objective(PlacedModel, OverSamples):
         part = self.samples.rows(rows.to(self.device))
         chunk = Chunk(part.inputs, part.targets, 1.0)
         return float(self.values(self.outputs(theta, chunk), chunk).detach())
+
+    def _compute_in(self, narrow: torch.dtype) -> None:
+        """Let the model compute in a narrow dtype from now on."""
+        refuse_what_needs_width(self, narrow)
+        self.exact, self.narrow = copy.copy(self), narrow
+        self._put_into(Copier(narrow).copy(self._model))
+        self.engine_choices = {}
+        try_out(self)
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from flatkit.checks import check_count
 from flatkit.settings import check_settings, described, setting
 
-DType: TypeAlias = Literal["float32", "float64"]
+DType: TypeAlias = Literal["float32", "float64", "bfloat16"]
 
 
 def _check_seed(name: str, value: int) -> int:
@@ -58,7 +58,10 @@ class ObjectiveSettings:
         default_text="chosen by size",
     )
     dtype: DType | None = setting(
-        None, "Compute in this type.", group="Objective", default_text="the checkpoint's"
+        None,
+        "Compute in this type; bfloat16 for the model alone, with its noise measured.",
+        group="Objective",
+        default_text="the checkpoint's",
     )
     device: str = setting("cpu", "cpu, cuda, mps or auto.", group="Objective")
     loss_parameters: bool = setting(

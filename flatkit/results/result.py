@@ -11,7 +11,7 @@ from flatkit.results.schema import decode, encode, refuse_nan
 from flatkit.results.showing import Shown, in_short
 from flatkit.results.status import Status, known_status
 
-ErrorKind: TypeAlias = Literal["residual", "standard_error", "lower_bound", "exact"]
+ErrorKind: TypeAlias = Literal["residual", "standard_error", "lower_bound", "exact", "rounding"]
 Value: TypeAlias = Any
 """A number, or lists and dicts of numbers, strings and None."""
 
@@ -27,8 +27,8 @@ class Result(Shown):
             whose distance to the maximum is not known.
         error_kind: `residual` (an eigenvalue lies within `error` of the value), `standard_error`
             (of a mean over random draws), `lower_bound` (a feasible point of a maximisation),
-            or `exact` (no solver or sampling error over the samples named; rounding of the named
-            dtype remains).
+            `exact` (no solver or sampling error over the samples named; rounding of the named
+            dtype remains), or `rounding` (that of bfloat16, as it was measured, and no other).
         status: how it ended. One that this version does not know, from a file of a later one, stays
             a string.
         settings: what is needed to measure it again.
@@ -67,7 +67,7 @@ class Result(Shown):
             if name in self.settings and self.settings[name] != "l2"
         )
         wrong = self.error_kind.replace("_", " ")
-        if self.error_kind in ("residual", "standard_error"):
+        if self.error_kind in ("residual", "standard_error", "rounding"):
             wrong += f" {in_short(self.error)}"
         name = f"{self.measure}({where})" if where else self.measure
         return f"<Result {name} = {in_short(self.value)}, {wrong}, {self.status}>"

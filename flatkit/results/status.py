@@ -29,7 +29,7 @@ class Status(str, Enum):
     )
     ROUNDING = (
         "rounding",
-        "rounding of the dtype is as large as the tolerance; float64 helps",
+        "rounding of the dtype is as large as the tolerance; a wider one helps, more work does not",
     )
     RANK = (
         "rank",
@@ -90,7 +90,7 @@ def advice(status: str) -> str:
     """Return what a status means for the value.
 
     >>> advice("rounding"), advice("tired")
-    ('rounding of the dtype is as large as the tolerance; float64 helps',
+    ('rounding of the dtype is as large as the tolerance; a wider one helps, more work does not',
      'the measurement did not converge')
     """
     known = known_status(status)

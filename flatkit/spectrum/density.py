@@ -13,7 +13,7 @@ from scipy.integrate import trapezoid
 from flatkit.checks import check_count, check_positive
 from flatkit.spectrum.gauss_rule import Rule
 from flatkit.spectrum.krylov import KrylovBasis
-from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.operators import SymmetricOperator, refuse_noisy
 from flatkit.spectrum.standard_error import freedom_of, rounding_error, stretch
 from flatkit.spectrum.steps import Steps, changed, finish, timed
 
@@ -131,6 +131,7 @@ def density_steps(
     >>> len(next(told)().nodes), len(finish(told).nodes)
     (1, 4)
     """
+    refuse_noisy(operator, "the density")
     check_count("num_probes", num_probes, minimum=2)
     check_count("steps", steps)
     check_count("points", points, minimum=11)

@@ -157,6 +157,7 @@ class Lanczos:
         self._which: End = which
         self._stop = check_choice("stop", stop, get_args(StopRule))
         self._tolerance = check_positive("tolerance", tolerance)
+        self._least = max(tolerance, operator.noise)  # below it more products change nothing
         self._max_matvecs = check_count("max_matvecs", max_matvecs)
         self.capacity = min(operator.size, basis_for(k, max_basis))
         self._check_multiplicity, self._warm_start = check_multiplicity, initial is not None
@@ -210,7 +211,7 @@ class Lanczos:
             return 1.0
         if self._basis.matvecs == 0 or len(self.values) < self._k:
             return math.inf
-        allowed = self._tolerance * self._scale
+        allowed = self._least * self._scale
         return max(2.0, float(self._residuals[: self._k].max()) / allowed if allowed else math.inf)
 
     def steps(self) -> Steps[Estimate]:
@@ -272,10 +273,9 @@ class Lanczos:
 
     @ordinary_torch()
     def deflation(self) -> Deflation:
-        """Return the Krylov space of now, for a trace. Cost: at the end no memory, before a copy.
+        """Return the Krylov space of now, for a trace, or raise as `space` does.
 
-        Raises:
-            InvalidArgumentError: no product was made.
+        Cost: at the end no memory, before a copy.
         """
         self._check_begun()
         return self._basis.deflation(copied=not self.done)
@@ -332,8 +332,10 @@ class Lanczos:
         status = self._status(residuals.numpy())
         spent = self._basis.matvecs >= self._max_matvecs
         if status is not Status.ROUNDING or spent or float(residuals[worst]) > 0.5 * self._last:
-            found = torch.from_numpy(self.values.copy())
-            rounding = self.operator.product_errors(vectors, found, scale=self._scale)
+            ours = torch.from_numpy(self.values.copy())
+            rounding = self.operator.product_errors(vectors, ours, scale=self._scale)
+            if status is Status.CONVERGED and self.operator.noise > 0:
+                status = self._status((residuals + rounding).numpy())
             self._seconds += time.perf_counter() - started
             self._answer = self._estimate(self._ranks, vectors, residuals, rounding, status)
             return
@@ -370,8 +372,8 @@ class Lanczos:
 
     def _estimated_errors(self, residuals: np.ndarray) -> np.ndarray:
         """Return estimates of the errors of the wanted values from their explicit residuals."""
-        every = np.concatenate([residuals, self._residuals[len(residuals) :]])
-        return value_errors(self._values, every)[: self._k]
+        rest = self._residuals[len(residuals) :]
+        return value_errors(self._values, np.concatenate([residuals, rest]))[: self._k]
 
     def _status(self, residuals: np.ndarray) -> Status:
         """Return how it ended, given the explicit residuals of the wanted values."""
@@ -388,10 +390,9 @@ class Lanczos:
         basis, k = self._basis, self._k
         self._values, self._weights = in_order(*basis.ritz(), self._which)
         self._scale = float(np.abs(self._values).max())
-        allowed = self._tolerance * self._scale
-        self._residuals = basis.coupling * np.abs(self._weights[-1])
-        by_value, errors = self._stop == "value", self._residuals
-        errors = value_errors(self._values, errors) if by_value else errors
+        allowed = self._least * self._scale
+        self._residuals = seen = basis.coupling * np.abs(self._weights[-1])
+        errors = value_errors(self._values, seen) if self._stop == "value" else seen
         enough = k if basis.coupling == 0 else min(basis.size, k + _BEYOND)
         self._converged = len(errors) >= enough and bool((errors[:k] <= allowed).all())
         self._ranks.certain = False
@@ -401,20 +402,19 @@ class Lanczos:
     @property
     def _far(self) -> float:
         """How far beyond the wanted values others may lie."""
-        allowed = self._tolerance if self._stop == "residual" else math.sqrt(self._tolerance)
+        allowed = self._least if self._stop == "residual" else math.sqrt(self._least)
         return allowed * self._scale
 
     def _look(self, ranks: Ranks, *, always: bool = True) -> None:
-        displaced = self._tolerance * self._scale
-        ranks.look(self._basis, self.values, allowed=self._far, displaced=displaced, always=always)
+        given = {"allowed": self._far, "displaced": self._least * self._scale}
+        ranks.look(self._basis, self.values, **given, always=always)
 
     def _restart(self, *, probe: bool = False, direction: Tensor | None = None) -> None:
         # What a random direction saw in part must not be hidden from the next one.
         more = 0 if probe and self._basis.has_probed else (self.capacity - self._k) // 3
         kept = min(self.capacity - 1, len(self._values), self._k + more)
-        self._basis.restart(
-            self._values, self._weights, kept=kept, probe=probe, direction=direction
-        )
+        go_on = partial(self._basis.restart, kept=kept, probe=probe, direction=direction)
+        go_on(self._values, self._weights)
 
 
 _BEYOND = 3  # Ritz values beyond the wanted ones before these are believed: a gap needs two sides

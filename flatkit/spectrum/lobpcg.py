@@ -17,6 +17,7 @@ from flatkit.spectrum.operators import (
     check_k,
     finite_product,
     random_vector,
+    refuse_noisy,
 )
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.second_start import look_again
@@ -67,6 +68,7 @@ def lobpcg(
     [3.0, 3.0]
     """
     check_k(operator, k)
+    refuse_noisy(operator, "lobpcg")
     check_positive("tolerance", tolerance)
     check_count("max_matvecs", max_matvecs)
     operator = operator.sharded()

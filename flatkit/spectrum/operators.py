@@ -50,6 +50,15 @@ class SymmetricOperator(ABC):
         return 4 * torch.finfo(self.dtype).eps
 
     @property
+    def noise(self) -> float:
+        """Part of the largest eigenvalue that no residual falls below, however many the products.
+
+        Not 0 where products are far less exact than the dtype of their vectors; a search that is
+        there stops, and says so by the status `rounding`.
+        """
+        return 0.0
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """Sizes of consecutive parts of the vector that belong together, such as layers."""
         return (self.size,)
@@ -150,6 +159,11 @@ class ShardedOperator(SymmetricOperator):
         return self.operator.rounding
 
     @property
+    def noise(self) -> float:
+        """That of A."""
+        return self.operator.noise
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """Those of A, of whole vectors."""
         return self.operator.parts
@@ -189,6 +203,11 @@ class ShiftedOperator(SymmetricOperator):
         """That of A."""
         return self.operator.rounding
 
+    @property
+    def noise(self) -> float:
+        """That of A."""
+        return self.operator.noise
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Return A v + σ v."""
         return self.operator.matvec(vector) + self.shift * vector
@@ -215,6 +234,11 @@ class ProjectedOperator(SymmetricOperator):
     def rounding(self) -> float:
         """That of A."""
         return self.operator.rounding
+
+    @property
+    def noise(self) -> float:
+        """That of A."""
+        return self.operator.noise
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the part of a vector that is orthogonal to the known ones."""
@@ -276,13 +300,33 @@ def refuse_asymmetry(
     if tolerance is None:  # products that are known to be less exact are no fault of the matrix
         # Beyond 1 there is nothing but rounding, of which the errors of results tell.
         noise = operator.rounding >= 1
-        allowed = math.inf if noise else max(allowed, min(2 * operator.rounding, _INEXACT))
+        most = math.inf if operator.noise else _INEXACT
+        allowed = math.inf if noise else max(allowed, min(2 * operator.rounding, most))
     if asymmetry > allowed:
         raise NotSymmetricError(
             f"the operator is not symmetric: uᵀAv and vᵀAu differ by {asymmetry:.1e} of their "
             f"scale (allowed {allowed:.0e}); eigenvalue methods here need a symmetric one"
         )
     return asymmetry
+
+
+def refuse_noisy(operator: SymmetricOperator, method: str) -> None:
+    """Refuse an operator whose products are far less exact than the dtype of its vectors.
+
+    Args:
+        operator: any operator.
+        method: what neither stops at such noise nor says what it does to its answer.
+
+    Raises:
+        InvalidArgumentError: it says the way out.
+
+    >>> refuse_noisy(DenseOperator(torch.eye(2)), "power iteration")
+    """
+    if operator.noise > 0:
+        raise InvalidArgumentError(
+            f"{method} needs products that are exact but for rounding, and these are right to "
+            f"{operator.noise:.1e} (relative), as in bfloat16; use lanczos, or dtype float32"
+        )
 
 
 def check_k(operator: SymmetricOperator, k: int) -> int:

@@ -18,6 +18,7 @@ from flatkit.spectrum.operators import (
     check_finite,
     check_k,
     random_vector,
+    refuse_noisy,
 )
 from flatkit.spectrum.rank import notes
 from flatkit.spectrum.second_start import SecondStart, look_again
@@ -97,6 +98,7 @@ def power_iteration(
     3.0
     """
     check_k(operator, k)
+    refuse_noisy(operator, "power iteration")
     check_positive("tolerance", tolerance)
     # The couplings of k vectors that are not exact add up: each is held to a part of the tolerance.
     search = _Search(check_count("max_matvecs", max_matvecs), tolerance / math.sqrt(k))

@@ -52,8 +52,8 @@ class Tape:
     def __init__(
         self, network: Network, objective: "Objective", theta: Tensor, chunk: Chunk
     ) -> None:
-        self._space = objective.space
-        parameters = {**network.constants, **self._space.unflatten(theta)}
+        self._space, self._narrowed = objective.space, objective.narrowed
+        parameters = {**network.constants, **self._space.unflatten(objective.narrowed(theta))}
         args, kwargs = arguments(objective.inputs_of(chunk))
         inputs = (*args, *kwargs.values())
         known = Recording(network, inputs, frozenset(self._space.names))
@@ -79,7 +79,7 @@ class Tape:
                 below = step.layer.record_backward(gradient, total)
                 self._pass_on(gradients, step, below)
             total.close()
-        self.gradient = found[0]
+        self.gradient = found[0].to(theta.dtype)
         self.takes_blocks = all(step.layer.takes_blocks for step in self._steps)
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class Tape:
         if len(vectors) > 1 and not self.takes_blocks:
             rows = [self.products(row[None], bend=bend, curved=curved) for row in vectors]
             return torch.cat(rows)
-        directions = self._views(vectors)
+        directions = self._views(self._narrowed(vectors))
         pushed: dict[Slot, Tensor | None] = {}
         for step in self._steps:
             given = [pushed.get(slot) for slot in step.inputs]
@@ -108,14 +108,14 @@ class Tape:
         along = pushed.get(self._output)
         bent = None if along is None else (bend or self._bend_loss)(along)
         del pushed
-        found = self.gradient.new_empty(len(vectors), self._space.size)
+        found = self._slope.new_empty(len(vectors), self._space.size)
         total = Sum(self._views(found))
         gradients: dict[Slot, Tensor | None] = {self._output: bent}
         for step in reversed(self._steps):
             below = step.layer.pull(gradients.pop(step.output, None), total, curved=curved)
             self._pass_on(gradients, step, below)
         total.close()
-        return found
+        return found.to(vectors.dtype)
 
     def _pass_on(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map as torch_tree_map
 
 from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
@@ -22,7 +23,7 @@ from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.parameters import ParameterSpace, check_like
 from flatkit.objective.passes import Chunk, arguments, outputs_of
-from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, map_tree
+from flatkit.objective.pytree import Bundle, Tree, dtype_like, first_unit, map_object, map_tree
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.users_code import users_code
 
@@ -35,8 +36,10 @@ class PlacedModel(ABC):
         theta: the model's own point [P].
         loss_function: of (outputs, targets), as the user gave it or a copy.
         kept: where dear passes are kept and looked for, if anywhere.
+        narrow: a dtype of 16 bits in which the model computes, where that is not the dtype of θ.
     """
 
+    narrow: torch.dtype | None = None
     loss_function: Any
     kept: Passes | None
     space: ParameterSpace
@@ -51,7 +54,7 @@ class PlacedModel(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of θ and of the computation."""
+        """The dtype of θ, of all vectors and sums, and unless it is `narrow` of the computation."""
         return self.theta.dtype
 
     @property
@@ -136,9 +139,28 @@ class PlacedModel(ABC):
                 yield point
             return
         with self._places.ready(smooth):
-            parts = self.space.unflatten(theta.clone())  # the model may write into them
+            # A copy, as the model may write into them.
+            parts = self.space.unflatten(self.narrowed(theta.clone()))
             with self._places.holding(theta, self.space, parts):
                 yield theta
+
+    def narrowed(self, tree: Tree) -> Tree:
+        """Return tensors as the model computes with them: reals in `narrow`, if there is one."""
+        if self.narrow is None:
+            return tree
+        narrow = self.narrow
+        return map_tree(lambda leaf: leaf.to(dtype_like(leaf.dtype, narrow)), tree)
+
+    def widened(self, outputs: Any) -> Any:
+        """Return outputs in the dtype of θ, in which losses and their sums are computed."""
+        if self.narrow is None:
+            return outputs
+        narrow, wide = self.narrow, self.dtype
+
+        def widen(leaf: Any) -> Any:
+            return leaf.to(wide) if isinstance(leaf, Tensor) and leaf.dtype == narrow else leaf
+
+        return torch_tree_map(widen, outputs)
 
     def outputs(self, theta: Tensor, chunk: Chunk, *, smooth: bool = True) -> Any:
         """Return what the model makes of a chunk at θ, differentiable in the point that stands.
@@ -159,7 +181,7 @@ class PlacedModel(ABC):
             outputs = self._model(*args, **kwargs)
         if inputs is chunk.inputs and versions(inputs) != before:
             raise unexpected_edit("the model changes its inputs")
-        return outputs
+        return self.widened(outputs)
 
     def losses(self, outputs: Any, targets: Any) -> Any:
         """Return what the loss makes of outputs, with the weights that it holds itself in place."""
@@ -168,7 +190,7 @@ class PlacedModel(ABC):
             return torch.stack([self.losses(*pair).mean() for pair in pairs]).mean()
         around = nullcontext() if self.elsewhere is None else self.standing_elsewhere()
         with around, users_code("the loss"):
-            return self.loss_function(outputs, targets)
+            return self.loss_function(self.widened(outputs), targets)
 
     def _run(self, inputs: Tree) -> Any:
         outputs = self._outputs_or_values(self.theta, Chunk(inputs, None, 1.0))
@@ -187,7 +209,7 @@ class PlacedModel(ABC):
         if chunk.counted is not None:  # of any form, and few: as a copy each time
             return map_object(torch.clone, chunk.inputs)
         edits = self._places.habits.edits_inputs
-        return map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs
+        return self.narrowed(map_tree(torch.clone, chunk.inputs) if edits else chunk.inputs)
 
     def _outputs_or_values(self, theta: Tensor, chunk: Chunk) -> Any:
         """Return outputs; of a model that runs without gradients alone, from then on without."""
@@ -223,7 +245,7 @@ class PlacedModel(ABC):
         """
         if point.shape != (self.space.size,):
             self.space.unflatten(point)  # tells what is wrong
-        parts = torch.unsafe_split_with_sizes(point, self.space.sizes)
+        parts = torch.unsafe_split_with_sizes(self.narrowed(point), self.space.sizes)
         shaped = self.space.shaped(parts)
         if self._places.habits.sparse and point.requires_grad:
             return {name: _Dense.apply(part) for name, part in shaped.items()}

@@ -53,7 +53,7 @@ def report_table(report: Report) -> RenderableType:
         *_remarks(report),
         *(Text(note) for note in _geometry_notes(report)),
         *(Text(f"! {note}", style="yellow") for note in _engine_remarks(report)),
-        *(Text(line, style="dim") for line in _LEGEND),
+        *(Text(line, style="dim") for line in (*_LEGEND, *_rounding_note(report))),
     ]
     return Group(*_header(report), table, *notes)
 
@@ -103,6 +103,12 @@ def objective_text(objective: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _rounding_note(report: Report) -> Iterator[str]:
+    """Say what the error is of numbers in bfloat16, where there are some."""
+    if any(result.error_kind == "rounding" for result in report):
+        yield "rounding: of bfloat16, as it was measured against float32."
+
+
 def _header(report: Report) -> Iterator[RenderableType]:
     title = _checkpoint_text(report.checkpoint)
     if title:
@@ -114,6 +120,10 @@ def _header(report: Report) -> Iterator[RenderableType]:
     parts = subsets(report.objective)
     if parts:
         yield Text(f"! {' and '.join(parts)}: the numbers hold for these", style="yellow")
+    missing = report.analysis.get("not_in_bfloat16")
+    if missing:
+        names = ", ".join(name.replace("_", " ") for name in missing)
+        yield Text(f"! not in bfloat16, whose noise they cannot state: {names}", style="yellow")
 
 
 def _examination(objective: Mapping[str, Any]) -> Iterator[Text]:

@@ -1,0 +1,269 @@
+"""Whether the numbers of bfloat16 are right: the float64 truth against the error bars, 100 cases.
+
+    python -m benchmarks.bfloat16 [--cases 100] [--write]
+
+A case is a small network (dense, convolutional, attention) of a seed, with a loss, a few steps of
+training, and samples that it goes through in chunks. `analyze` measures it with dtype bfloat16. The
+truth is that of its float32 weights in float64: loss, accuracy, gradient and the dense Hessian by
+`torch.func`, which shares no code with flatkit. What is counted is how often the
+truth lies within the bar: the error itself, of what random probes give twice the standard error.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import flatkit
+
+MEASURES = (
+    "loss",
+    "accuracy",
+    "gradient_norm",
+    "top_eigenvalues",
+    "bottom_eigenvalues",
+    "trace",
+    "frobenius_norm",
+)
+_RESULTS = Path(__file__).parent / "results" / "bfloat16.md"
+
+
+class Case(NamedTuple):
+    """A network, a loss and samples.
+
+    Attributes:
+        name: what it is.
+        model: in float32.
+        loss: by name.
+        data: inputs and targets.
+        chunk_size: samples that go through at once.
+    """
+
+    name: str
+    model: nn.Module
+    loss: str
+    data: tuple[Tensor, Tensor]
+    chunk_size: int
+
+
+class Comparison(NamedTuple):
+    """A number beside the truth.
+
+    Attributes:
+        measure: what it is.
+        value: in bfloat16.
+        bar: how wrong it may be.
+        truth: in float64.
+        products: that it took.
+    """
+
+    measure: str
+    value: float
+    bar: float
+    truth: float
+    products: int
+
+    @property
+    def bars(self) -> float:
+        """How many bars it is off."""
+        off = abs(self.value - self.truth)
+        return off / self.bar if self.bar > 0 else (0.0 if off == 0 else float("inf"))
+
+
+class Attention(nn.Module):
+    """A token embedding, one layer of attention, and a head."""
+
+    def __init__(self, tokens: int, width: int, classes: int, *, pooled: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.head = nn.Linear(width, classes)
+        self.pooled = pooled
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return scores of classes, of each token or of the sequence."""
+        x = self.embedding(tokens)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1) @ v
+        return self.head(x.mean(1) if self.pooled else x)
+
+
+def _dense(pick: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    width, act = pick(4, 8, 12), pick(nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU)
+    layers = [nn.Linear(6, width), act(), *pick([nn.LayerNorm(width)], [])]
+    deeper = pick([nn.Linear(width, width), act()], [])
+    return nn.Sequential(*layers, *deeper, nn.Linear(width, 4)), (6,)
+
+
+def _convolutional(pick: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    act, channels = pick(nn.Tanh, nn.GELU, nn.Softplus), pick(3, 5)
+    normed = pick([nn.BatchNorm2d(channels)], [nn.GroupNorm(1, channels)], [])
+    layers = [nn.Conv2d(2, channels, 3, padding=1), *normed, act(), nn.AvgPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 9, 4)), (2, 6, 6)
+
+
+def make_case(seed: int) -> Case:
+    """Return the case of a seed, the same each time."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*options: Any) -> Any:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    kind, few = ("dense", "convolutional", "attention")[seed % 3], pick(24, 60, 150)
+    samples = few if kind == "attention" else pick(1, 4) * few
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "attention":
+            pooled = pick(True, False)
+            model: nn.Module = Attention(7, 5, 4, pooled=pooled)
+            inputs = torch.randint(7, (samples, 6), generator=generator)
+            loss = "cross_entropy" if pooled else "token_cross_entropy"
+            targets = torch.randint(4, (samples, *(() if pooled else (6,))), generator=generator)
+        else:
+            model, shape = (_dense if kind == "dense" else _convolutional)(pick)
+            inputs = torch.randn(samples, *shape, generator=generator)
+            loss = pick("cross_entropy", "mse")
+            targets = inputs.flatten(1)[:, :4].sin().argmax(1)
+            if loss == "mse":
+                targets = inputs.flatten(1)[:, :4].sin()
+    steps, chunk = pick(0, 30, 200), pick(16, 64, 1000)
+    _train(model, loss, (inputs, targets), steps)
+    name = f"{seed}: {kind}, {loss}, {samples} samples, {steps} steps, chunks of {chunk}"
+    return Case(name, model.eval(), loss, (inputs, targets), chunk)
+
+
+def _train(model: nn.Module, loss: str, data: tuple[Tensor, Tensor], steps: int) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        _mean_loss(model(data[0]), data[1], loss).backward()
+        optimizer.step()
+
+
+def _mean_loss(outputs: Tensor, targets: Tensor, loss: str) -> Tensor:
+    if loss == "mse":
+        return F.mse_loss(outputs, targets)
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def truth_of(case: Case) -> dict[str, list[float]]:
+    """Return what is measured, in float64 and by dense matrices."""
+    model = {name: p.detach().double() for name, p in case.model.named_parameters()}
+    buffers = {
+        name: b.double() if b.is_floating_point() else b for name, b in case.model.named_buffers()
+    }
+    inputs, targets = (t.double() if t.is_floating_point() else t for t in case.data)
+    sizes = [p.numel() for p in model.values()]
+    theta = torch.cat([p.reshape(-1) for p in model.values()])
+
+    def outputs(point: Tensor) -> Tensor:
+        pieces = zip(model.items(), point.split(sizes), strict=True)
+        parts = {name: piece.view(p.shape) for (name, p), piece in pieces}
+        return torch.func.functional_call(case.model, {**parts, **buffers}, (inputs,))
+
+    def loss(point: Tensor) -> Tensor:
+        return _mean_loss(outputs(point), targets, case.loss)
+
+    slope = torch.func.grad(loss)
+    gradient, hessian = slope(theta), torch.func.jacrev(slope)(theta)
+    eigenvalues = torch.linalg.eigvalsh((hessian + hessian.T) / 2)
+    found = {
+        "loss": [float(loss(theta))],
+        "gradient_norm": [float(gradient.norm())],
+        "top_eigenvalues": eigenvalues.flip(0)[:2].tolist(),
+        "bottom_eigenvalues": eigenvalues[:2].tolist(),
+        "trace": [float(eigenvalues.sum())],
+        "frobenius_norm": [float(eigenvalues.norm())],
+    }
+    if case.loss == "cross_entropy":
+        found["accuracy"] = [float((outputs(theta).argmax(1) == targets).double().mean())]
+    return found
+
+
+def compare(case: Case, **settings: Any) -> Iterator[Comparison]:
+    """Yield every number that bfloat16 gives beside the truth."""
+    truth = truth_of(case)
+    given = {
+        "measures": MEASURES,
+        "num_eigenvalues": 2,
+        "chunk_size": case.chunk_size,
+        "trace_tolerance": 0.05,
+        **settings,
+    }
+    report = flatkit.analyze(
+        case.model, case.loss, case.data, dtype="bfloat16", progress=False, **given
+    )
+    for result in report.results:
+        if result.measure not in truth:
+            continue
+        many = isinstance(result.value, list)
+        values, errors = (x if many else [x] for x in (result.value, result.error))
+        factor = 2.0 if result.error_kind == "standard_error" else 1.0
+        for value, error, true in zip(values, errors, truth[result.measure], strict=True):
+            yield Comparison(result.measure, value, factor * error, true, result.cost.matvecs)
+
+
+def main() -> None:
+    """Count, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    started, found = time.perf_counter(), defaultdict[str, list[Comparison]](list)
+    for seed in range(args.first, args.first + args.cases):
+        case = make_case(seed)
+        for one in compare(case):
+            found[one.measure].append(one)
+            if one.bars > 1:
+                print(
+                    f"{case.name}: {one.measure} {one.value:.6g}, truth {one.truth:.6g}, "
+                    f"bar {one.bar:.2g}: {one.bars:.2f} bars"
+                )
+    lines = [
+        "| measure | numbers | within the bar | most bars | bar, relative (median) | "
+        "off, relative (median) | products (median) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for measure in MEASURES:
+        ones = found[measure]
+        within = sum(one.bars <= 1 for one in ones) / len(ones)
+        wide, off = (
+            torch.tensor(each).median()
+            for each in (
+                [one.bar / max(abs(one.truth), 1e-12) for one in ones],
+                [abs(one.value - one.truth) / max(abs(one.truth), 1e-12) for one in ones],
+            )
+        )
+        products = torch.tensor([float(one.products) for one in ones]).median()
+        lines.append(
+            f"| {measure} | {len(ones)} | {within:.1%} | {max(o.bars for o in ones):.2f} | "
+            f"{wide:.1e} | {off:.1e} | {products:.0f} |"
+        )
+    table = "\n".join(lines)
+    print(table, f"\n{time.perf_counter() - started:.0f} s")
+    if args.write:
+        _RESULTS.write_text(_TEXT.format(cases=args.cases, table=table), "utf-8")
+
+
+_TEXT = """# bfloat16: the truth against the bars
+
+`python -m benchmarks.bfloat16 --write`: {cases} seeded cases (dense, convolutional and attention
+networks; cross-entropy, of tokens too, and squared error; 24 to 600 samples; none to 200 steps of
+training; chunks of 16 to 1000), measured with dtype bfloat16. The truth is that of the float32
+weights in float64, by dense matrices. The bar of what random probes give is twice the standard
+error.
+
+{table}
+"""
+
+if __name__ == "__main__":
+    main()

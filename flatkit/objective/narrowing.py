@@ -1,0 +1,244 @@
+"""Objectives that compute in 16 bits, and by how much their numbers are off."""
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flatkit.errors import InvalidArgumentError, UserCodeError
+from flatkit.objective.passes import Chunk, differentiate
+from flatkit.objective.proofs.spread import spread_rows
+
+if TYPE_CHECKING:
+    from flatkit.objective.function import Objective
+
+NARROW = (torch.bfloat16,)
+"""The dtypes in which a model may compute while θ stays in float32. float16 is none of them: what
+lies below 6e-8, as most second derivatives do, vanishes there."""
+_FEWEST, _SHARE, _MOST, _GROUPS = 128, 20, 512, 16
+"""Samples on which bfloat16 is held against float32: so many at least, one in so many if that is
+more, and so many at most; and into how many groups they are cut, whose spread says how far all
+samples may be from these."""
+_QUANTILE = 2.5
+"""Standard errors of 16 groups that a mean is off in one case of forty (Student's t)."""
+_TIES = 2.0
+"""Samples whose two best scores may tie in 16 bits; they fall with what they go through beside."""
+_UNSEEN = 3.0
+"""Of what none of n samples shows there are at most 3/n, at 95 % (the rule of three)."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """By how much numbers in 16 bits may be off, against the weights and the sums in float32.
+
+    Attributes:
+        loss: |L̃ − L|.
+        gradient: ‖∇L̃ − ∇L‖.
+        accuracy: of the fraction of samples that are classified correctly; None of no classifier.
+        samples: on so many it was held against float32.
+    """
+
+    loss: float
+    gradient: float
+    accuracy: float | None
+    samples: int
+
+
+def refuse_what_needs_width(objective: "Objective", narrow: torch.dtype) -> None:
+    """Refuse a function that cannot be computed in 16 bits.
+
+    Raises:
+        InvalidArgumentError: it says why, and the way out.
+    """
+    name = str(narrow).removeprefix("torch.")
+    reasons = {
+        "weights stand also outside of the model": objective.elsewhere is not None,
+        "batches that cannot be cut into samples are measured": objective.samples.counts
+        is not None,
+        "it has complex weights": bool(objective.space.complex_names),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InvalidArgumentError(
+                f"dtype {name} is not possible here, as {reason}; choose float32"
+            )
+
+
+def refuse_narrow(objective: "Objective", what: str) -> None:
+    """Refuse what has no error bar in 16 bits.
+
+    Raises:
+        InvalidArgumentError: the objective computes in 16 bits.
+    """
+    if objective.narrow is not None:
+        name = str(objective.narrow).removeprefix("torch.")
+        raise InvalidArgumentError(
+            f"{what} cannot say how wrong dtype {name} makes it; choose float32"
+        )
+
+
+def try_out(objective: "Objective") -> None:
+    """Compute a gradient of two samples in 16 bits, once.
+
+    Raises:
+        InvalidArgumentError: the model cannot, or gives no finite number.
+    """
+    name = str(objective.narrow).removeprefix("torch.")
+    rows = objective.num_rows if not objective.divisible else 2
+    chunk = objective.rows(slice(min(rows, objective.chunk_size)))
+    try:
+        with objective.placed(smooth=False) as point:
+            loss = objective.chunk_loss(point, chunk)
+            found = differentiate(loss, point)
+    except UserCodeError as error:  # the model, which computed in float32
+        said = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InvalidArgumentError(
+            f"the model does not compute in {name} ({said}); choose dtype float32"
+        ) from error
+    if not (math.isfinite(float(loss.detach())) and bool(found.isfinite().all())):
+        raise InvalidArgumentError(
+            f"the loss or its gradient is not finite in {name}, as it is in float32; choose "
+            "dtype float32"
+        )
+
+
+def measure_noise(objective: "Objective") -> Noise:
+    """Return by how much loss, gradient and accuracy at the model's own point are off.
+
+    Three things are measured. On samples spread over all the data 16 bits are held against float32:
+    this sees the rounding of weights and activations, also what it has in common for all samples.
+    So is one whole chunk, for sums within it that lose small terms. And loss and gradient of all
+    samples are computed once more in chunks of another size.
+
+    The mean of few samples is itself uncertain: 2.5 standard errors over their groups are added,
+    also where these are all, as kernels round otherwise in chunks of another size. Cost: two
+    gradients and two losses, and two gradients of a chunk and of a twentieth of the samples.
+    """
+    found = Noise(**objective.ranks.decided(lambda: asdict(_against_wide(objective))))
+    if not objective.divisible or objective.num_rows < 2:  # chunks are part of the function
+        return found
+    again = in_other_chunks(objective)
+    usual, other = (one.loss_and_gradient() for one in (objective, again))
+    values = objective.evaluate().accuracy, again.evaluate().accuracy
+    known = None not in (found.accuracy, *values)
+    return Noise(
+        found.loss + abs(usual[0] - other[0]),
+        found.gradient + float((usual[1] - other[1]).double().norm()),
+        found.accuracy + abs(values[0] - values[1]) if known else None,  # pyright: ignore
+        found.samples,
+    )
+
+
+def in_other_chunks(objective: "Objective") -> "Objective":
+    """Return the same function, computed in chunks of about half the size."""
+    other = copy.copy(objective)
+    other.chunk_size = max(1, -(-min(objective.chunk_size, objective.num_rows) // 2))
+    other.kept = None
+    return other
+
+
+def some_chunks(objective: "Objective") -> list[Chunk]:
+    """Return the samples on which 16 bits are held against float32, in groups."""
+    count = objective.num_rows
+    wanted = min(_MOST, max(_FEWEST, count // _SHARE))
+    if not objective.divisible:  # some whole chunks
+        size = objective.chunk_size
+        chosen = spread_rows(objective.num_chunks, max(2, wanted // size)).tolist()
+        return [objective.rows(slice(size * number, size * (number + 1))) for number in chosen]
+    rows = spread_rows(count, wanted).to(objective.device)
+    return [objective.rows(part) for part in rows.tensor_split(min(_GROUPS, len(rows)))]
+
+
+@dataclass
+class Spread:
+    """The mean of some vectors, one a group of samples, and how far that of all may be from it.
+
+    >>> spread = Spread()
+    >>> for value in (1.0, 3.0):
+    ...     spread.add(torch.tensor([value]))
+    >>> spread.bound()  # 2, and 2.5 · √(2/2) more
+    4.5
+    """
+
+    count: int = 0
+    total: Tensor | None = None
+    squares: float = 0.0
+
+    def add(self, vector: Tensor) -> None:
+        """Add that of a group."""
+        vector = vector.detach().double()
+        self.total = vector if self.total is None else self.total + vector
+        self.squares += float(vector.square().sum())
+        self.count += 1
+
+    def bound(self) -> float:
+        """Return what the length of the mean of all samples hardly exceeds."""
+        if self.total is None:
+            return 0.0
+        mean = self.total / self.count
+        size = float(mean.norm())
+        if self.count < 2:
+            return size * (1 + _QUANTILE)
+        scatter = max(0.0, self.squares - self.count * size * size) / (self.count - 1)
+        return size + _QUANTILE * math.sqrt(scatter / self.count)
+
+
+def _against_wide(objective: "Objective") -> Noise:
+    """Return what 16 bits and float32 differ by on some samples, and may on all."""
+    exact = objective.exact
+    assert exact is not None  # it computes in 16 bits
+    losses, slopes, right = Spread(), Spread(), Spread()
+    size = length = 0.0
+    chunks = some_chunks(objective)
+    for chunk in chunks:
+        (loss, slope, hits), (true_loss, true_slope, true_hits) = (
+            _at(one, chunk, objective.total_weight / chunk.weight) for one in (objective, exact)
+        )
+        losses.add(loss - true_loss)
+        slopes.add(slope.double() - true_slope.double())
+        size, length = max(size, abs(float(true_loss))), max(length, float(true_slope.norm()))
+        if hits is not None and true_hits is not None:
+            right.add(torch.tensor(hits - true_hits))
+    whole = _whole_chunk(objective)
+    count = sum(chunk.size for chunk in chunks)
+    unseen = _UNSEEN / count * (1 - count / objective.num_samples) + _TIES / objective.num_samples
+    eps = 4 * torch.finfo(objective.dtype).eps  # what is left of rounding in float32
+    return Noise(
+        max(losses.bound(), whole[0]) + eps * size,
+        max(slopes.bound(), whole[1]) + eps * length,
+        right.bound() + unseen if right.count else None,
+        count,
+    )
+
+
+def _whole_chunk(objective: "Objective") -> tuple[float, float]:
+    """Return by how much loss and gradient of as many samples as a chunk has are off."""
+    exact, size = objective.exact, min(objective.chunk_size, objective.num_rows)
+    if exact is None or not objective.divisible:  # then the groups are whole chunks
+        return 0.0, 0.0
+    rows = spread_rows(objective.num_rows, size).to(objective.device)
+    whole = objective.rows(rows)
+    scale = objective.total_weight / whole.weight
+    loss, slope, _ = _at(objective, whole, scale)
+    slope = slope.double()
+    # In parts: in float32 a sample takes twice the memory.
+    for part in rows.split(-(-len(rows) // 2)):
+        true_loss, true_slope, _ = _at(exact, objective.rows(part), scale)
+        loss, slope = loss - true_loss, slope - true_slope
+    return abs(float(loss)), float(slope.norm())
+
+
+def _at(objective: "Objective", chunk: Chunk, scale: float) -> tuple[Tensor, Tensor, Any]:
+    """Return mean loss, gradient [P] and share of right answers of a group at the own point."""
+    with objective.placed(smooth=False) as point:
+        outputs = objective.outputs(point, chunk)
+        share = objective.share(outputs, chunk)
+        slope = differentiate(share, point)
+    hits = None
+    if objective.decision is not None:
+        correct, asked = objective.decision.right(outputs, chunk.targets)
+        hits = correct / max(1, asked)
+    return share.detach().double() * scale, slope * scale, hits

@@ -1,0 +1,224 @@
+"""bfloat16: the float64 truth lies within the bars, and the solver stops at the noise."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import flatkit
+from benchmarks.bfloat16 import MEASURES, compare, make_case
+from flatkit import Objective
+from flatkit.errors import FlatkitError, InvalidArgumentError
+from flatkit.flatness import max_gradient_norm
+from flatkit.hessian import GaussNewtonOperator, HessianOperator
+from flatkit.hessian.products import ENGINES
+from flatkit.landscape.settings import LandscapeSettings
+from flatkit.objective.narrowing import measure_noise
+from flatkit.results.status import Status
+from flatkit.spectrum import lobpcg, power_iteration, spectral_density
+from flatkit_cli.main import main
+
+QUICK = (0, 1, 2, 3)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
+
+
+def samples(count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
+    return inputs, inputs[:, :4].argmax(1)
+
+
+def narrow(**given) -> Objective:
+    return Objective(network(), "cross_entropy", samples(), dtype=torch.bfloat16, **given)
+
+
+def in_double() -> tuple[Objective, torch.Tensor]:
+    """The truth: the gradient and dense Hessian of the float32 weights, in float64."""
+    objective = Objective(network(), "cross_entropy", samples(), dtype=torch.float64)
+    model, (inputs, targets) = network().double(), samples()
+    named = dict(model.named_parameters())
+    sizes = [p.numel() for p in named.values()]
+
+    def loss(theta):
+        parts = zip(named.items(), theta.split(sizes), strict=True)
+        weights = {name: part.view(p.shape) for (name, p), part in parts}
+        out = torch.func.functional_call(model, weights, (inputs.double(),))
+        return nn.functional.cross_entropy(out, targets)
+
+    theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+    return objective, torch.func.jacrev(torch.func.grad(loss))(theta)
+
+
+@pytest.mark.parametrize("seed", QUICK)
+def test_the_truth_lies_within_the_bars(seed):
+    measures = ["loss", "accuracy", "gradient_norm", "top_eigenvalues"]
+    measures += ["trace"] if seed == 3 else []
+    for one in compare(make_case(seed), measures=measures):
+        assert one.bars <= 1, one
+
+
+@pytest.mark.slow
+def test_of_a_hundred_cases_the_truth_lies_within_the_bars_of_95_percent():
+    found = [one for seed in range(100) for one in compare(make_case(seed))]
+    for measure in MEASURES:
+        bars = [one.bars for one in found if one.measure == measure]
+        assert sum(b <= 1 for b in bars) >= 0.95 * len(bars), measure
+        assert max(bars) < 3, measure
+
+
+def test_weights_are_rounded_and_vectors_are_not():
+    objective, model = narrow(), network()
+    exact = Objective(model, "cross_entropy", samples(), dtype=torch.float32)
+    rounded = Objective(network().bfloat16().float(), "cross_entropy", samples())
+    assert objective.theta.dtype == objective.gradient().dtype == torch.float32
+    assert torch.equal(objective.theta, exact.theta)
+    vector = torch.randn(objective.num_parameters)
+    assert (HessianOperator(objective) @ vector).dtype == torch.float32
+    assert {p.dtype for p in objective.model.parameters()} == {torch.bfloat16}
+    assert objective.describe()["dtype"] == "bfloat16"
+    assert objective.exact is not None and objective.exact.loss() == exact.loss()
+    # Rounding the weights is a part of it, rounding the activations the other.
+    assert objective.loss() not in (exact.loss(), rounded.loss())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "central_difference"])
+def test_every_engine_multiplies_as_well_as_it_says(engine):
+    objective, (_, truth) = narrow(), in_double()
+    hessian = HessianOperator(objective, engine=engine)
+    vector = torch.randn(objective.num_parameters, generator=torch.Generator().manual_seed(2))
+    off = (hessian @ vector).double() - truth @ vector.double()
+    error = float(off.norm() / (truth @ vector.double()).norm())
+    assert 1e-4 < error < 2 * hessian.rounding
+    assert hessian.choice.engine == engine
+
+
+def test_differences_are_refused_as_their_step_is_lost():
+    with pytest.raises(FlatkitError, match="lost in the rounding of the weights"):
+        _ = HessianOperator(narrow(), engine="central_difference").choice
+
+
+def test_gauss_newton_multiplies_too():
+    objective = narrow()
+    exact = Objective(network(), "cross_entropy", samples(), dtype=torch.float64)
+    vector = torch.randn(objective.num_parameters)
+    ours, truth = GaussNewtonOperator(objective), GaussNewtonOperator(exact) @ vector.double()
+    error = float(((ours @ vector).double() - truth).norm() / truth.norm())
+    assert 1e-4 < error < 2 * ours.rounding
+    assert ours.noise == 2 * ours.rounding
+
+
+def test_the_search_stops_where_products_cannot_help():
+    given = {"measures": ["top_eigenvalues"], "progress": False}
+    model, data = network(), samples()
+    wide, noisy = (
+        flatkit.analyze(model, "cross_entropy", data, dtype=dtype, **given).results[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert wide.status is Status.CONVERGED
+    assert noisy.status is Status.ROUNDING
+    assert noisy.cost.matvecs <= wide.cost.matvecs + 6
+    loose = flatkit.analyze(model, "cross_entropy", data, dtype="bfloat16", tolerance=0.1, **given)
+    assert loose.results[0].status is Status.CONVERGED
+
+
+def test_noise_holds_what_all_samples_have_in_common():
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1 + 2**-9)  # bfloat16 makes 1 of it
+    data = (torch.ones(300, 4), torch.zeros(300, 1))
+    objective = Objective(model, "mse", data, dtype=torch.bfloat16)
+    truth = (4 * (1 + 2**-9)) ** 2
+    off = abs(objective.loss() - truth)
+    assert off > 1e-3 * truth
+    assert off <= measure_noise(objective).loss < 4 * off
+
+
+def test_noise_holds_what_is_lost_in_sums_of_many():
+    class Counts(nn.Module):
+        """A bias whose gradient is added up in 16 bits, one sample after the other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(1, 1)
+
+        def forward(self, x):
+            return self.table(x.long().flatten()) * 1.0
+
+    data = (torch.zeros(4096, 1), torch.ones(4096, 1))
+    objective = Objective(Counts(), "mse", data, dtype=torch.bfloat16, chunk_size=4096)
+    exact = Objective(Counts(), "mse", data, dtype=torch.float64)
+    exact.theta.copy_(objective.theta)
+    off = float((objective.gradient().double() - exact.gradient()).norm())
+    assert off <= measure_noise(objective).gradient
+
+
+class Fixed(nn.Module):
+    """Computes in float32 whatever its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.float())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: Objective(Fixed(), "cross_entropy", samples(), dtype=torch.bfloat16),
+            "the model does not compute in bfloat16",
+        ),
+        (
+            lambda: flatkit.analyze(
+                network(), "cross_entropy", samples(), dtype="bfloat16", measures=["loss_plane"]
+            ),
+            "loss_plane cannot say how wrong dtype bfloat16 makes them; choose dtype float32",
+        ),
+        (
+            lambda: flatkit.analyze(
+                network(), "cross_entropy", samples(), dtype="bfloat16", method="power"
+            ),
+            "method power cannot say",
+        ),
+        (lambda: LandscapeSettings(dtype="bfloat16"), "a landscape cannot say"),
+        (
+            lambda: max_gradient_norm(narrow(), rho=0.1, generator=torch.Generator()),
+            "a search in a ball cannot say",
+        ),
+        (
+            lambda: power_iteration(HessianOperator(narrow()), generator=torch.Generator()),
+            "power iteration needs products that are exact",
+        ),
+        (
+            lambda: lobpcg(HessianOperator(narrow()), generator=torch.Generator()),
+            "lobpcg needs products that are exact",
+        ),
+        (
+            lambda: spectral_density(HessianOperator(narrow()), generator=torch.Generator()),
+            "the density needs products that are exact",
+        ),
+    ],
+)
+def test_what_has_no_bar_is_refused_with_the_way_out(call, said):
+    with pytest.raises(InvalidArgumentError, match=re.escape(said)) as raised:
+        call()
+    assert "float32" in str(raised.value)
+
+
+def test_the_command_says_what_bfloat16_leaves_out(tmp_path, capsys):
+    config = flatkit.training.TrainingConfig(data="gaussians", epochs=1, device="cpu")
+    path = str(flatkit.training.train(config, tmp_path / "run").checkpoint)
+    assert main(["analyze", path, "--dtype", "bfloat16"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "bfloat16, cpu" in out and re.search(r"train loss [0-9.]+ rounding [0-9]", out)
+    assert "rounding: of bfloat16" in out
+    assert "not in bfloat16, whose noise they cannot state" in out
+    assert main(["verify", path, "--dtype", "bfloat16"]) == 2
+    assert "cannot say how wrong dtype bfloat16" in capsys.readouterr().err
