@@ -99,7 +99,7 @@ class Choice:
             recipe: Any = self.reference.recipe  # a formula, or one with another step
             plain = getattr(recipe, "func", recipe)
             names = [name for name, formula in FORMULAS.items() if formula is plain]
-            words = (self.reference.against, self.reference.in_double)
+            words = (self.reference.against, self.reference.in_double, self.reference.blur)
             found["reference"] = [names, getattr(recipe, "keywords", {}), *words]
         return found
 
@@ -108,10 +108,10 @@ class Choice:
         """Return the choice of which `to_json` has told."""
         given = dict(found)
         if given["reference"] is not None:
-            names, steps, against, in_double = given["reference"]
+            names, steps, against, in_double, *blur = given["reference"]  # none before 0.2
             recipe: Any = FORMULAS[names[0]] if names else None
             recipe = partial(recipe, **steps) if steps else recipe
-            given["reference"] = Reference(recipe, against, in_double)
+            given["reference"] = Reference(recipe, against, in_double, *blur)
         return cls(**given)
 
     @property
@@ -132,8 +132,12 @@ class Choice:
         )
 
     def rounding(self, dtype: torch.dtype) -> float:
-        """Return the relative error of a product; ε^½ of the dtype where it was not measured."""
-        return torch.finfo(dtype).eps ** 0.5 if self.error is None else self.error
+        """Return the error of a product relative to it; ε^½ of the dtype where not measured."""
+        if self.error is None:
+            return torch.finfo(dtype).eps ** 0.5
+        # Known relative to the truth t. Where the product p is nothing but rounding, as of a loss
+        # that is constant, t is far smaller: ‖p - t‖ = e‖t‖ makes ‖p‖ at least (e - 1)‖t‖.
+        return self.error / max(1.0, self.error - 1.0)
 
 
 @ordinary_torch()
@@ -286,6 +290,7 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
     wider = reference.in_double or probe.objective.narrow is not None
     itself = not wider and reference.recipe is FORMULAS.get(name)
     error = None if truth is None or itself else relative(product.double() - truth, truth)
+    error = None if error is None else max(error, reference.blur)
     return [_Trial(name, work, error, probe.reference.against)]
 
 

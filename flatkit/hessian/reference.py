@@ -1,9 +1,9 @@
 """What products are held against: float64, by autograd unless differences contradict it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ _FEW_FOR_ALL = 2.0
 """Times the error that is seen on a few samples that is said of all."""
 _SETTLED = 0.1
 """Part of what contradicts autograd by which differences with two steps may differ."""
+_ROUNDED = 0.1
+"""Part of a product that rounding makes, from which on it is told."""
+_KINK = ", with a kink of the loss near this point"
+_NO_DERIVATIVE = "; the gradient is not the derivative of the loss"
 
 
 class Differences(Protocol):
@@ -79,11 +83,13 @@ class Reference:
         recipe: how they are computed; None if nothing can be believed.
         against: what they are, in words.
         in_double: whether that is in float64.
+        blur: relative error that rounding makes of them, where that was in doubt.
     """
 
     recipe: Recipe | None
     against: str
     in_double: bool = True
+    blur: float = 0.0
 
     def products(
         self, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], vectors: Tensor
@@ -188,10 +194,10 @@ def find_reference(
         product, why = place.products(ways.by_differences, given)[0], _kind(error)
         against = f"central differences in {place.dtype} ({why} by double backward){without}"
         return Reference(ways.by_differences, against, place.in_double), product.double()
-    recipe, product, words = _believed(ways, place, given, exact[0], rough[0])
-    what = "double backward" if recipe is ways.by_autograd else "central differences"
-    against = f"{what} in {place.dtype}{words}{without}"
-    return Reference(recipe, against, place.in_double), product.double()
+    found = _believed(ways, place, given, exact[0], rough[0])
+    what = "double backward" if found.recipe is ways.by_autograd else "central differences"
+    against = f"{what} in {place.dtype}{found.words}{without}"
+    return Reference(found.recipe, against, place.in_double, found.blur), found.product.double()
 
 
 def errors_along(
@@ -223,7 +229,8 @@ def errors_along(
     if truth is None:
         return None
     found = total(recipe(objective, theta, chunk).products(vectors) for chunk in chunks)
-    off, size = (part.norm(dim=1).cpu() for part in (found.double() - truth, truth))
+    off, size, own = (part.norm(dim=1).cpu() for part in (found.double() - truth, truth, found))
+    size = torch.maximum(size, own)  # where nothing but rounding is left, the truth is far smaller
     share = sum(chunk.weight for chunk in chunks) / objective.total_weight
     bent = (off * values.cpu().abs() / size).nan_to_num(0.0, posinf=0.0)
     return _FEW_FOR_ALL * torch.maximum(off / share, bent)
@@ -251,28 +258,55 @@ def relative(difference: Tensor, truth: Tensor) -> float | None:
     return distance / size if size > 0 else (0.0 if distance == 0 else None)
 
 
-def _believed(
-    ways: Ways, place: _Place, given: Tensor, exact: Tensor, near: Tensor
-) -> tuple[Recipe, Tensor, str]:
-    """Return what to believe of two products, that product, and what there is to say of it."""
+class _Believed(NamedTuple):
+    """What is believed of two products.
+
+    Attributes:
+        recipe: that is right.
+        product: what it gives, [P].
+        words: what there is to say of it.
+        blur: its relative error by rounding, where that was in doubt.
+    """
+
+    recipe: Recipe
+    product: Tensor
+    words: str = ""
+    blur: float = 0.0
+
+
+def _believed(ways: Ways, place: _Place, given: Tensor, exact: Tensor, near: Tensor) -> _Believed:
+    """Return what to believe of two products."""
     suspicious = _SUSPICIOUS[place.in_double]
     if not float((exact - near).norm()) > suspicious * float(near.norm()):
-        return ways.by_autograd, exact, ""
+        return _Believed(ways.by_autograd, exact)
     for steps in _STEPS[place.in_double][1:]:
         recipe: Recipe = partial(ways.by_differences, steps=steps)
         far = place.products(recipe, given)[0]
         off, change = float((exact - far).norm()), float((far - near).norm())
         near = far
         if not off > suspicious * float(far.norm()):
-            return ways.by_autograd, exact, ""
+            return _Believed(ways.by_autograd, exact)
         if change > _SETTLED * off:
             continue
         # Some operations answer twice differentiated with a zero instead of an error.
         if not _is_derivative(place, (exact - far) / off):
-            return ways.by_autograd, exact, "; the gradient is not the derivative of the loss"
-        return recipe, far, ", as autograd contradicts them"
-    # Next to a kink differences grow as the step falls, and say nothing about autograd.
-    return ways.by_autograd, exact, ", with a kink of the loss near this point"
+            return _Believed(ways.by_autograd, exact, _NO_DERIVATIVE)
+        return _Believed(recipe, far, ", as autograd contradicts them")
+    # Differences grow as the step falls: next to a kink, where they say nothing about autograd; or
+    # where they, or all products, are nothing but rounding.
+    blur = _blur(ways, place, given, exact)
+    words = _KINK if blur < _ROUNDED else ", most of which is rounding"
+    return _Believed(ways.by_autograd, exact, words, blur)
+
+
+def _blur(ways: Ways, place: _Place, given: Tensor, exact: Tensor) -> float:
+    """Return the part of a product [P] that changes when the weights are rounded anew."""
+    generator = torch.Generator().manual_seed(0)
+    size, eps = float(exact.norm()), torch.finfo(place.theta.dtype).eps
+    drawn = 2 * torch.rand(len(place.theta), generator=generator, dtype=torch.float64) - 1
+    other = replace(place, theta=place.theta * (1 + 4 * eps * drawn.to(place.theta)))
+    change = float((other.products(ways.by_autograd, given)[0] - exact).norm())
+    return change / size if size > 0 else 0.0
 
 
 def _is_derivative(place: _Place, direction: Tensor) -> bool:

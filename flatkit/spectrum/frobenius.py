@@ -19,6 +19,8 @@ from flatkit.spectrum.steps import Steps, changed, finish, timed
 from flatkit.spectrum.unit_vectors import unit_products
 
 _FIRST = 16  # probes before the standard error is trusted, and images that it stands on
+# Probes from which on their own spread is enough, also where one eigenvalue decides.
+_ENOUGH = half_more(_FIRST, skewed=True)
 
 
 def frobenius_norm(
@@ -132,9 +134,12 @@ def _sampled(
         doubtful = look < trusted and draws.share > tolerance
         if (found.meets(tolerance) and not doubtful) or look >= budget:
             return found
-        if operator.size <= min(look * found.share_needed(tolerance), budget) - look:
+        needed, most = look * found.share_needed(tolerance), budget
+        if look < _ENOUGH < operator.size:  # what images say of the spread is itself uncertain
+            needed, most = min(needed, _ENOUGH), min(budget, _ENOUGH)
+        if operator.size <= min(needed, budget) - look:
             break
-        look = min(budget, trusted) if doubtful else found.next_look(look, tolerance, budget)
+        look = min(budget, trusted) if doubtful else found.next_look(look, tolerance, most)
     _, columns = unit_products(operator, range(operator.size))
     value, spent = norm(columns), len(draws) + operator.size
     return Sampled(value, 0.0, operator.rounding * value, spent, exact=True)
@@ -181,9 +186,12 @@ class _Lengths:
         relative = self._relative_variance(largest)
         known = once * math.sqrt(relative)
         value = math.hypot(math.sqrt(square), self._known / largest)
-        spread = max(error if count > 1 else 0.0, known)
-        error = math.hypot(spread, hidden) / (2 * value)
+        spread = max(error if count > 1 else 0.0, known if count < _ENOUGH else 0.0)
         trusted = AGREED if spread <= hidden else half_more(_FIRST, skewed=relative > 0.25)
+        # Of fewer draws than are trusted all may be too small, and their spread with them: so wide
+        # that of 300 runs with one large eigenvalue none is off by more than four errors.
+        spread *= max(1.0, trusted / count) ** 1.5
+        error = math.hypot(spread, hidden) / (2 * value)
         return largest * value, largest * error, trusted
 
     def _relative_variance(self, scale: float) -> float:

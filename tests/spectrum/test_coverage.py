@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 import scipy
+import torch
 from scipy import stats
 
-from benchmarks.coverage import SPECTRA, distances, too_few
+from benchmarks.coverage import SPECTRA, distances, rotated, too_few
+from flatkit.spectrum import frobenius_norm
+from flatkit.spectrum.frobenius import frobenius_steps
+from flatkit.spectrum.operators import DenseOperator
+from flatkit.spectrum.space import Space
 from flatkit.spectrum.standard_error import mean, stretch
+from flatkit.spectrum.steps import finish
 from tests.versions import before
 
 # Of seven spectra those where early stops, skewed draws and draws of few values once did harm.
@@ -45,3 +51,31 @@ def test_few_normal_draws_are_covered_as_often_as_many():
     found = np.array([mean(row) for row in draws])
     within = int((np.abs(found[:, 0]) <= 2 * found[:, 1]).sum())
     assert not too_few(within, 1000, 2)
+
+
+def test_beside_a_known_space_few_draws_of_one_large_eigenvalue_are_covered():
+    """A rest that is small is drawn eight times, and by chance all of these are too small."""
+    matrix = rotated(np.r_[270.0, 12.0, np.full(58, 0.01)])
+    operator, truth = DenseOperator(torch.from_numpy(matrix)), np.linalg.norm(matrix)
+    known = Space.of(operator, torch.from_numpy(np.linalg.eigh(matrix)[1][:, -1:].T.copy()))
+    found = [
+        finish(
+            frobenius_steps(
+                operator, generator=torch.Generator().manual_seed(seed), space=known.deflation
+            )
+        )
+        for seed in range(300)
+    ]
+    away = np.array([abs(float(one.value) - truth) / float(one.error) for one in found])
+    assert max(one.matvecs for one in found) <= 24 and away.max() <= 6
+    for errors in (1, 2, 3):
+        assert not too_few(int((away <= errors).sum()), len(away), errors)
+
+
+def test_a_norm_that_one_pair_of_coordinates_decides_takes_few_products():
+    operator = DenseOperator(torch.from_numpy(SPECTRA["one pair"]()))
+    spent = [
+        frobenius_norm(operator, generator=torch.Generator().manual_seed(seed)).matvecs
+        for seed in range(60)
+    ]
+    assert max(spent) <= 24
