@@ -1,5 +1,7 @@
 """A kink exactly at the measured point is found and said; what is 0 on both sides is none."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,15 +21,15 @@ BLANK = X * (Y == 0)[:, None]  # two samples of three are all 0
 IMAGES = F.pad(numbers(24, 1, 3, 3).abs(), (2, 3, 2, 3))
 
 
-def net(bend, *, bias=None, width=8):
+def net(bend, *, bias=None, width=8) -> Any:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, width), bend, nn.Linear(width, 3))
+    model: Any = nn.Sequential(nn.Linear(6, width), bend, nn.Linear(width, 3))
     if bias is not None:
         nn.init.constant_(model[0].bias, bias)
     return model
 
 
-def zeros(bend):
+def zeros(bend) -> Any:
     model = net(bend)
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
@@ -53,6 +55,8 @@ class Residual(nn.Module):
 
 class Adapted(nn.Module):
     """A ReLU network with an adapter of low rank whose second factor is 0."""
+
+    net: Any
 
     def __init__(self):
         super().__init__()
@@ -255,6 +259,8 @@ def test_no_claim_about_curvature_holds_on_a_kink():
 
 class Single(nn.Module):
     """Computes in 32 bits, whatever its weights are."""
+
+    net: Any
 
     def __init__(self):
         super().__init__()
