@@ -298,16 +298,10 @@ def refuse_asymmetry(
     """
     allowed = tolerance or (1e-8 if operator.dtype == torch.float64 else 1e-3)
     if tolerance is None:  # products that are known to be less exact are no fault of the matrix
-<<<<<<< HEAD
-        # Beyond 1 there is nothing but rounding, of which the errors of results tell.
-        noise = operator.rounding >= 1
+        # Beyond that most is rounding, of which the errors of results tell.
+        noise = operator.rounding >= (1 if operator.noise else _BLURRED)
         most = math.inf if operator.noise else _INEXACT
         allowed = math.inf if noise else max(allowed, min(2 * operator.rounding, most))
-=======
-        # Beyond that most is rounding, of which the errors of results tell.
-        noise = operator.rounding >= _BLURRED
-        allowed = math.inf if noise else max(allowed, min(2 * operator.rounding, _INEXACT))
->>>>>>> 06368b9 (Products that are nothing but rounding have bars of their own size; a norm that one pair decides takes 24 products; faults of the peers run again)
     if asymmetry > allowed:
         raise NotSymmetricError(
             f"the operator is not symmetric: uᵀAv and vᵀAu differ by {asymmetry:.1e} of their "
