@@ -191,18 +191,19 @@ def test_a_root_of_zero_is_no_divergence():
         flatkit.analyze(model, lambda out, y: (out - y).square().sum(1).sqrt(), fitted)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-6), ("float64", 1e-14)])
-def test_a_loss_that_is_constant_has_no_curvature_beyond_its_rounding(dtype, most):
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2e-6), ("float64", 1e-14)])
+def test_a_loss_that_is_constant_has_no_curvature_beyond_its_rounding(dtype, most, seed):
     def whole(outputs, targets):
         return outputs.softmax(1).sum(1)
 
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     measures = ["top_eigenvalues", "bottom_eigenvalues", "trace", "frobenius_norm"]
     data = torch.randn(14, 4), torch.zeros(14)
-    found = flatkit.analyze(model, whole, data, measures=measures, dtype=dtype)
-    for result in found:
-        (size,), (error,) = np.atleast_1d(result.value), np.atleast_1d(result.error or 0.0)
-        assert abs(size) <= error < 1e-6 and result.status == "rounding"
+    for result in flatkit.analyze(model, whole, data, measures=measures, dtype=dtype):
+        (size,), (error,) = np.atleast_1d(result.value), np.atleast_1d(result.error)
+        assert abs(size) <= error < most and result.status == "rounding"
 
 
 def test_the_table_of_progress_leaves_pythons_random_state_alone():
