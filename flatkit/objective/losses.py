@@ -18,6 +18,7 @@ from flatkit.checks import check_fraction
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.names import LOSSES
 from flatkit.objective.pytree import main_tensor
+from flatkit.objective.vocabulary import MANY_CLASSES, cross_entropy
 from flatkit.registry import call_text
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
@@ -41,6 +42,8 @@ class _Registered:
     """A loss that a file names by its registry name and its fields."""
 
     name: ClassVar[str]
+    widens: ClassVar[bool] = False
+    """Whether it computes in 32 bits of outputs of 16, and needs no copy of them."""
     later: ClassVar[tuple[str, ...]] = ()
     """Fields that came later: files and texts of before leave them out, and so do those of today
     where they have their defaults."""
@@ -79,6 +82,7 @@ class CrossEntropy(_Registered):
 
     name = "cross_entropy"
     later = ("ignore_index",)
+    widens: ClassVar[bool] = True
     label_smoothing: float = 0.0
     ignore_index: int = -100
 
@@ -108,10 +112,9 @@ class CrossEntropy(_Registered):
                 f"targets [B, H, W], whole numbers, got {_told(outputs)} and {_told(targets)}; for "
                 "targets that are probabilities [B, C] give torch.nn.CrossEntropyLoss()"
             )
-        values = F.cross_entropy(
+        values = cross_entropy(
             outputs,
             targets.long(),
-            reduction="none",
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
         )
@@ -178,6 +181,7 @@ class TokenCrossEntropy(_Registered):
 
     name = "token_cross_entropy"
     class_dim: ClassVar[int] = -1
+    widens: ClassVar[bool] = True
     ignore_index: int = -100
     shift: bool = False
 
@@ -199,9 +203,8 @@ class TokenCrossEntropy(_Registered):
             )
         if self.shift:
             outputs, targets = outputs[:, :-1], targets[:, 1:]
-        values = F.cross_entropy(
-            outputs.transpose(1, 2), targets, reduction="none", ignore_index=self.ignore_index
-        )
+        outputs = outputs.transpose(1, 2)  # [B, C, T]
+        values = cross_entropy(outputs, targets, ignore_index=self.ignore_index)
         return values.sum(1)  # [B, T] -> [B]
 
     def weights(self, targets: Tensor) -> Tensor:
@@ -275,8 +278,20 @@ class WeightedMean:
         outputs = _main(outputs)
         if self._module.weight is not None:  # else nothing is to be moved, and asking is dear
             self._module.to(outputs.device, outputs.dtype)
-        values = self._module(outputs, targets)
+        values = self._many(outputs, targets)
+        values = self._module(outputs, targets) if values is None else values
         return values.reshape(len(values), -1).sum(1)
+
+    def _many(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Return the values of unweighted classes, if there are many of them."""
+        module = self._module
+        many = outputs.ndim > 1 and outputs.shape[1] >= MANY_CLASSES
+        if not many or type(module) is not nn.CrossEntropyLoss or self._weight is not None:
+            return None
+        if targets.is_floating_point():
+            return None
+        given = {"ignore_index": module.ignore_index, "label_smoothing": module.label_smoothing}
+        return cross_entropy(outputs, targets, **given)
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return the sum of the weights of the targets of every sample, [B]."""

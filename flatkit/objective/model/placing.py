@@ -181,7 +181,7 @@ class PlacedModel(ABC):
             outputs = self._model(*args, **kwargs)
         if inputs is chunk.inputs and versions(inputs) != before:
             raise unexpected_edit("the model changes its inputs")
-        return self.widened(outputs)
+        return outputs
 
     def losses(self, outputs: Any, targets: Any) -> Any:
         """Return what the loss makes of outputs, with the weights that it holds itself in place."""
@@ -190,7 +190,8 @@ class PlacedModel(ABC):
             return torch.stack([self.losses(*pair).mean() for pair in pairs]).mean()
         around = nullcontext() if self.elsewhere is None else self.standing_elsewhere()
         with around, users_code("the loss"):
-            return self.loss_function(self.widened(outputs), targets)
+            widens = getattr(self.loss_function, "widens", False)
+            return self.loss_function(outputs if widens else self.widened(outputs), targets)
 
     def _run(self, inputs: Tree) -> Any:
         outputs = self._outputs_or_values(self.theta, Chunk(inputs, None, 1.0))
