@@ -6,6 +6,7 @@
 
 import re
 import shlex
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -128,3 +129,23 @@ def test_the_conversion_of_a_scripted_model_works():
     exec(str(caught.value).partition("convert it once: ")[2], {})
     model = network()
     flatkit.load("weights.pt").load_into(model)
+
+
+@pytest.mark.parametrize("compress", [0, 3])
+def test_the_conversion_that_a_file_of_joblib_is_refused_with_makes_it_readable(compress):
+    joblib = pytest.importorskip("joblib")
+    weights = {name: tensor.numpy() for name, tensor in network().state_dict().items()}
+    joblib.dump(weights, "w.joblib", compress=compress)
+    with pytest.raises(CheckpointError, match=r"joblib.* convert it once: ") as caught:
+        flatkit.load("w.joblib")
+    exec(str(caught.value).partition("convert it once: ")[2], {})
+    found = flatkit.load("weights.pt").state_dict
+    assert all(torch.equal(found[name], t) for name, t in network().state_dict().items())
+
+
+def test_an_archive_that_holds_a_checkpoint_names_it():
+    torch.save(network().state_dict(), "best.pt")
+    with zipfile.ZipFile("all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write("best.pt")
+    with pytest.raises(CheckpointError, match=r"holds best\.pt; unpack it first"):
+        flatkit.load("all.zip")

@@ -9,6 +9,13 @@ from flatkit.files.plain_pickle import Record
 _TENSOR = re.compile(
     r"tensor|parameter$|buffer$|_rebuild_wrapper|_rebuild_njt|^array$", re.IGNORECASE
 )
+CODES = "safetensors.tensor_of_"
+"""How the name of a safetensors tensor begins whose entries share bytes; its dtype follows."""
+_OF_CODES = (
+    "codes of quantised weights ({}, of which several share a byte), which mean nothing without "
+    "their scales and cannot be differentiated; take the file of the unquantised weights, or "
+    "dequantise them with the program that wrote it and save float32 or bfloat16"
+)
 _RUNS = "its making would run code of another program"
 _KINDS: Mapping[str, str] = {
     "_rebuild_sparse_tensor": "a sparse tensor; save it dense, as tensor.to_dense()",
@@ -48,6 +55,8 @@ def tensor_in_words(record: Record) -> str:
     'torch.distributed.tensor.DTensor: a DTensor, of which a process holds a part; save
     tensor.full_tensor()'
     """
+    if record.name.startswith(CODES):
+        return f"{record.name}: {_OF_CODES.format(record.name.removeprefix(CODES))}"
     return f"{record.name}: {_KINDS.get(record.name.rpartition('.')[2], _RUNS)}"
 
 

@@ -21,20 +21,13 @@ from flatkit.checkpoints.readers.folders import (
     read_json,
     weight_map,
 )
+from flatkit.checkpoints.readers.others import other_format
 from flatkit.checkpoints.readers.safetensors_file import looks_like_safetensors, read_safetensors
 from flatkit.checkpoints.readers.torch_file import PICKLES, ZIP, read_torch_file
 from flatkit.errors import CheckpointError
 
 _CHUNK = 1 << 20
 _KNOWN = (ZIP, NPY, *PICKLES)
-_OTHERS: Mapping[bytes, str] = {
-    b"version https://git-lfs": "a pointer of git-lfs; fetch the file itself (git lfs pull)",
-    b"<": "a web page; the download went wrong",
-    b"\x1f\x8b": "compressed with gzip; unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
-    b"\x89HDF": "HDF5 (Keras?), which flatkit does not read",
-    b"GGUF": "GGUF, whose weights are quantised and cannot be differentiated",
-}
 
 
 @dataclass(frozen=True)
@@ -218,9 +211,8 @@ def _refuse(file: BinaryIO, start: bytes, path: str) -> NoReturn:
             f"{path} is a tar file, as torch wrote before 0.2, or an archive of files; unpack it, "
             "or load and save it once with torch"
         )
-    for head, what in _OTHERS.items():
-        if start.startswith(head):
-            raise CheckpointError(f"{path} is {what}")
+    if what := other_format(start, path):
+        raise CheckpointError(f"{path} is {what}")
     raise CheckpointError(
         f"{path} is not a file of torch.save, nor safetensors; it starts with {start[:8]!r}"
     )

@@ -10,6 +10,7 @@ from io import SEEK_END
 from math import prod
 from typing import Any, BinaryIO
 
+from flatkit.checkpoints.readers.foreign import CODES
 from flatkit.checkpoints.readers.stored import DTYPES, StoredTensor
 from flatkit.errors import CheckpointError
 from flatkit.files.plain_pickle import Record
@@ -82,7 +83,7 @@ def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[st
     for name, entry in table.items():
         start, end, dtype, shape = _entry(name, entry, path)
         ends.append((start, end))
-        codes = Record(f"safetensors.tensor_of_{dtype}", ())
+        codes = Record(f"{CODES}{dtype}", ())
         known = dtype in DTYPES
         tensors[name] = StoredTensor(file, 8 + length + start, dtype, shape) if known else codes
     at = 0  # the format wants the tensors to fill the rest of the file, without a hole
@@ -119,7 +120,7 @@ def _entry(name: str, entry: Any, path: str) -> tuple[int, int, str, tuple[int, 
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in {**_NAMES, **_BITS}:
         raise CheckpointError(
             f"{path} holds {name} in the dtype {str(entry['dtype'])[:20]}, which flatkit does not "
-            f"read; it reads {', '.join(_NAMES)}"
+            f"read; it reads {', '.join(_NAMES)}; convert it with the program that wrote it"
         )
     dtype = _NAMES.get(entry["dtype"], entry["dtype"])
     shape, ends = entry["shape"], entry["data_offsets"]

@@ -12,6 +12,7 @@ from io import SEEK_END, BytesIO
 from typing import Any, BinaryIO, cast
 
 from flatkit.checkpoints.readers.archives import opened
+from flatkit.checkpoints.readers.others import OF_JOBLIB, archive_in_words, joblib_in_words
 from flatkit.checkpoints.readers.stored import StoredTensor
 from flatkit.checkpoints.readers.torch_words import (
     Storage,
@@ -27,6 +28,7 @@ ZIP = b"PK\x03\x04"
 # Of protocols 2 to 5, and how older ones begin dictionaries.
 PICKLES = (b"\x80", b"(dp", b"ccollections\n", b"ccopy_reg\n", b"}q\x00")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch/serialization.py
+_HEAD = 2**20  # bytes among which the first array of a file of joblib is
 _LOCAL_HEADER = 30  # bytes before the name of a record (the zip format, APPNOTE 4.3.7)
 
 
@@ -50,6 +52,9 @@ def read_torch_file(file: BinaryIO, path: str) -> tuple[Any, str]:
             return _read_archive(file, path, size), "torch.save"
         return _read_stream(file, path, size)
     except MalformedPickleError as error:
+        file.seek(0)
+        if OF_JOBLIB in file.read(_HEAD):
+            raise CheckpointError(f"{path} is {joblib_in_words(path)}") from error
         raise CheckpointError(
             f"{path} is damaged, or a pickle that torch did not write: {error}"
         ) from error
@@ -105,6 +110,8 @@ def _extents(file: BinaryIO, path: str, size: int) -> Mapping[str, tuple[int, in
                 "Where you trust the file, convert it once: import torch; "
                 f"torch.save(torch.jit.load({path!r}).state_dict(), 'weights.pt')"
             )
+        if what := archive_in_words([record.filename for record in records]):
+            raise CheckpointError(f"{path} is {what}")
         for record in records:
             if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                 raise CheckpointError(
