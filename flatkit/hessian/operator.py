@@ -251,6 +251,11 @@ class HessianOperator(SymmetricOperator):
     @ordinary_torch()
     def matvec(self, vector: Tensor) -> Tensor:
         """Return H v for v of shape [P]."""
+        return finite(self.unchecked(vector), "Hessian-vector product")
+
+    @ordinary_torch()
+    def unchecked(self, vector: Tensor) -> Tensor:
+        """Return H v, which may hold NaN: to look would be to wait for the device."""
         check_like("vector", vector, self.theta)
         asked = self._ask("product", vector, matvecs=1)
         if asked.answer:
@@ -261,7 +266,9 @@ class HessianOperator(SymmetricOperator):
             for prepared in self._prepared(self.choice.engine, matvecs=1):
                 total += prepared.products(vector[None])[0]
                 del prepared  # or the next chunk is prepared beside this one
-        return asked.keep(finite(total, "Hessian-vector product"))[0]
+        if self.objective.kept is not None:  # what is kept goes to the host anyway
+            finite(total, "Hessian-vector product")
+        return asked.keep(total)[0]
 
     @ordinary_torch()
     def part_of_product(self, vector: Tensor, shards: Shards) -> Tensor:

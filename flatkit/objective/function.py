@@ -243,10 +243,13 @@ class Objective(PlacedModel, OverSamples):
             return asked.answer
         loss, gradient = sums(1), torch.zeros_like(self.theta)
         with self.placed(theta) as point, self.ranks.adding(gradient, loss):
+            parts: list[Tensor] = []
             for chunk in self.chunks(gradients=1):
                 part = self.chunk_loss(point, chunk)
                 gradient += differentiate(part, point)
-                loss += float(part.detach())
+                parts.append(part.detach())
+            for number in torch.stack(parts).tolist() if parts else ():  # one wait for the device
+                loss += number
         return asked.keep(float(loss), gradient)
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from flatkit.errors import InvalidArgumentError
 from flatkit.spectrum.dot import dot, norm, project_out
 from flatkit.spectrum.gauss_rule import Rule, rule_of
+from flatkit.spectrum.gram_schmidt import orthogonalise_at_once
 from flatkit.spectrum.operators import (
     SymmetricOperator,
     check_finite,
@@ -42,6 +43,8 @@ class KrylovBasis:
         initial: vectors [J, P] to start from.
         keep_images: also keep A V, so that products with combinations of V cost none; not where
             both take more than `KEPT_BYTES`.
+        at_once: wait for the device once a step (`gram_schmidt`); by default on CUDA, for whole
+            vectors.
 
     Attributes:
         operator: A, of vectors as they are kept.
@@ -55,6 +58,7 @@ class KrylovBasis:
         initial: Tensor | None = None,
         *,
         keep_images: bool = False,
+        at_once: bool | None = None,
     ) -> None:
         self.operator, self._generator = operator.sharded(), generator
         start, random_part = self._start_of(initial)
@@ -62,6 +66,8 @@ class KrylovBasis:
         self._rows[0] = start
         fits = 2 * self._rows.nbytes <= KEPT_BYTES
         self._images = torch.empty_like(self._rows[:-1]) if keep_images and fits else None
+        whole = self.operator.shards is None
+        self._at_once = start.is_cuda and whole if at_once is None else at_once
         self._projection = np.zeros((capacity, capacity))
         self._capacity, self._size = capacity, 0
         self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
@@ -148,17 +154,22 @@ class KrylovBasis:
     def expand(self) -> None:
         """Multiply the newest direction, extend T, and find the next direction."""
         with among(self.operator.shards):  # no function around it: the way to a product is short
-            product = self.operator.matvec(self._rows[self._size])
+            product = self.operator.unchecked(self._rows[self._size])
             self._extend(product)
 
     def _extend(self, product: Tensor) -> None:
         """Take the product with the newest direction."""
-        last, size = self._size, norm(product)
-        check_finite(size)
+        last, before = self._size, self.coupling
         if self._images is not None:
             self._images[last] = product
-        before = self.coupling
-        coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
+        if self._at_once:
+            told = orthogonalise_at_once(self._rows[: last + 1], product)
+            self._refuse_infinite(told.size)
+            size, coefficients, self.coupling = told
+        else:
+            size = norm(product)
+            self._refuse_infinite(size)
+            coefficients, self.coupling = self._orthogonalise(product, count=last + 1)
         if last == 0:
             self._first = size
         elif self.matvecs == 1:  # uᵀAv is v's part of Au, which is what was left of that
@@ -174,6 +185,12 @@ class KrylovBasis:
             self._rows[self._size] = product / self.coupling
         else:
             self._break_down()
+
+    def _refuse_infinite(self, size: float) -> None:
+        """Refuse a product that is not finite; the operator itself says best why."""
+        if not math.isfinite(size):
+            self.operator.matvec(self._rows[self._size])
+            check_finite(size)
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Return Ritz values [M], ascending, and weights [M, M] in columns."""

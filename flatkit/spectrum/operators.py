@@ -80,6 +80,10 @@ class SymmetricOperator(ABC):
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a vector [P] as a new vector [P]."""
 
+    def unchecked(self, vector: Tensor) -> Tensor:
+        """Return the product [P], which may hold NaN: to look would be to wait for the device."""
+        return self.matvec(vector)
+
     def matmat(self, vectors: Tensor) -> Tensor:
         """Return the products with the rows of a block [K, P], as rows [K, P]."""
         return torch.stack([self.matvec(vector) for vector in vectors])

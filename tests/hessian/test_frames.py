@@ -44,7 +44,7 @@ class Watch(TorchDispatchMode):
 
     def look(self) -> None:
         stack = own_frames()
-        if not any(frame.endswith(":matvec") for frame in stack):
+        if not any(frame.endswith((":matvec", ":unchecked")) for frame in stack):
             return
         kind = "first" if any("autotune" in frame for frame in stack) else "later"
         if len(stack) > len(getattr(self, kind)):
