@@ -27,14 +27,35 @@ def without_images(output: Any) -> dict[str, Any]:
     return {kind: data for kind, data in output.get("data", {}).items() if "image" not in kind}
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One process for all notebooks: its imports take as long as a notebook."""
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=300, kernel_name="python3")
+    with client.setup_kernel():
+        yield client
+
+
+def run(kernel: NotebookClient, notebook: Any, folder: Path) -> None:
+    """Run all cells in a folder, without a name or a figure that another notebook has left."""
+    clean = (
+        f"%reset -f\n%cd -q {folder}\nimport matplotlib.pyplot as plt\nplt.close('all')\ndel plt"
+    )
+    kernel.nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(clean)])
+    kernel.reset_execution_trackers()
+    kernel.execute_cell(kernel.nb.cells[0], 0)
+    kernel.nb = notebook
+    kernel.reset_execution_trackers()
+    for number, cell in enumerate(notebook.cells):
+        kernel.execute_cell(cell, number)
+
+
 @pytest.mark.filterwarnings("ignore")  # those of Jupyter's own machinery
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_the_notebook_runs_and_draws_what_is_stored(path, tmp_path):
+def test_the_notebook_runs_and_draws_what_is_stored(path, kernel, tmp_path):
     """Claims of the text are asserted in the cells, so that running is checking."""
     stored = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": tmp_path}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    run(kernel, notebook, tmp_path)
     assert figures(notebook) == figures(stored)
     assert sum(figures(stored)) > 0
     assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
@@ -69,21 +90,13 @@ def test_there_are_notebooks():
         ("surface.plot()\nraise SystemExit", 0),
     ],
 )
-def test_a_figure_is_shown_once_whether_its_cell_ends_in_it_or_not(source, shown, kernel):
-    cell = nbformat.v4.new_code_cell(source)
-    kernel.nb.cells.append(cell)
-    kernel.execute_cell(cell, len(kernel.nb.cells) - 1)
-    assert figures(kernel.nb)[-1] == shown
-
-
-@pytest.fixture(scope="module")
-def kernel():
+def test_a_figure_is_shown_once_whether_its_cell_ends_in_it_or_not(source, shown, kernel, tmp_path):
     first = (
         "import flatkit\nsurface = flatkit.Surface({'t': [0.0, 1.0]}, {'loss': [1.0, 2.0]})\n"
         "figure = surface.plot()"
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(first)])
-    client = NotebookClient(notebook, kernel_name="python3", allow_errors=True)
-    with client.setup_kernel():
-        client.execute_cell(notebook.cells[0], 0)
-        yield client
+    cells = [nbformat.v4.new_code_cell(first), nbformat.v4.new_code_cell(source)]
+    cells[1].metadata.tags = ["raises-exception"]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    run(kernel, notebook, tmp_path)
+    assert figures(notebook)[-1] == shown

@@ -45,49 +45,86 @@ def usable_cores() -> int:
 def in_processes(
     function: Callable[..., T], calls: Sequence[Sequence[Any]], *, jobs: int, threads: int = 1
 ) -> Generator[tuple[int, T], None, None]:
-    """Yield the number and answer of every call, as they are done; calls begin in their order.
-
-    A call is computed alike whatever runs beside it, as every process has so many threads. Where
-    this generator is closed, or a call fails, the others are stopped.
-
-    Args:
-        function: of a module that can be imported.
-        calls: the arguments of each; these and the answers are what JSON holds.
-        jobs: how many processes at once.
-        threads: of each process.
-
-    Raises:
-        FlatkitError: a process died, or a call raised what is no error of flatkit; the errors of
-            flatkit are raised as they are.
+    """Yield the number and answer of every call, as they are done; see `Processes.map`.
 
     >>> import math
     >>> sorted(in_processes(math.sqrt, [(4.0,), (9.0,)], jobs=1))
     [(0, 2.0), (1, 3.0)]
     """
-    count = min(check_count("jobs", jobs), max(1, len(calls)))
-    idle: SimpleQueue[_Worker] = SimpleQueue()
-    workers = [_Worker(threads) for _ in range(count)]
-    for worker in workers:
-        idle.put(worker)
+    with Processes(jobs, threads=threads) as processes:
+        yield from processes.map(function, calls)
 
-    def call(arguments: Sequence[Any]) -> T:
-        worker = idle.get()
-        try:
-            return worker.call(function, arguments)
-        finally:
+
+class Processes:
+    """Interpreters that are started as they are needed, and serve until the end of the context.
+
+    A call is computed alike whatever runs beside it, as every process has so many threads.
+
+    Args:
+        jobs: how many at once.
+        threads: of each.
+
+    Attributes:
+        jobs: how many at once.
+    """
+
+    def __init__(self, jobs: int, *, threads: int = 1) -> None:
+        self.jobs, self._threads = check_count("jobs", jobs), threads
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def map(
+        self, function: Callable[..., T], calls: Sequence[Sequence[Any]]
+    ) -> Generator[tuple[int, T], None, None]:
+        """Yield the number and answer of every call, as they are done; calls begin in their order.
+
+        Where this generator is closed, or a call fails, the others are stopped.
+
+        Args:
+            function: of a module that can be imported.
+            calls: the arguments of each; these and the answers are what JSON holds.
+
+        Raises:
+            FlatkitError: a process died, or a call raised what is no error of flatkit; the errors
+                of flatkit are raised as they are.
+        """
+        if not calls:
+            return
+        while len(self._workers) < min(self.jobs, len(calls)):
+            self._workers.append(_Worker(self._threads))
+        idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
             idle.put(worker)
 
-    # A thread a process, which only waits for its answer.
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(call, arguments) for arguments in calls]
-        try:
-            yield from _as_done(futures)
-        finally:
-            for future in futures:
-                future.cancel()
-            # What is under way is not waited for: killed, a process answers with an empty line.
-            for worker in workers:
-                worker.stop()
+        def call(arguments: Sequence[Any]) -> T:
+            worker = idle.get()
+            try:
+                return worker.call(function, arguments)
+            finally:
+                idle.put(worker)
+
+        # A thread a process, which only waits for its answer.
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            futures, whole = [pool.submit(call, arguments) for arguments in calls], False
+            try:
+                yield from _as_done(futures)
+                whole = True
+            finally:
+                # What is under way is not waited for: killed, a process answers with an empty line.
+                if not whole:
+                    for future in futures:
+                        future.cancel()
+                    self._stop()
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
 
 
 def _as_done(futures: "Sequence[Future[T]]") -> Generator[tuple[int, T], None, None]:

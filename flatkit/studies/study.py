@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flatkit.checks import check_count
-from flatkit.comparison.workers import in_processes, usable_cores
+from flatkit.comparison.workers import Processes, usable_cores
 from flatkit.errors import ResultError
 from flatkit.files.atomic import check_writable, write_text_atomically
 from flatkit.results.comparison import Comparison, Entry, load_results
@@ -50,9 +50,18 @@ def study(
     folder = Path(out)
     _claim_folder(asked, folder)
     jobs = usable_cores() if jobs is None else check_count("jobs", jobs)
-    watcher = watcher_of_study(progress)
+    with Processes(jobs) as processes:  # the same ones tune and run: each start takes seconds
+        found = _carried_out(asked, folder, processes, watcher_of_study(progress))
+    found.save(folder)
+    return found
+
+
+def _carried_out(
+    asked: Study, folder: Path, processes: Processes, watcher: StudyWatcher
+) -> Outcome:
+    """Choose what is tuned, make every run that is not done, and return what came out."""
     tuning = tuning_runs(asked)
-    chosen = choose(asked, _done(asked, folder, tuning, jobs, watcher)) if tuning else {}
+    chosen = choose(asked, _done(asked, folder, tuning, processes, watcher)) if tuning else {}
     runs = study_runs(asked, chosen)
     due = 0
 
@@ -65,10 +74,8 @@ def study(
         # Statistics of many runs take minutes: after 1, 2, 4, 8, ... seeds they are worth that.
         due = 2 ** len(whole).bit_length()
 
-    _done(asked, folder, runs, jobs, watcher, look)
-    found = collected(asked, folder, runs, chosen)
-    found.save(folder)
-    return found
+    _done(asked, folder, runs, processes, watcher, look)
+    return collected(asked, folder, runs, chosen)
 
 
 def _whole_seeds(asked: Study, runs: Sequence[Run], done: Collection[str]) -> list[int]:
@@ -129,7 +136,7 @@ def _done(
     asked: Study,
     folder: Path,
     runs: Sequence[Run],
-    jobs: int,
+    processes: Processes,
     watcher: StudyWatcher,
     look: Callable[[Collection[str]], object] = len,
 ) -> dict[str, Mapping[str, Any]]:
@@ -139,7 +146,7 @@ def _done(
         asked: the study.
         folder: of the study.
         runs: all.
-        jobs: how many at once.
+        processes: that make them.
         watcher: is told.
         look: called with the folders of those that are done, at first and each time one is made.
     """
@@ -162,10 +169,10 @@ def _done(
         )
         for run in left
     ]
-    watcher.begin(runs, kept, jobs)
+    watcher.begin(runs, kept, processes.jobs)
     look(found)
     try:
-        for place, outcome in in_processes(run_one, calls, jobs=jobs):
+        for place, outcome in processes.map(run_one, calls):
             run = left[place]
             found[run.folder] = outcome
             watcher.done(DoneRun(run, folder / run.folder))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flatkit.checks import check_positive
-from flatkit.comparison.workers import in_processes
+from flatkit.comparison.workers import Processes, in_processes
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
 
 
@@ -23,6 +23,18 @@ def test_calls_run_at_once_on_a_thread_each_in_processes_of_their_own():
     found = dict(in_processes(os.getenv, [("OMP_NUM_THREADS",)] * 3, jobs=2))
     assert found == {0: "1", 1: "1", 2: "1"} and time.monotonic() - started < 60
     assert call(os.getpid) != os.getpid()
+
+
+def test_the_same_processes_serve_until_the_end_of_the_context():
+    with Processes(2) as processes:
+        assert list(processes.map(os.getpid, [])) == []
+        (one,) = dict(processes.map(os.getpid, [()])).values()
+        assert one in dict(processes.map(os.getpid, [()] * 4)).values()
+        with pytest.raises(FlatkitError, match="exit code 3"):
+            list(processes.map(_exit_or_sleep, [(3,)]))
+        (other,) = dict(processes.map(os.getpid, [()])).values()  # of a fresh one
+        assert other != one and not _runs(one)
+    assert not _runs(other)
 
 
 def test_what_a_call_prints_and_raises_reaches_the_caller(capfd):

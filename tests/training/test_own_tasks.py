@@ -391,7 +391,7 @@ def small_study(**changes) -> Study:
 
 
 def test_a_study_of_an_own_task_measures_what_was_trained(folder):
-    outcome = study(small_study(), "study", jobs=2)
+    outcome = study(small_study(), "study", jobs=1)
     entries = outcome.comparisons["noisy"].entries
     assert [entry.group for entry in entries] == ["sgd", "sgd", "sam", "sam"]
     for entry in entries:
@@ -405,15 +405,15 @@ def test_a_study_of_an_own_task_measures_what_was_trained(folder):
 def test_a_study_does_not_go_on_with_another_task_file(folder):
     usual = {"task": "mine.py:build", "epochs": 1, "batch_size": 16}
     small = small_study(arms=[Arm("sgd"), Arm("slow", {"lr": 0.01})], seeds=(0,), train=usual)
-    study(small, "study", jobs=2)
+    study(small, "study", jobs=1)
     (folder / "mine.py").write_text(TASK.replace("Dropout(0.2)", "Dropout(0.3)"))
     with pytest.raises(FlatkitError) as raised:
-        study(replace(small, seeds=(0, 1)), "study", jobs=2)
+        study(replace(small, seeds=(0, 1)), "study", jobs=1)
     words = r"study holds another study \(mine.py has changed: sha256 \w{12} there, \w{12} here\)"
     assert re.match(words, str(raised.value))
     (folder / "mine.py").write_text(TASK)
     assert (
-        len(study(replace(small, seeds=(0, 1)), "study", jobs=2).comparisons["noisy"].entries) == 4
+        len(study(replace(small, seeds=(0, 1)), "study", jobs=1).comparisons["noisy"].entries) == 4
     )
 
 
@@ -424,7 +424,7 @@ def test_values_are_tuned_by_the_loss_where_there_are_no_classes(folder):
     small = small_study(
         arms=arms, train=task, conditions={}, analyze=analyze, seeds=(0,), matched=[]
     )
-    assert study(small, "study", jobs=2).choices[""]["slow"] == {"lr": 0.05}
+    assert study(small, "study", jobs=1).choices[""]["slow"] == {"lr": 0.05}
 
 
 def test_curvature_is_tracked_on_the_samples_that_the_seed_draws(tmp_path):
