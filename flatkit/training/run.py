@@ -57,6 +57,7 @@ def train(
     on_epoch: Callable[[EpochRow], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     on_step: Callable[[nn.Module, int], object] | None = None,
+    save_seconds: float = 0.0,
 ) -> TrainingOutcome:
     """Train, writing `ckpt.pt` and `history.json` before the first step and after every epoch.
 
@@ -77,6 +78,9 @@ def train(
         on_note: called with sentences that a user should read.
         on_step: called after every step with the model and the number of steps so far, such as
             `CurvatureTracker(...).step`; it must leave the model and the random state alone.
+        save_seconds: `ckpt.pt` and `history.json` are left out after an epoch that ends sooner than
+            so long after they were written, and is neither the last one nor kept: epochs of a small
+            network take less time than its files.
 
     Raises:
         InvalidArgumentError: settings that cannot be, or `out` holds a run and neither flag is set.
@@ -86,7 +90,7 @@ def train(
         DataError: the files of the data set are missing or damaged.
         MissingDependencyError: a package of the data or of a log is not installed.
         TrainingDivergedError: a loss became NaN or infinite; `ckpt.pt` stays that of the last
-            good epoch.
+            good epoch after which it was written.
 
     >>> import tempfile
     >>> config = TrainingConfig(data="gaussians", epochs=2, device="cpu")
@@ -112,7 +116,9 @@ def train(
             # Only now: a run that cannot begin must not have removed the one before.
             folder.clear()
             _save(plan, learner, history)
+            saved, since = 0, time.monotonic()
         else:
+            saved, since = len(history), float("-inf")
             folder.sweep()
             write_history(folder.history, history)  # a kill may have come before it was written
             (on_note or _ignore)(_resumption(stored, config))
@@ -120,8 +126,11 @@ def train(
         for log in logs:
             stack.enter_context(closing(log))
         for epoch in range(len(history) + 1, config.epochs + 1):
-            history.append(_run_epoch(plan, learner, epoch))
-            _save(plan, learner, history)
+            history.append(_run_epoch(plan, learner, epoch, saved))
+            last = epoch == config.epochs or _is_kept(config, epoch)
+            if last or time.monotonic() - since >= save_seconds:
+                _save(plan, learner, history)
+                saved, since = epoch, time.monotonic()
             for report in (*logs, on_epoch or _ignore):
                 report(history[-1])
     epochs_run = config.epochs - (stored.epoch if stored else 0)
@@ -202,7 +211,7 @@ def _learner(plan: _Plan, model: nn.Module) -> Learner:
     return Learner(model, optimizer, loss=plan.material.loss, train=train, config=plan.config)
 
 
-def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
+def _run_epoch(plan: _Plan, learner: Learner, epoch: int, saved: int) -> EpochRow:
     start = time.perf_counter()
     try:
         with users_code("the task", learner.model) if plan.config.task else nullcontext():
@@ -210,7 +219,7 @@ def _run_epoch(plan: _Plan, learner: Learner, epoch: int) -> EpochRow:
             found = _evaluated(plan, learner, epoch)
     except TrainingDivergedError as error:
         raise TrainingDivergedError(
-            f"{error}; {plan.folder.checkpoint} holds epoch {epoch - 1}"
+            f"{error}; {plan.folder.checkpoint} holds epoch {saved}"
         ) from error
     return EpochRow(
         epoch=epoch,
@@ -249,13 +258,17 @@ def _save(plan: _Plan, learner: Learner, history: Sequence[EpochRow]) -> None:
 
     A run that is killed in between is resumed from the last one and writes the others again.
     """
-    epoch, every = len(history), plan.config.save_every
-    if every and epoch and epoch % every == 0:
+    epoch = len(history)
+    if _is_kept(plan.config, epoch):
         _write(plan, plan.folder.kept(epoch), learner.model, history, learner.state())
     if learner.average is not None:
         _write(plan, plan.folder.average, learner.average, history, {})
     _write(plan, plan.folder.checkpoint, learner.model, history, learner.state())
     write_history(plan.folder.history, history)
+
+
+def _is_kept(config: TrainingConfig, epoch: int) -> bool:
+    return bool(config.save_every and epoch) and epoch % config.save_every == 0
 
 
 def _write(

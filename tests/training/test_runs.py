@@ -21,7 +21,7 @@ from flatkit.errors import (
 )
 from flatkit.models import MODELS
 from flatkit.objective.losses import CrossEntropy
-from flatkit.training import TrainingConfig, read_history, stored_config, train
+from flatkit.training import TrainingConfig, read_history, run, stored_config, train
 from flatkit.training.learner import Learner
 from tests.data.local_folders import cifar_binary
 from tests.training.small import SMALL
@@ -433,3 +433,27 @@ def test_a_root_is_given_once_and_only_to_data_from_files(tmp_path):
     with pytest.raises(InvalidArgumentError, match="augment flip needs images"):
         train(settings(augment="flip"), tmp_path / "run")
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_short_epochs_leave_the_files_out_but_the_first_kept_and_last(tmp_path, monkeypatch):
+    written, plain = [], run._write
+    monkeypatch.setattr(
+        run,
+        "_write",
+        lambda plan, target, *rest: written.append(target.name) or plain(plan, target, *rest),
+    )
+    few, cut = tmp_path / "few", tmp_path / "cut"
+    config = settings(epochs=7, save_every=3)
+    outcome = train(config, few, save_seconds=1000.0)
+    names = ["ckpt.pt", "epoch-0003.pt", "ckpt.pt", "epoch-0006.pt", "ckpt.pt", "ckpt.pt"]
+    assert written == names and len(outcome.history) == 7
+
+    def stop(row):
+        if row.epoch == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, cut, save_seconds=1000.0, on_epoch=stop)
+    assert len(read_history(cut / "history.json")) == 3
+    train(config, cut, resume=True, save_seconds=1000.0)
+    np.testing.assert_equal(weights(cut / "ckpt.pt"), weights(few / "ckpt.pt"))
