@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
@@ -13,6 +14,8 @@ from torch.utils._device import DeviceContext
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError
 
+_EAGER = threading.local()
+"""Whether this thread runs compiled functions as they were written."""
 _LARGE = 2**20
 """Parameters from which on memory is given back: to ask for it takes a millisecond."""
 
@@ -53,6 +56,7 @@ def is_ordinary() -> bool:
     True
     """
     around = torch.is_inference_mode_enabled() or _get_current_function_mode_stack()
+    around = around or (_may_be_compiled() and not getattr(_EAGER, "entered", False))
     return not around and not any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 
 
@@ -61,8 +65,9 @@ def ordinary_torch() -> Generator[None]:
     """Leave the caller's autocast, inference mode and default device without effect inside.
 
     A measurement is the same wherever it is called: in a validation loop under `inference_mode`,
-    under autocast, where tensors are made on another device by default. Whether gradients are
-    recorded is left as it is. It decorates functions as well.
+    under autocast, where tensors are made on another device by default. Functions that
+    torch.compile made run as they were written: compiled ones have no second derivatives. Whether
+    gradients are recorded is left as it is. It decorates functions as well.
 
     >>> with torch.autocast("cpu", torch.bfloat16), ordinary_torch():
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
@@ -72,6 +77,8 @@ def ordinary_torch() -> Generator[None]:
         yield
         return
     with ExitStack() as stack:
+        if _may_be_compiled() and not getattr(_EAGER, "entered", False):
+            stack.enter_context(_eager())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
@@ -84,6 +91,21 @@ def ordinary_torch() -> Generator[None]:
         if devices and devices[-1].type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def _may_be_compiled() -> bool:
+    """Whether anything was compiled in this process; torch 2.6 can run it as it was written."""
+    return "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+
+
+@contextmanager
+def _eager() -> Generator[None]:
+    _EAGER.entered = True
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _EAGER.entered = False
 
 
 def give_back(theta: torch.Tensor) -> None:

@@ -28,6 +28,10 @@ _OF_DTYPES = (
 _ADVICE = {
     "must have the same dtype": _OF_DTYPES,
     "expected scalar type": _OF_DTYPES,
+    "fullgraph=True": (
+        "; flatkit runs compiled functions as they were written from torch 2.6 on: give the plain "
+        "function, without torch.compile, to this version"
+    ),
     "Expected more than 1 value per channel when training": (
         "; the statistics of BatchNorm need two samples: choose a `chunk_size` that leaves no "
         "single one at the end"

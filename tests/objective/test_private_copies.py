@@ -310,6 +310,7 @@ class Compiled(nn.Module):
         raise AssertionError("the compiled code was run")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the import of the compiler
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -337,6 +338,39 @@ def test_compiled_and_parallel_parts_of_a_model_are_measured():
         model = nn.Sequential(part, *plain[1:])  # pyright: ignore
         objective = Objective(model, "cross_entropy", DATA, dtype=torch.float64)
         assert multiply(objective, hessian) < 1e-8
+
+
+class Decorated(nn.Module):
+    """Calls functions that torch.compile made, and takes no other."""
+
+    def __init__(self, plain, backend):
+        super().__init__()
+        self.plain = plain
+        self.bend = torch.compile(lambda h: torch.tanh(h) * 2, fullgraph=True, backend=backend)
+
+    def forward(self, x):
+        return self.bend(self.plain(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the import of the compiler
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="of torch 2.6")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_functions_run_as_they_were_written_and_compile_again_afterwards(backend):
+    """Against what is not compiled; of aot_eager nothing has second derivatives."""
+
+    def each(outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    loss = torch.compile(each, fullgraph=True, backend=backend)
+    model = Decorated(Plain().double(), backend)
+    plain = nn.Sequential(Plain().double(), nn.Tanh())
+    hessian = dense(plain, lambda out, y: F.cross_entropy(2 * out, y), DATA)[2]
+    objective = Objective(model, loss, DATA, dtype=torch.float64)
+    assert multiply(objective, hessian) < 1e-8
+    counted = torch._dynamo.testing.CompileCounter()
+    torch.compile(lambda h: h + 1, fullgraph=True, backend=counted)(torch.ones(2))
+    assert counted.frame_count == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
