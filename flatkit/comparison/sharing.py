@@ -142,7 +142,9 @@ def jobs_for(
     if not quiet or completion.build is not None or len(subjects) < _FEW:
         return 1
     # Processes on one GPU take turns, and each takes memory of its own.
-    if settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()):
+    if settings.device == "cuda" or (
+        settings.device in ("auto", None) and torch.cuda.is_available()
+    ):
         return 1
     # What has no settings is losses and a gradient: sooner done than a process is started.
     if not any(MEASURES[name].settings for name in settings.measures):

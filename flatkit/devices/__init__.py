@@ -12,6 +12,7 @@ from torch.overrides import _get_current_function_mode_stack  # pyright: ignore
 from torch.utils._device import DeviceContext
 
 from flatkit.checks import check_choice
+from flatkit.devices.precision import full_float32, is_full
 from flatkit.errors import InvalidArgumentError
 
 _EAGER = threading.local()
@@ -20,8 +21,12 @@ _LARGE = 2**20
 """Parameters from which on memory is given back: to ask for it takes a millisecond."""
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | None) -> torch.device:
     """Return the device that a setting names; `auto` takes cuda, then mps, then cpu.
+
+    Without a name it is a GPU of CUDA if there is one, else the cpu: mps has no float64, against
+    which products are held. CUDA is set up here, so that whoever puts random states back later
+    knows those of its generators.
 
     Raises:
         InvalidArgumentError: no such name, or this machine does not offer it.
@@ -35,6 +40,8 @@ def resolve_device(name: str) -> torch.device:
         "cpu": True,
     }
     names = ("auto", *offered)
+    if name is None:
+        name = "cuda" if offered["cuda"] else "cpu"
     if name == "gpu":  # whose nearest spelling is cpu
         allowed = ", ".join(sorted(names))
         raise InvalidArgumentError(
@@ -46,6 +53,8 @@ def resolve_device(name: str) -> torch.device:
     if not offered[name]:
         present = ", ".join(device for device, here in offered.items() if here)
         raise InvalidArgumentError(f"device {name} is not available here; choose auto or {present}")
+    if name == "cuda":
+        torch.cuda.init()
     return torch.device(name)
 
 
@@ -57,7 +66,8 @@ def is_ordinary() -> bool:
     """
     around = torch.is_inference_mode_enabled() or _get_current_function_mode_stack()
     around = around or (_may_be_compiled() and not getattr(_EAGER, "entered", False))
-    return not around and not any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    narrow = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    return not around and not narrow and is_full()
 
 
 @contextmanager
@@ -65,9 +75,9 @@ def ordinary_torch() -> Generator[None]:
     """Leave the caller's autocast, inference mode and default device without effect inside.
 
     A measurement is the same wherever it is called: in a validation loop under `inference_mode`,
-    under autocast, where tensors are made on another device by default. Functions that
-    torch.compile made run as they were written: compiled ones have no second derivatives. Whether
-    gradients are recorded is left as it is. It decorates functions as well.
+    under autocast, where tensors are made on another device by default, where TF32 is allowed.
+    Functions that torch.compile made run as they were written: compiled ones have no second
+    derivatives. Whether gradients are recorded is left as it is. It decorates functions as well.
 
     >>> with torch.autocast("cpu", torch.bfloat16), ordinary_torch():
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
@@ -82,6 +92,8 @@ def ordinary_torch() -> Generator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
+        if not is_full():
+            stack.enter_context(full_float32())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

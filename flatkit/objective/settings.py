@@ -23,8 +23,8 @@ class ObjectiveSettings:
     Raises:
         InvalidArgumentError: one of them is not allowed.
 
-    >>> ObjectiveSettings(samples=100).device
-    'cpu'
+    >>> ObjectiveSettings(samples=100).batchnorm
+    'eval'
     """
 
     samples: int | None = setting(
@@ -63,7 +63,12 @@ class ObjectiveSettings:
         group="Objective",
         default_text="the checkpoint's",
     )
-    device: str = setting("cpu", "cpu, cuda, mps or auto.", group="Objective")
+    device: str | None = setting(
+        None,
+        "cpu, cuda, mps or auto.",
+        group="Objective",
+        default_text="cuda if there is one, else cpu",
+    )
     loss_parameters: bool = setting(
         False, "Parameters of the loss are part of θ too.", group="Objective"
     )

@@ -28,6 +28,8 @@ def undisturbed(*generators: torch.Generator | None) -> Generator[None, None, No
         with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
+        if not devices and torch.cuda.is_initialized():  # CUDA was set up inside
+            torch.cuda.manual_seed_all(torch.initial_seed())
         random.setstate(python)
         numpy.random.set_state(array)  # noqa: NPY002
         for generator, state in states:
