@@ -74,7 +74,7 @@ def test_an_untrained_network_is_no_minimum_and_float32_reports_its_rounding():
 def test_the_command_prints_claims_and_refuses_a_bad_radius(tmp_path, capsys):
     config = TrainingConfig(data="gaussians", epochs=2, device="cpu")
     checkpoint = str(train(config, tmp_path / "run").checkpoint)
-    options = ["--dtype", "float64", "--search-budget", "60", "--figures", str(tmp_path / "f")]
+    options = ["--dtype", "float64", "--search-budget", "20", "--figures", str(tmp_path / "f")]
     assert main(["verify", checkpoint, *options]) == 0
     assert "R0 ≤ R1" in capsys.readouterr().out and list((tmp_path / "f").glob("flatness.png"))
     assert main(["verify", checkpoint, "--rho", "0"]) == 2
@@ -236,7 +236,7 @@ def test_a_series_is_measured_at_the_radii_of_its_last_checkpoint(tmp_path, caps
     train(config, tmp_path / "run")
     paths = sorted((tmp_path / "run").glob("epoch-*.pt"))
     assert len(paths) == 2
-    reports = list(verify_series(paths, dtype="float64", search_budget=60))
+    reports = list(verify_series(paths, dtype="float64", search_budget=20))
     radii = [
         {result.settings["rho"] for result in report.all("first_order_flatness")}
         for report in reports
