@@ -227,7 +227,8 @@ def _bytes(objective: Objective, *, curved: bool) -> int:
     vector = objective.theta.nbytes
     basis = (_BASIS + 1) * -(-vector // objective.ranks.count) if curved else 0
     images = basis if 2 * basis <= KEPT_BYTES else 0
-    few = min(_WEIGHED, objective.num_rows)
+    # A model may take nothing less than a chunk of what is not to be cut.
+    few = min(_WEIGHED if objective.divisible else objective.chunk_size, objective.num_rows)
     least = measure_bytes(lambda: _gradient(objective, few))[0]
     more = measure_bytes(lambda: _gradient(objective, min(2 * few, objective.num_rows)))[0]
     chunk = min(objective.chunk_size, objective.num_rows)

@@ -20,8 +20,9 @@ _METHODS = {"relu", "relu_", "leaky_relu"}
 def rescalable(objective: Objective) -> list[str]:
     """Return the kinds of layers of an objective before which weights can be rescaled.
 
-    Seen on two samples, also where the model calls a function in place of a layer. BatchNorm in
-    evaluation counts, as the running statistics are rescaled with the weights.
+    Seen on two samples, or a chunk where a batch is not to be cut, also where the model calls a
+    function in place of a layer. BatchNorm in evaluation counts, as the running statistics are
+    rescaled with the weights.
 
     >>> data = (torch.ones(2, 1), torch.zeros(2, 1))
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -34,8 +35,10 @@ def rescalable(objective: Objective) -> list[str]:
         for name, types in _NORMALISING.items()
         if any(isinstance(module, types) for module in modules)
     ]
+    whole = slice(objective.chunk_size)
+    few = objective.spread(2) if objective.divisible else objective.rows(whole)
     with torch.no_grad(), objective.placed(objective.theta) as point, _Watch() as seen:
-        objective.outputs(point, objective.spread(2))
+        objective.outputs(point, few)
     return kinds + ["ReLU"] * seen.found
 
 

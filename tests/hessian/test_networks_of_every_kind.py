@@ -313,3 +313,26 @@ def test_what_torch_differentiates_wrongly_twice_is_found_out():
         s * t * objective.loss(theta + h * (s * u + t * v)) for s in (1, -1) for t in (1, -1)
     ]
     assert float(u @ (hessian @ v)) == pytest.approx(sum(corners) / (4 * h * h), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda net, x: net.layer(x) * net.scale.exp(),  # as of CLIP
+        lambda net, x: net.layer(x) * (net.scale * net.scale.tanh()).sigmoid(),
+        lambda net, x: net.layer(x) * torch.stack([net.scale, net.scale.exp()]),
+        lambda net, x: torch.tanh(net.layer(x) / (1 + net.scale**2) - net.scale.exp()),
+    ],
+)
+def test_layers_take_functions_of_a_scalar_parameter(scaled):
+    torch.manual_seed(0)
+    model = Net(scaled, layer=nn.Linear(3, 2)).double()
+    model.scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+    inputs, targets = torch.randn(N, 3).double(), torch.arange(N) % 2
+    objective = Objective(model, "cross_entropy", (inputs, targets))
+    function, theta = function_of(model, lambda run: F.cross_entropy(run(inputs), targets))
+    hessian = torch.autograd.functional.hessian(function, theta)
+    operator = HessianOperator(objective, engine="layers")
+    vectors = torch.eye(objective.num_parameters).double()
+    for products in (operator.matmat(vectors), torch.stack([operator.matvec(v) for v in vectors])):
+        torch.testing.assert_close(products, hessian)

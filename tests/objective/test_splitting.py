@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flatkit import HessianOperator, Objective
+from flatkit import HessianOperator, Objective, analyze
 from flatkit.errors import NonAdditiveLossError
+from flatkit.measures.forecast import forecast_of
 from tests.cases import function_of
 
 N = 12
@@ -309,3 +310,51 @@ def test_one_odd_sample_among_many_is_looked_at():
     assert "one batch" in objective.examination["additive"].how
     others = targets != 2
     agrees(objective, scores(), lambda run: mean(run(x[others]), targets[others]))
+
+
+class Neighbours(nn.Module):
+    """A network on the nodes of one graph: it takes all of them, or none."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = scores()
+        self.register_buffer("mixing", numbers(N, N).softmax(1))
+
+    def forward(self, nodes):
+        return self.inner(torch.tanh(self.mixing @ nodes))
+
+
+def test_a_model_that_takes_all_samples_or_none_is_measured_and_examined_whole():
+    model, data = Neighbours(), (numbers(N, 4), classes())
+    objective = Objective(model, "cross_entropy", data)
+    agrees(objective, model, lambda run: F.cross_entropy(run(data[0]), data[1]))
+    found = objective.examination
+    assert found["additive"].passed is False and objective.num_chunks == 1
+    assert found["gradient"].passed and found["smooth"].passed
+    report = analyze(model, "cross_entropy", data, measures=["loss", "trace"])
+    assert report.result("loss").value == pytest.approx(objective.loss())
+    assert forecast_of(objective, {"loss": 1.0}).gradient > 0
+
+
+class Similarities(nn.Module):
+    """Scores of every sample with every other one, by a temperature that is a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = scores(), scores()
+        self.scale = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, left, right):
+        return self.scale.exp() * self.left(left) @ self.right(right).T
+
+
+def test_outputs_that_are_no_rows_of_samples_are_measured_as_one_batch():
+    def both(outputs, targets):
+        places = torch.arange(len(outputs))
+        return (F.cross_entropy(outputs, places) + F.cross_entropy(outputs.T, places)) / 2
+
+    model, left, right = Similarities(), numbers(N, 4), numbers(N, 4).flip(0)
+    pairs = [((left[row], right[row]), 0) for row in range(N)]
+    objective = Objective(model, both, pairs)
+    agrees(objective, model, lambda run: both(run(left, right), None))
+    assert objective.num_chunks == 1

@@ -195,7 +195,7 @@ def _rows(tensor: Tensor) -> int:
 
 def _times(direction: Tensor, factor: Tensor) -> Tensor:
     """Return the product with a factor [B, ...] of directions [B·K, ...]."""
-    if len(direction) == len(factor):
+    if factor.ndim == 0 or len(direction) == len(factor):  # of a scalar parameter: [K] or []
         return direction * factor
     wide = direction.view(len(factor), -1, *factor.shape[1:])  # [B, K, ...]
     return (wide * factor[:, None]).view_as(direction)

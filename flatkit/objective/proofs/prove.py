@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatkit.devices import give_back
-from flatkit.errors import NonDeterministicError, NonFiniteError
+from flatkit.errors import NonDeterministicError, NonFiniteError, UserCodeError
 from flatkit.objective.proofs.derivative import prove_gradient
 from flatkit.objective.proofs.examination import Check, Examination, Found, prove
 from flatkit.objective.proofs.signs import signed_weights
@@ -49,7 +49,7 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
     if in_parts and precise is not function and len(look.rows) > 1:
         checks.append(prove("apart", lambda: prove_apart(look, precise, chosen=chosen)))
     remark = "".join(f"; {check.how}" for check in checks if check.passed is False)
-    few = telling_rows(function, GRADIENTS_OF)[0]
+    few = _few(function)
     checks.append(prove("gradient", lambda: prove_gradient(function, precise, few, remark)))
     if checks[-1].passed:  # else differences tell nothing here
         checks.append(prove("smooth", lambda: prove_smooth(precise, few, remark)))
@@ -69,8 +69,20 @@ def smooth_part(part: "Objective", whole: Examination) -> Examination:
     if whole.derivatives == 2:
         return whole
     precise = part if part.dtype == torch.float64 else part.in_double()
-    few = telling_rows(part, GRADIENTS_OF)[0]
+    few = _few(part)
     return whole.adding(prove("smooth", lambda: prove_smooth(precise, few)))
+
+
+def _few(function: "Objective") -> Tensor:
+    """Return the rows whose gradient is looked at: all of a batch that the model takes whole."""
+    few = telling_rows(function, GRADIENTS_OF)[0]
+    if function.divisible or function.batchnorm == "train":
+        return few
+    try:
+        function.chunk_loss(function.theta, function.rows(few.to(function.device)))
+    except UserCodeError:
+        return torch.arange(function.num_rows)
+    return few
 
 
 def _seed(device: torch.device) -> None:

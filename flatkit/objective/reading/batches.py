@@ -39,7 +39,8 @@ def collated(items: list[Any], collate: Callable[[list[Any]], Any]) -> Any:
             raise users_error("the collate_fn of the DataLoader", error) from error
         raise InvalidArgumentError(
             f"the samples cannot be stacked: {type(error).__name__}: {error}; give them one shape, "
-            "or a DataLoader whose collate_fn pads them or takes them as lists"
+            "or a DataLoader whose collate_fn pads them or takes them as lists; batches of "
+            "tensors in a list are ConcatDataset([TensorDataset(*batch) for batch in batches])"
         ) from error
 
 
