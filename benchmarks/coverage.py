@@ -199,26 +199,31 @@ def too_few(hits: int, count: int, errors: float) -> bool:
     return bool(binom.cdf(hits, count, 2 * float(ndtr(errors)) - 1) < 1e-3)
 
 
-def _missing(rows: dict[str, dict[str, float]], seeds: int) -> Iterator[tuple[str, str]]:
+def _missing(
+    rows: dict[str, dict[str, float]], seeds: int, first: int
+) -> Iterator[tuple[str, str]]:
     for method, spectrum in product(METHODS, SPECTRA):
-        if rows.get(f"{method} | {spectrum}", {}).get("seeds") != seeds:
+        row = rows.get(f"{method} | {spectrum}", {})
+        if (row.get("seeds"), row.get("first", 0)) != (seeds, first):
             yield method, spectrum
 
 
 @click.command()
 @click.option("--seeds", default=200, show_default=True)
-def main(seeds: int) -> None:
+@click.option("--first", default=0, show_default=True, help="Of the seeds.")
+def main(seeds: int, first: int) -> None:
     """Measure what is missing and write benchmarks/results/coverage.md."""
     torch.set_num_threads(1)
     path = Path(__file__).parent / "results" / "coverage.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     matrices = {name: build() for name, build in SPECTRA.items()}
-    for method, spectrum in list(_missing(rows, seeds)):
+    for method, spectrum in list(_missing(rows, seeds, first)):
         started = time.process_time()
-        away = distances(method, matrices[spectrum], range(seeds))
+        away = distances(method, matrices[spectrum], range(first, first + seeds))
         within = {str(errors): int((away <= errors).sum()) for errors in (1, 2, 3)}
         rows[f"{method} | {spectrum}"] = {
             "seeds": seeds,
+            "first": first,
             "count": len(away),
             **within,
             "farthest": float(away.max()),
@@ -228,7 +233,7 @@ def main(seeds: int) -> None:
     save(
         "coverage",
         "Coverage of standard errors",
-        f"python -m benchmarks.coverage --seeds {seeds}",
+        f"python -m benchmarks.coverage --seeds {seeds} --first {first}",
         _table(rows),
         "numpy",
         "scipy",

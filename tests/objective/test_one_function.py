@@ -51,7 +51,7 @@ MODELS = {
     "gradient penalty": (GradientPenalty, (FLAT, torch.zeros(10, 1).double()), mean_squared),
     "inner step of learning": (Learning, (FLAT, torch.zeros(10, 1).double()), mean_squared),
     "asks whether gradients are on": (Telling, (FLAT, Y), F.cross_entropy),
-    "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 3)), (FLAT, Y), None),
+    "parametrized": (lambda: parametrizations.spectral_norm(nn.Linear(4, 3)), (FLAT, Y), None),
     "sparse gradients of a function": (lambda: Cutting(sparse=True), (Y, Y), F.cross_entropy),
 }
 

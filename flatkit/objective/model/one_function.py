@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from flatkit.objective.model.weight_norms import settle_weight_norms
 from flatkit.objective.proofs.signs import settle_signs
 from flatkit.objective.proofs.tables import settle_tables
 
@@ -16,9 +17,9 @@ _SPARSE = (nn.Embedding, nn.EmbeddingBag)
 def make_one_function(model: nn.Module) -> None:
     """Switch off what computes or differentiates a private model in more than one way.
 
-    Tables whose gradients are not their derivatives, fused paths of encoders, flags that make
-    gradients sparse, and caches of parametrizations, which a caller may have switched on for the
-    whole process.
+    Tables whose gradients are not their derivatives, norms of weights whose second derivatives are
+    wrong, fused paths of encoders, flags that make gradients sparse, and caches of
+    parametrizations, which a caller may have switched on for the whole process.
 
     Args:
         model: a private copy, changed in place; which of its parameters require gradients says
@@ -31,6 +32,7 @@ def make_one_function(model: nn.Module) -> None:
     """
     settle_tables(model)
     settle_signs(model)
+    settle_weight_norms(model)
     for module in list(model.modules()):
         if isinstance(module, _SPARSE):
             module.sparse = False
