@@ -8,16 +8,16 @@ alike. What a clock or the free memory decides, the first decides for all.
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from flatkit import errors
 from flatkit.errors import FlatkitError, InvalidArgumentError, LostRankError, RankError
 
 _BYTES = 8
@@ -30,7 +30,6 @@ sum, and who started them ends them sooner as a rule."""
 _FAILED, _NOTHING = -2, -1
 
 
-@final
 class Ranks:
     """Processes that do the same work together; by default a single one.
 
@@ -352,7 +351,7 @@ class Ranks:
 
     def _error(self, rank: int, kind: str, text: str) -> FlatkitError:
         """Return what another rank raised; where that is an error of flatkit, the same."""
-        known = getattr(errors, kind, None)
+        known: Any = getattr(sys.modules[FlatkitError.__module__], kind, None)
         if known is None or not issubclass(known, FlatkitError) or "__init__" in vars(known):
             return RankError(f"rank {rank} of {self.count} failed: {kind}: {text}")
         return known(text)

@@ -138,7 +138,7 @@ def batch_rows(objective: Objective, theta: Tensor) -> int:
     A batch shares the overhead of the operations, which is most of the time of a small network. Two
     points are tried, and a model that cannot be batched, or gives other values then, is not.
     """
-    if objective.num_chunks > 1:
+    if objective.num_chunks > 1 or objective.sharded is not None:
         return 1
     numbers = sum(leaf.numel() for leaf in leaves(objective.samples.inputs))
     work = max(1, objective.num_parameters * objective.num_samples)

@@ -56,6 +56,11 @@ class _Positive(SymmetricOperator):
     def __init__(
         self, objective: Objective, theta: Tensor | None = None, *, tolerance: float = 1e-4
     ) -> None:
+        if objective.is_joint:
+            raise InvalidArgumentError(
+                "Gauss-Newton and Fisher matrices need the derivatives of the outputs, and "
+                "fully_shard gathers those of the loss alone; shard the model by DTensors"
+            )
         if objective.elsewhere is not None and objective.elsewhere.beyond_outputs:
             raise InvalidArgumentError(
                 "Gauss-Newton and Fisher matrices need a loss that depends on θ only through the "
@@ -155,6 +160,8 @@ class _Positive(SymmetricOperator):
         head = type(self)._head
 
         def layers() -> Recipe:
+            if self.objective.sharded is not None:
+                raise UnsupportedError("the weights lie in parts on several ranks")
             if self.objective.elsewhere is not None and self.objective.elsewhere.in_model:
                 raise UnsupportedError("weights enter beside the model's layers")
             names = names_of_inputs(self.objective.samples.inputs)

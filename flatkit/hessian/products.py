@@ -74,7 +74,13 @@ class Engine:
 
 
 def double_backward(objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
-    """H v = ∇(∇L·v) through the kept graph of the gradient (Pearlmutter, 1994)."""
+    """H v = ∇(∇L·v) through the kept graph of the gradient (Pearlmutter, 1994).
+
+    Raises:
+        UnsupportedError: of a model of `fully_shard`.
+    """
+    if objective.is_joint:
+        raise UnsupportedError("fully_shard has no second derivative: its hooks gather gradients")
     with objective.placed(theta) as point:
         loss = objective.chunk_loss(point, chunk)
         with torch_derivatives():
@@ -172,6 +178,8 @@ def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engin
         InvalidArgumentError: no such engine.
         UnsupportedError: `layers`, and the model is no graph of layers with one input.
     """
+    if objective.sharded is not None and name not in ("double_backward", "central_difference"):
+        raise UnsupportedError("the weights lie in parts on several ranks")
     if name == "layers":
         elsewhere = objective.elsewhere
         if elsewhere is not None and (elsewhere.in_model or elsewhere.beyond_outputs):

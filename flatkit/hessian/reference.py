@@ -340,6 +340,8 @@ def _refusal_of_double(objective: Objective, theta: Tensor, chunk: Chunk) -> str
         return "too large for a copy"
     if theta.device.type == "mps":
         return "not on this device"
+    if not objective.has_double:
+        return "not of a sharded model"
     precise = objective.in_double()
     try:
         precise.chunk_loss(theta.double(), chunk.in_double())

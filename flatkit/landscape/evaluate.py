@@ -4,6 +4,7 @@
 a clock, so that the same job gives the same bits; the reason is kept in the result.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, get_args
 
@@ -107,6 +108,11 @@ def evaluator(
     model = MovableModel(objective)
     others = objective if estimate_on is None else estimate_on.alone()
     settle = _settling(model, statistics, buffers or {}, others)
+    if settle is not None and objective.sharded is not None:
+        raise InvalidArgumentError(
+            "statistics of BatchNorm do not move in a sharded model, which is measured in place; "
+            "use statistics='fixed'"
+        )
     if settle is None:  # its buffers stay those of the objective
         model.objective.kept = objective.kept
     single = InPlace(model, theta, directions, quantities, settle=settle, memory=memory)
@@ -127,6 +133,8 @@ def _single_reason(
     for quantity in ("gradient_norm", "top_eigenvalue"):
         if quantity in quantities:
             return f"{quantity} takes one point at a time"
+    if objective.sharded is not None:
+        return "the weights lie in parts on several ranks"
     if settle is not None:
         return "statistics of BatchNorm move from point to point"
     if objective.batchnorm != "eval":
@@ -149,8 +157,11 @@ class MovableModel:
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.module = duplicate(objective.model)
-        self.objective = objective.with_model(self.module)
+        if objective.sharded is None:
+            self.module = duplicate(objective.model)
+            self.objective = objective.with_model(self.module)
+        else:  # in place, where points stand for a while
+            self.module, self.objective = objective.model, copy.copy(objective)
         self.place = torch.empty_like(objective.theta)
 
     @torch.no_grad()
@@ -232,6 +243,10 @@ class InPlace:
     def _norm(self, decision: Decision | None) -> list[float]:
         """Return the loss, the accuracy if there is a decision, and the norm of the gradient."""
         objective = self._model.objective
+        if objective.is_joint:  # whose outputs have no derivatives by themselves
+            value, slope = objective.loss_and_gradient(self._model.place)
+            right = [] if decision is None else [objective.accuracy(self._model.place)]
+            return [value, *right, float(torch.linalg.vector_norm(slope, dtype=torch.float64))]
         loss, correct, named, gradient = 0.0, 0, 0, torch.zeros_like(self._model.place)
         with objective.placed(self._model.place) as point:
             for chunk in objective.chunks(gradients=1):
@@ -251,7 +266,7 @@ class InPlace:
         hessian = HessianOperator(
             self._model.objective,
             self._model.place.clone(),
-            engine="double_backward",
+            engine="central_difference" if self._model.objective.is_joint else "double_backward",
             memory=self._memory,
         )
         generator = torch.Generator().manual_seed(0)

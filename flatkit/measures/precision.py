@@ -73,6 +73,8 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
     scale = None if geometry.scale is None else geometry.scale.to(device)
     placed = Geometry(geometry.name, scale)
     try:
+        if own.sharded is not None:
+            raise UserCodeError("a sharded model is measured in its own dtype")
         changes = [_between_dtypes(session, device)]
         session.noise_from = "float32 against float64"
     except UserCodeError:  # the model runs, though not in both

@@ -15,6 +15,7 @@ from flatkit.objective.function import Objective
 from flatkit.objective.kept import digest_of_tensors
 from flatkit.objective.model.captured import held_by
 from flatkit.objective.model.habits import Around, Guarded
+from flatkit.objective.model.sharded import whole_of
 from flatkit.objective.pytree import leaves
 
 _KNOWN = (Path(torch.__file__).parent, Path(__file__).parent.parent)
@@ -41,8 +42,16 @@ def parts_of(objective: Objective) -> dict[str, str]:
     are not in θ, the loss with the tensors that it holds, how all is cut, the dtype and the device.
     Of the code of the model and the loss, the files in which their classes and functions stand are
     hashed, unless they are torch's or flatkit's: not what these import. Cost: the bytes of the
-    samples and of the model are hashed once, about a second a gigabyte.
+    samples and of the model are hashed once, about a second a gigabyte; of a model in parts, for
+    which all ranks must ask, when it is first asked for.
     """
+    if objective.sharded is None:
+        return _parts_of(objective)
+    objective.digests = objective.digests or _parts_of(objective)
+    return objective.digests
+
+
+def _parts_of(objective: Objective) -> dict[str, str]:
     about, samples, loss = objective.describe(), objective.samples, users_loss(objective)
     del about["examination"]
     free = set(objective.space.names)
@@ -98,11 +107,11 @@ def _held_fixed(things: Iterable[Any], free: set[str]) -> Iterator[Tensor]:
     """Yield tensors, and those of modules that are not in θ."""
     for thing in things:
         if isinstance(thing, Tensor):
-            yield thing
+            yield whole_of(thing)
         elif isinstance(thing, nn.Module):
             for name, tensor in [*thing.named_parameters(), *thing.named_buffers()]:
                 if name not in free:
-                    yield tensor
+                    yield whole_of(tensor.detach())
 
 
 def _code(objective: Objective, loss: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from flatkit.devices.joining import current
 from flatkit.devices.ranks import ALONE
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.decisions import NAME_CLASSES, Decision, decision_of
+from flatkit.objective.joint import joint_loss, joint_value
 from flatkit.objective.kept import ask
 from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.model.copier import Copier
@@ -23,6 +24,7 @@ from flatkit.objective.model.layout import lay_out, prefers_channels_last
 from flatkit.objective.model.one_function import make_one_function
 from flatkit.objective.model.placing import PlacedModel
 from flatkit.objective.model.private_model import BatchNormMode, private_copy
+from flatkit.objective.model.sharded import whole_of
 from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
 from flatkit.objective.narrowing import NARROW, refuse_narrow, refuse_what_needs_width, try_out
@@ -37,7 +39,7 @@ from flatkit.objective.passes import (
     share_of,
 )
 from flatkit.objective.proofs.completeness import Search, complete
-from flatkit.objective.proofs.examination import NOT_EXAMINED, Examination
+from flatkit.objective.proofs.examination import NOT_EXAMINED, Check, Examination
 from flatkit.objective.proofs.prove import check_finite, examine_all, smooth_part
 from flatkit.objective.proofs.sample_weights import find_own_weights
 from flatkit.objective.proofs.spread import spread_rows
@@ -46,6 +48,8 @@ from flatkit.objective.reading.intake import Taker, take_in
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.reading.samples import Data
+
+_IN_PARTS = Check("complete", None, "not looked at: the weights lie in parts on several ranks")
 
 
 class Objective(PlacedModel, OverSamples):
@@ -59,8 +63,11 @@ class Objective(PlacedModel, OverSamples):
     over all the samples: the one number that a single batch of all of them would give.
 
     The model is copied once: parameters, buffers, modes, gradients and random state of the user's
-    model are never touched. θ holds the parameters with `requires_grad`, tied ones once; the
-    others are constants.
+    model are never touched. One whose weights lie in parts on several ranks (`fully_shard`, or
+    DTensors of one mesh) is measured in place by all of them together, inside of
+    `flatkit.devices.joining.joined`: its weights, modes and gradients come back bit for bit, and
+    vectors of θ are whole on every rank. θ holds the parameters with `requires_grad`, tied ones
+    once; the others are constants.
 
     On construction it is examined (`examine=True`): what is wrong is an error that names the
     cause, and what was found is kept as `examination`. A loss that returns one number is checked
@@ -139,19 +146,20 @@ class Objective(PlacedModel, OverSamples):
         private = private_copy(model, batchnorm, wide, device)
         users = private.copier.copied(as_sums(named))
         self.loss_function = guarded(users)
-        self._put_into(private.model)
+        self._put_into(private.model, private.sharded)
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
-        self.theta = self.space.flatten({name: p.detach() for name, p in free.items()})
+        self.theta = self.space.flatten({name: whole_of(p.detach()) for name, p in free.items()})
         self.batchnorm: BatchNormMode = batchnorm
         self.divisible = batchnorm == "eval"  # whether L is the same however samples are cut
-        self.ranks = current()
+        self.ranks = current() if self.sharded is None else self.sharded.ranks
         self.ranks.check_device(self.device)
-        self._counter = Counter()
+        self._counter, self.digests = Counter(), None
         self.engine_choices: dict[Any, Any] = {}
-        search = Search(private, named, users)
-        make_one_function(self._model)
-        self.elsewhere = search.watched
+        search = None if self.sharded else Search(private, named, users)
+        if search is not None:  # the model is a copy
+            make_one_function(self._model)
+            self.elsewhere = search.watched
         taker = Taker(self._model, self.loss_function, self._run, self.dtype, self.device, at_once)
         with self.standing_elsewhere():
             taken = take_in(data, taker, samples=samples, seed=seed)
@@ -161,7 +169,9 @@ class Objective(PlacedModel, OverSamples):
         weights, mean_over = find_own_weights(self)
         self.weigh(weights)
         self.chunk_size = check_count("chunk_size", chunk_size or rows_at_once(self))
-        completed = complete(self, search, loss_parameters=loss_parameters)
+        completed = _IN_PARTS
+        if search is not None:
+            completed = complete(self, search, loss_parameters=loss_parameters)
         self.memory_format = self._lay_out()
         check_finite(self.space.unflatten(self.theta), self.samples.inputs)
         self.examination = Examination(mean_over, NOT_EXAMINED)
@@ -204,7 +214,10 @@ class Objective(PlacedModel, OverSamples):
         """
         around = nullcontext(theta) if self.stands(theta) else self.standing(theta, smooth=smooth)
         with around as point:
-            part = self.share(self.outputs(point, chunk), chunk)
+            if self.is_joint:
+                part = joint_loss(self, point, chunk)
+            else:
+                part = self.share(self.outputs(point, chunk), chunk)
         return part if point is theta else part.detach()
 
     @ordinary_torch()
@@ -275,7 +288,7 @@ class Objective(PlacedModel, OverSamples):
         part = copy.copy(self)
         parts = self.space.unflatten(self.theta)
         # Chosen anew: of fewer parameters another engine may be faster.
-        part.engine_choices = {}
+        part.engine_choices, part.digests = {}, None
         part.kept = self.kept and self.kept.part(names, self.theta)
         part.space = ParameterSpace.of({name: parts[name] for name in names})
         part.theta = part.space.flatten({name: parts[name] for name in names})
@@ -302,8 +315,9 @@ class Objective(PlacedModel, OverSamples):
             return self
         other = copy.copy(self)
         other.ranks, other._counter = ALONE, Counter()
-        other.kept = self.kept and self.kept.alone()
         other.exact = self.exact and self.exact.alone()
+        if self.sharded is None:  # else all ranks are at it, and all are told what is kept
+            other.kept = self.kept and self.kept.alone()
         return other
 
     def in_double(self) -> "Objective":
@@ -311,6 +325,9 @@ class Objective(PlacedModel, OverSamples):
         if self.exact is not None:
             return self.exact.in_double()
         precise = copy.copy(self)
+        if self.sharded is not None:
+            precise._counter, precise.engine_choices = Counter(), {}
+            return precise
         copier = Copier(torch.float64)
         precise._put_into(copier.copy(self._model))
         precise.loss_function = moved(self.loss_function, copier.copied)
@@ -345,6 +362,8 @@ class Objective(PlacedModel, OverSamples):
 
     def _value(self, point: Tensor, chunk: Chunk) -> tuple[float, int, int]:
         """Return what a chunk adds to L at a placed point, and how many of how many are right."""
+        if self.is_joint:
+            return joint_value(self, point, chunk)
         outputs, decision = self.outputs(point, chunk), self.decision
         right, asked = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
         return float(self.share(outputs, chunk).detach()), right, asked
@@ -357,6 +376,8 @@ class Objective(PlacedModel, OverSamples):
 
     def _compute_in(self, narrow: torch.dtype) -> None:
         """Let the model compute in a narrow dtype from now on."""
+        if self.sharded is not None:
+            raise InvalidArgumentError("a sharded model is measured in the dtype of its weights")
         refuse_what_needs_width(self, narrow)
         self.exact, self.narrow = copy.copy(self), narrow
         self._put_into(Copier(narrow).copy(self._model))
@@ -365,7 +386,7 @@ class Objective(PlacedModel, OverSamples):
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""
-        if self.device.type != "cpu" or self.samples.counts is not None:
+        if self.device.type != "cpu" or self.samples.counts is not None or self.sharded:
             return "as given"
         few = slice(2 if self.batchnorm == "eval" else self.chunk_size)
 

@@ -12,6 +12,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.digest import check_function
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import LossFunction
+from flatkit.objective.model.sharded import kind_of
 from flatkit.objective.names import LOSSES
 from flatkit.objective.reading.samples import Data, TooFewSamplesError, check_data
 from flatkit.objective.settings import ObjectiveSettings
@@ -96,7 +97,8 @@ class Task:
             "dtype": None if settings.dtype is None else getattr(torch, settings.dtype),
         }
         given |= changes
-        given.setdefault("device", resolve_device(settings.device))
+        in_place = settings.device == "auto" and kind_of(self.model) is not None
+        given.setdefault("device", None if in_place else resolve_device(settings.device))
         if split == "train":
             return check_function(Objective(self.model, self.loss, data, **given))
         return check_function(self._over_test_data(data, settings.test_samples, given))

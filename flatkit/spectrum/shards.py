@@ -29,12 +29,13 @@ class Shards:
     Attributes:
         length: of a part, P/N rounded up.
 
+    >>> import torch
     >>> Shards(Ranks(1, 2), 5).part(torch.arange(5.0))
     tensor([3., 4., 0.])
     """
 
     def __init__(self, ranks: Ranks, size: int) -> None:
-        self.ranks, self.size, self.length = ranks, size, ranks.largest_part(size)
+        self.ranks, self.size, self.length = ranks, size, -(-size // ranks.count)
 
     def part(self, whole: Tensor) -> Tensor:
         """Return the part of this rank [..., P/N] of vectors [..., P], a copy."""

@@ -308,6 +308,8 @@ def everything(folder: Path) -> dict[str, Any]:
 
 def work(rank: int, count: int, port: int, folder: Path) -> None:
     """Do the share of one process."""
+    from tests.devices.sharded_models import models
+
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
@@ -320,6 +322,7 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
         found = everything(folder)
         found["bytes"] = bytes_of_a_product()
         found["bytes of a search"] = bytes_of_a_search()
+        found["models"] = dict(models(folder))
         found["failures"] = failures(others)
     assert current().count == 1
     torch.save(found, folder / f"{rank}.pt")

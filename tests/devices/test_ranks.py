@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.devices import sharded_models
 from tests.devices.ports import free_port
 from tests.devices.ranks_worker import (
     CLASSES,
@@ -18,6 +19,7 @@ from tests.devices.ranks_worker import (
     vectors,
     work,
 )
+from tests.devices.sharded_models import analysis, passes
 from tests.processes import finish, start
 
 pytestmark = pytest.mark.distributed
@@ -168,6 +170,88 @@ def test_an_analysis_is_that_of_one_process_also_from_the_journal(results, alone
             close(one[1], other[1], one[0], rel=1e-6)
         spent = found[name]["analysis"]["gradients"]
         assert spent == pytest.approx(alone["analysis"]["analysis"]["gradients"], abs=4)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """What is found of the model that no rank has in parts."""
+    return {**passes(network()), "report": analysis(network())}
+
+
+@pytest.fixture(params=sharded_models.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_a_model_in_parts_has_the_loss_gradient_and_products_of_the_whole(results, whole, kind):
+    exact = 1e-10 if kind == "DTensor" else 1e-7
+    for found in (result["models"][kind] for result in results):
+        for name in ("loss", "evaluated", "gradient", "moved"):
+            close(found[name], whole[name], name)
+        for name in ("product", "products"):
+            torch.testing.assert_close(found[name], whole[name], rtol=exact, atol=exact)
+        assert all(found["untouched"])
+        checks = {**whole["checks"], "complete": None}
+        assert found["checks"] == checks
+
+
+def test_products_in_parts_are_exact_where_every_operation_is_covered(results, kind):
+    engine = {"DTensor": "double_backward", "fully_shard": "central_difference"}[kind]
+    for found in (result["models"][kind]["settings"] for result in results):
+        assert found["engine"] == engine
+        assert "in parts" in found["engines_rejected"]["layers"]
+        if kind == "fully_shard":
+            assert "no second derivative" in found["engines_rejected"]["double_backward"]
+            assert 0 < found["engine_error"] < 1e-7
+
+
+def test_products_in_parts_are_within_the_error_that_is_said(results, kind):
+    theta = nn.utils.parameters_to_vector(network().parameters()).detach()
+    hessian: Any = torch.autograd.functional.hessian(
+        lambda point: dense_loss(point, weighted=False), theta
+    )
+    v = vectors(len(theta))[0]
+    truth, values = hessian @ v, torch.linalg.eigvalsh(hessian)[-1:]
+    for found in (result["models"][kind] for result in results):
+        said = max(found["settings"]["engine_error"], 1e-13)
+        assert float((found["product"] - truth).norm() / truth.norm()) <= said
+        assert bool(((found["eigenvalues"] - values).abs() <= found["error"] + 1e-14).all())
+
+
+@pytest.mark.parametrize("name", ["report", "again"])
+def test_an_analysis_of_a_model_in_parts_is_that_of_the_whole(results, whole, kind, name):
+    models = [result["models"][kind] for result in results]
+    for found in (model[name] for model in models if name in model):  # two ranks are enough
+        for one, other in zip(values_of(found), values_of(whole["report"]), strict=True):
+            assert one[0] == other[0]
+            close(one[1], other[1], one[0], rel=1e-4)
+
+
+def test_checkpoints_load_part_by_part(results, kind):
+    for found in (result["models"][kind]["loaded"] for result in results):
+        assert found["all"] and found["one"] and found["kept"]
+        for name in ("all: read", "one: read"):
+            read, held = found[name]
+            # Columns of a tensor that is cut across lie in rows; else only what is held is read.
+            assert read <= held or kind == "DTensor"
+        assert "the file lacks" in found["wrong"] or "shape" in found["wrong"]
+
+
+def test_what_cannot_be_measured_in_parts_is_refused_in_words(results, kind):
+    for found in (result["models"][kind]["refusals"] for result in results):
+        assert "inside `with flatkit.devices.joining.joined():`" in found["alone"]
+        assert "in place, in torch.float64" in found["dtype"]
+        assert "use batchnorm='eval'" in found["batchnorm"]
+        assert "in parts on several ranks" in found["layers"]
+        assert "on the meta device" in found["meta"]
+        assert "all of them float32 or all float64" in found["mixed"]
+        if kind == "fully_shard":
+            assert "fully_shard has no second derivative" in found["twice"]
+            assert "shard the model by DTensors" in found["gauss-newton"]
+            assert found["no rule"] == ""
+        else:
+            assert found["twice"] == found["gauss-newton"] == found["fisher"] == ""
+            assert "cdist" in found["no rule"] and "\n" not in found["no rule"]
 
 
 def test_points_are_measured_once_by_whichever_rank_is_free(results, alone):

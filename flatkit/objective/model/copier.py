@@ -256,12 +256,11 @@ def refuse_uncopyable(model: nn.Module) -> None:
             )
         kinds = {kind.__name__ for kind in type(module).__mro__}
         tensors = list(module.named_parameters(recurse=False))
-        if kinds & {"FullyShardedDataParallel", "FSDPModule"} or any(
-            type(p.data).__name__ == "DTensor" for _, p in tensors
-        ):
+        if "FullyShardedDataParallel" in kinds:
             raise InvalidArgumentError(
-                f"{where} sharded over processes (FSDP or DTensor): its parameters are parts of "
-                "the weights; gather a full state dict and load it into the plain model"
+                f"{where} sharded over processes by FullyShardedDataParallel, whose parameters are "
+                "flattened; gather a full state dict and load it into the plain model, or shard it "
+                "by fully_shard, which is measured in place"
             )
         for name, tensor in chain(tensors, module.named_buffers(recurse=False)):
             refuse_without_values(tensor, f"{path}.{name}" if path else name)

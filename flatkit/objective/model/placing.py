@@ -21,6 +21,7 @@ from flatkit.errors import UserCodeError
 from flatkit.objective.kept import Passes
 from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
+from flatkit.objective.model.sharded import ShardedModel
 from flatkit.objective.parameters import ParameterSpace, check_like
 from flatkit.objective.passes import Chunk, arguments, outputs_of
 from flatkit.objective.pytree import Bundle, Tree, dtype_like, first_unit, map_object, map_tree
@@ -36,12 +37,14 @@ class PlacedModel(ABC):
         theta: the model's own point [P].
         loss_function: of (outputs, targets), as the user gave it or a copy.
         kept: where dear passes are kept and looked for, if anywhere.
+        digests: of what L depends on, where all ranks had to be asked for them.
         narrow: a dtype of 16 bits in which the model computes, where that is not the dtype of θ.
     """
 
     narrow: torch.dtype | None = None
     loss_function: Any
     kept: Passes | None
+    digests: dict[str, str] | None
     space: ParameterSpace
     theta: Tensor
     _model: nn.Module
@@ -70,6 +73,21 @@ class PlacedModel(ABC):
     @elsewhere.setter
     def elsewhere(self, places: "Elsewhere | None") -> None:
         self._places.elsewhere = places
+
+    @property
+    def sharded(self) -> ShardedModel | None:
+        """The user's model, where that is in parts on several ranks and measured in place."""
+        return self._places.sharded
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether each rank of a sharded model takes its part of a chunk (`fully_shard`)."""
+        return self.sharded is not None and self.sharded.kind == "fully_shard"
+
+    @property
+    def has_double(self) -> bool:
+        """Whether there is a copy in float64: not of a model in parts, unless it is that itself."""
+        return self.sharded is None or self.dtype == torch.float64
 
     @contextmanager
     def standing_elsewhere(self) -> Generator[None]:
@@ -179,6 +197,8 @@ class PlacedModel(ABC):
         around = nullcontext() if self.stands(theta) else self.standing(theta, smooth=smooth)
         with around, users_code("the model", self._model):
             outputs = self._model(*args, **kwargs)
+            if self.sharded is not None:
+                outputs = self.sharded.whole_outputs(outputs)
         if inputs is chunk.inputs and versions(inputs) != before:
             raise unexpected_edit("the model changes its inputs")
         return outputs
@@ -197,10 +217,10 @@ class PlacedModel(ABC):
         outputs = self._outputs_or_values(self.theta, Chunk(inputs, None, 1.0))
         return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
-    def _put_into(self, model: nn.Module) -> None:
+    def _put_into(self, model: nn.Module, sharded: ShardedModel | None = None) -> None:
         """Run another copy of the model from now on, which has the same habits."""
         known = getattr(self, "_places", None)
-        self._model, self._places = model, Places(model)
+        self._model, self._places = model, Places(model, sharded)
         self.kept = None  # its buffers may be others, or be changed
         if known is not None:
             self._places.habits = known.habits
@@ -261,6 +281,7 @@ class Places:
 
     Args:
         model: a private copy, which nobody else runs.
+        sharded: that model, where it is the user's own, in parts on several ranks.
 
     Attributes:
         habits: what the model and its loss do beside computing.
@@ -276,7 +297,8 @@ class Places:
     True
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, sharded: ShardedModel | None = None) -> None:
+        self.sharded = sharded
         slots = {prefix: vars(module)["_parameters"] for prefix, module in model.named_modules()}
         self._slots: list[tuple[dict[str, Tensor | None], str, str]] = [
             (slots[prefix], own, name) for (prefix, own), name in parameter_places(model).items()
@@ -302,10 +324,15 @@ class Places:
             space: its names and shapes.
             parts: its parameters by name.
         """
-        taken = [(slot, own, parts[name]) for slot, own, name in self._slots if name in parts]
+        slots = self._slots if self.sharded is None else ()
+        taken = [(slot, own, parts[name]) for slot, own, name in slots if name in parts]
         before = [(slot, own, slot[own]) for slot, own, _ in taken]
         standing, self._standing = self._standing, (point, space)
         try:
+            if self.sharded is not None:
+                with self.sharded.holding(parts):
+                    yield
+                return
             for slot, own, part in taken:
                 slot[own] = part
             with nullcontext() if self.elsewhere is None else self.elsewhere.standing(parts):

@@ -11,7 +11,6 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.model.captured import graph_leaves, held_by, tensors_of
 from flatkit.objective.model.copier import registered
 from flatkit.objective.model.elsewhere import Elsewhere, Spot
-from flatkit.objective.model.private_model import PrivateModel
 from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import Chunk, chunk_of, share_of
 from flatkit.objective.proofs.examination import Check, Found, prove
@@ -20,6 +19,7 @@ from flatkit.objective.reading.randomness import undisturbed
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
+    from flatkit.objective.model.private_model import PrivateModel
 
 _FEW = 8
 """Samples on which it is looked at where the function does not depend on the batch."""
@@ -169,7 +169,7 @@ class Search:
         watched: all their places, to be looked at while the function runs for the first time.
     """
 
-    def __init__(self, private: PrivateModel, loss: Any, private_loss: Any) -> None:
+    def __init__(self, private: "PrivateModel", loss: Any, private_loss: Any) -> None:
         self._copier = private.copier
         self._own = {id(p): n for n, p in private.model.named_parameters() if p.requires_grad}
         self._constants = {id(p) for p in private.model.parameters() if not p.requires_grad}

@@ -120,7 +120,7 @@ class _Place:
 
 
 def prove_gradient(
-    function: "Objective", precise: "Objective", rows: Tensor, remark: str = ""
+    function: "Objective", precise: "Objective | None", rows: Tensor, remark: str = ""
 ) -> Found:
     """Return whether the gradient is the derivative of the loss, near θ.
 
@@ -128,7 +128,7 @@ def prove_gradient(
 
     Args:
         function: the objective.
-        precise: its copy in float64, or itself where it is that.
+        precise: its copy in float64, or itself where it is that; None where there is none.
         rows: which of its samples.
         remark: what an error says beside.
 
@@ -136,6 +136,8 @@ def prove_gradient(
         WrongGradientError: it is not; the error names the parameters, and what is seen of them.
     """
     chunk = function.rows(rows.to(function.device))
+    if precise is None:
+        return _prove_coarsely(function, chunk, "a sharded model has no copy in float64", remark)
     try:
         near = _Place(precise, chunk.in_double(), _near(function.theta.double()))
     except UserCodeError as error:

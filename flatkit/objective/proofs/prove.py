@@ -44,14 +44,14 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
         prove("additive", lambda: prove_parts(look, chosen=chosen)),
         *_held(function),
     ]
-    precise = function if function.dtype == torch.float64 else function.in_double()
+    precise = _precise(function)
     in_parts = checks[1].passed and function.divisible and not look.mean_over
-    if in_parts and precise is not function and len(look.rows) > 1:
+    if in_parts and precise not in (function, None) and len(look.rows) > 1:
         checks.append(prove("apart", lambda: prove_apart(look, precise, chosen=chosen)))
     remark = "".join(f"; {check.how}" for check in checks if check.passed is False)
     few = _few(function)
     checks.append(prove("gradient", lambda: prove_gradient(function, precise, few, remark)))
-    if checks[-1].passed:  # else differences tell nothing here
+    if checks[-1].passed and precise is not None:  # else differences tell nothing here
         checks.append(prove("smooth", lambda: prove_smooth(precise, few, remark)))
     give_back(function.theta)
     return Examination(look.mean_over or mean_over, tuple(checks))
@@ -68,7 +68,9 @@ def smooth_part(part: "Objective", whole: Examination) -> Examination:
     """
     if whole.derivatives == 2:
         return whole
-    precise = part if part.dtype == torch.float64 else part.in_double()
+    precise = _precise(part)
+    if precise is None:
+        return whole
     few = _few(part)
     return whole.adding(prove("smooth", lambda: prove_smooth(precise, few)))
 
@@ -83,6 +85,13 @@ def _few(function: "Objective") -> Tensor:
     except UserCodeError:
         return torch.arange(function.num_rows)
     return few
+
+
+def _precise(function: "Objective") -> "Objective | None":
+    """Return an objective in float64, itself where it is that; None where there is none."""
+    if function.dtype == torch.float64:
+        return function
+    return function.in_double() if function.has_double else None
 
 
 def _seed(device: torch.device) -> None:
