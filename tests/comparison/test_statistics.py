@@ -1,5 +1,6 @@
 """Intervals, tests and correlations against SciPy; what is called flattest, and why not."""
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_few_seeds_beside_many_blocks_of_samples_err_in_about_5_percent(ratio):
     wrong = sum(one.low > 0 or one.high < 0 for one in found)
     assert wrong == sum(one.p < 0.05 for one in found)
     assert 0.03 * trials < wrong < 0.0625 * trials
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7, 0.9])
+def test_small_p_of_few_seeds_are_not_too_bold_whatever_their_share(share):
+    random, trials = np.random.default_rng(3), 200_000
+    seeds = np.sqrt(share * random.chisquare(2, trials) / 2)  # of 3; the rest is known exactly
+    errors, exact = random.normal(0, 1, trials), math.sqrt(1 - share)
+    far = np.abs(errors) > 2.5 * np.hypot(seeds, exact)  # of nearer ones p is above 0.01
+    found = [
+        interval(x, [Part(one, 2), Part(exact)]).p
+        for x, one in zip(errors[far], seeds[far], strict=True)
+    ]
+    for p in (0.01, 0.001):
+        assert sum(one < p for one in found) < 1.35 * p * trials
 
 
 def test_p_of_several_parts_lies_between_those_of_each():
