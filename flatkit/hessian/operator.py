@@ -156,7 +156,7 @@ class HessianOperator(SymmetricOperator):
         """Twice what is seen of it on samples in 16 bits: no residual is smaller; else 0."""
         if self.objective.narrow is None:
             return 0.0
-        seen = self.choice.rounding(self.objective.narrow)
+        seen, _ = self.choice.rounding(self.objective.narrow), self.plan  # decided by all ranks
         found = self.objective.ranks.decided(
             lambda: self._off_in_a_chunk(direction(self.theta)[None])
         )

@@ -73,7 +73,7 @@ class Sampled(NamedTuple):
         status = Status.BUDGET
         if ended and (self.exact or error <= tolerance * abs(self.value)):
             status = Status.CONVERGED
-        elif ended and self.error <= self.rounding:
+        elif ended and self.error <= max(self.rounding, tolerance * abs(self.value)):
             status = Status.ROUNDING
         return Estimate(
             value=torch.tensor(self.value, dtype=torch.float64),

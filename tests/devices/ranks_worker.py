@@ -293,6 +293,18 @@ def bytes_of_a_search() -> dict[str, Any]:
     return {**given, "told": told, "kept": kept, "rows": rows, "size": objective.num_parameters}
 
 
+def in_bfloat16() -> dict[str, list[float]]:
+    """Return value and error of what is measured with the noise of bfloat16."""
+    x, y = data()
+    measures = ["loss", "gradient_norm", "top_eigenvalues"]
+    given: dict[str, Any] = {"dtype": "bfloat16", "measures": measures, "progress": False}
+    report = analyze(Task(network(), "cross_entropy", (x, y)), **given)
+    return {
+        result.measure: [float(torch.tensor(part).max()) for part in (result.value, result.error)]
+        for result in report.results
+    }
+
+
 def everything(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: passes(o) for name, o in objectives().items()}
     found["searches"] = searches()
@@ -321,6 +333,7 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
         assert current() is others and others.rank == rank
         found = everything(folder)
         found["bytes"] = bytes_of_a_product()
+        found["bfloat16"] = in_bfloat16()
         found["bytes of a search"] = bytes_of_a_search()
         found["models"] = dict(models(folder))
         found["failures"] = failures(others)

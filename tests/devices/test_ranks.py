@@ -103,6 +103,25 @@ def test_losses_gradients_and_products_are_those_of_the_dense_hessian(results, k
             close(found[f"{engine}: products"], v @ hessian)
 
 
+def test_bfloat16_has_the_truth_within_its_bars_on_every_rank(results):
+    theta = nn.utils.parameters_to_vector(network().parameters()).detach()
+
+    def loss(point: Tensor) -> Tensor:
+        return dense_loss(point, weighted=False)
+
+    hessian: Any = torch.autograd.functional.hessian(loss, theta)
+    gradient: Any = torch.autograd.functional.jacobian(loss, theta)
+    truth = {
+        "loss": float(loss(theta)),
+        "gradient_norm": float(gradient.norm()),
+        "top_eigenvalues": float(torch.linalg.eigvalsh(hessian)[-1]),
+    }
+    for found in results:
+        assert found["bfloat16"] == results[0]["bfloat16"]
+        for name, (value, error) in found["bfloat16"].items():
+            assert 0 < abs(value - truth[name]) <= error, name
+
+
 def test_a_product_sends_one_all_reduce_of_p_numbers_and_a_few(results):
     for found in results:
         sent, size = found["bytes"]

@@ -17,6 +17,7 @@ from flatkit.landscape.settings import LandscapeSettings
 from flatkit.objective.narrowing import measure_noise
 from flatkit.results.status import Status
 from flatkit.spectrum import lobpcg, power_iteration, spectral_density
+from flatkit.spectrum.sampled import Sampled
 from flatkit_cli.main import main
 
 QUICK = (0, 1, 2, 3)
@@ -124,6 +125,14 @@ def test_the_search_stops_where_products_cannot_help():
     assert noisy.cost.matvecs <= wide.cost.matvecs + 6
     loose = flatkit.analyze(model, "cross_entropy", data, dtype="bfloat16", tolerance=0.1, **given)
     assert loose.results[0].status is Status.CONVERGED
+
+
+def test_draws_that_are_enough_but_for_rounding_end_with_that_status():
+    # 0.04 of draws alone would be within 0.5 % of 10; with 0.06 of rounding it is not.
+    found = Sampled(10.0, 0.04, rounding=0.06, matvecs=8).to_estimate(0.005, {})
+    assert found.status is Status.ROUNDING and abs(float(found.error) - 0.0721) < 1e-4
+    assert Sampled(10.0, 0.04, 0.0, 8).to_estimate(0.005, {}).status is Status.CONVERGED
+    assert Sampled(10.0, 0.08, 0.06, 8).to_estimate(0.005, {}).status is Status.BUDGET
 
 
 def test_noise_holds_what_all_samples_have_in_common():
