@@ -25,6 +25,9 @@ _STEP, _FARTHER = 1e-11, 16.0
 """A step, in lengths of θ, and how many times longer the second one is. Of ten million ReLUs about
 one in ten thousand has a kink that is so near without being at the point; rounding in float64 is a
 hundred thousand times smaller than what curvature makes of the step."""
+_SEEN = 1e-3
+"""A step that also 32 bits see, in lengths of θ."""
+_IN_32_BITS = "the model computes in 32 bits"
 _JUMP = 1e-9
 """Part of the gradient that a jump is at least."""
 _BEND = 1e-3
@@ -78,18 +81,18 @@ def prove_smooth(precise: "Objective", rows: Tensor, remark: str = "") -> Found:
     size = max(float(centre.norm()), float(sides.jump.norm()), blur / _JUMP)
     if not math.isfinite(here + size + float(sides.bend.norm())):
         return None, f"the loss of {look.chunk.size} samples is not finite around the point", None
-    moved = float(sides.jump.norm()) > 0
     seen = float(sides.jump.norm()) > _JUMP * size
     seen = seen or float(sides.bend.norm()) > _BEND * float(sides.jump.norm())
     steep = abs(sides.rise) > _JUMP * abs(here)
-    if (seen or steep or not moved) and rounds(precise, look.theta, look.chunk):
-        return None, "the model computes in 32 bits", None
+    # What computes in 32 bits does not see such a step; it is asked late, as to look takes long.
+    if not sides.jump.any() and look.sides(centre, _SEEN).jump.any() and look.rounds():
+        return None, _IN_32_BITS, None
     if seen or steep:
         farther = look.sides(centre, _FARTHER * _STEP)
-        if steep and abs(sides.rise) > 0.5 * abs(farther.rise):
+        if steep and abs(sides.rise) > 0.5 * abs(farther.rise) and not look.rounds():
             raise _jumps(here, sides.rise, remark)
         if found := _kink(precise, size, blur, sides, farther):
-            return found
+            return (None, _IN_32_BITS, None) if look.rounds() else found
     return True, f"both sides of the point agree, on {look.chunk.size} samples in float64", None
 
 
@@ -118,6 +121,10 @@ class _Look:
             loss = self.function.chunk_loss(point, self.chunk)
             slope = differentiate(loss, point).detach() if loss.requires_grad else None
             return float(loss.detach()), slope
+
+    def rounds(self) -> bool:
+        """Whether anything is computed in fewer than 64 bits."""
+        return rounds(self.function, self.theta, self.chunk)
 
     def sides(self, centre: Tensor, step: float) -> _Sides:
         """Return what changes over a step, in lengths of θ, given the gradient between."""
