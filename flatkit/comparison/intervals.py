@@ -82,11 +82,11 @@ def _errors_wide(p: float, shares: Sequence[Part]) -> float:
 
     Of parts with shares wᵢ of the variance, Student's two-sided quantiles tᵢ and the normal one z
     it is √(z² + Σ wᵢᵏ(tᵢ² − z²)), exact where one part is all. With k = 1 no p is too small,
-    whatever the true shares (Banerjee, 1960), but intervals are too wide; k = 2 is to first order in
-    1/νᵢ the quantile with Satterthwaite's (1946) degrees of freedom, whose p are up to 4 times too
-    small at 0.001 beside 3 seeds, as the shares are estimated as well. So k falls from 2 at 5 % to
-    1: beside 3 seeds the worst of all true shares errs in 1.2 times of p at 0.05, 0.01 and 0.001,
-    beside 2 seeds in 1.4 to 1.5 times (simulated).
+    whatever the true shares (Banerjee, 1960), but intervals are too wide. With k = 2 it is to first
+    order in 1/νᵢ the quantile with Satterthwaite's (1946) degrees of freedom, whose p are up to 4
+    times too small at 0.001 beside 3 seeds, as the shares are estimated as well. So k falls from 2
+    at 5 % to 1: beside 3 seeds the worst of all true shares errs in 1.2 times of p at 0.05, 0.01
+    and 0.001, beside 2 seeds in 1.4 to 1.5 times (simulated).
 
     Args:
         p: the chance.
