@@ -16,7 +16,7 @@ from flatkit.hessian.plan import Plan, make_plan
 from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
 from flatkit.hessian.reference import errors_along
 from flatkit.objective.function import Objective
-from flatkit.objective.kept import Asked, ask, recall
+from flatkit.objective.kept import PRODUCT, Asked, ask, recall
 from flatkit.objective.narrowing import in_other_chunks
 from flatkit.objective.parameters import check_like
 from flatkit.objective.passes import Chunk
@@ -257,7 +257,7 @@ class HessianOperator(SymmetricOperator):
     def unchecked(self, vector: Tensor) -> Tensor:
         """Return H v, which may hold NaN: to look would be to wait for the device."""
         check_like("vector", vector, self.theta)
-        asked = self._ask("product", vector, matvecs=1)
+        asked = self._ask(PRODUCT, vector, matvecs=1)
         if asked.answer:
             return asked.answer[0]
         total = torch.zeros_like(vector)
@@ -278,7 +278,7 @@ class HessianOperator(SymmetricOperator):
         product is gathered too, for half as many bytes again.
         """
         check_like("vector", vector, self.theta)
-        asked = self._ask("product", vector, matvecs=1)
+        asked = self._ask(PRODUCT, vector, matvecs=1)
         if asked.answer:
             return shards.part(asked.answer[0])
         part, _ = vector.new_zeros(shards.length), self.plan
@@ -307,6 +307,21 @@ class HessianOperator(SymmetricOperator):
                 del prepared
         return asked.keep(finite(total, "Hessian-vector product"))[0]
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether products are kept in a journal."""
+        return self.objective.kept is not None
+
+    def known_near(self, vector: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return a vector that is another but for rounding, with its product, of a run before."""
+        if self.objective.kept is None:
+            return None
+        found = self.objective.kept.find_near(self._named(PRODUCT), self.theta, vector)
+        if found is not None:
+            self._passed = True
+            self.objective.count(matvecs=1)
+        return found
+
     def shares(self, vectors: Tensor, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield what blocks of the samples contribute to products [K, P]; they add up to these.
 
@@ -333,10 +348,13 @@ class HessianOperator(SymmetricOperator):
     def _ask(self, what: str, *given: Tensor, **counts: int) -> Asked:
         """Ask for what the chosen engine gives; what is counted is a pass, made from now on."""
         self._passed = self._passed or bool(counts)
-        if self.objective.kept is not None:
-            how = f"{self.choice.engine}, {self.plan.chunk_size} at once, memory {self.memory}"
-            what = f"{what} by {how}"
+        what = what if self.objective.kept is None else self._named(what)
         return ask(self.objective, what, self.theta, *given, **counts)
+
+    def _named(self, what: str) -> str:
+        """Return what a pass gives, with all that its last bits depend on."""
+        how = f"{self.choice.engine}, {self.plan.chunk_size} at once, memory {self.memory}"
+        return f"{what} by {how}"
 
     def _built(self, name: EngineName) -> Engine:
         if self._engine is None:

@@ -26,6 +26,11 @@ _BYTES_A_SECOND, _FREE_BYTES = 20_000_000, 2**16
 """Of a point, a vector and an answer, so many a second of the pass: to digest and to write them
 takes then a tenth of it at most, at the 150 MB a second of a slow disk."""
 _PIECE = 2**24
+PRODUCT = "product"
+"""What the product with one vector is called, beside which that vector is kept."""
+_LOOKED_AT, _NEAR, _NEARBY = 16, 1e-2, "near vectors"
+"""Entries by which a vector is found that is another one but for rounding, and how near it is: what
+a recurrence rounds grows where its couplings fall, and random vectors are far apart."""
 _DEAR = "dear passes"
 
 
@@ -74,6 +79,10 @@ class Passes:
         self.store, self.function, self._ranks = store, function, ranks
         self._least = LEAST_SECONDS if least_seconds is None else least_seconds
         self._dear = set[str]() if store is None else set(store.records(_DEAR))
+        self._nearby = {} if store is None else store.records(_NEARBY)
+        self._goes_on: bool | None = (
+            None  # whether a run before kept vectors, as the first rank knows
+        )
         self._decided: dict[tuple[str, str], Any] = {}
 
     def part(self, names: Sequence[str], theta: Tensor) -> "Passes":
@@ -106,6 +115,50 @@ class Passes:
         data = self._ranks.from_first(lambda: self._find(what, given))
         return None if data is None else _unpacked(data, given[0].device)
 
+    def find_near(self, what: str, theta: Tensor, vector: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return a vector [P] that is another but for rounding, and its product, of a run before.
+
+        With other ranks, threads or processors sums are rounded otherwise, and a run that goes on
+        comes to other last digits: by its own vectors it would find nothing again. A search that
+        takes this vector in place of its own follows the run before, bit for bit.
+
+        Args:
+            what: the product.
+            theta: the point [P].
+            vector: [P].
+        """
+        if self._goes_on is None:
+            self._goes_on = self._ranks.decided(lambda: bool(self._nearby))
+        if not self._goes_on:
+            return None
+        data = self._ranks.from_first(lambda: self._find_near(what, theta, vector))
+        return None if data is None else _pair(_unpacked(data, theta.device))
+
+    def _find_near(self, what: str, theta: Tensor, vector: Tensor) -> bytes | None:
+        if self.store is None:
+            return None
+        place, entries = self._place(what, theta), _entries(vector)
+        near = _NEAR * max(map(abs, entries))
+        for key, record in self._nearby.items():
+            pairs = zip(record["entries"], entries, strict=True)
+            if record["of"] != place or max(abs(a - b) for a, b in pairs) > near:
+                continue
+            packed, product = self.store.blob(f"{key} vector"), self.store.blob(key)
+            if packed is None or product is None:
+                continue
+            (other,) = _unpacked(packed, vector.device)
+            if float((other - vector).norm()) <= _NEAR * float(vector.norm()):
+                return _packed((other, *_unpacked(product, vector.device)))
+        return None
+
+    def _keep_vector(self, key: str, what: str, theta: Tensor, vector: Tensor) -> None:
+        if self.store is not None and self.store.put_blob(f"{key} vector", _packed((vector,))):
+            record = {"of": self._place(what, theta), "entries": _entries(vector)}
+            self.store.put(_NEARBY, key, record)
+
+    def _place(self, what: str, theta: Tensor) -> str:
+        return digest_of_tensors(f"{self.function} {what}", [theta])
+
     def _find(self, what: str, given: Sequence[Tensor]) -> bytes | None:
         if self.store is None or f"{self.function} {what}" not in self._dear:
             return None
@@ -118,7 +171,9 @@ class Passes:
         kind = f"{self.function} {what}"
         if not self._is_worth(seconds, _size(given, answer)):
             self._dear.discard(kind)
-        elif self.store.put_blob(self._key(what, given), _packed(answer)):
+        elif self.store.put_blob(key := self._key(what, given), _packed(answer)):
+            if what.partition(" ")[0] == PRODUCT:
+                self._keep_vector(key, what, *given)
             if kind not in self._dear:
                 self.store.put(_DEAR, kind, True)
             self._dear.add(kind)
@@ -258,6 +313,17 @@ def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     each = max(1, rows.nbytes // max(1, len(rows)))
     for part in rows.split(max(1, _PIECE // each)):
         yield part.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _entries(vector: Tensor) -> list[float]:
+    """Return some entries of a vector, spread over it."""
+    places = torch.linspace(0, len(vector) - 1, min(_LOOKED_AT, len(vector))).long()
+    return vector.detach()[places.to(vector.device)].double().tolist()
+
+
+def _pair(answer: Answer) -> tuple[Tensor, Tensor]:
+    vector, product = answer
+    return vector, product
 
 
 def _size(*answers: Sequence[Any]) -> int:

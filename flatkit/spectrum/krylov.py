@@ -154,7 +154,11 @@ class KrylovBasis:
     def expand(self) -> None:
         """Multiply the newest direction, extend T, and find the next direction."""
         with among(self.operator.shards):  # no function around it: the way to a product is short
-            product = self.operator.unchecked(self._rows[self._size])
+            known = self.operator.known_near(self._rows[self._size])
+            if known is None:
+                product = self.operator.unchecked(self._rows[self._size])
+            else:
+                self._rows[self._size], product = known
             self._extend(product)
 
     def _extend(self, product: Tensor) -> None:

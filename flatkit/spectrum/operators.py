@@ -92,6 +92,19 @@ class SymmetricOperator(ABC):
         """Return this rank's part [P/N] of the product with a vector [P]."""
         return shards.part(self.matvec(vector))
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether products are kept, for a run that goes on."""
+        return False
+
+    def known_near(self, vector: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return a vector that is another [P] but for rounding, and its product; None if unknown.
+
+        A search that takes it in place of its own goes on as the run before, in which sums were
+        rounded otherwise.
+        """
+        return None
+
     def sharded(self) -> "SymmetricOperator":
         """Return the same matrix for vectors of which each rank holds its part; alone, itself."""
         if self.ranks.count == 1 or self.shards is not None:
@@ -188,6 +201,15 @@ class ShardedOperator(SymmetricOperator):
         whole = self.shards.whole(vector)
         with whole_vectors():
             return self.operator.part_of_product(whole, self.shards)
+
+    def known_near(self, vector: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the parts of a vector that is another but for rounding, and of its product."""
+        if self.shards is None or not self.operator.is_kept:
+            return None
+        whole = self.shards.whole(vector)
+        with whole_vectors():
+            found = self.operator.known_near(whole)
+        return None if found is None else (self.shards.part(found[0]), self.shards.part(found[1]))
 
 
 @final

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from torch import Tensor, distributed, nn
 
 from flatkit import FisherOperator, GaussNewtonOperator, HessianOperator, analyze
 from flatkit.devices import ranks
-from flatkit.devices.joining import current, joined
+from flatkit.devices.joining import apart, current, joined
 from flatkit.devices.ranks import Ranks
 from flatkit.errors import FlatkitError
+from flatkit.files.store import Store
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import ScaledOperator
 from flatkit.landscape.job import LandscapeJob
 from flatkit.landscape.subspaces import Subspace
 from flatkit.objective import Objective, Task, kept
 from flatkit.objective.blocks import blocks_of
+from flatkit.objective.digest import digest_of
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.spectrum.density import spectral_density
 from flatkit.spectrum.lanczos import Lanczos, lanczos
@@ -245,6 +248,48 @@ def searches() -> dict[str, Any]:
     return said
 
 
+def moved(folder: Path) -> dict[str, Any]:
+    """Go on from the journal of one process by all ranks, and from theirs by one; count products.
+
+    A float32 network of two chunks, whose sums all ranks round otherwise than one.
+    """
+    x, y = data()
+    found: dict[str, Any] = {}
+
+    def search(path: Path) -> None:
+        objective = Objective(network().float(), "cross_entropy", (x.float(), y), chunk_size=20)
+        ranks, made = objective.ranks, []
+        plain = HessianOperator._prepared
+
+        def counted(self: HessianOperator, *given: Any, **more: Any) -> Any:
+            made.append(1)
+            return plain(self, *given, **more)
+
+        with Store(path, {}) if ranks.is_first else nullcontext() as store:
+            digest = digest_of(objective)
+            objective.kept = kept.Passes(store, digest, least_seconds=0, ranks=ranks)
+            HessianOperator._prepared = counted  # type: ignore[method-assign]
+            try:
+                given: dict[str, Any] = {"tolerance": 1e-12, "max_matvecs": 25, "max_basis": 9}
+                generator = torch.Generator().manual_seed(3)
+                done = lanczos(HessianOperator(objective), generator=generator, **given)
+            finally:
+                HessianOperator._prepared = plain  # type: ignore[method-assign]
+        found[path.stem] = [*found.get(path.stem, []), [len(made), done.matvecs, done.value]]
+
+    def by_first(path: Path) -> None:
+        if current().is_first:
+            with apart():
+                search(path)
+        current().gathered("done")
+
+    by_first(folder / "one.journal")
+    search(folder / "one.journal")
+    search(folder / "all.journal")
+    by_first(folder / "all.journal")
+    return found
+
+
 def scaled(objective: Objective) -> ScaledOperator:
     theta = objective.theta
     return ScaledOperator(HessianOperator(objective), Geometry("adaptive", theta.abs()))
@@ -335,6 +380,7 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
         found["bytes"] = bytes_of_a_product()
         found["bfloat16"] = in_bfloat16()
         found["bytes of a search"] = bytes_of_a_search()
+        found["moved"] = moved(folder)
         found["models"] = dict(models(folder))
         found["failures"] = failures(others)
     assert current().count == 1

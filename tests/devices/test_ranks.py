@@ -273,6 +273,17 @@ def test_what_cannot_be_measured_in_parts_is_refused_in_words(results, kind):
             assert "cdist" in found["no rule"] and "\n" not in found["no rule"]
 
 
+def test_a_search_goes_on_with_another_number_of_ranks(results):
+    for found in (result["moved"] for result in results):
+        for journal in ("one", "all"):
+            runs = found[journal]
+            assert runs[-1][1] == runs[0][1] >= 25  # as many products asked for
+            torch.testing.assert_close(runs[-1][2], runs[0][2], rtol=1e-5, atol=0)
+        assert results[0]["moved"]["one"][0][0] >= 25 and found["all"][0][0] >= 25
+        assert found["one"][-1][0] == 0  # and none made again
+    assert results[0]["moved"]["all"][-1][0] == 0
+
+
 def test_points_are_measured_once_by_whichever_rank_is_free(results, alone):
     for name in ("surface", "refined", "journal"):
         measured = [tuple(point) for found in results for point in found[name]["here"]]
