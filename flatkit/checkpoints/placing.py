@@ -311,7 +311,7 @@ def _check_finite(path: str, name: str, tensor: Tensor, is_weight: bool) -> None
     wrong = ~tensor.isfinite() if is_weight else tensor.isnan()
     if count := int(wrong.sum()):
         raise NonFiniteWeightsError(
-            f"{path} cannot be analyzed: {count} values of {name} are NaN or infinite; "
+            f"{path} cannot be analyzed: values of {name} that are NaN or infinite: {count}; "
             "use an earlier checkpoint of the run"
         )
 

@@ -10,6 +10,8 @@ _FAR_APART = 2.0
 """Ratio of two training losses beyond which curvature differs for that alone."""
 _VANISHING = 1e-3
 """A cross-entropy below which all curvature vanishes with it."""
+_MOSTLY = 0.5
+"""The part of R1 from which on the gradient at the checkpoint, and not its growth, decides it."""
 
 
 def caveats(
@@ -38,7 +40,13 @@ def caveats(
     if not flat:
         return found
     losses = {name: run["train_loss"].value for name, run in runs.items() if "train_loss" in run}
-    return [*found, *_unequal(losses), *_vanishing(comparison, losses), *_free(comparison, flat)]
+    return [
+        *found,
+        *_unequal(losses),
+        *_vanishing(comparison, losses),
+        *_sloping(runs),
+        *_free(comparison, flat),
+    ]
 
 
 def _is_flat(reading: Reading) -> bool:
@@ -70,6 +78,30 @@ def _vanishing(comparison: Comparison, losses: Mapping[str, float]) -> list[str]
     return [
         f"the training loss of {some(names)} nearly vanishes: all derivatives of a cross-entropy "
         "vanish with it, whatever the shape of the minimum, and larger weights do the same"
+    ]
+
+
+def _sloping(runs: Mapping[str, Mapping[str, Reading]]) -> list[str]:
+    """Say where R1/ρ² shows the gradient that is left, as max ‖∇L‖ over the ball is at least it."""
+    found: dict[str, tuple[float, float]] = {}  # the largest part in each run, and its radius
+    for name, run in runs.items():
+        gradient = run.get("gradient_norm")
+        parts = [
+            (gradient.value / (reading.value * reading.rho), reading.rho)
+            for reading in run.values()
+            if reading.measure == "first_order_flatness" and reading.role == "flatness"
+            if gradient is not None and reading.rho and reading.value > 0
+        ]
+        if parts and max(parts)[0] >= _MOSTLY:
+            found[name] = max(parts)
+    if not found:
+        return []
+    name = max(found, key=found.__getitem__)
+    part, rho = found[name]
+    return [
+        f"the gradient of {some(list(found))} is not near zero: ‖∇L‖/ρ is up to {part:.0%} of "
+        f"R1/ρ² ({name}, ρ = {rho:g}), which there tells how far the training was from a "
+        "minimum of this function rather than how curved it is; take larger radii, or λmax"
     ]
 
 

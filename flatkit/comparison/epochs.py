@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
 from flatkit.errors import InvalidArgumentError
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".npz")
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 _NOT_OF_EPOCHS = ("ema.pt",)
+_STEPS = re.compile(r"(step|iter|iteration|batch|update|checkpoint|ckpt)s?[-_=. ]*$", re.IGNORECASE)
+"""What stands before a number that counts something finer than epochs."""
+_COUNTS = ("global_step", "step", "iteration", "iter")
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,14 @@ class Stop:
         path: of the file or folder.
         run: what the training is called.
         epoch: of the training, or what its program counts in the name of the file.
+        inside: the epoch that the file itself holds, where its name has another number, and nothing
+            says that this one counts steps.
     """
 
     path: str
     run: str
     epoch: float
+    inside: float | None = None
 
 
 def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list[Stop]:
@@ -40,8 +47,8 @@ def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list
         entry: the part of the files that holds the weights.
 
     Raises:
-        InvalidArgumentError: nothing was found, fewer than two epochs of a run, or two files of one
-            epoch.
+        InvalidArgumentError: nothing was found, fewer than two epochs of a run, two files of one
+            epoch, or files that all hold one epoch, so that their names count seeds, say.
         CheckpointError: a file cannot be read, or nothing says of which epoch it is.
     """
     stops: dict[str, Stop] = {}
@@ -93,13 +100,22 @@ def _stop(path: Path, entry: str | None) -> Stop:
         return Stop(str(path), run, checkpoint.epoch)
     number, beside = _NUMBER.search(path.stem), checkpoint.beside.get("epoch")
     if number is not None:
-        return Stop(str(path), run, float(number[1]))
+        return Stop(str(path), run, float(number[1]), _inside(path, checkpoint))
     if isinstance(beside, int | float):
         return Stop(str(path), run, float(beside))
     raise InvalidArgumentError(
         f"nothing says of which epoch {path} is: put its number into the name, e.g. "
         f"epoch-0010{path.suffix}"
     )
+
+
+def _inside(path: Path, checkpoint: Checkpoint) -> float | None:
+    """Return the epoch in a file whose name may count something else than its training does."""
+    epoch, number = checkpoint.beside.get("epoch"), _NUMBER.search(path.stem)
+    if number is None or not isinstance(epoch, int | float) or epoch == float(number[1]):
+        return None
+    steps = _STEPS.search(path.stem[: number.start()])
+    return None if steps or any(name in checkpoint.beside for name in _COUNTS) else float(epoch)
 
 
 def _checked(stops: Sequence[Stop]) -> list[Stop]:
@@ -111,12 +127,22 @@ def _checked(stops: Sequence[Stop]) -> list[Stop]:
             known[stop.epoch] = stop
         elif Path(stop.path).name != "ckpt.pt":
             raise InvalidArgumentError(
-                f"{other.path} and {stop.path} are both of epoch {stop.epoch:g} of {stop.run}"
+                f"{other.path} and {stop.path} are both of epoch {stop.epoch:g} of {stop.run}; a "
+                "curve is that of one training: put each into a folder of its own, or name its "
+                "files by a pattern of their own"
             )
     for run, known in runs.items():
-        if len(known) < 2:
+        first, *others = known.values()
+        if not others:
             raise InvalidArgumentError(
-                f"a curve needs checkpoints of two epochs, and {run} has "
-                f"{len(known)}; train with `save_every`"
+                f"a curve needs checkpoints of two epochs, and of {run} there is {first.path} "
+                f"alone, of epoch {first.epoch:g}; name the folder or a pattern of all, or "
+                "train with `save_every`"
+            )
+        if first.inside is not None and all(stop.inside == first.inside for stop in others):
+            raise InvalidArgumentError(
+                f"{first.path} and {others[0].path} are both of epoch {first.inside:g}, as they "
+                "say themselves: the numbers in their names count something else, such as seeds; "
+                "flatkit compare puts trainings side by side"
             )
     return [stop for known in runs.values() for stop in known.values()]

@@ -15,7 +15,7 @@ from statistics import fmean
 
 from flatkit.comparison.caveats import caveats
 from flatkit.comparison.correlation import Correlation, correlations
-from flatkit.comparison.functions import objective_differences, rows_of, trainings
+from flatkit.comparison.functions import objective_differences, rows_of, some, trainings
 from flatkit.comparison.intervals import (
     CONFIDENCE,
     Part,
@@ -317,7 +317,8 @@ def _flattest(
     for cell in cells:
         if not cell.may_judge:
             status = next(r.status for r in cell.readings if not r.converged)
-            return None, f"it did not converge in {cell.name} ({in_words(status)})"
+            names = some([other.name for other in cells if not other.may_judge])
+            return None, f"it did not converge in {names} ({in_words(status)})"
     few = next((c for c in cells if len(c.trainings) < _ENOUGH_RUNS and len(c.readings) > 1), None)
     if few is not None:
         runs, own = len(few.readings), len(few.trainings)
@@ -372,6 +373,8 @@ def _flatter_pairs(quantity: Quantity) -> str:
 def _sentence(quantity: Quantity) -> str:
     if quantity.flattest is None:
         flatter = _flatter_pairs(quantity)
-        beside = f"; {flatter}" if flatter else ""
+        # Beside numbers that did not converge, a pair would contradict that nobody is flattest.
+        so_far = "as far as it was measured, " * quantity.why.startswith("it did not converge")
+        beside = f"; {so_far}{flatter}" if flatter else ""
         return f"{quantity.title}: nobody is flattest: {quantity.why}{beside}"
     return f"{quantity.title}: {quantity.flattest} is flattest, {quantity.why}"

@@ -129,8 +129,8 @@ class LoadedWeights:
             return cls(task.model, task.name or "model", *known)
         for tensor, count in source.non_finite().items():
             raise CheckpointError(
-                f"{source.path} cannot be used: {count} values of {tensor} are NaN or infinite; "
-                "leave this checkpoint out"
+                f"{source.path} cannot be used: values of {tensor} that are NaN or infinite: "
+                f"{count}; leave this checkpoint out"
             )
         model = source.build_model()
         return cls(model, source.name, source.sha256, source.epoch, source.path)

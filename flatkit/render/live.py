@@ -67,7 +67,8 @@ def forecast_text(forecast: "Forecast", *, gradients: float = math.inf, times: i
     if forecast.first:
         parts.append(f"first values in about {duration(min(forecast.first_table, whole))}")
     most = "" if times == 1 else f" at each of {times}, in all about {duration(times * whole)}"
-    parts.append(f"{gradients:,.0f} gradients in about {duration(whole)}{most}")
+    count = f"{gradients:,.0f} gradient{'s' * (round(gradients) != 1)}"
+    parts.append(f"{count} in about {duration(whole)}{most}")
     if gradients < 0.99 * forecast.gradients:
         everything = duration(forecast.seconds(forecast.gradients))
         parts.append(f"to the end it would take {everything}: a larger budget or fewer samples")

@@ -306,6 +306,44 @@ def test_caveats_are_said_where_they_apply():
     assert "before ReLU can be rescaled" in said(0.5, 0.6, rescalable=["ReLU"])
 
 
+def test_a_gradient_that_decides_r1_is_said_with_its_part_and_where():
+    def run(gradient):
+        # of a quadratic with curvature 4 along the gradient, max ‖∇L‖ in the ball is ‖∇L‖ + 4 ρ
+        searched = [
+            Result(
+                "first_order_flatness", rho * (gradient + 4 * rho), None, "lower_bound",
+                settings={"rho": rho, "value_over_rho_squared": gradient / rho + 4},
+            )
+            for rho in (0.01, 0.1)
+        ]  # fmt: skip
+        return Report([Result("gradient_norm", gradient, 0.0), *searched])
+
+    def said(**gradients):
+        entries = [Entry(name, name, run(value)) for name, value in gradients.items()]
+        return " / ".join(Comparison(entries).statistics().caveats)
+
+    assert said(a=0.03, b=0.02) == ""  # 0.03 of 0.03 + 0.04
+    assert "gradient of b is not near zero" in said(a=0.03, b=0.36)
+    assert "90% of R1/ρ² (b, ρ = 0.01)" in said(a=0.03, b=0.36)
+    assert "gradient of a, b is not" in said(a=0.3, b=0.36)
+
+
+def test_a_verdict_names_all_that_did_not_converge_and_contradicts_itself_nowhere():
+    random = np.random.default_rng(3)
+    entries = []
+    for group, mean, status in (
+        ("sgd", 9, "budget"),
+        ("sam", 2, "budget"),
+        ("gam", 1, "converged"),
+    ):
+        for seed, value in enumerate((mean + random.normal(0, 0.1, 5)).tolist()):
+            report = Report([Result("trace", value, 0.0, status=status)])
+            entries.append(Entry(f"{group}, seed {seed}", group, report, f"{seed}"))
+    (sentence,) = Comparison(entries).statistics().verdict
+    assert "did not converge in sgd, sam (" in sentence
+    assert "; as far as it was measured, " in sentence
+
+
 def test_rank_correlations_of_many_runs_take_little_memory_and_are_those_of_scipy():
     one, other = np.random.default_rng(0).normal(size=(2, 30, 900))
     other += one

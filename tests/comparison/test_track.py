@@ -218,7 +218,9 @@ def test_the_command_shows_writes_and_draws(run, tmp_path):
 def test_what_is_no_run_is_refused_with_what_would_be_one(run, tmp_path):
     with pytest.raises(InvalidArgumentError, match="save-every"):
         stops_of([tmp_path])
-    with pytest.raises(InvalidArgumentError, match="two epochs, and sgd has 1"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"two epochs, and of sgd .*ckpt\.pt alone, of epoch 5"
+    ):
         stops_of([run / "ckpt.pt"])
     for name in ("a-3.pt", "b-3.pt"):
         torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / name)
@@ -274,3 +276,28 @@ def test_checkpoints_of_another_program_are_tracked_with_their_task(tmp_path):
     found = [number(entry, "loss") for entry in entries]
     assert [pair and pair[0] for pair in found] == pytest.approx(losses, rel=1e-5)
     assert entries[1].report.find(OVERLAP) is not None
+
+
+def test_numbers_in_names_that_count_seeds_are_no_epochs(tmp_path):
+    """Three seeds of one loop, each saved at its end, were once drawn as a training of 3 epochs."""
+
+    def save(name, **beside):
+        torch.save({**beside, "model": {"weight": torch.ones(1)}}, tmp_path / name)
+
+    def epochs(pattern):
+        return [stop.epoch for stop in stops_of([tmp_path / pattern])]
+
+    for seed in range(3):
+        save(f"sgd-seed{seed}.pt", epoch=14)
+        save(f"net-step{seed}.pt", epoch=0)
+        save(f"lit{seed}.pt", epoch=0, global_step=seed)
+        save(f"own-{seed}.pt", epoch=seed + 1)  # a loop that saves its next epoch
+        save(f"plain-{seed}.pt")
+    with pytest.raises(InvalidArgumentError, match=r"both of epoch 14, .*seeds; flatkit"):
+        stops_of([tmp_path / "sgd-*.pt"])
+    for counted in ("net-*.pt", "lit*.pt", "own-*.pt", "plain-*.pt"):
+        assert epochs(counted) == [0, 1, 2]
+    with pytest.raises(InvalidArgumentError, match=r"sgd-seed1\.pt alone, of epoch 1; name"):
+        stops_of([tmp_path / "sgd-seed1.pt"])
+    with pytest.raises(InvalidArgumentError, match="curve is that of one training"):
+        stops_of([tmp_path / "sgd-*.pt", tmp_path / "plain-*.pt"])
