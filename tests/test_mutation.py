@@ -1,6 +1,8 @@
 """The places that `make mutate` changes, and what it leaves alone."""
 
 import ast
+import subprocess
+import sys
 
 from benchmarks.mutation import ROOT, checks_of, count_places, mutated, places
 
@@ -41,3 +43,20 @@ def test_the_order_is_seeded_and_each_module_has_tests():
     path = ROOT / "flatkit" / "spectrum" / "lanczos.py"
     assert checks_of(path)[0] == "flatkit/spectrum/lanczos.py"
     assert "tests/spectrum/test_told_the_truth.py" in checks_of(path)
+
+
+def test_a_fault_in_a_module_is_noticed_and_none_is_not():
+    """In a process of its own, which has not imported the module yet."""
+    code = (
+        "import os, sys\n"
+        "from benchmarks import mutation\n"
+        "path = mutation.ROOT / 'flatkit' / 'objective' / 'losses.py'\n"
+        "mutation.checks_of = lambda path: ['flatkit/objective/losses.py']\n"
+        "source = path.read_text('utf-8')\n"
+        "changed = source.replace('class CrossEntropy', 'class Wrong' , 1)\n"
+        "print(*(mutation.outcome_of(path, text, 60) for text in (source, changed)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["survived", "killed"]

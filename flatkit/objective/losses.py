@@ -290,8 +290,8 @@ class WeightedMean:
             return None
         if targets.is_floating_point():
             return None
-        given = {"ignore_index": module.ignore_index, "label_smoothing": module.label_smoothing}
-        return cross_entropy(outputs, targets, **given)
+        ignored, smoothing = module.ignore_index, module.label_smoothing
+        return cross_entropy(outputs, targets, ignore_index=ignored, label_smoothing=smoothing)
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return the sum of the weights of the targets of every sample, [B]."""

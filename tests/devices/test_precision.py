@@ -1,5 +1,7 @@
 """What the caller allows of float32 is put back, however it was set."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -40,7 +42,8 @@ def test_that_of_cuda_alone_comes_back():
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="of torch 2.9 on")
 def test_those_that_were_set_one_by_one_come_back_too():
-    places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    cudnn: Any = torch.backends.cudnn
+    places = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     values = ["tf32", "ieee", "tf32"]
     for place, value in zip(places, values, strict=True):
         place.fp32_precision = value
