@@ -74,7 +74,7 @@ class CurvatureCallback(_Base):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self._intervals = Intervals(every_n_steps, every_n_epochs)
+        self._intervals = Intervals(every_n_steps, every_n_epochs, settings)
         self._samples = check_count("samples", samples)
         self._loss, self._data = loss, data
         self._settings: dict[str, Any] = {"measures": measures, "max_share": max_share, **settings}

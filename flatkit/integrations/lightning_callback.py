@@ -88,7 +88,7 @@ class CurvatureCallback(_Callback):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self._intervals = Intervals(every_n_steps, every_n_epochs)
+        self._intervals = Intervals(every_n_steps, every_n_epochs, settings)
         self._loss, self._data, self._model = loss, data, model
         self._settings: dict[str, Any] = {
             "measures": measures,

@@ -7,7 +7,7 @@ from flatkit.landscape.directions import DIRECTIONS, kind_named
 from flatkit.landscape.directions.kind import Kind, about
 from flatkit.landscape.surface import Surface
 from flatkit.render.notation import significant
-from flatkit.render.samples import over_surfaces
+from flatkit.render.samples import coarse, over_surfaces
 
 _QUANTITIES: Mapping[str, str] = {
     "loss": "loss",
@@ -129,7 +129,8 @@ def explanation(surfaces: Sequence[Surface]) -> str:
     everything = sum(surface.measured.size for surface in surfaces)
     if measured < everything:
         parts.append(f"{measured} of {everything} points measured, the others interpolated")
-    return "; ".join(parts) + over_surfaces(surfaces)
+    ended = coarse(str(surface.header.get("status", "")) for surface in surfaces)
+    return "; ".join(parts) + ended + over_surfaces(surfaces)
 
 
 def tick_text(value: float) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from flatkit.landscape.surface import Surface
 from flatkit.results.comparison import Comparison
+from flatkit.results.status import Status
 
 _KINDS = {"train": "training samples", "test": "test samples"}
 
@@ -67,6 +68,16 @@ def over_runs(comparison: Comparison, *, test: bool = False) -> str:
         {split: found[split] for split in splits if split in found}
         for found in (_by_split(entry.report.objective) for entry in comparison.entries)
     )
+
+
+def coarse(statuses: Iterable[Status | str]) -> str:
+    """Return the part of a footnote that says that curves or maps lack points for want of work.
+
+    >>> coarse(["converged", "budget"]), coarse(["converged"])
+    ('; coarse: the work ended before all points were measured', '')
+    """
+    ended = any(status in (Status.BUDGET, Status.INTERRUPTED) for status in statuses)
+    return "; coarse: the work ended before all points were measured" if ended else ""
 
 
 def over_surfaces(surfaces: Sequence[Surface]) -> str:

@@ -135,6 +135,8 @@ def test_data_that_fail_do_not_end_the_fit(tmp_path):
 def test_settings_are_refused_before_the_fit():
     with pytest.raises(InvalidArgumentError, match="not both"):
         CurvatureCallback("mse", every_n_steps=1, every_n_epochs=1)
+    with pytest.raises(InvalidArgumentError, match="takes every_n_steps"):
+        CurvatureCallback("mse", every=10)
     with pytest.raises(InvalidArgumentError, match="measures"):
         CurvatureCallback("mse", measures=("sharpness",))  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="max_share"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
 import flatkit.render
 from flatkit.errors import InvalidArgumentError, NothingToDrawError, OutputError, ResultError
@@ -237,6 +238,15 @@ def test_where_a_draw_has_no_finite_value_the_mean_has_a_gap_and_the_edge_a_mark
     assert marks["^"] == [-1.0] and marks["x"] == [1.0]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["gam", "too large to draw", "no number"]
+
+
+@pytest.mark.parametrize("status", ["budget", "interrupted", "converged"])
+def test_slices_and_planes_without_all_their_points_say_so(status):
+    plane = plane_result([[1.0, 2.0], [3.0, 4.0]], [0.0, 1.0], [0.0, 1.0])
+    for draw, result in ((slice_figure, slice_result()), (plane_figure, plane)):
+        figure = draw(of(replace(result, status=status)))
+        said = " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+        assert ("coarse: the work ended" in said) == (status != "converged")
 
 
 def test_slices_have_a_panel_for_each_quantity_that_was_measured():

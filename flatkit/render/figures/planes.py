@@ -79,6 +79,7 @@ def _surface(entry: Entry, result: Result) -> Surface:
         {
             "name": entry.name,
             "directions": directions,
+            "status": result.status,
             "objective": {"train": entry.report.objective},
         },
     )

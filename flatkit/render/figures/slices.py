@@ -11,7 +11,7 @@ from flatkit.errors import NothingToDrawError
 from flatkit.render.figures.heights import rises_steeply
 from flatkit.render.figures.legend import legend_above, marks, run_handles
 from flatkit.render.figures.marks import mark_above, mark_handles
-from flatkit.render.samples import over_runs
+from flatkit.render.samples import coarse, over_runs
 from flatkit.render.style import (
     MUTED,
     Look,
@@ -88,6 +88,7 @@ def slice_figure(comparison: Comparison, *, log_scale: bool | None = None) -> Fi
         tidy(axes)
         _legend(figure, [(group, name) for group, name, _ in found], style)
         note = _explanation([result for *_, result in found])
+        note += coarse(result.status for *_, result in found)
         footnote(figure, note + over_runs(comparison))
     return figure
 
