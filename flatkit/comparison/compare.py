@@ -19,6 +19,7 @@ from flatkit.devices.joining import current
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.report import Subject, analyze, plan
 from flatkit.measures.settings import AnalysisSettings
+from flatkit.objective.task import Task
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
 from flatkit.settings import settings_of
@@ -272,6 +273,16 @@ def _completion(
     build: Build | None = None
     if isinstance(task, str):
         given["task"] = task
+    # A model can be called too, but returns outputs.
+    elif (
+        task is not None
+        and not isinstance(task, Task)
+        and (hasattr(task, "forward") or not callable(task))
+    ):
+        raise InvalidArgumentError(
+            "task must be FILE.py:FUNCTION, a function that returns flatkit.Task(model, loss, "
+            f"data), or such a Task; got a {type(task).__name__}"
+        )
     elif task is not None:
         build = task
     parts = Parts(**given)

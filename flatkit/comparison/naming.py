@@ -215,6 +215,11 @@ def _matched(runs: Sequence[Run], groups: Groups) -> list[dict[str, str]]:
 def _compiled(text: str) -> "re.Pattern[str]":
     try:
         pattern = re.compile(text)
+    except TypeError as error:  # neither text nor a compiled pattern
+        raise InvalidArgumentError(
+            "groups must be a regular expression such as (.*)-seed[0-9]+, a mapping from the names "
+            f"of runs, or a function of a name; got a {type(text).__name__}"
+        ) from error
     except re.error as error:
         raise InvalidArgumentError(
             f"groups must be a regular expression, got {text!r}: {error}"
