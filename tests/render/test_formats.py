@@ -154,8 +154,8 @@ def test_every_row_of_latex_has_as_many_cells_as_its_layout_and_no_raw_special_c
         ("one-step", "one-step"),
         ("\\", r"\textbackslash{}"),
         ("[a] *b", "{[}a] {*}b"),
-        ("-∞ a--b", r"$-$$\infty$ a-{}-b"),
-        ("β₃\n\nµ", r"$\beta$$_3$ $\mu$"),
+        ("-∞ a--b", r"$-\infty$ a-{}-b"),
+        ("β₃\n\nµ", r"$\beta_3$ $\mu$"),
     ],
 )
 def test_latex_writes_mathematics_and_escapes_the_rest(text, tex):

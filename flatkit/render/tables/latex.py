@@ -150,7 +150,7 @@ def in_latex(text: str) -> str:
     r"""Return a text in one line, what LaTeX would misread escaped, and mathematics in commands.
 
     >>> in_latex("50 % of a_b & c"), in_latex("R1/ρ² (ρ = 0.1)"), in_latex("4.1e-6")
-    ('50 \\% of a\\_b \\& c', 'R1/$\\rho$$^2$ ($\\rho$ = 0.1)', '4.1$\\times10^{-6}$')
+    ('50 \\% of a\\_b \\& c', 'R1/$\\rho^2$ ($\\rho$ = 0.1)', '4.1$\\times10^{-6}$')
     """
     mathematics = r"(λmax|(?<=\d)e-?\d+|(?<![\w.])-(?=[\d∞])|(?<=\))e-?\d+)"
     found: list[str] = []
@@ -162,4 +162,4 @@ def in_latex(text: str) -> str:
             found.append(r"$\lambda_{\max}$")
         else:
             found.append("$-$" if part == "-" else rf"$\times10^{{{part[1:]}}}$")
-    return "".join(found)
+    return re.sub(r"(?<!\\)\$\$", "", "".join(found))  # of two formulas side by side one
