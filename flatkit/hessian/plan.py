@@ -14,6 +14,9 @@ from flatkit.objective.function import Objective
 _SHARE, _MOST = 0.25, 2**30
 """Prepared chunks are kept as far as they fit into this share of the free memory and, on a CPU,
 into so many bytes, so that an analysis leaves room for other work. A budget replaces both."""
+_WORTH = 0.3
+"""Part of the samples from which on keeping is worth its memory: below it a product is at most an
+eighth cheaper."""
 _USUAL = 3 * 2**28
 """Bytes that a pass holds at once where chunks are not kept and nobody names a budget, about."""
 _FEW = 8
@@ -64,6 +67,8 @@ def make_plan(
     room = few * kept_bytes(theta.device) // max(1, held) if keeps else 0  # in samples
     if room >= objective.num_rows:
         return Plan(size, whole)
+    if room < _WORTH * objective.num_rows:
+        room = 0
     if objective.divisible:  # else the chunks are part of the function
         size = min(size, max(few, few * _USUAL // peak))
     return Plan(size, room // size)
