@@ -68,7 +68,8 @@ def forecast_text(forecast: "Forecast", *, gradients: float = math.inf, times: i
         parts.append(f"first values in about {duration(min(forecast.first_table, whole))}")
     most = "" if times == 1 else f" at each of {times}, in all about {duration(times * whole)}"
     count = f"{gradients:,.0f} gradient{'s' * (round(gradients) != 1)}"
-    once = f", {duration(forecast.once)} of it once" if forecast.once > whole / 4 else ""
+    dear = times == 1 and forecast.once > whole / 4
+    once = f", {duration(forecast.once)} of it once" if dear else ""
     parts.append(f"{count} in about {duration(whole)}{once}{most}")
     if gradients < 0.99 * forecast.gradients:
         everything = duration(forecast.seconds(forecast.gradients))

@@ -298,7 +298,10 @@ def test_caveats_are_said_where_they_apply():
 
     def said(*losses, **objective):
         entries = [Entry(str(n), str(n), of(x, objective)) for n, x in enumerate(losses)]
-        return " / ".join(Comparison(entries).statistics().caveats)
+        comparison = Comparison(entries)
+        found = comparison.statistics().caveats
+        assert all(line in comparison.table("markdown") for line in found)
+        return " / ".join(found)
 
     assert said(0.5, 0.6) == ""
     assert "differ 3-fold (0 0.2, 1 0.6)" in said(0.2, 0.6)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from flatkit.comparison.functions import objective_differences
+from flatkit.comparison.statistics import statistics
 from flatkit.comparison.summary import Cell, Summary, summarise
 from flatkit.measures.reading import Reading
 from flatkit.render.notation import with_spread
@@ -151,7 +152,7 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
         ],
         leading=1 + len(runs),
         head=_functions(comparison),
-        warnings=_warnings(summary),
+        warnings=_warnings(comparison, summary),
         notes=_legend(summary),
     )
 
@@ -246,13 +247,16 @@ def _functions(comparison: Comparison) -> list[str]:
     return [f"L of {', '.join(names)}: {line}" for line, names in lines.items()]
 
 
-def _warnings(summary: Summary) -> list[str]:
+def _warnings(comparison: Comparison, summary: Summary) -> list[str]:
     lines = []
     if summary.differences:
         lines.append("! different functions were measured, so the rows do not compare")
         lines += [f"! {difference}" for difference in summary.differences]
     lines += [f"! not converged: {text}" for text in summary.unconverged]
-    return [*lines, *(f"! {text}" for text in summary.absent)]
+    lines += [f"! {text}" for text in summary.absent]
+    if not summary.differences:  # which are among them
+        lines += [f"! {text}" for text in statistics(comparison).caveats]
+    return lines
 
 
 def _legend(summary: Summary) -> list[str]:
