@@ -61,7 +61,8 @@ def resolve_device(name: str | None) -> torch.device:
 def is_ordinary() -> bool:
     """Whether no context is around that `ordinary_torch` would leave without effect.
 
-    >>> is_ordinary()
+    >>> with ordinary_torch():
+    ...     is_ordinary()
     True
     """
     around = torch.is_inference_mode_enabled() or _get_current_function_mode_stack()

@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(folder):
     state = trained().state_dict()
     state["2.bias"][1] = float("nan")
     torch.save(state, "nan.pth")
-    with pytest.raises(CheckpointError, match=r"1 values of 2.bias are NaN"):
+    with pytest.raises(CheckpointError, match=r"values of 2.bias that are NaN or infinite: 1"):
         assemble(load("nan.pth"), Parts(task="my_task.py:build"))
 
 

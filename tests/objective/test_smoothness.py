@@ -273,3 +273,14 @@ class Single(nn.Module):
 
 def test_nothing_is_said_of_kinks_in_32_bits():
     assert Objective(Single(), CE, (BLANK, Y)).examination["smooth"].passed is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_where_residuals_vanish_rounding_is_no_kink(seed):
+    draws = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(6, 1 + seed % 3, dtype=torch.float64, generator=draws)
+    model = nn.Linear(1 + seed % 3, 1, bias=False).double()
+    with torch.no_grad():  # a fit without any error
+        objective = Objective(model, "mse", (inputs, model(inputs)), dtype=torch.float64)
+    check = next(check for check in objective.examination.checks if check.name == "smooth")
+    assert check.passed, check.how

@@ -34,6 +34,8 @@ _BEND = 1e-3
 """Part of the second derivative by which its two sides differ at least."""
 _BLUR = 2e-13
 """Rounding of a loss in float64, relative: a thousand units."""
+_ROUNDED = 3e-14
+"""Rounding of a gradient in float64, of the terms that add up to it: some hundred units."""
 _ALIKE = 0.5
 """Part by which two vectors may differ that should be the same; rounding makes them unlike."""
 _NAMED = 3
@@ -58,7 +60,7 @@ def prove_smooth(precise: "Objective", rows: Tensor, remark: str = "") -> Found:
 
     `error` is by which part of itself the gradient jumps; 0 where only the second derivative does.
 
-    Cost: three gradients of a few samples in float64, five where something shows.
+    Cost: three gradients of a few samples in float64, six where something shows.
 
     Args:
         precise: an objective that computes in float64.
@@ -88,7 +90,12 @@ def prove_smooth(precise: "Objective", rows: Tensor, remark: str = "") -> Found:
     if not sides.jump.any() and look.sides(centre, _SEEN).jump.any() and look.rounds():
         return None, _IN_32_BITS, None
     if seen or steep:
+        # Where the gradient vanishes, that of residuals that do, rounding is all that is left.
+        terms = look.terms(centre)
+        rounded = _ROUNDED * terms
+        size, blur = max(size, rounded / _JUMP), max(blur, rounded)
         farther = look.sides(centre, _FARTHER * _STEP)
+        steep = steep and abs(sides.rise) > terms * _STEP * look.length
         if steep and abs(sides.rise) > 0.5 * abs(farther.rise) and not look.rounds():
             raise _jumps(here, sides.rise, remark)
         if found := _kink(precise, size, blur, sides, farther):
@@ -125,6 +132,12 @@ class _Look:
     def rounds(self) -> bool:
         """Whether anything is computed in fewer than 64 bits."""
         return rounds(self.function, self.theta, self.chunk)
+
+    def terms(self, centre: Tensor) -> float:
+        """Return how large the terms of the gradient are, which may cancel at the point itself."""
+        _, away = self.at(self.theta + _SEEN * self._unit)
+        moved = 0.0 if away is None else float((away - centre).norm())
+        return float(centre.norm()) + moved / _SEEN
 
     def sides(self, centre: Tensor, step: float) -> _Sides:
         """Return what changes over a step, in lengths of θ, given the gradient between."""
