@@ -66,7 +66,7 @@ def is_ordinary() -> bool:
     True
     """
     around = torch.is_inference_mode_enabled() or _get_current_function_mode_stack()
-    around = around or (_may_be_compiled() and not getattr(_EAGER, "entered", False))
+    around = around or _may_be_compiled()
     narrow = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
     return not around and not narrow and is_full()
 
@@ -88,7 +88,7 @@ def ordinary_torch() -> Generator[None]:
         yield
         return
     with ExitStack() as stack:
-        if _may_be_compiled() and not getattr(_EAGER, "entered", False):
+        if _may_be_compiled():
             stack.enter_context(_eager())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -107,8 +107,9 @@ def ordinary_torch() -> Generator[None]:
 
 
 def _may_be_compiled() -> bool:
-    """Whether anything was compiled in this process; torch 2.6 can run it as it was written."""
-    return "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    """Whether compiled functions would run as such here; torch 2.6 can run them as written."""
+    known = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+    return known and not getattr(_EAGER, "entered", False)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from flatkit.devices.ranks import Ranks
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.trust_region import QuadraticMaximum, quadratic_maximum
 from flatkit.spectrum.dot import dot, new_direction, norm
-from flatkit.spectrum.operators import SymmetricOperator
+from flatkit.spectrum.operators import DerivedOperator, SymmetricOperator
 from flatkit.spectrum.shards import Shards
 from flatkit.spectrum.space import Space
 
@@ -38,7 +38,7 @@ class ModelMaximum:
 
 
 @final
-class ScaledOperator(SymmetricOperator):
+class ScaledOperator(DerivedOperator):
     """T A T, the Hessian in the coordinates of a geometry.
 
     >>> from flatkit.spectrum.operators import DenseOperator
@@ -48,13 +48,8 @@ class ScaledOperator(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, geometry: Geometry) -> None:
-        self.operator, self.geometry = operator, geometry
-        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
-
-    @property
-    def rounding(self) -> float:
-        """That of A."""
-        return self.operator.rounding
+        super().__init__(operator)
+        self.geometry = geometry
 
     @property
     def ranks(self) -> Ranks:

@@ -154,20 +154,15 @@ class DenseOperator(SymmetricOperator):
         return vectors @ self.matrix.T
 
 
-@final
-class ShardedOperator(SymmetricOperator):
-    """The same matrix, of whose vectors each rank holds its part.
-
-    A product is one gathering of the vector and one sum of which each rank gets its part: together
-    the bytes of one all-reduce of P numbers.
+class DerivedOperator(SymmetricOperator):
+    """What is made of another operator A, as large and as exact as it.
 
     Args:
-        operator: A, which all ranks multiply with together.
-        shards: of its vectors.
+        operator: A.
     """
 
-    def __init__(self, operator: SymmetricOperator, shards: Shards) -> None:
-        self.operator, self.shards = operator, shards
+    def __init__(self, operator: SymmetricOperator) -> None:
+        self.operator = operator
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
     @property
@@ -179,6 +174,23 @@ class ShardedOperator(SymmetricOperator):
     def noise(self) -> float:
         """That of A."""
         return self.operator.noise
+
+
+@final
+class ShardedOperator(DerivedOperator):
+    """The same matrix, of whose vectors each rank holds its part.
+
+    A product is one gathering of the vector and one sum of which each rank gets its part: together
+    the bytes of one all-reduce of P numbers.
+
+    Args:
+        operator: A, which all ranks multiply with together.
+        shards: of its vectors.
+    """
+
+    def __init__(self, operator: SymmetricOperator, shards: Shards) -> None:
+        super().__init__(operator)
+        self.shards = shards
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -213,7 +225,7 @@ class ShardedOperator(SymmetricOperator):
 
 
 @final
-class ShiftedOperator(SymmetricOperator):
+class ShiftedOperator(DerivedOperator):
     """A + σI.
 
     >>> ShiftedOperator(DenseOperator(torch.eye(2)), 3.0) @ torch.tensor([1.0, 2.0])
@@ -221,18 +233,8 @@ class ShiftedOperator(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, shift: float) -> None:
-        self.operator, self.shift, self.shards = operator, shift, operator.shards
-        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
-
-    @property
-    def rounding(self) -> float:
-        """That of A."""
-        return self.operator.rounding
-
-    @property
-    def noise(self) -> float:
-        """That of A."""
-        return self.operator.noise
+        super().__init__(operator)
+        self.shift, self.shards = shift, operator.shards
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return A v + σ v."""
@@ -240,7 +242,7 @@ class ShiftedOperator(SymmetricOperator):
 
 
 @final
-class ProjectedOperator(SymmetricOperator):
+class ProjectedOperator(DerivedOperator):
     """PAP, where P projects onto the orthogonal complement of given orthonormal vectors.
 
     With the vectors of known eigenvalues this is deflation: those eigenvalues become 0, and an
@@ -252,19 +254,8 @@ class ProjectedOperator(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, vectors: Tensor) -> None:
-        self.operator, self.vectors = operator, vectors  # vectors: [K, P], orthonormal rows
-        self.shards = operator.shards
-        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
-
-    @property
-    def rounding(self) -> float:
-        """That of A."""
-        return self.operator.rounding
-
-    @property
-    def noise(self) -> float:
-        """That of A."""
-        return self.operator.noise
+        super().__init__(operator)
+        self.vectors, self.shards = vectors, operator.shards  # vectors: [K, P], orthonormal rows
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the part of a vector that is orthogonal to the known ones."""
