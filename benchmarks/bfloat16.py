@@ -21,16 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatkit
+from flatkit.measures.registry import MEASURES as REGISTERED
 
-MEASURES = (
-    "loss",
-    "accuracy",
-    "gradient_norm",
-    "top_eigenvalues",
-    "bottom_eigenvalues",
-    "trace",
-    "frobenius_norm",
-)
+MEASURES = tuple(name for name in REGISTERED if REGISTERED[name].in_bfloat16)
 _RESULTS = Path(__file__).parent / "results" / "bfloat16.md"
 
 
