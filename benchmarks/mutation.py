@@ -4,201 +4,196 @@
 each mutant, which takes four seconds of imports; here a process that has imported torch is forked,
 and the changed module exists in the memory of the fork alone.
 
+The tests of a room run once as it is, which records the lines that each of them executes. A mutant
+meets only the tests that execute its line, as no other can notice it. Where a value is cached, the
+first test that asks for it counts as the only one: such a mutant may survive too easily.
+
 Each outcome is a line of .mutation/outcomes.jsonl. A survivor is looked at by a person, who adds
 its `verdict` there: equivalent, or closed by which test. The table is made from these lines.
 """
 
-import ast
 import hashlib
 import json
 import os
-import random
 import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 
-ROOT = Path(__file__).parent.parent
-ROOMS = ("objective", "spectrum", "hessian", "flatness", "optim")
+from benchmarks.mutants import ROOMS, ROOT, difference, lines_of, mutated, places
+
 OUTCOMES = ROOT / ".mutation" / "outcomes.jsonl"
-SOUND = OUTCOMES.with_name("sound.txt")
-"""Digests of rooms whose tests passed without a fault."""
 REPORT = ROOT / "benchmarks" / "results" / "mutation.md"
 # Their processes are started anew and do not see the changed module.
 NOT_SEEN = ("tests/optim/test_data_parallel.py",)
-
-_PAIRS = (
-    *((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE)),
-    *((ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn), (ast.And, ast.Or)),
-)
-_ONE_WAY = {ast.Pow: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.MatMult: ast.Mult}
-_SWAPS: dict[Any, Any] = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}, **_ONE_WAY}
-
-
-class Mutator(ast.NodeTransformer):
-    r"""Changes the place of a given number, or counts the places where it is -1.
-
-    >>> tree = ast.parse("def f(x):\n    return x + 1 if not x > 2 else -x")
-    >>> counter = Mutator(-1)
-    >>> _ = counter.visit(tree)
-    >>> counter.seen
-    7
-    >>> print(ast.unparse(Mutator(1).visit(ast.parse("def f(x):\n    return x + 1"))))
-    def f(x):
-        return x + 2
-    """
-
-    def __init__(self, wanted: int) -> None:
-        self.wanted, self.seen, self.line = wanted, 0, 0
-
-    def _here(self, node: ast.AST) -> bool:
-        self.seen += 1
-        found = self.seen - 1 == self.wanted
-        if found:
-            self.line = getattr(node, "lineno", 0)
-        return found
-
-    def visit(self, node: ast.AST) -> Any:
-        """Leave docstrings, annotations, messages of errors and what type checkers read alone."""
-        if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arg):
-            return node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return node
-        if isinstance(node, ast.AnnAssign):
-            node.value = self.visit(node.value) if node.value else None
-            return node
-        if isinstance(node, ast.FunctionDef):
-            node.args = self.visit(node.args)
-            node.body = [self.visit(statement) for statement in node.body]
-            return node
-        return super().visit(node)
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        """Swap an operation for its counterpart."""
-        if type(node.op) in _SWAPS and self._here(node):
-            node.op = _SWAPS[type(node.op)]()
-        return self.generic_visit(node)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        """Swap it, too."""
-        if type(node.op) in _SWAPS and self._here(node):
-            node.op = _SWAPS[type(node.op)]()
-        return self.generic_visit(node)
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        """Swap `and` and `or`."""
-        if self._here(node):
-            node.op = _SWAPS[type(node.op)]()
-        return self.generic_visit(node)
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        """Move the boundary, or turn an equality round."""
-        for place, operation in enumerate(node.ops):
-            if self._here(node):
-                node.ops[place] = _SWAPS[type(operation)]()
-        return self.generic_visit(node)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        """Drop a minus or a `not`."""
-        if isinstance(node.op, ast.USub | ast.Not) and self._here(node):
-            return self.generic_visit(node.operand)
-        return self.generic_visit(node)
-
-    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        """Exchange the two values."""
-        if self._here(node):
-            node.body, node.orelse = node.orelse, node.body
-        return self.generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        """Add 1 to a number, and turn a truth value round."""
-        if isinstance(node.value, bool):
-            return ast.Constant(not node.value) if self._here(node) else node
-        if isinstance(node.value, int | float) and self._here(node):
-            return ast.Constant(node.value + 1)
-        return node
+# The rewriting of assertions would read a module anew, past what stands in its place.
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain")
+KINDS = ("killed", "endless", "survived", "not-run")
+# Before the forks, so that none of them has to.
+IMPORTED_ONCE = ("hypothesis", "scipy.optimize", "torch._dynamo")
+MEMORY = 8 << 30
+"""Bytes that a mutant may take: a wrong size must not fill the machine."""
 
 
-def mutated(source: str, number: int) -> tuple[str, int]:
-    """Return a module with the place of a number changed, and its line."""
-    mutator = Mutator(number)
-    tree = ast.fix_missing_locations(mutator.visit(ast.parse(source)))
-    return ast.unparse(tree), mutator.line
+class Recorder:
+    """A plugin of pytest that keeps the seconds of each test, and the tests that run each line."""
+
+    def __init__(self, room: str) -> None:
+        import coverage
+
+        include = [str(ROOT / "flatkit" / room / "*")]
+        self.coverage = coverage.Coverage(data_file=None, config_file=False, include=include)
+        self.seconds: dict[str, float] = {}
+        self.coverage.start()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Ascribe what fixtures run to the whole file, as they may serve several tests."""
+        self.coverage.switch_context(item.nodeid.split("::")[0])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        """Ascribe what runs from here to the test."""
+        self.coverage.switch_context(item.nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Keep the processor time of a test."""
+        before = time.process_time()
+        result = yield
+        self.seconds[item.nodeid] = time.process_time() - before
+        return result
+
+    def write(self, file: Path, digest: str) -> None:
+        """Write {module: {line: numbers of tests}} and {test: seconds}."""
+        self.coverage.stop()
+        data, lines = self.coverage.get_data(), {}
+        number = {test: n for n, test in enumerate(self.seconds)}
+        for name in data.measured_files():
+            found = {
+                line: sorted({number[test] for test in self._tests(contexts)})
+                for line, contexts in data.contexts_by_lineno(name).items()
+            }
+            lines[str(Path(name).relative_to(ROOT))] = found
+        known = {"digest": digest, "lines": lines, "seconds": self.seconds}
+        file.write_text(json.dumps(known), encoding="utf-8")
+
+    def _tests(self, contexts: list[str]) -> Iterator[str]:
+        for context in filter(None, contexts):
+            yield from (test for test in self.seconds if f"{test}::".startswith(f"{context}::"))
 
 
-def count_places(source: str) -> int:
-    """Return how many places of a module can be changed."""
-    counter = Mutator(-1)
-    counter.visit(ast.parse(source))
-    return counter.seen
+class Chosen:
+    """A plugin of pytest that leaves the tests of a list, in its order, and names what failed."""
+
+    def __init__(self, tests: list[str], failed: Path) -> None:
+        self.rank = {test: n for n, test in enumerate(tests)}
+        self.failed = failed
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Drop and sort."""
+        items[:] = [item for item in items if item.nodeid in self.rank]
+        items.sort(key=lambda item: self.rank[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the name of a test that failed."""
+        if report.failed:
+            self.failed.write_text(report.nodeid, encoding="utf-8")
 
 
-def places(seed: int) -> Iterator[tuple[Path, int]]:
-    """Yield module and number of all places of all rooms in a seeded order."""
-    files = [path for room in ROOMS for path in sorted((ROOT / "flatkit" / room).rglob("*.py"))]
-    every = [(path, number) for path in files for number in range(count_places(path.read_text()))]
-    random.Random(seed).shuffle(every)
-    yield from every
-
-
-def checks_of(path: Path) -> list[str]:
-    """Return the doctests of a module and the tests of its room, the likeliest first."""
-    room = path.relative_to(ROOT / "flatkit").parts[0]
-    tests = (ROOT / "tests" / room).glob("test_*.py")
-    tests = sorted(tests, key=lambda test: (path.stem not in test.stem, test.stat().st_size))
-    found = [str(test.relative_to(ROOT)) for test in tests]
-    return [str(path.relative_to(ROOT)), *(test for test in found if test not in NOT_SEEN)]
-
-
-def check_sound(path: Path, seconds: int) -> None:
-    """Refuse to go on where the tests of a room fail without a fault."""
-    room = path.relative_to(ROOT / "flatkit").parts[0]
+def recorded(room: str) -> dict[str, Any]:
+    """Return what the tests of a room run, recorded anew where the room or its tests changed."""
     files = [f for top in ("flatkit", "tests") for f in sorted((ROOT / top / room).rglob("*.py"))]
     digest = _digest("".join(file.read_text("utf-8") for file in files))
-    known = SOUND.read_text("utf-8").split() if SOUND.exists() else []
-    if digest in known:
-        return
-    if outcome_of(path, path.read_text("utf-8"), seconds) != "survived":
-        raise click.ClickException(f"the tests of {room} fail, or take too long, as they are")
-    SOUND.write_text("\n".join([*known, digest]), encoding="utf-8")
+    store = OUTCOMES.with_name(f"{room}.json")
+    if not store.exists() or json.loads(store.read_text("utf-8"))["digest"] != digest:
+        tests = [str(f.relative_to(ROOT)) for f in files if f.stem.startswith("test_")]
+
+        def record() -> int:
+            recorder = Recorder(room)
+            wanted = [f"flatkit/{room}", *(test for test in tests if test not in NOT_SEEN)]
+            code = pytest.main([*OPTIONS, *wanted], plugins=[recorder])
+            recorder.write(store, digest if code == 0 else "")
+            return code
+
+        if forked(record, 3600) != 0:
+            raise click.ClickException(f"the tests of {room} fail, or take an hour, as they are")
+    return json.loads(store.read_text("utf-8"))
 
 
-def outcome_of(path: Path, source: str, seconds: int) -> str:
-    """Return whether the tests notice that a module is another: killed, survived or endless."""
+def checks_at(path: Path, line: int, known: dict[str, Any]) -> list[str]:
+    """Return the tests that can notice a change at a line, the quickest files first.
+
+    All of the room for what a module or a class computes, those that run the module before others.
+    """
+    own = known["lines"].get(str(path.relative_to(ROOT)), {})
+    lines = lines_of(path.read_text("utf-8"), line)
+    anywhere = len(lines) == 0
+    seconds: dict[str, float] = known["seconds"]
+    names = list(seconds)
+    rows = [tests for row, tests in own.items() if anywhere or int(row) in lines]
+    reached = {names[number] for tests in rows for number in tests}
+    names = [name for name in names if anywhere or name in reached]
+    total: dict[str, float] = defaultdict(float)
+    for name in names:
+        total[name.split("::")[0]] += seconds[name]
+
+    def rank(name: str) -> tuple[Any, ...]:
+        file = name.split("::")[0]
+        return name not in reached, total[file], file, seconds[name]
+
+    return sorted(names, key=rank)
+
+
+def outcome_of(path: Path, source: str, tests: list[str], seconds: int) -> tuple[str, str]:
+    """Return how tests take a module that is another, and the test that noticed it.
+
+    The outcome is killed, survived, endless, or "not-run" where there is no test.
+    """
+    if not tests:
+        return "not-run", ""
+    failed = OUTCOMES.with_name("failed.txt")
+    failed.unlink(missing_ok=True)
+
+    def test() -> int:
+        plain = SourceFileLoader.get_code
+
+        def code_of(self: SourceFileLoader, fullname: str) -> Any:
+            if Path(self.path) == path:
+                return compile(source, str(path), "exec")
+            return plain(self, fullname)
+
+        SourceFileLoader.get_code = code_of  # type: ignore[method-assign]
+        files = dict.fromkeys(name.split("::")[0] for name in tests)
+        return pytest.main([*OPTIONS, *files], plugins=[Chosen(tests, failed)])
+
+    code = forked(test, seconds)
+    by = failed.read_text("utf-8") if failed.exists() else ""
+    return {0: "survived", -1: "endless"}.get(code, "killed"), by
+
+
+def forked(run: Callable[[], int], seconds: int) -> int:
+    """Return what a function answers in a fork, in silence; -1 where that takes too long."""
     child = os.fork()
-    if child == 0:
-        _test(path, source, seconds)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return "endless"
-    return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
-
-
-def _test(path: Path, source: str, seconds: int) -> None:
-    """Run the tests in this process, the module replaced, and end it."""
-    import pytest
-
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    plain = SourceFileLoader.get_code
-
-    def code_of(self: SourceFileLoader, fullname: str) -> Any:
-        if Path(self.path) == path:
-            return compile(source, str(path), "exec")
-        return plain(self, fullname)
-
-    SourceFileLoader.get_code = code_of  # type: ignore[method-assign]
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.dup2(nothing, 2)
+    if child:
+        _, status = os.waitpid(child, 0)
+        return -1 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
     code = 2
     try:
-        # Its rewriting of assertions would read the module anew, past what stands in its place.
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
-        code = pytest.main([*options, *checks_of(path)])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.dup2(nothing, sys.stderr.fileno())
+        code = run()
     finally:
         os._exit(int(code))
 
@@ -215,56 +210,50 @@ def _digest(source: str) -> str:
 
 @click.command()
 @click.option("--count", default=20, show_default=True, help="Mutants of this run.")
-@click.option("--minutes", default=600.0, help="Begin no further mutant after so long.")
-@click.option("--seconds", default=600, show_default=True, help="CPU time of a mutant at most.")
+@click.option("--minutes", default=600.0, help="Begin no further mutant after so long (CPU).")
 @click.option("--seed", default=0, show_default=True, help="Of the order of all places.")
-def main(count: int, minutes: float, seconds: int, seed: int) -> None:
+def main(count: int, minutes: float, seed: int) -> None:
     """Try the next mutants and write the table."""
-    import scipy.linalg  # imported once, for all forks
-    import scipy.optimize  # noqa: F401
     import torch
 
+    for name in IMPORTED_ONCE:
+        import_module(name)
     torch.set_num_threads(1)  # threads do not survive a fork
     os.chdir(ROOT)
     OUTCOMES.parent.mkdir(exist_ok=True)
-    started = time.monotonic()
     done = {(row["module"], row["digest"], row["place"]) for row in _known()}
     for path, number in places(seed):
-        if count == 0 or time.monotonic() - started > 60 * minutes:
+        if count == 0 or _seconds() > 60 * minutes:
             break
         source, name = path.read_text("utf-8"), str(path.relative_to(ROOT))
         if (name, _digest(source), number) in done:
             continue
-        check_sound(path, seconds)
-        changed, line = mutated(source, number)
-        before = time.monotonic()
-        was, became = _difference(source, changed)
-        row = {"module": name, "digest": _digest(source), "place": number, "line": line}
-        row |= {"was": was, "became": became, "outcome": outcome_of(path, changed, seconds)}
-        row |= {"seconds": round(time.monotonic() - before, 1)}
+        row = {"module": name, "digest": _digest(source), "place": number}
+        row |= _tried(path, source, number)
         with OUTCOMES.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        click.echo(f"{row['outcome']}: {name}:{line}: {row['was']} -> {row['became']}")
+        click.echo(f"{row['outcome']}: {name}:{row['line']}: {row['was']} -> {row['became']}")
         count -= 1
     write_report(seed)
 
 
-def _difference(source: str, changed: str) -> tuple[str, str]:
-    """Return what differs with some characters around it, as it was and as it became."""
-    plain = ast.unparse(ast.parse(source))
-    first = _alike(plain, changed)
-    last = _alike(plain[first:][::-1], changed[first:][::-1])
-    start = max(plain.rfind("\n", 0, first) + 1, first - 40)
-    return tuple(  # type: ignore[return-value]
-        " ".join((text[start : len(text) - last] + text[len(text) - last :][:25]).split())
-        for text in (plain, changed)
-    )
+def _tried(path: Path, source: str, number: int) -> dict[str, Any]:
+    """Return what was changed and what came of it."""
+    known = recorded(path.relative_to(ROOT / "flatkit").parts[0])
+    before = _seconds()
+    changed, line = mutated(source, number)
+    was, became = difference(source, changed)
+    tests = checks_at(path, line, known)
+    limit = 60 + 3 * sum(known["seconds"][test] for test in tests)
+    outcome, by = outcome_of(path, changed, tests, int(limit))
+    row = {"line": line, "was": was, "became": became, "outcome": outcome, "by": by}
+    return {**row, "tests": len(tests), "seconds": round(_seconds() - before, 1)}
 
 
-def _alike(one: str, other: str) -> int:
-    """Return how many characters at the beginning are alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _seconds() -> float:
+    """Return the processor time of the forks that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_report(seed: int) -> None:
@@ -274,31 +263,53 @@ def write_report(seed: int) -> None:
     import torch
 
     rows = _known()
+    minutes = sum(row["seconds"] for row in rows) / 60
+    own = {room: [row for row in rows if row["module"].split("/")[1] == room] for room in ROOMS}
+    columns = ["room", "tried", *KINDS, "noticed", "equivalent", "closed", "now"]
     lines = [
         "# Faults that no test noticed",
         "",
         "`make mutate` changes one operator, comparison, constant or condition of "
-        f"{', '.join(ROOMS)} at a time, in an order seeded by {seed}, and runs the doctests of the "
-        "module and the tests of its room. `endless`: stopped after its CPU time, which counts as "
-        "noticed.",
+        f"{', '.join(ROOMS)} at a time: the rooms take turns, each in an order seeded by {seed}. "
+        "It runs those doctests and tests of the room that execute the changed line. `endless` was "
+        "stopped after three times the time of its tests and a minute, and counts as noticed; the "
+        "line of a `not-run` is executed by no test of its room. An `equivalent` mutant computes "
+        "the same, or nothing that flatkit promises; `now` leaves these out and counts what a new "
+        "test notices, or what was removed.",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, "
-        f"{os.cpu_count()} cores; {sum(row['seconds'] for row in rows) / 60:.0f} minutes in all.",
+        f"{os.cpu_count()} cores; {minutes:.0f} minutes of one core.",
         "",
-        "| room | tried | killed | endless | survived |",
-        "|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|---" + "|--:" * (len(columns) - 1) + "|",
+        *(_score(room, rows) for room, rows in [*own.items(), ("all", rows)]),
+        "",
+        "## Survivors",
+        "",
+        "| where | was | became | verdict |",
+        "|---|---|---|---|",
     ]
-    for room in ROOMS:
-        own = [row["outcome"] for row in rows if row["module"].split("/")[1] == room]
-        numbers = [str(own.count(name)) for name in ("killed", "endless", "survived")]
-        lines.append(f"| {room} | {len(own)} | {' | '.join(numbers)} |")
-    lines += ["", "## Survivors", "", "| where | was | became | verdict |", "|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: (row["module"], row["line"])):
-        if row["outcome"] == "survived":
+        if row["outcome"] in ("survived", "not-run"):
             was, became = (row[name].replace("|", "\\|") for name in ("was", "became"))
             where = f"{row['module'].removeprefix('flatkit/')}:{row['line']}"
-            lines.append(f"| {where} | `{was}` | `{became}` | {row.get('verdict', 'open')} |")
+            verdict = row.get("verdict", "open")
+            verdict = f"(not run) {verdict}" if row["outcome"] == "not-run" else verdict
+            lines.append(f"| {where} | `{was}` | `{became}` | {verdict} |")
     REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _score(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return a row of the table: what came of the mutants, and what is left."""
+    outcomes = [row["outcome"] for row in rows]
+    counts = [outcomes.count(name) for name in KINDS]
+    verdicts = [row.get("verdict", "") for row in rows]
+    equivalent = sum(verdict.startswith("equivalent") for verdict in verdicts)
+    closed = sum(verdict.startswith("closed") for verdict in verdicts)
+    noticed = sum(counts[:2])
+    then, now = noticed / max(len(rows), 1), (noticed + closed) / max(len(rows) - equivalent, 1)
+    cells = [name, len(rows), *counts, f"{then:.0%}", equivalent, closed, f"{now:.0%}"]
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 if __name__ == "__main__":

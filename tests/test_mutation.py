@@ -1,10 +1,12 @@
 """The places that `make mutate` changes, and what it leaves alone."""
 
 import ast
+import os
 import subprocess
 import sys
 
-from benchmarks.mutation import ROOT, checks_of, count_places, mutated, places
+from benchmarks.mutants import ROOMS, ROOT, count_places, lines_of, mutated, places
+from benchmarks.mutation import checks_at
 
 SOURCE = '''
 """1 + 1"""
@@ -37,26 +39,66 @@ def test_every_place_is_changed_once_and_nothing_else():
     assert found == expected  # the docstring, the annotations and the message are as they were
 
 
-def test_the_order_is_seeded_and_each_module_has_tests():
-    first, again = ([next(order) for _ in range(1)] for order in (places(0), places(0)))
+def test_the_rooms_take_turns_in_a_seeded_order():
+    first, again = ([next(order) for order in [places(0)] * 10] for _ in range(2))
     assert first == again
-    path = ROOT / "flatkit" / "spectrum" / "lanczos.py"
-    assert checks_of(path)[0] == "flatkit/spectrum/lanczos.py"
-    assert "tests/spectrum/test_told_the_truth.py" in checks_of(path)
+    rooms = [path.relative_to(ROOT / "flatkit").parts[0] for path, _ in first]
+    assert rooms == list(ROOMS) * 2
 
 
-def test_a_fault_in_a_module_is_noticed_and_none_is_not():
-    """In a process of its own, which has not imported the module yet."""
+def test_a_change_shows_where_its_statement_runs_and_a_default_in_the_function():
+    lines = [list(lines_of(SOURCE, line)) for line in (3, 4, 5, 6)]
+    assert lines == [[4, 5, 6], [4], [5], [6]]
+    assert list(lines_of("A = 1\nclass B:\n    c = 2", 1)) == []
+    assert list(lines_of("A = 1\nclass B:\n    c = 2", 3)) == []
+
+
+def test_a_change_meets_the_tests_that_run_its_line_the_quickest_files_first():
+    path = ROOT / "flatkit" / "objective" / "losses.py"
+    seconds = {"a::1": 9.0, "a::2": 1.0, "b::1": 3.0, "c::1": 1.0}
+    source = path.read_text("utf-8").splitlines()
+    inside = next(n for n, text in enumerate(source, start=1) if text.startswith("        return"))
+    outside = next(n for n, text in enumerate(source, start=1) if text.startswith("class "))
+    known = {"seconds": seconds, "lines": {"flatkit/objective/losses.py": {str(inside): [0, 1, 2]}}}
+    assert checks_at(path, inside, known) == ["b::1", "a::2", "a::1"]
+    assert checks_at(path, outside, known) == ["b::1", "a::2", "a::1", "c::1"]
+    assert checks_at(path, inside, {"seconds": seconds, "lines": {}}) == []
+
+
+def test_a_fault_is_noticed_by_the_tests_that_were_seen_to_run_its_line(tmp_path):
+    """In a process of its own, which has not imported the package yet."""
+    files = {
+        "flatkit/__init__.py": "",
+        "flatkit/toy/one.py": "def f(x, y=2):\n    if x:\n        return x + y\n    return x - 1\n",
+        "tests/toy/test_one.py": (
+            "from flatkit.toy.one import f\n"
+            "def test_sum():\n    assert f(1) == 3\n"
+            "def test_wide():\n    assert f(1, 2) < 9\n"
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     code = (
-        "import os, sys\n"
+        "from pathlib import Path\n"
         "from benchmarks import mutation\n"
-        "path = mutation.ROOT / 'flatkit' / 'objective' / 'losses.py'\n"
-        "mutation.checks_of = lambda path: ['flatkit/objective/losses.py']\n"
-        "source = path.read_text('utf-8')\n"
-        "changed = source.replace('class CrossEntropy', 'class Wrong' , 1)\n"
-        "print(*(mutation.outcome_of(path, text, 60) for text in (source, changed)))\n"
+        "from benchmarks.mutants import count_places\n"
+        "mutation.ROOT = Path.cwd()\n"
+        "mutation.OUTCOMES = mutation.ROOT / 'outcomes'\n"
+        "path = mutation.ROOT / 'flatkit' / 'toy' / 'one.py'\n"
+        "known = mutation.recorded('toy')\n"
+        "for number in range(count_places(path.read_text())):\n"
+        "    row = mutation._tried(path, path.read_text(), number)\n"
+        "    print(row['line'], row['outcome'], row['tests'], row['by'].split('::')[-1], sep=',')\n"
     )
+    path = f"{tmp_path}:{ROOT}"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.split() == ["survived", "killed"]
+    outcomes = ["1,killed,2,test_sum", "3,killed,2,test_sum", "4,not-run,0,", "4,not-run,0,"]
+    assert done.stdout.split() == outcomes
