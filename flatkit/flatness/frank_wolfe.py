@@ -98,8 +98,8 @@ class Iterate:
             self.at, self.done = other.at, other.done
 
     def forget(self) -> None:
-        """Give up what is kept for going on; the point and its value stay."""
-        self.at = None
+        """Give up the point and what is kept for going on; its value stays."""
+        self.at, self.u, self.ascent = None, torch.empty(0), torch.empty(0)
 
 
 class BallSearch:

@@ -15,7 +15,7 @@ from flatkit.objective.function import Objective
 from flatkit.objective.passes import differentiate
 from flatkit.spectrum.operators import SymmetricOperator
 
-NUM_VECTORS = 20  # eigenvectors in whose span most of the random initial points lie
+_NUM_VECTORS = 20  # eigenvectors in whose span most of the random initial points lie
 # Initial points that are eigenvectors, random combinations of all of them, and random points of
 # the sphere. `python -m benchmarks.flatness networks` chose them.
 _ALONE, _COMBINED, _ANYWHERE = 8, 64, 8
@@ -52,7 +52,6 @@ def search_starts(
     rho: float,
     geometry: Geometry,
     quantity: Quantity,
-    vectors: Tensor,
     generator: torch.Generator,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield initial points u [P] on the sphere by name, the most promising first.
@@ -65,10 +64,9 @@ def search_starts(
         rho: the radius.
         geometry: of the ball.
         quantity: what will be maximised.
-        vectors: top eigenvectors [K, P], orthonormal.
         generator: draws the random ones.
     """
-    for name, direction in _directions(model, rho, quantity, vectors, generator):
+    for name, direction in _directions(model, rho, quantity, generator):
         if bool(direction.any()):
             yield name, geometry.maximiser(direction, rho)
 
@@ -77,10 +75,11 @@ def _directions(
     model: QuadraticModel,
     rho: float,
     quantity: Quantity,
-    vectors: Tensor,
     generator: torch.Generator,
 ) -> Iterator[tuple[str, Tensor]]:
     gradient = model.gradient
+    # As combinations of the basis: as vectors [K, P] they would take as much memory once more.
+    eigenvectors = model.ritz_weights(_NUM_VECTORS)
     best = model.within_basis(quantity, rho)[1]
     yield "quadratic model", best
     yield "quadratic model, reversed", -best
@@ -88,16 +87,17 @@ def _directions(
         yield "gradient", gradient
     else:
         yield "gradient-norm ascent", model.image(gradient)
-    for number in range(1, min(_ALONE, len(vectors)) + 1):
-        yield f"eigenvector {number}", vectors[number - 1]
-        yield f"eigenvector {number}, reversed", -vectors[number - 1]
+    for number in range(1, min(_ALONE, len(eigenvectors)) + 1):
+        vector = eigenvectors[number - 1] @ model.basis
+        yield f"eigenvector {number}", vector
+        yield f"eigenvector {number}, reversed", -vector
         if number == 1:
             yield "gradient, reversed", -gradient
             if quantity != "loss":
                 yield "gradient", gradient
     for number in range(1, _COMBINED + 1):
-        drawn = torch.randn(len(vectors), generator=generator).to(vectors)
-        yield f"mixture {number}", drawn @ vectors
+        drawn = torch.randn(len(eigenvectors), generator=generator).to(eigenvectors)
+        yield f"mixture {number}", (drawn @ eigenvectors) @ model.basis
     for number in range(1, _ANYWHERE + 1):
         yield f"random {number}", torch.randn(gradient.numel(), generator=generator).to(gradient)
 
@@ -128,7 +128,6 @@ def unaided_starts(
         rho=rho,
         geometry=geometry,
         quantity=function.quantity,
-        vectors=model.ritz(min(NUM_VECTORS, hessian.size))[1],
         generator=generator,
     )
 

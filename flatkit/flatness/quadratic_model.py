@@ -162,20 +162,24 @@ class QuadraticModel:
         self._count += 1
         return True
 
-    def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the k Ritz pairs of largest |λ| within the basis, and their residuals.
+    @property
+    def space(self) -> Space:
+        """Q and Q H, not copied."""
+        return Space(self.basis, self.products)
 
-        Returns:
-            values [k] in float64, vectors [k, P], residuals ‖Hv − μv‖ [k] in float64.
+    def ritz_weights(self, count: int) -> Tensor:
+        """Return weights [K, M] whose products with Q are the Ritz vectors of largest |λ|.
+
+        Args:
+            count: K at most.
 
         >>> from flatkit.spectrum.operators import DenseOperator
         >>> hessian = DenseOperator(torch.diag(torch.tensor([-3.0, 1.0])))
-        >>> values, _, residuals = QuadraticModel(hessian, torch.ones(2)).ritz(2)
-        >>> [round(float(value), 4) for value in values], bool((residuals < 1e-5).all())
-        ([-3.0, 1.0], True)
+        >>> model = QuadraticModel(hessian, torch.ones(2))
+        >>> (model.ritz_weights(1) @ model.basis).abs().round(decimals=4)
+        tensor([[1., 0.]])
         """
-        values, pairs, residuals = Space(self.basis, self.products).ritz(k)
-        return values, pairs.vectors, residuals
+        return self.space.ritz_weights(count)[1].to(self.basis)
 
     def maximum(self, quantity: Quantity, *, rho: float, slope: float = math.inf) -> ModelMaximum:
         """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.

@@ -23,7 +23,7 @@ _FIRST_STEP = Precision(0.1)  # of the better half
 _SPAN = 17  # starts in whose span walks from near the best begin
 _SAME_MAXIMUM = 0.1  # distance, in radii, of a lower point that leads to the maximum of another
 _HOPELESS = 0.9  # of the highest value: what is below after the rough part of an ascent is left
-_MOST_NUMBERS = 2**27  # of the starts of one round together
+_MOST_NUMBERS = 2**26  # of the starts of one round together
 # Angle, in radians, to the ascent direction at which no ascent of a smooth function ends: those
 # of the tanh networks in `python -m benchmarks.flatness networks` end closer, those of untrained
 # ReLU networks do not.
@@ -100,8 +100,9 @@ class Rounds:
     @property
     def _room(self) -> int:
         """How many starts fit in memory at once."""
-        iterates = self.search.iterates
-        return max(2, _MOST_NUMBERS // (3 * iterates[0].u.numel())) if iterates else 2
+        if not self.search.iterates:
+            return 2
+        return max(2, _MOST_NUMBERS // (3 * self.search.best.u.numel()))
 
     def _look(self, count: int, looked: list[Iterate]) -> Iterator[None]:
         """Evaluate the next starts and add them to those that were looked at."""
@@ -141,8 +142,13 @@ class Rounds:
             yield from self.search.step(iterate, _FIRST_STEP)
         for iterate in _best_part(waiting, _ASCENDED):
             yield from self._ascend(iterate)
-        for iterate in waiting:
-            if iterate is not self.search.best:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Give up the points that nothing goes on from: a large network has no room for them."""
+        best = self.search.best
+        for iterate in self.search.iterates:
+            if iterate is not best and iterate.name != NAME:
                 iterate.forget()
 
     def _walk(self, count: int) -> Iterator[None]:

@@ -10,7 +10,8 @@ from flatkit.flatness.frank_wolfe import EXACT, BallSearch, Iterate, Precision
 from flatkit.spectrum.dot import inner, norm
 
 # Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20.
-_MEMORY = 8
+_MEMORY, _FEWEST = 8, 3
+_MOST_NUMBERS = 2**26  # of these pairs together, where that is not fewer than the fewest
 _LONGEST_STEP = 1.0  # in radii, before the point is brought back to the sphere
 _SHORTENINGS = 5  # how often a step is divided by three before the direction is given up
 # Of secants, until a step gains so little. A long one is blind to the kinks within it, where the
@@ -42,14 +43,16 @@ def ascend(
     until they ascend, so the value never falls. Elsewhere by Frank-Wolfe steps. Where a function
     has secants these serve until they gain little.
 
-    Cost: a value and an ascent a step, or two values with secants; memory 2·8 vectors.
+    Cost: a value and an ascent a step, or two values with secants; memory 2·8 vectors, of large
+    networks 2·3.
 
     Args:
         search: the function, the radius and what was spent.
         iterate: where to go on; it is moved, and `done` at the end.
         go_on: asked before the ascent becomes more exact; where it says no, the ascent is left.
     """
-    pairs: deque[_Pair] = deque(maxlen=_MEMORY)
+    fit = max(_FEWEST, _MOST_NUMBERS // (2 * iterate.u.numel()))
+    pairs: deque[_Pair] = deque(maxlen=min(_MEMORY, fit))
     at = iterate.at or search.evaluate(iterate.u[None])
     iterate.at = at
     for precision in (*(_ROUGH_GRADIENT if at.secants is None else _ROUGH), EXACT):

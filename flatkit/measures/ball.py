@@ -6,11 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
 from flatkit.flatness.ball import BallMaximum
 from flatkit.flatness.geometry import Geometry
-from flatkit.flatness.initial_points import NUM_VECTORS, grown, search_starts
+from flatkit.flatness.initial_points import grown, search_starts
 from flatkit.flatness.quadratic_model import ModelMaximum, QuadraticModel, Quantity, ScaledOperator
 from flatkit.flatness.r0 import loss_increase_steps
 from flatkit.flatness.r1 import gradient_norm_steps
@@ -122,11 +120,6 @@ class Ball:
         """
         self.make_model()
         return self._model
-
-    @cached_property
-    def vectors(self) -> Tensor:
-        """Approximate top eigenvectors [K, P], orthonormal."""
-        return self.model.ritz(min(NUM_VECTORS, len(self.model.basis)))[1]
 
     def make_model(self) -> None:
         """Make the model, if that was not done."""
@@ -294,7 +287,6 @@ class Ball:
             rho=rho,
             geometry=self.geometry,
             quantity=which,
-            vectors=self.vectors,
             generator=self.session.generator("start"),
         ):
             if name != "gradient":
@@ -325,13 +317,16 @@ class Ball:
         session, geometry = self.session, self.geometry
         space = session.space if self._shares_krylov else self._own.space()
         more = max(2, min(_FROM_GRADIENT, _BYTES // (2 * session.gradient.nbytes)))
-        return QuadraticModel(
+        model = QuadraticModel(
             ScaledOperator(session.hessian, geometry),
             geometry.displacement(session.gradient),
             space=space,
             max_basis=space.size + more,
             fill=False,
         )
+        if self._shares_krylov:  # from now on one copy serves both
+            session.space = replace(space, vectors=model.basis, images=model.products)
+        return model
 
     @property
     def has_space(self) -> bool:

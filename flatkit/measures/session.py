@@ -263,6 +263,11 @@ class Session:
             self.step_space()
         return self._seen
 
+    @space.setter
+    def space(self, same: Space) -> None:
+        """Keep it in the memory of another object that holds the same vectors."""
+        self._seen = same
+
     @cached_property
     def top(self) -> Estimate:
         """The largest eigenvalues, as the settings ask."""

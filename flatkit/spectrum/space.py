@@ -84,12 +84,22 @@ class Space:
         Returns:
             values [K] in float64, their vectors and images, residuals ‖Av − μv‖ [K] in float64.
         """
+        values, weights = self.ritz_weights(count)
+        rows = weights.to(self.vectors)
+        pairs = Space(rows @ self.vectors, rows @ self.images)
+        return values, pairs, norms(gaps(pairs.vectors, pairs.images, values.numpy()))
+
+    def ritz_weights(self, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the Ritz values [K] of largest magnitude and W [K, M]: W V are their vectors.
+
+        Both in float64, on the CPU.
+
+        Args:
+            count: how many at most; by default all.
+        """
         values, parts = np.linalg.eigh(self.projection.numpy())
         order = np.argsort(-np.abs(values), kind="stable")[:count]
-        rows = torch.from_numpy(parts.T[order].copy()).to(self.vectors)  # [K, M]
-        found = torch.from_numpy(values[order])
-        pairs = Space(rows @ self.vectors, rows @ self.images)
-        return found, pairs, norms(gaps(pairs.vectors, pairs.images, values[order]))
+        return torch.from_numpy(values[order]), torch.from_numpy(parts.T[order].copy())
 
 
 def gaps(vectors: Tensor, images: Tensor, values: np.ndarray) -> Tensor:

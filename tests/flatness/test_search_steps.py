@@ -1,5 +1,6 @@
 """Searches in the ball that can be asked at any time, and whose budget only ends them."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -167,3 +168,25 @@ def test_a_model_takes_a_known_space_at_no_product():
     value, u = model.within_basis("gradient_norm", 0.5)
     assert operator.products == 5
     assert value == pytest.approx(float((linear + matrix @ u).norm()), rel=1e-10)
+
+
+def test_a_search_forgets_the_starts_of_earlier_rounds():
+    objective = Objective(
+        *quadratic_task(torch.diag(torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64)))
+    )
+    drawn = []
+
+    def starts():
+        generator = torch.Generator().manual_seed(0)
+        for number in range(100):
+            u = torch.randn(3, generator=generator, dtype=torch.float64)
+            u /= u.norm()
+            drawn.append(weakref.ref(u))
+            yield f"start {number}", u
+
+    most = 0
+    for _ in gradient_norm_steps(objective, rho=1.0, starts=starts()):
+        most = max(most, sum(start() is not None for start in drawn))
+    assert len(drawn) == 100
+    # Those of a round, 36 here, and of earlier ones those in whose span walks begin, at most 17.
+    assert 36 <= most <= 36 + 17 + 1

@@ -102,11 +102,11 @@ def test_at_a_small_radius_the_linf_ball_contains_the_round_one():
 def test_ritz_pairs_of_a_full_basis_are_eigenpairs_and_their_residuals_are_true():
     matrix = random_symmetric([5.0, -4.0, 2.0, 1.0, 0.5])
     gradient = torch.ones(5, dtype=torch.float64)
-    values, vectors, residuals = QuadraticModel(DenseOperator(matrix), gradient).ritz(2)
+    values, _, residuals = QuadraticModel(DenseOperator(matrix), gradient).space.ritz(2)
     assert values.tolist() == pytest.approx([5.0, -4.0], rel=1e-12)
     assert float(residuals.max()) < 1e-12
     part = QuadraticModel(DenseOperator(matrix), gradient, max_basis=3)
-    values, vectors, residuals = part.ritz(2)
-    exact = (matrix @ vectors.T - vectors.T * values).norm(dim=0)
+    values, pairs, residuals = part.space.ritz(2)
+    exact = (matrix @ pairs.vectors.T - pairs.vectors.T * values).norm(dim=0)
     assert residuals.tolist() == pytest.approx(exact.tolist(), rel=1e-10)
     assert float(residuals[0]) > 1e-6 and len(part.basis) == 3

@@ -13,6 +13,7 @@ from torch import nn
 import flatkit
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.measures import MEASURES, AnalysisSettings
+from flatkit.measures.session import Session
 from flatkit.results import Report
 from tests.cases import CASES, dense_hessian, quadratic_task, random_symmetric, reference_function
 
@@ -287,3 +288,16 @@ def test_slices_and_planes_of_models_without_two_directions_stop_nothing(of):
         assert plane.settings["cosine"] is None
         losses = np.array(plane.value["loss"])
         assert np.ptp(losses) == 0 and report.result("loss_slice").error["loss"] == [0.0] * 5
+
+
+def test_the_quadratic_model_and_the_krylov_space_share_their_memory():
+    case = CASES[0]
+    task = flatkit.Task(case.build(), case.loss, case.data())
+    session = Session(task, AnalysisSettings(measures=["trace", "first_order_flatness"]))
+    before = session.space
+    hessian = dense_hessian(case).to(before.vectors)
+    model, after = session.ball.model, session.space
+    assert after.vectors.data_ptr() == model.basis.data_ptr()
+    assert after.images.data_ptr() == model.products.data_ptr()
+    assert torch.equal(after.vectors, before.vectors) and after.size < len(model.basis)
+    assert torch.allclose(after.images, after.vectors @ hessian, atol=1e-8)
