@@ -325,7 +325,7 @@ class Ball:
             fill=False,
         )
         if self._shares_krylov:  # from now on one copy serves both
-            session.space = replace(space, vectors=model.basis, images=model.products)
+            session.seen = replace(space, vectors=model.basis, images=model.products)
         return model
 
     @property

@@ -1,7 +1,4 @@
-"""What the measures of one analysis share: objectives, Hessian, eigenvectors, ball, random streams.
-
-Everything is computed once, when it is first needed.
-"""
+"""What the measures of one analysis share; each thing is computed once, when it is first needed."""
 
 import hashlib
 import math
@@ -72,6 +69,7 @@ class Session:
         seconds_of_setup: what copying the model and examining the function took.
         krylov_by_others: what the search of the largest eigenvalues spent for other measures.
         keep: lets the passes of a further objective be kept, where there is a journal.
+        seen: the vectors of `space`, once there are any.
         bottom: the search of the smallest eigenvalues, if there was one.
         outside: what was spent by others than the process that is at work.
     """
@@ -83,7 +81,7 @@ class Session:
         self.noise: dict[str, float] = {}
         self.noises: dict[str, Noise] = {}
         self.noise_from, self.outside, self.krylov_by_others = "", Cost(), Cost()
-        self._seen: Space | None = None
+        self.seen: Space | None = None
         self.bottom: Lanczos | None = None
         self.keep: Callable[[Objective], Objective] = lambda objective: objective
         begun, self.objective = time.monotonic(), task.objective(self.own(ObjectiveSettings))
@@ -223,16 +221,16 @@ class Session:
         """
         if search.matvecs == 2:
             refuse_asymmetry(search.operator, search.asymmetry)
-        if self._seen is not None or search is not self.krylov:
+        if self.seen is not None or search is not self.krylov:
             return
         if search.done or search.matvecs >= self._enough:
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
-            self._seen = search.space(fits if search.matvecs > fits else None)
+            self.seen = search.space(fits if search.matvecs > fits else None)
 
     @property
     def has_space(self) -> bool:
         """Whether `space` costs no further product."""
-        return self._seen is not None
+        return self.seen is not None
 
     @property
     def gradients_to_space(self) -> float:
@@ -259,14 +257,9 @@ class Session:
     @property
     def space(self) -> Space:
         """A Krylov space of the curvature, of some twelve products, shared by all measures."""
-        while self._seen is None:
+        while self.seen is None:
             self.step_space()
-        return self._seen
-
-    @space.setter
-    def space(self, same: Space) -> None:
-        """Keep it in the memory of another object that holds the same vectors."""
-        self._seen = same
+        return self.seen
 
     @cached_property
     def top(self) -> Estimate:
