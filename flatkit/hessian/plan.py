@@ -17,7 +17,7 @@ into so many bytes, so that an analysis leaves room for other work. A budget rep
 _WORTH = 0.3
 """Part of the samples from which on keeping is worth its memory: below it a product is at most an
 eighth cheaper."""
-_USUAL = 3 * 2**28
+_USUAL = 2**29
 """Bytes that a pass holds at once where chunks are not kept and nobody names a budget, about."""
 _FEW = 8
 """Samples that show what a prepared chunk holds, where no budget asks for more care."""

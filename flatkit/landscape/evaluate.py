@@ -4,7 +4,6 @@
 a clock, so that the same job gives the same bits; the reason is kept in the result.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, get_args
 
@@ -105,7 +104,7 @@ def evaluator(
         )
     theta, directions = theta.detach(), directions.detach().to(theta)
     objective = objective.alone()  # of several ranks each takes whole points
-    model = MovableModel(objective)
+    model = MovableModel(objective, apart=statistics != "fixed")
     others = objective if estimate_on is None else estimate_on.alone()
     settle = _settling(model, statistics, buffers or {}, others)
     if settle is not None and objective.sharded is not None:
@@ -113,7 +112,7 @@ def evaluator(
             "statistics of BatchNorm do not move in a sharded model, which is measured in place; "
             "use statistics='fixed'"
         )
-    if settle is None:  # its buffers stay those of the objective
+    if settle is None:  # all buffers stay those of the objective
         model.objective.kept = objective.kept
     single = InPlace(model, theta, directions, quantities, settle=settle, memory=memory)
     single.reason = _single_reason(objective, quantities, settle, batched) or ""
@@ -145,23 +144,23 @@ def _single_reason(
 
 
 class MovableModel:
-    """An objective on a model of its own, whose buffers may move, at a point that is written over.
+    """An objective at a point that is written over; on a model of its own where its buffers move.
 
     Args:
         objective: L.
+        apart: whether buffers move; a sharded model has no copy, and is measured in place.
 
     Attributes:
-        module: the copy of the objective's model.
-        objective: L on this copy.
+        module: the objective's model, or the copy.
+        objective: L on this.
         place: the point [P].
     """
 
-    def __init__(self, objective: Objective) -> None:
-        if objective.sharded is None:
+    def __init__(self, objective: Objective, *, apart: bool) -> None:
+        self.module, self.objective = objective.model, objective
+        if apart and objective.sharded is None:
             self.module = duplicate(objective.model)
             self.objective = objective.with_model(self.module)
-        else:  # in place, where points stand for a while
-            self.module, self.objective = objective.model, copy.copy(objective)
         self.place = torch.empty_like(objective.theta)
 
     @torch.no_grad()
