@@ -16,7 +16,7 @@ from flatkit.spectrum.dot import inner, norm
 Start: TypeAlias = tuple[str, Tensor] | int
 """A name and coordinates u [P]; or how many gradients it took to get nearer to the next."""
 
-_LOOKS = 4  # starts whose value is looked at before the highest goes on alone
+_LOOKS = 4  # starts whose value is looked at before the highest goes on alone, where they fit
 _ROUND = 4  # starts of the next round; each further one has twice as many
 _STEPPED, _ASCENDED = 2, 4  # one in so many of a round takes a step, and is ascended from
 _FIRST_STEP = Precision(0.1)  # of the better half
@@ -64,7 +64,8 @@ class Rounds:
     def run(self) -> Iterator[None]:
         """Search; yield after each small piece of work."""
         waiting: list[Iterate] = []
-        yield from self._look(_LOOKS, waiting)
+        yield from self._look(1, waiting)  # which tells how many fit
+        yield from self._look(min(_LOOKS, self._room) - 1, waiting)
         waiting.remove(first := self.search.best)
         yield from self._ascend(first)
         size = _ROUND

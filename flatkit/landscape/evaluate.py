@@ -153,7 +153,7 @@ class MovableModel:
     Attributes:
         module: the objective's model, or the copy.
         objective: L on this.
-        place: the point [P].
+        place: the point [P]; empty between calls, as the landscapes of a large network are many.
     """
 
     def __init__(self, objective: Objective, *, apart: bool) -> None:
@@ -161,12 +161,14 @@ class MovableModel:
         if apart and objective.sharded is None:
             self.module = duplicate(objective.model)
             self.objective = objective.with_model(self.module)
-        self.place = torch.empty_like(objective.theta)
+        self.place = objective.theta.new_empty(0)
 
     @torch.no_grad()
     def move(self, theta: Tensor, directions: Tensor, steps: Steps) -> None:
         """Go to θ + (Σᵢ tᵢ·dᵢ), added in this order, so that the bits are the same."""
         moves = [(d, t) for d, t in zip(directions, steps, strict=True) if t]
+        if not len(self.place):
+            self.place = torch.empty_like(theta)
         if len(moves) < 2:
             self.place.copy_(theta)
         else:
@@ -214,7 +216,9 @@ class InPlace:
 
     def values(self, steps: Sequence[Steps]) -> list[Values]:
         """Return the quantities at points [n, D]."""
-        return [self._values(point) for point in steps]
+        found = [self._values(point) for point in steps]
+        self._model.place = self._theta.new_empty(0)
+        return found
 
     def _values(self, steps: Steps) -> Values:
         self._model.move(self._theta, self._directions, steps)

@@ -251,6 +251,7 @@ def probed_steps(
             pair = probes.draw()
             if keep is not None and not compared and len(keep.pairs) < keep.most:
                 keep.pairs.append(pair)
+            del pair  # two vectors, which nobody needs while others work
             yield pooled
         found = probes.pooled(known)
         trusted = AGREED if probes.whole.agree else half_more(first, skewed=probes.whole.skewed)
