@@ -30,10 +30,12 @@ from flatkit.checkpoints.recipe import (
     data_recipe,
     model_recipe,
 )
+from flatkit.checkpoints.sharded import load_parts
 from flatkit.checkpoints.taken_task import taken
 from flatkit.checkpoints.text_task import text_task
 from flatkit.errors import InvalidArgumentError, TaskError
 from flatkit.objective.losses import LossFunction
+from flatkit.objective.model.sharded import kind_of
 from flatkit.objective.task import Task
 
 
@@ -65,13 +67,7 @@ def fitted(checkpoint: Checkpoint, task: Task, origin: Mapping[str, Any], parts:
     Raises:
         CheckpointError: the weights do not fit, or are not finite.
     """
-    with torch.no_grad():
-        notes = checkpoint.load_into(
-            task.model,
-            rename=parts.rename,
-            ignore=parts.ignore,
-            allow_uninitialised=parts.allow_uninitialised,
-        )
+    notes = _put(checkpoint, task.model, parts)
     if changes := checkpoint.task_file.get("changes"):
         whole = taken(task)
         if whole.sha256 == checkpoint.task_file["data_sha256"]:
@@ -83,6 +79,25 @@ def fitted(checkpoint: Checkpoint, task: Task, origin: Mapping[str, Any], parts:
         name=task.name or checkpoint.name,
         origin={**checkpoint.describe_file(), **origin, "fitted": notes},
     )
+
+
+def _put(checkpoint: Checkpoint, model: nn.Module, parts: Parts) -> list[str]:
+    """Put the weights into a model; return what was done to make them fit."""
+    wishes: dict[str, Any] = {
+        "rename": parts.rename,
+        "ignore": parts.ignore,
+        "allow_uninitialised": parts.allow_uninitialised,
+    }
+    with torch.no_grad():
+        if kind_of(model) is None:
+            return checkpoint.load_into(model, **wishes)
+        if given := [name for name, wish in wishes.items() if wish]:
+            raise InvalidArgumentError(
+                f"{given[0]} must be left out for a model in parts on several ranks, which takes "
+                "names as they are in the file"
+            )
+        load_parts(checkpoint.path, model, entry=checkpoint.entry or None)
+    return []
 
 
 def load_task(spec: str) -> Task:

@@ -280,8 +280,10 @@ class Ranks:
     def leave(self, error: Exception) -> None:
         """Leave word for those that find this rank gone, why it is."""
         with suppress(RuntimeError):  # whoever held the store may be gone too
-            if not isinstance(error, LostRankError):
-                self._store.set(f"left/{self.rank}", json.dumps(self._named(error)))
+            if not isinstance(error, RankError):  # which tells of another, or of all
+                word = json.dumps(self._named(error))
+                self._store.set(f"left/{self.rank}", word)
+                self._store.compare_set("left", "", word)
 
     def _add_up(self, total: Tensor | None, sums: Tensor | None, *, failed: bool) -> None:
         kind = torch.zeros(0, dtype=torch.float64) if total is None else total.detach().flatten()

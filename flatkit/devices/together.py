@@ -1,12 +1,28 @@
 """Ranks that make every pass together, as each holds a part of the model."""
 
+import json
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from flatkit.devices.ranks import Ranks
+from flatkit.errors import LostRankError, RankError
+
+_ALL_FAIL = 10.0
+"""Seconds in which the others fail too, where it is the fault of all: they are in one pass."""
+_POLL = 0.02
+_LOOK = 1.0
+"""Seconds between looks at whether another rank has left, in a pass that takes longer."""
+_BREAKS = 3.0
+"""Seconds that a rank which hangs is left, as a broken connection may end it in its own words."""
+_LINGER = 10.0
+"""These more, where it is not the first: that one speaks, and who started them ends the others."""
 
 
 @final
@@ -27,6 +43,8 @@ class Together(Ranks):
     def __init__(self, ranks: Ranks) -> None:
         self.__dict__ = vars(ranks)
         self.apart = ranks
+        self._depth = vars(ranks).get("_depth", 0)
+        self._failures = vars(ranks).get("_failures", 0)
 
     def part(self, length: int) -> slice:
         """Return all of so many things."""
@@ -73,3 +91,91 @@ class Together(Ranks):
         if failed is not None:
             raise failed
         return told
+
+    @contextmanager
+    def in_model(self) -> Generator[None]:
+        """Let no rank wait for one that fails in the block, in which the model itself sends.
+
+        Where all fail, each raises its own error, and they can go on. Where one fails alone, the
+        others hang in what the model sends, which nothing can call off: they end, each process by
+        a thread of its own and with a line that names the rank, unless whoever started them ends
+        them before.
+
+        Raises:
+            RankError: this rank failed alone, or another one did.
+            LostRankError: a rank is gone.
+        """
+        if self.count == 1 or self._depth:
+            with self._deeper():
+                yield
+            return
+        over = threading.Event()
+        threading.Thread(target=self._watch, args=(over,), daemon=True).start()
+        try:
+            with self._deeper():
+                yield
+        finally:
+            over.set()
+
+    @contextmanager
+    def _deeper(self) -> Generator[None]:
+        self._depth += 1
+        try:
+            yield
+        except RankError:  # all know of it
+            raise
+        except Exception as error:
+            if self.count > 1:
+                self._vote(error)
+            raise
+        finally:
+            self._depth -= 1
+
+    def _vote(self, error: Exception) -> None:
+        """Return where all ranks fail, else raise what says which does not go on."""
+        if _of_connection(error):
+            raise LostRankError(self._missing()) from error
+        self._failures += 1
+        names = [f"failed/{self._failures}/{rank}" for rank in range(self.count)]
+        self._store.set(names[self.rank], b"")
+        end = time.monotonic() + _ALL_FAIL
+        while not self._store.check(names):  # `wait` would warn on stderr of the time it took
+            if time.monotonic() > end:
+                self.leave(error)
+                raise RankError(self._in_words(self._named(error))) from error
+            time.sleep(_POLL)
+
+    def _watch(self, over: threading.Event) -> None:
+        """End this process where it waits, within one block, for a rank that has left."""
+        while not over.wait(_LOOK):
+            try:
+                left = self._store.check(["left"]) and json.loads(self._store.get("left"))
+            except RuntimeError:  # whoever held the store is gone, and with it the connections
+                return
+            if left and left[0] != self.rank:
+                if not over.wait(_BREAKS + (0 if self.is_first else _LINGER)):
+                    _end(self._in_words(left))
+                return
+
+    def _in_words(self, left: tuple[int, str, str]) -> str:
+        rank, kind, text = left
+        return f"rank {rank} of {self.count} failed: {kind}: {text}"
+
+
+def _of_connection(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that other ranks do not answer."""
+    kinds: Any = getattr(distributed, "DistError", ())
+    while error is not None:
+        if isinstance(error, kinds) or "gloo/" in str(error):  # which has no type of its own
+            return True
+        error = error.__cause__
+    return False
+
+
+def _end(why: str) -> None:
+    """End this process, whose main thread cannot be reached, with a line on stderr."""
+    stream = sys.__stderr__  # a command that is not the first is silent on the other one
+    if stream is not None:
+        stream.write(f"error: {' '.join(why.split())}\n")
+        stream.flush()
+    os._exit(1)

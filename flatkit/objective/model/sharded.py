@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatkit.devices.joining import current
 from flatkit.devices.together import Together
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import InvalidArgumentError, RankError
 from flatkit.objective.model.copier import refuse_without_values
 from flatkit.objective.pytree import map_object
 
@@ -94,6 +94,7 @@ class ShardedModel:
         self.settle()
         self._check_weights()
         self.ranks = Together(current())
+        self._spoilt = False  # by a pass that ended in the middle
         self._gathers = False  # whether gradients are asked of the hooks of fully_shard
         self._replicated = 0  # how many contexts treat plain tensors as replicated
         self._own = dict(model.named_parameters())
@@ -126,6 +127,9 @@ class ShardedModel:
             parts: whole parameters by name, the same on all ranks.
         """
         with ExitStack() as stack:
+            if self.kind == "fully_shard":
+                stack.enter_context(self._reset_after_errors())
+            stack.enter_context(self.ranks.in_model())
             stack.enter_context(_evaluating(self.model))
             if self.kind == "DTensor":
                 stack.enter_context(self._standing(parts))
@@ -133,6 +137,30 @@ class ShardedModel:
             else:
                 stack.enter_context(self._written(parts))
             yield
+
+    @contextmanager
+    def _reset_after_errors(self) -> Generator[None]:
+        """Let hooks forget a pass that an error ended on all ranks.
+
+        Else whole weights of a point that is gone would stand in the model, as if of the next pass.
+        """
+        if self._spoilt:
+            raise InvalidArgumentError(
+                "an error ended a pass within this model, and fully_shard of this torch goes on "
+                "from it with wrong weights; build the model anew, or use a torch with "
+                "FSDPModule.reset_iter_state"
+            )
+        try:
+            yield
+        except RankError:  # the others do not go on
+            raise
+        except BaseException:
+            for module in _roots(self.model):
+                reset = getattr(module, "reset_iter_state", None)
+                self._spoilt |= reset is None
+                if reset is not None:
+                    reset()
+            raise
 
     def whole_outputs(self, outputs: Any) -> Any:
         """Return outputs with every DTensor whole, differentiable.
@@ -261,6 +289,18 @@ class ShardedModel:
 
 def _is_fsdp(module: nn.Module) -> bool:
     return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+
+
+def _roots(model: nn.Module) -> list[Any]:
+    """Return the outermost modules of `fully_shard` that a pass has gone through before."""
+    every = {name: module for name, module in model.named_modules() if _is_fsdp(module)}
+    inner = {name for name in every for outer in every if name != outer and _within(name, outer)}
+    outermost: list[Any] = [module for name, module in every.items() if name not in inner]
+    return [module for module in outermost if module._get_fsdp_state()._is_root]
+
+
+def _within(name: str, outer: str) -> bool:
+    return not outer or name.startswith(f"{outer}.")
 
 
 def _is_parts(tensor: Any) -> bool:
