@@ -114,7 +114,7 @@ class CrossEntropy(_Registered):
             )
         values = cross_entropy(
             outputs,
-            targets.long(),
+            targets,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
         )
@@ -122,7 +122,8 @@ class CrossEntropy(_Registered):
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return how many labels of every sample count, [B]."""
-        return (targets != self.ignore_index).reshape(len(targets), -1).sum(1)
+        counted = targets.long() != self.ignore_index  # to one of 8 bits, -100 is 156
+        return counted.reshape(len(targets), -1).sum(1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -209,7 +210,8 @@ class TokenCrossEntropy(_Registered):
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return how many tokens of every sequence count, [B]."""
-        return ((targets[:, 1:] if self.shift else targets) != self.ignore_index).sum(1)
+        targets = targets[:, 1:] if self.shift else targets
+        return (targets.long() != self.ignore_index).sum(1)
 
 
 @dataclass(frozen=True, repr=False)

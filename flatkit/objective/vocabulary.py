@@ -2,7 +2,7 @@
 
 `F.cross_entropy` keeps the logarithm of the softmax beside the outputs, and makes two more such
 tensors on the way back. For a language model with 50,000 words these are the largest tensors of
-all. Here a pass keeps the outputs, which are there anyway, and one number a row; on the way back
+all. Here a pass keeps the outputs, which are there anyway, and two numbers a row; on the way back
 their gradient is made, and nothing else of that size.
 """
 
@@ -28,13 +28,13 @@ def cross_entropy(
     """Return the cross-entropy of every row, 0 where it does not count; as `F.cross_entropy`.
 
     Of many classes it is computed in blocks: right are the first and the second derivative in the
-    scores, of a third there is none. Memory beside the scores: a number a row and two blocks of
+    scores, of a third there is none. Memory beside the scores: two numbers a row and two blocks of
     1 MB; on the way back also their gradient. Where torch takes derivatives forwards it is
     `F.cross_entropy`, and keeps more. Scores of 16 bits are computed with in 32.
 
     Args:
         scores: [B, C, ...].
-        classes: [B, ...], int64.
+        classes: [B, ...], whole numbers.
         ignore_index: rows of this class do not count.
         label_smoothing: s; the target is (1 - s) of its class and s/C of each.
 
@@ -44,6 +44,7 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(2, 8), torch.tensor([3, -100]))  # log 8, and nothing
     tensor([2.0794, 0.0000])
     """
+    classes = classes.long()  # to one of 8 bits, -100 is 156
     wide = torch.promote_types(scores.dtype, torch.float32)
     if scores.shape[1] < MANY_CLASSES or _is_forward(scores):
         return F.cross_entropy(
@@ -84,23 +85,27 @@ def _blocks(scores: Tensor) -> Iterator[tuple[Any, Tensor]]:
 
 
 class _Value(Function):
-    """ℓ = log Σ exp z − (1 − s) z_t − s z̄, and log Σ exp z."""
+    """ℓ = log Σ exp z − (1 − s) z_t − s z̄, and of each row m = max z and log Σ exp (z − m).
+
+    Their sum would be rounded as m is, which may be a thousand times ℓ: all is computed of z − m.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, scores: Tensor, classes: Tensor, counts: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the values and the logarithms of the sums, [...]."""
+        """Return the values [...], and the two numbers of each row [..., 2]."""
         wide = torch.promote_types(scores.dtype, torch.float32)
-        sums = torch.empty(classes.shape, dtype=wide, device=scores.device)
-        values = torch.empty_like(sums)
+        sums = torch.empty(*classes.shape, 2, dtype=wide, device=scores.device)
+        values, room = sums.new_empty(classes.shape), _Room(sums)
         for place, part in _blocks(scores):
-            rows = part.to(wide)
-            sums[place] = rows.logsumexp(-1)
+            top = part.amax(-1).to(wide)
+            rows = room.below(part, top)
             right = rows.gather(-1, classes[place].unsqueeze(-1)).squeeze(-1)
-            values[place] = sums[place] - (1 - smoothing) * right
-            if smoothing:
-                values[place] -= smoothing * rows.mean(-1)
+            mean = rows.mean(-1) if smoothing else 0.0
+            log = rows.exp_().sum(-1).log_()
+            values[place] = log - (1 - smoothing) * right - smoothing * mean
+            sums[place] = torch.stack([top, log], -1)
         ctx.save_for_backward(scores, classes, counts, sums)
         ctx.smoothing = smoothing
         ctx.mark_non_differentiable(sums)
@@ -186,11 +191,16 @@ class _Room:
         self._one = self._two = like.new_empty(0)
 
     def softmax(self, part: Tensor, sums: Tensor) -> Tensor:
-        """Return exp(z − log Σ exp z) of a block, in the first one."""
+        """Return the softmax of a block, given the two numbers of each row, in the first one."""
+        top, log = sums.unbind(-1)
+        return self.below(part, top).sub_(log.unsqueeze(-1)).exp_()
+
+    def below(self, part: Tensor, top: Tensor) -> Tensor:
+        """Return z − m of a block, in the first one."""
         if self._one.numel() < part.numel():
             self._one = self._one.new_empty(part.numel())
-        share = self._one[: part.numel()].view(part.shape)
-        return torch.sub(part, sums.unsqueeze(-1), out=share).exp_()
+        rows = self._one[: part.numel()].view(part.shape)
+        return torch.sub(part, top.unsqueeze(-1), out=rows)
 
     def other(self, share: Tensor) -> Tensor:
         """Return the second one, of the shape of a block."""

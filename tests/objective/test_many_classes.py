@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from flatkit import Objective
 from flatkit.hessian import HessianOperator
 from flatkit.hessian.memory import measure_bytes
-from flatkit.objective import vocabulary
+from flatkit.objective import losses, vocabulary
 from flatkit.objective.losses import CrossEntropy, TokenCrossEntropy, WeightedMean
 from flatkit.objective.vocabulary import MANY_CLASSES, cross_entropy
 
@@ -47,6 +47,38 @@ def test_values_and_two_derivatives_are_those_of_torch(in_blocks, shape, smoothi
     )
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", [1e4, -300.0])
+def test_what_is_added_to_all_scores_of_a_row_rounds_nothing(in_blocks, level):
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(-40, 40, (7, 11), generator=generator) / 8  # exact in 32 bits, also + 1e4
+    classes = steps.argmax(1)
+    found = second_derivatives(
+        lambda s: cross_entropy(s, classes), (steps + level).requires_grad_()
+    )
+    truth = second_derivatives(
+        lambda s: F.cross_entropy(s, classes, reduction="none"), steps.double().requires_grad_()
+    )
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), WeightedMean(nn.CrossEntropyLoss())])
+@pytest.mark.parametrize("many", [8, 1000])
+def test_classes_of_8_bits_count_as_those_of_64(loss, many, monkeypatch):
+    monkeypatch.setattr(vocabulary, "MANY_CLASSES", many)
+    monkeypatch.setattr(losses, "MANY_CLASSES", many)
+    scores, classes = torch.randn(4, 200), torch.tensor([156, 3, 156, 199])
+    torch.testing.assert_close(loss(scores, classes.byte()), loss(scores, classes))
+    assert loss.weights(classes.byte()).tolist() == [1, 1, 1, 1]
+
+
+def test_tokens_of_8_bits_count_as_those_of_64():
+    scores, classes = torch.randn(2, 3, 200), torch.tensor([[156, 3, 4], [156, 156, 199]])
+    loss = TokenCrossEntropy()
+    torch.testing.assert_close(loss(scores, classes.byte()), loss(scores, classes))
+    assert loss.weights(classes.byte()).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("shift", [False, True])
