@@ -101,17 +101,19 @@ class GradientNorm:
     def __call__(self, u: Tensor) -> FunctionValues:
         """Evaluate φ at the rows of u [K, P]. Cost: K gradients; as many for secants."""
         gradients = self._gradients(u)
-        scaled = self.geometry.displacement(gradients)
-        steepest = self.geometry.maximiser(scaled, 1.0)
+
+        def steepest() -> Tensor:  # not kept: of a large network it is as much as the gradients
+            return self.geometry.maximiser(self.geometry.displacement(gradients), 1.0)
 
         def secants(step: float) -> Tensor:
-            change = gradients - self._gradients(u - step * steepest)
+            change = gradients - self._gradients(u - step * steepest())
             return self.geometry.displacement(change) / step
 
         def ascents() -> Tensor:
-            return torch.stack([self._ascent(*rows) for rows in zip(u, steepest, strict=True)])
+            return torch.stack([self._ascent(*rows) for rows in zip(u, steepest(), strict=True)])
 
-        return FunctionValues(self.geometry.dual_norm(scaled).cpu(), ascents, secants)
+        values = self.geometry.dual_norm(self.geometry.displacement(gradients))
+        return FunctionValues(values.cpu(), ascents, secants)
 
     def _gradients(self, u: Tensor) -> Tensor:
         points = self.theta + self.geometry.displacement(u)

@@ -10,8 +10,8 @@ from flatkit.flatness.frank_wolfe import EXACT, BallSearch, Iterate, Precision
 from flatkit.spectrum.dot import inner, norm
 
 # Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20.
-_MEMORY, _FEWEST = 8, 3
-_MOST_NUMBERS = 2**26  # of these pairs together, where that is not fewer than the fewest
+_MEMORY, _FEWEST = 8, 2
+_MOST_NUMBERS = 2**25  # of these pairs together, where that is not fewer than the fewest
 _LONGEST_STEP = 1.0  # in radii, before the point is brought back to the sphere
 _SHORTENINGS = 5  # how often a step is divided by three before the direction is given up
 # Of secants, until a step gains so little. A long one is blind to the kinks within it, where the
@@ -44,7 +44,7 @@ def ascend(
     has secants these serve until they gain little.
 
     Cost: a value and an ascent a step, or two values with secants; memory 2·8 vectors, of large
-    networks 2·3.
+    networks 2·2.
 
     Args:
         search: the function, the radius and what was spent.

@@ -1,7 +1,8 @@
 """Measures as processes: the next gradients go to the number that gains most for them.
 
-Nothing here looks at a clock but to stop and to ask less often: whose turn it is follows from
-values and counts alone, so that a run with more budget repeats one with less, and goes on.
+Nothing here looks at a clock but to stop, to ask less often and to give memory back: whose turn it
+is follows from values and counts alone, so that a run with more budget repeats one with less, and
+goes on.
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from flatkit.devices import give_back
 from flatkit.errors import FlatkitError, PluginError
 from flatkit.measures.base import Draft
 from flatkit.measures.forecast import Forecast, forecast
@@ -39,6 +41,8 @@ _LOSS = 1 / 3
 """What the loss alone costs, in gradients."""
 _ASKED = 0.05
 """Share of the time that asking for results may take."""
+_LONG = 0.5
+"""Seconds of a piece of work after which what the allocator keeps is worth giving back."""
 
 
 def in_gradients(cost: Cost, product: float) -> float:
@@ -258,8 +262,10 @@ class Schedule:
             self.ended = self._reached()
             if self.ended is not None:
                 break
-            turn = max(waiting, key=lambda process: process.urgency)
+            turn, begun = max(waiting, key=lambda process: process.urgency), time.monotonic()
             turn.advance()
+            if time.monotonic() - begun > _LONG:
+                give_back(self.session.objective.theta)
             if not turn.done:
                 turn.ask_if_cheap()
             look(self)

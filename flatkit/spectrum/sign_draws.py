@@ -60,16 +60,18 @@ class SignDraws:
         """
         draw = (probe * product).double()  # [P]
         self._scale = self._scale or _power_of_two(norm(draw))
-        draw = draw / self._scale if self._scale > 0 else draw
+        if self._scale > 0:
+            draw /= self._scale
         self._count += 1
         self._sum += float(draw.sum())
         self._lengths += float(draw @ draw)
         if self._average is None:
             self._average = draw
             return
-        step = draw - self._average
-        self._average += step / self._count  # Welford, 1962
-        square = float(step @ step) * (self._count - 1) / self._count
+        draw -= self._average  # in place: of a large network there is no room for more of these
+        square = float(draw @ draw) * (self._count - 1) / self._count
+        draw /= self._count
+        self._average += draw  # Welford, 1962
         self._steps += square
         self._fourth += square * square
 
