@@ -49,7 +49,7 @@ S = TypeVar("S")
 
 _SEEN, _SEEN_OF_LARGE, _LARGE = 12, 4, 2**20
 """Products after which a Krylov space is kept for other measures; fewer of so many parameters."""
-_SEEN_BYTES, _BASIS_BYTES = 300_000_000, 500_000_000
+_SEEN_BYTES, _BASIS_BYTES = 300_000_000, 600_000_000
 """Bytes that this space may take, and a basis whose images are not kept."""
 
 
