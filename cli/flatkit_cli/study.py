@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit.errors import InvalidArgumentError
 from flatkit.render.notation import duration
 from flatkit.studies.settings import read_study, study_names
 from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
-from flatkit_cli.options import Command
+from flatkit_cli.launched import is_launched, speaks
 from flatkit_cli.output import draw, show
+from flatkit_cli.processes import SharedCommand, processes_option
 
 if TYPE_CHECKING:
     from flatkit.studies.outcome import Outcome
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    cls=Command,
+    cls=SharedCommand,
     short_help="train several optimizers over seeds and judge what is claimed of them",
     help=f"""Train every arm of STUDY with every seed, measure all alike, and say of each claim
 (flatter; generalises better; both; more than the controls) whether it holds, fails or cannot be
@@ -44,6 +46,7 @@ flatkit study my_study.toml --out studies/mine --seeds 5 --plan
 @click.option("--jobs", type=int, metavar="N", help="Runs at once.  [default: as there are cores]")
 @click.option("--plan", is_flag=True, help="Only say what it will take.")
 @click.option("--no-plan", is_flag=True, help="Do not time an epoch of every arm beforehand.")
+@processes_option
 @drawing_options
 def study(
     source: str,
@@ -63,6 +66,10 @@ def study(
         from flatkit.checks import check_count
 
         asked = replace(asked, seeds=tuple(range(check_count("seeds", seeds))))
+    if is_launched() and jobs is not None:
+        raise InvalidArgumentError(
+            "jobs must be left out where several processes share a study, one run each"
+        )
     if not no_plan and not asked.trainer:
         jobs = _planned(asked, jobs)
     elif plan:
@@ -81,17 +88,27 @@ def carry_out(asked: "Study", folder: Path, jobs: int | None, drawing: Drawing) 
 
     begun = time.monotonic()
     found = run_study(asked, folder, jobs=jobs, progress=watcher_here(StudyLines))
+    if not speaks():
+        return
     show(study_tables(found))
     _write(found, folder, drawing)
     click.echo(f"{folder}: done in {time.monotonic() - begun:.0f} s", err=True)
 
 
-def _planned(asked: "Study", jobs: int | None) -> int:
-    """Say what a study will take; return how many runs at once fit in memory."""
+def _planned(asked: "Study", jobs: int | None) -> int | None:
+    """Say what a study will take; return how many runs at once fit in memory.
+
+    Of several processes the first says it, and each makes one run at a time.
+    """
+    from flatkit.devices.joining import apart, current
     from flatkit.studies.forecast import forecast, jobs_that_fit
 
-    found = forecast(asked, jobs=jobs)
-    fit = jobs_that_fit(found)
+    count = current().count
+    if not speaks():
+        return None
+    with apart():
+        found = forecast(asked, jobs=jobs if count == 1 else count)
+    fit = jobs_that_fit(found) if count == 1 else count
     words = f"{found.runs} runs" + (f" and {found.tuning} to choose values" if found.tuning else "")
     click.echo(
         f"{words}, {fit} at once: about {duration(found.seconds * found.jobs / fit)} (trainings "
@@ -99,7 +116,7 @@ def _planned(asked: "Study", jobs: int | None) -> int:
         f"an analysis holds {found.memory / 2**20:.0f} MiB",
         err=True,
     )
-    return fit
+    return fit if count == 1 else None
 
 
 def _write(found: "Outcome", folder: Path, drawing: Drawing) -> None:

@@ -8,12 +8,13 @@ import click
 from flatkit.checkpoints.parts import Parts
 from flatkit.measures.settings import AnalysisSettings
 from flatkit_cli.measuring import fresh_option
-from flatkit_cli.options import Command, option, setting_options, take_settings
+from flatkit_cli.options import option, setting_options, take_settings
 from flatkit_cli.output import output_options, take_output
+from flatkit_cli.processes import SharedCommand, processes_option
 
 
 @click.command(
-    cls=Command,
+    cls=SharedCommand,
     short_help="curves of curvature over the epochs of a training",
     help="""Measure every checkpoint of one or more runs in the order of the epochs.
 
@@ -41,6 +42,7 @@ flatkit track 'lightning/*.ckpt' --task my_task.py:build
         "eigenvectors": "kept until the end alone",
     },
 )
+@processes_option
 @output_options
 def track(
     runs: tuple[str, ...], task: str | None, entry: str | None, fresh: bool, **options: Any

@@ -1,7 +1,7 @@
 """`track`: the checkpoints of a training measured alike, as curves over its epochs."""
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,15 +98,23 @@ def _without_files(entry: Entry) -> Entry:
 
 @contextmanager
 def _folder(kept: str | Path | None, journal: str | Path | None) -> Any:
-    """Yield the folder of the eigenvectors, which goes in the end unless it was asked for."""
+    """Yield the folder of the eigenvectors, which goes in the end unless it was asked for.
+
+    It is that of the first of several processes.
+    """
+    from flatkit.devices.joining import current
+
+    ranks = current()
     if kept is not None:
         yield Path(kept)
     elif journal is None:
-        with TemporaryDirectory(prefix="flatkit-") as folder:
-            yield Path(folder)
+        with TemporaryDirectory(prefix="flatkit-") if ranks.is_first else nullcontext() as own:
+            yield Path(ranks.decided(lambda: own))
     else:
         folder = Path(f"{journal}.eigenvectors")
         yield folder
+        if not ranks.is_first:
+            return
         for file in folder.glob("*.npy"):
             file.unlink()
         if folder.is_dir():
@@ -114,7 +122,17 @@ def _folder(kept: str | Path | None, journal: str | Path | None) -> Any:
 
 
 def _with_overlap(report: Report, before: Entry | None, folder: Path) -> Report:
-    """Return a report with its overlap, if both runs have eigenvectors."""
+    """Return a report with its overlap, if both runs have eigenvectors; the first rank finds it."""
+    from flatkit.devices.joining import current
+
+    ranks = current()
+    if ranks.count == 1:
+        return _overlapping(report, before, folder)
+    told = ranks.decided(lambda: _overlapping(report, before, folder).to_json())
+    return Report.from_json(told)
+
+
+def _overlapping(report: Report, before: Entry | None, folder: Path) -> Report:
     found = report.find("top_eigenvalues")
     last = None if before is None else before.report.find("top_eigenvalues")
     if found is None or last is None or before is None:

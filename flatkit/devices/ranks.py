@@ -27,6 +27,7 @@ _PIECE = 2**20
 _ROLL_CALL = 2.0
 """Seconds in which those that live answer, after a connection broke: they notice in their next
 sum, and who started them ends them sooner as a rule."""
+_POLL = 0.02  # seconds between looks whether another rank is done
 _FAILED, _NOTHING = -2, -1
 
 
@@ -230,11 +231,14 @@ class Ranks:
         self._handed_out += 1
         name, taken = f"work/{self._handed_out}", 0
         for number in range(count):
-            while taken < count and not self._store.check([f"{name}/{number}"]):
+            while not self._store.check([key := f"{name}/{number}"]):
+                if taken >= count:  # another rank is at it, perhaps for hours: `get` would give up
+                    time.sleep(_POLL)
+                    continue
                 taken = self._store.add(f"{name}/next", 1) - 1
                 if taken < count:
                     self._do(f"{name}/{taken}", work, taken)
-            said = json.loads(self._store.get(f"{name}/{number}"))  # waits for it
+            said = json.loads(self._store.get(key))
             if "failed" in said:
                 raise self._error(*said["failed"])
             yield said["done"]

@@ -66,8 +66,9 @@ def _save_vectors(session: "Session", folder: str) -> str:
     name = f"{sha256(weights).hexdigest()[:16]}.npy"
     content = BytesIO()
     np.save(content, vectors.detach().cpu().numpy())
-    make_folder(folder)
-    write_atomically(Path(folder) / name, lambda stream: stream.write(content.getvalue()))
+    if session.curved.ranks.is_first:
+        make_folder(folder)
+        write_atomically(Path(folder) / name, lambda stream: stream.write(content.getvalue()))
     return name
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from flatkit.checks import check_count
 from flatkit.comparison.workers import Processes, usable_cores
-from flatkit.errors import ResultError
+from flatkit.devices.joining import current
+from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.files.atomic import check_writable, write_text_atomically
 from flatkit.results.comparison import Comparison, Entry, load_results
 from flatkit.results.report import Report
@@ -31,12 +32,14 @@ def study(
 
     What is done lies in `out` and is never made again, so that the same call goes on after it was
     stopped, also with more seeds or arms. Every run is computed by one thread in a process of its
-    own, so that the numbers do not depend on how many go at once.
+    own, so that the numbers do not depend on how many go at once. Of several ranks (inside of
+    `flatkit.devices.joining.joined`) each takes the next run when it is free, in a folder that all
+    of them see.
 
     Args:
         source: the study, a TOML file, or the name of one that comes along.
         out: folder of the runs and of what came out.
-        jobs: how many runs at once; by default as there are cores.
+        jobs: how many runs at once; by default as there are cores; of several ranks one each.
         progress: a `StudyWatcher`, or a callback of what is counted (runs), how many are done and
             how many there are; by default a live table in a terminal and a notebook; False for
             none.
@@ -47,12 +50,20 @@ def study(
         OutputError: it cannot be written.
     """
     asked = source if isinstance(source, Study) else read_study(source)
-    folder = Path(out)
-    _claim_folder(asked, folder)
+    folder, ranks = Path(out), current()
+    if ranks.count > 1 and jobs is not None:
+        raise InvalidArgumentError(
+            f"jobs must be left out where {ranks.count} ranks share a study, one run each"
+        )
+    ranks.check_alike({"the study": asked.to_dict(), "its files": asked.files})
+    ranks.decided(lambda: _claim_folder(asked, folder))
+    watcher = watcher_of_study(progress if ranks.is_first else False)
     jobs = usable_cores() if jobs is None else check_count("jobs", jobs)
-    with Processes(jobs) as processes:  # the same ones tune and run: each start takes seconds
-        found = _carried_out(asked, folder, processes, watcher_of_study(progress))
-    found.save(folder)
+    own = jobs if ranks.count == 1 else 1
+    with Processes(own) as processes:  # the same ones tune and run: each start takes seconds
+        found = _carried_out(asked, folder, processes, watcher)
+    if ranks.is_first:
+        found.save(folder)
     return found
 
 
@@ -150,12 +161,10 @@ def _done(
         watcher: is told.
         look: called with the folders of those that are done, at first and each time one is made.
     """
-    along = list(asked.matched)
-    kept = [
-        DoneRun(run, folder / run.folder)
-        for run in runs
-        if (folder / run.folder / "outcome.json").is_file()
-    ]
+    along, ranks = list(asked.matched), current()
+    there = ranks.decided(lambda: [(folder / r.folder / "outcome.json").is_file() for r in runs])
+    done = [run for run, is_done in zip(runs, there, strict=True) if is_done]
+    kept = [DoneRun(run, folder / run.folder) for run in done]
     found = {one.run.folder: one.outcome for one in kept}
     left = [run for run in runs if run.folder not in found]
     calls = [
@@ -169,10 +178,17 @@ def _done(
         )
         for run in left
     ]
-    watcher.begin(runs, kept, processes.jobs)
+    watcher.begin(runs, kept, max(processes.jobs, ranks.count))
     look(found)
+
+    def make(place: int) -> dict[str, Any]:
+        ((_, outcome),) = processes.map(run_one, [calls[place]])
+        return outcome
+
+    shared = ranks.count > 1
+    made = enumerate(ranks.hand_out(len(calls), make)) if shared else processes.map(run_one, calls)
     try:
-        for place, outcome in processes.map(run_one, calls):
+        for place, outcome in made:
             run = left[place]
             found[run.folder] = outcome
             watcher.done(DoneRun(run, folder / run.folder))
