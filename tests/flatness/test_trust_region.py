@@ -43,6 +43,27 @@ def test_the_hard_case_fills_up_with_the_top_eigenvector():
     assert gradient_norm_maximum(np.diag([-3.0, 1.0]), np.zeros(2), 0.5).value == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_small_part_along_the_top_eigenvector_decides_the_side_in_any_unit(scale):
+    matrix, linear = np.diag([2.0, 1.0]), np.array([-1e-3, 0.5])
+    found = quadratic_maximum(scale * matrix, scale * linear, 1.0)
+    angles = np.linspace(0, 2 * np.pi, 200_001)
+    points = np.stack([np.cos(angles), np.sin(angles)])  # [2, angles]
+    values = 0.5 * (points * (matrix @ points)).sum(0) + linear @ points
+    assert found.value == pytest.approx(scale * values.max(), rel=1e-9)
+
+
+def test_on_a_quadratic_the_model_grows_until_its_own_maximiser_is_the_highest_point():
+    """Eigenvalues so close, and a ball so large, that 17 products are not enough."""
+    matrix = random_symmetric([1 + n / 80 for n in range(80)])
+    linear = torch.from_numpy(np.random.default_rng(0).standard_normal(80)) * 0.1
+    objective = Objective(*quadratic_task(matrix, linear))
+    exact = ball_maximum(matrix.numpy() @ matrix.numpy(), (matrix @ linear).numpy(), 10.0)
+    exact = (2 * exact + float(linear @ linear)) ** 0.5
+    first = max_gradient_norm(objective, rho=10.0, budget=300).trails["quadratic model"][0]
+    assert first == pytest.approx(exact, rel=1e-7)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_search_with_its_own_starts_reaches_the_exact_maximum(seed):
     matrix, linear = quadratic(seed)
