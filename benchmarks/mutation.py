@@ -9,7 +9,8 @@ meets only the tests that execute its line, as no other can notice it. Where a v
 first test that asks for it counts as the only one: such a mutant may survive too easily.
 
 Each outcome is a line of .mutation/outcomes.jsonl. A survivor is looked at by a person, who adds
-its `verdict` there: equivalent, or closed by which test. The table is made from these lines.
+its `verdict` there: equivalent, closed by which new test, or noticed by which of another room. The
+table is made from these lines.
 """
 
 import hashlib
@@ -176,6 +177,8 @@ def outcome_of(path: Path, source: str, tests: list[str], seconds: int) -> tuple
         return pytest.main([*OPTIONS, *files], plugins=[Chosen(tests, failed)])
 
     code = forked(test, seconds)
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise click.ClickException(f"none of the tests that run {path} was found again")
     by = failed.read_text("utf-8") if failed.exists() else ""
     return {0: "survived", -1: "endless"}.get(code, "killed"), by
 
@@ -305,7 +308,7 @@ def _score(name: str, rows: list[dict[str, Any]]) -> str:
     counts = [outcomes.count(name) for name in KINDS]
     verdicts = [row.get("verdict", "") for row in rows]
     equivalent = sum(verdict.startswith("equivalent") for verdict in verdicts)
-    closed = sum(verdict.startswith("closed") for verdict in verdicts)
+    closed = sum(verdict.startswith(("closed", "noticed")) for verdict in verdicts)
     noticed = sum(counts[:2])
     then, now = noticed / max(len(rows), 1), (noticed + closed) / max(len(rows) - equivalent, 1)
     cells = [name, len(rows), *counts, f"{then:.0%}", equivalent, closed, f"{now:.0%}"]

@@ -64,6 +64,33 @@ NETWORKS = [
 every_network = pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 
 
+class BiasAlone(nn.Module):
+    """A first layer of which the bias is trained and the weight is not."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        first.weight.requires_grad_(False)
+        self.first, self.head = first, nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)).flatten(2).mean(2))
+
+
+FIRST_LAYERS = [
+    Case("one dimension", seeded(lambda: BiasAlone(nn.Conv1d(1, 2, 2))), classes(7, 1, 4)),
+    Case("two dimensions", seeded(lambda: BiasAlone(nn.Conv2d(1, 2, 2))), classes(7, 1, 4, 4)),
+]
+
+
+@pytest.mark.parametrize("case", FIRST_LAYERS, ids=lambda case: case.name)
+def test_a_first_layer_of_which_the_bias_alone_is_trained_equals_the_dense_hessian(case):
+    objective = Objective(case.build(), case.loss, case.data(), chunk_size=4)
+    found = (
+        HessianOperator(objective, engine="layers") @ torch.eye(objective.theta.numel()).double()
+    )
+    torch.testing.assert_close(found, dense_hessian(case), rtol=0, atol=1e-12)
+
+
 @every_network
 @pytest.mark.parametrize("engine", ["auto", "double_backward", "central_difference"])
 def test_recurrent_and_attention_networks_equal_the_dense_hessian(case, engine):

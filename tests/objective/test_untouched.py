@@ -1,5 +1,6 @@
 """Nothing of the user's changes: digests of tensors and states before and after."""
 
+import copy
 import hashlib
 import pickle
 import random
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import flatkit
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
+from flatkit.objective.proofs.tables import settle_tables
 from tests.cases import function_of
 
 
@@ -167,6 +169,14 @@ def test_a_table_of_bounded_rows_writes_into_nobodys_weights():
     loss, gradient = objective.loss_and_gradient(theta)
     assert objective.loss(theta) == pytest.approx(loss, rel=1e-6) and gradient.isfinite().all()
     assert digest(theta, objective.theta) == before and digest(*model.parameters()) == kept
+
+
+def test_a_row_exactly_as_long_as_allowed_is_looked_up_as_torch_does():
+    rows = torch.tensor([[3.0, 4.0], [6.0, 8.0]], dtype=torch.float64)
+    table = nn.Embedding.from_pretrained(rows, max_norm=5.0)
+    settled, items = copy.deepcopy(table), torch.tensor([0, 1])
+    settle_tables(settled)
+    assert torch.equal(settled(items), table(items))
 
 
 class Late(nn.Module):
