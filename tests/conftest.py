@@ -7,9 +7,25 @@ import time
 import pytest
 import torch
 
+from flatkit.comparison import workers
+from tests import kept_workers
+
 # The networks here are tiny: threads only wait for each other, badly so on a busy machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_interpreters():
+    """Let the processes in which something is called serve all tests."""
+    with kept_workers.kept():
+        yield
+
+
+@pytest.fixture
+def fresh_interpreters(monkeypatch):
+    """Let such processes begin and end with the test, as they do for users."""
+    monkeypatch.setattr(workers, "_Worker", kept_workers.FRESH)
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 # Optimizers import torch._dynamo when the first is made.
 CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets", "torch._dynamo"])
 torch.set_num_threads(1)  # threads do not survive a fork
+_HANGS = 900
+"""Seconds after which a process hangs: on a busy machine three ranks took more than 300."""
 
 
 def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
@@ -43,9 +45,11 @@ def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
 def finish(processes: Sequence[ForkServerProcess]) -> None:
     """Wait until all have ended well; none goes on after one that has not."""
     try:
-        for process in processes:
-            process.join(timeout=300)
-            assert process.exitcode == 0
+        for number, process in enumerate(processes):
+            process.join(timeout=_HANGS)
+            # Those that are killed below make the others complain of a closed connection.
+            assert process.exitcode is not None, f"process {number} is not done in {_HANGS} seconds"
+            assert process.exitcode == 0, f"process {number} ended with {process.exitcode}"
     finally:
         for process in processes:
             process.kill()

@@ -13,6 +13,8 @@ from flatkit.checks import check_positive
 from flatkit.comparison.workers import Processes, in_processes
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
 
+pytestmark = pytest.mark.usefixtures("fresh_interpreters")
+
 
 def call(function, *arguments):
     return next(in_processes(function, [arguments], jobs=1))[1]

@@ -29,7 +29,9 @@ from flatkit.spectrum.density import spectral_density
 from flatkit.spectrum.lanczos import Lanczos, lanczos
 from flatkit.spectrum.lobpcg import lobpcg
 
-SAMPLES, INPUTS, CLASSES, WIDTH = 41, 5, 3, 4
+SAMPLES, INPUTS, CLASSES, WIDTH = 19, 5, 3, 4
+CHUNK = 4
+"""Samples of a chunk: neither two ranks nor three have as many samples or chunks each."""
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -56,10 +58,10 @@ def objectives() -> dict[str, Objective]:
     weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
     return {
         "one chunk": Objective(network(), "cross_entropy", (x, y)),
-        "chunks": Objective(network(), "cross_entropy", (x, y), chunk_size=6),
-        "weights": Objective(network(), nn.CrossEntropyLoss(weights), (x, y), chunk_size=6),
+        "chunks": Objective(network(), "cross_entropy", (x, y), chunk_size=CHUNK),
+        "weights": Objective(network(), nn.CrossEntropyLoss(weights), (x, y), chunk_size=CHUNK),
         "norm": Objective(
-            network(norm=True), "cross_entropy", (x, y), batchnorm="train", chunk_size=9
+            network(norm=True), "cross_entropy", (x, y), batchnorm="train", chunk_size=7
         ),
     }
 
@@ -114,7 +116,7 @@ def analysis(folder: Path | None = None) -> dict[str, Any]:
             rho=[0.1],
             slice_points=5,
             budget=150,
-            chunk_size=6,
+            chunk_size=CHUNK,
             progress=False,
             journal=None if folder is None else folder / "analysis.journal",
         )
@@ -125,7 +127,7 @@ def analysis(folder: Path | None = None) -> dict[str, Any]:
 
 def surface(refine: float | None, journal: Path | None = None) -> dict[str, Any]:
     """Measure a plane around the network; give its values and whose points were measured here."""
-    objective = Objective(network(), "cross_entropy", data(), chunk_size=6)
+    objective = Objective(network(), "cross_entropy", data(), chunk_size=CHUNK)
     v = vectors(objective.num_parameters)[:2]
     axes = {"x": numpy.linspace(-1, 1, 7), "y": numpy.linspace(-1, 1, 7)}
     job = LandscapeJob(
@@ -169,7 +171,7 @@ def failures(others: Ranks) -> dict[str, str]:
     x, y = data()
     y = y.clamp(max=CLASSES - 2)
     y[-1] = CLASSES - 1
-    bad = Objective(network(), Picky(), (x, y), chunk_size=6, examine=False)
+    bad = Objective(network(), Picky(), (x, y), chunk_size=CHUNK, examine=False)
     bad.loss_function.inner.train()
     found = {"loss": raised(bad.loss), "gradient": raised(bad.gradient)}
     found["product"] = raised(lambda: HessianOperator(bad, engine="layers") @ bad.theta)
@@ -193,7 +195,7 @@ def failures(others: Ranks) -> dict[str, str]:
 
 def bytes_of_a_product() -> list[int]:
     """Return how many numbers each all-reduce of a product sends, and P."""
-    objective = Objective(network(), "cross_entropy", data(), chunk_size=6)
+    objective = Objective(network(), "cross_entropy", data(), chunk_size=CHUNK)
     hessian = HessianOperator(objective)
     _ = hessian @ objective.theta
     sent, plain = [], distributed.all_reduce
@@ -212,7 +214,7 @@ def searches() -> dict[str, Any]:
 
     Seven vectors are few: Lanczos restarts, and gives its images up.
     """
-    objective = Objective(network(), "cross_entropy", data(), chunk_size=6)
+    objective = Objective(network(), "cross_entropy", data(), chunk_size=CHUNK)
     hessian, size = HessianOperator(objective), objective.num_parameters
     given: dict[str, Any] = {"k": 2, "tolerance": 1e-11}
 
@@ -257,7 +259,7 @@ def moved(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def search(path: Path) -> None:
-        objective = Objective(network().float(), "cross_entropy", (x.float(), y), chunk_size=20)
+        objective = Objective(network().float(), "cross_entropy", (x.float(), y), chunk_size=10)
         ranks, made = objective.ranks, []
         plain = HessianOperator._prepared
 
@@ -303,7 +305,7 @@ def projectors(rows: Tensor | None) -> Tensor:
 
 def bytes_of_a_search() -> dict[str, Any]:
     """Return what a step of Lanczos sends and keeps, and what the calls of torch were given."""
-    objective = Objective(network(), "cross_entropy", data(), chunk_size=6)
+    objective = Objective(network(), "cross_entropy", data(), chunk_size=CHUNK)
     search = Lanczos(HessianOperator(objective), k=1, generator=torch.Generator().manual_seed(5))
     for _ in range(4):
         search.step()
@@ -351,15 +353,13 @@ def in_bfloat16() -> dict[str, list[float]]:
 
 
 def everything(folder: Path) -> dict[str, Any]:
+    """Return what one process finds too."""
     found: dict[str, Any] = {name: passes(o) for name, o in objectives().items()}
     found["searches"] = searches()
     found["analysis"] = analysis()
-    found["kept"] = analysis(folder)
-    found["again"] = analysis(folder)
     found["surface"] = surface(None)
     found["refined"] = surface(0.05)
     found["journal"] = surface(None, folder / "surface.journal")
-    found["journal again"] = surface(None, folder / "surface.journal")
     return found
 
 
@@ -377,6 +377,9 @@ def work(rank: int, count: int, port: int, folder: Path) -> None:
     with joined() as others:
         assert current() is others and others.rank == rank
         found = everything(folder)
+        found["kept"] = analysis(folder)
+        found["again"] = analysis(folder)
+        found["journal again"] = surface(None, folder / "surface.journal")
         found["bytes"] = bytes_of_a_product()
         found["bfloat16"] = in_bfloat16()
         found["bytes of a search"] = bytes_of_a_search()

@@ -17,7 +17,7 @@ from flatkit.checkpoints.readers.stored import StoredTensor
 from flatkit.devices.joining import apart, current
 from flatkit.objective import Objective, kept
 from flatkit.spectrum.lanczos import lanczos
-from tests.devices.ranks_worker import data, network, raised, vectors
+from tests.devices.ranks_worker import SAMPLES, data, network, raised, vectors
 
 KINDS = ("fully_shard", "DTensor") if hasattr(fsdp, "fully_shard") else ()
 EVERYTHING: dict[str, Any] = {
@@ -31,7 +31,7 @@ EVERYTHING: dict[str, Any] = {
         "loss_slice",
     ],
     "rho": [0.1],
-    "search_budget": 24,
+    "search_budget": 12,
     "num_eigenvalues": 1,
     "tolerance": 1e-2,
     "slice_points": 5,
@@ -82,7 +82,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def passes(model: nn.Module) -> dict[str, Any]:
-    objective = Objective(model, "cross_entropy", data(), chunk_size=21)
+    objective = Objective(model, "cross_entropy", data(), chunk_size=10)
     hessian, v = HessianOperator(objective), vectors(objective.num_parameters)
     loss, gradient = objective.loss_and_gradient()
     largest = lanczos(hessian, k=1, tolerance=1e-5, generator=torch.Generator().manual_seed(5))
@@ -167,7 +167,7 @@ def shifted() -> nn.Module:
 
 def refusals(model: nn.Module, kind: str) -> dict[str, str]:
     x, y = data()
-    objective = Objective(model, "cross_entropy", (x, y), chunk_size=7)
+    objective = Objective(model, "cross_entropy", (x, y), chunk_size=SAMPLES)
 
     def alone() -> object:
         with apart():

@@ -456,6 +456,7 @@ def own_study(folder, trainer, second):
         ("good", {"factor": [1, 2]}, "must return a mapping with 'validation_accuracy'"),
     ],
 )
+@pytest.mark.usefixtures("fresh_interpreters")  # which write where this test reads
 def test_own_functions_that_fail_are_named(tmp_path, capfd, trainer, tune, message):
     with pytest.raises(FlatkitError, match=message):
         study(own_study(tmp_path, trainer, Arm("two", {}, tune)), tmp_path / "out", jobs=1)

@@ -1,0 +1,79 @@
+"""Interpreters of `flatkit.comparison.workers` that serve one test after another.
+
+Each takes three seconds for its imports, and hundreds of tests would start some.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from flatkit.comparison import workers
+from flatkit.errors import FlatkitError
+
+FRESH = workers._Worker
+_MOST = 2
+"""Interpreters that wait for the next test; each holds some hundred MB."""
+_OURS = [Path(__file__).parents[1], Path(sys.prefix), Path(sys.base_prefix)]
+_idle: list[tuple[int, Any]] = []
+
+
+class KeptWorker:
+    """Stands in for a fresh interpreter: one that is as if fresh, and is kept at the end.
+
+    Where a call did not end well, it is not.
+    """
+
+    def __init__(self, threads: int) -> None:
+        place = next((n for n, (known, _) in enumerate(_idle) if known == threads), None)
+        self._process = FRESH(threads) if place is None else _idle.pop(place)[1]
+        self._threads, self._good, self._lock = threads, True, Lock()
+        own = dict.fromkeys(workers._THREADS, str(threads))
+        self.call(begin_anew, [str(Path.cwd()), sys.path, {**os.environ, **own}])
+
+    def call(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        with self._lock:
+            if not self._good:
+                raise FlatkitError("a process of a test was stopped before it was called")
+            self._good = False
+        answer = self._process.call(function, arguments)
+        self._good = True
+        return answer
+
+    def stop(self) -> None:
+        with self._lock:
+            good, self._good = self._good, False
+        if good and len(_idle) < _MOST:
+            _idle.append((self._threads, self._process))
+        else:
+            self._process.stop()
+
+
+def begin_anew(folder: str, path: list[str], environment: dict[str, str]) -> None:
+    """Take folder, path and environment of the process that asks; forget the task of another."""
+    os.chdir(folder)
+    sys.path[:] = path
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and not any(Path(file).is_relative_to(root) for root in _OURS):
+            del sys.modules[name]
+    comparing: Any = sys.modules.get("flatkit.comparison.compare")
+    if comparing is not None:
+        comparing._shared.clear()
+
+
+@contextmanager
+def kept() -> Generator[None]:
+    """Let all that is called in processes of its own be called in those that are kept."""
+    workers._Worker = KeptWorker
+    try:
+        yield
+    finally:
+        workers._Worker = FRESH
+        while _idle:
+            _idle.pop()[1].stop()
