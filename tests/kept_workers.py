@@ -70,10 +70,11 @@ def begin_anew(folder: str, path: list[str], environment: dict[str, str]) -> Non
 @contextmanager
 def kept() -> Generator[None]:
     """Let all that is called in processes of its own be called in those that are kept."""
-    workers._Worker = KeptWorker
+    module: Any = workers
+    module._Worker = KeptWorker
     try:
         yield
     finally:
-        workers._Worker = FRESH
+        module._Worker = FRESH
         while _idle:
             _idle.pop()[1].stop()

@@ -31,8 +31,8 @@ def rendered(table):
     return console.file.getvalue()
 
 
-BRIEF = {"search_budget": 20}
-"""For tests of claims that rest on no search in a ball."""
+BRIEF = 20
+"""Budget of the searches in tests of claims that rest on no search in a ball."""
 
 
 def quadratic(values, linear=None):
@@ -45,10 +45,10 @@ def test_at_the_minimum_of_a_quadratic_every_claim_holds():
 
 
 def test_a_saddle_and_a_slope_are_told():
-    saddle = verdicts(verify(quadratic([4.0, 1.0, -2.0]), **BRIEF))
+    saddle = verdicts(verify(quadratic([4.0, 1.0, -2.0]), search_budget=BRIEF))
     assert saddle["no negative curvature"] == "fails"
     slope = torch.ones(3, dtype=torch.float64) * 100
-    found = verdicts(verify(quadratic([4.0, 2.0, 1.0], slope), **BRIEF))
+    found = verdicts(verify(quadratic([4.0, 2.0, 1.0], slope), search_budget=BRIEF))
     assert found["gradient is negligible"] == "fails"
     assert found["R1/ρ² → λmax"] == "cannot tell"
 
@@ -65,7 +65,7 @@ def test_convexity_is_claimed_only_as_far_as_the_residual_reaches(lowest, residu
 def test_an_untrained_network_is_no_minimum_and_float32_reports_its_rounding():
     case = CASES[0]
     task = flatkit.Task(case.build(), case.loss, case.data())
-    report = verify(task, dtype="float32", **BRIEF)
+    report = verify(task, dtype="float32", search_budget=BRIEF)
     assert verdicts(report)["gradient is negligible"] == "fails"
     blurred = report.result("rounding_radius").value
     assert blurred > 1e-6
@@ -118,7 +118,7 @@ def test_a_kink_at_the_checkpoint_is_told():
     data = (inputs, torch.randint(2, (20,)))
 
     def outcome():
-        report = verify(flatkit.Task(model, "cross_entropy", data), **BRIEF)
+        report = verify(flatkit.Task(model, "cross_entropy", data), search_budget=BRIEF)
         claim = next(
             claim
             for claim in report.result("verdict").value
@@ -200,7 +200,7 @@ def test_on_a_trained_network_both_limits_hold_to_one_percent():
 def test_in_float32_rounding_is_reported_and_not_printed_as_a_result(equal_clock):
     model, data = trained_tanh(torch.float32)
     task = flatkit.Task(model, "mse", data)
-    blurred = verify(task, **BRIEF).result("rounding_radius").value
+    blurred = verify(task, search_budget=BRIEF).result("rounding_radius").value
     assert 1e-6 < blurred < 1e-1
     report = flatkit.analyze(
         task,
