@@ -1,18 +1,22 @@
 """Whether the numbers of bfloat16 are right: the float64 truth against the error bars, 100 cases.
 
-    python -m benchmarks.bfloat16 [--cases 100] [--write]
+    python -m benchmarks.bfloat16 [--cases 100] [--bounds] [--write]
 
 A case is a small network (dense, convolutional, attention) of a seed, with a loss, a few steps of
 training, and samples that it goes through in chunks. `analyze` measures it with dtype bfloat16. The
 truth is that of its float32 weights in float64: loss, accuracy, gradient and the dense Hessian by
 `torch.func`, which shares no code with flatkit. What is counted is how often the
 truth lies within the bar: the error itself, of what random probes give twice the standard error.
+
+With `--bounds` it is about searches in balls: whether their value is that of the function in
+float64 at the point that they name, by `torch.func` again, and how much the same search finds in
+float64.
 """
 
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatkit
+from benchmarks.timing import save_section
 from flatkit.measures.registry import MEASURES as REGISTERED
+from flatkit.measures.shared_settings import BallSettings
 
-MEASURES = tuple(name for name in REGISTERED if REGISTERED[name].in_bfloat16)
+MEASURES = tuple(
+    name
+    for name in REGISTERED
+    if REGISTERED[name].in_bfloat16 and BallSettings not in REGISTERED[name].settings
+)
+SEARCHES = {"R0": flatkit.max_loss_increase, "R1": flatkit.max_gradient_norm}
+_RHO, _GRADIENTS = 0.1, 60
 _RESULTS = Path(__file__).parent / "results" / "bfloat16.md"
 
 
@@ -147,15 +159,16 @@ def _mean_loss(outputs: Tensor, targets: Tensor, loss: str) -> Tensor:
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
-def truth_of(case: Case) -> dict[str, list[float]]:
-    """Return what is measured, in float64 and by dense matrices."""
+def functions_of(
+    case: Case,
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
+    """Return outputs and loss as functions of the weights [P] in float64, and these."""
     model = {name: p.detach().double() for name, p in case.model.named_parameters()}
     buffers = {
         name: b.double() if b.is_floating_point() else b for name, b in case.model.named_buffers()
     }
     inputs, targets = (t.double() if t.is_floating_point() else t for t in case.data)
     sizes = [p.numel() for p in model.values()]
-    theta = torch.cat([p.reshape(-1) for p in model.values()])
 
     def outputs(point: Tensor) -> Tensor:
         pieces = zip(model.items(), point.split(sizes), strict=True)
@@ -165,6 +178,13 @@ def truth_of(case: Case) -> dict[str, list[float]]:
     def loss(point: Tensor) -> Tensor:
         return _mean_loss(outputs(point), targets, case.loss)
 
+    return outputs, loss, torch.cat([p.reshape(-1) for p in model.values()])
+
+
+def truth_of(case: Case) -> dict[str, list[float]]:
+    """Return what is measured, in float64 and by dense matrices."""
+    outputs, loss, theta = functions_of(case)
+    targets = case.data[1]
     slope = torch.func.grad(loss)
     gradient, hessian = slope(theta), torch.func.jacrev(slope)(theta)
     eigenvalues = torch.linalg.eigvalsh((hessian + hessian.T) / 2)
@@ -184,7 +204,7 @@ def truth_of(case: Case) -> dict[str, list[float]]:
 def compare(case: Case, **settings: Any) -> Iterator[Comparison]:
     """Yield every number that bfloat16 gives beside the truth."""
     truth = truth_of(case)
-    given = {
+    given: dict[str, Any] = {
         "measures": MEASURES,
         "num_eigenvalues": 2,
         "chunk_size": case.chunk_size,
@@ -204,13 +224,83 @@ def compare(case: Case, **settings: Any) -> Iterator[Comparison]:
             yield Comparison(result.measure, value, factor * error, true, result.cost.matvecs)
 
 
+class Bound(NamedTuple):
+    """What a search in a ball found.
+
+    Attributes:
+        quantity: R0, or R1.
+        value: that it states.
+        there: what the function has in float64 at the point that it names.
+        length: of the way to that point, in radii.
+        wide: what the same search finds in float64.
+    """
+
+    quantity: str
+    value: float
+    there: float
+    length: float
+    wide: float
+
+
+def bounds(case: Case) -> Iterator[Bound]:
+    """Yield what searches in bfloat16 find, beside the truth at their points."""
+    _, loss, theta = functions_of(case)
+    slope = torch.func.grad(loss)
+    for quantity, search in SEARCHES.items():
+        narrow, wide = (
+            search(
+                flatkit.Objective(
+                    case.model, case.loss, case.data, dtype=dtype, chunk_size=case.chunk_size
+                ),
+                rho=_RHO,
+                budget=_GRADIENTS,
+                generator=torch.Generator().manual_seed(0),
+            )
+            for dtype in (torch.bfloat16, torch.float64)
+        )
+        way = narrow.displacement.double()
+        gain = loss(theta + way) - loss(theta)
+        there = float(gain) if quantity == "R0" else float(slope(theta + way).norm())
+        yield Bound(quantity, narrow.value, there, float(way.norm()) / _RHO, wide.value)
+
+
+def count_bounds(seeds: Iterable[int]) -> list[str]:
+    """Return the table of searches in balls."""
+    found = defaultdict[str, list[Bound]](list)
+    for seed in seeds:
+        for one in bounds(make_case(seed)):
+            found[one.quantity].append(one)
+    lines = [
+        f"A ball of radius {_RHO}, {_GRADIENTS} gradients.",
+        "",
+        "| search | cases | off the float64 value at its point (most) | of what float64 finds "
+        "(median) | (least) |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for quantity, ones in found.items():
+        off = max(abs(one.value - one.there) / max(one.there, 1e-12) for one in ones)
+        share = torch.tensor([one.value / max(one.wide, 1e-12) for one in ones])
+        lines.append(
+            f"| {quantity} | {len(ones)} | {off:.1e} | {share.median():.4f} | {share.min():.4f} |"
+        )
+    return lines
+
+
 def main() -> None:
     """Count, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--bounds", action="store_true", help="of searches in balls")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    if args.bounds:
+        lines = count_bounds(range(args.first, args.first + args.cases))
+        print("\n".join(lines))
+        if args.write:
+            command = f"python -m benchmarks.bfloat16 --bounds --cases {args.cases} --write"
+            save_section("bfloat16", "", "Searches in balls", command, lines)
+        return
     started, found = time.perf_counter(), defaultdict[str, list[Comparison]](list)
     for seed in range(args.first, args.first + args.cases):
         case = make_case(seed)
@@ -244,7 +334,9 @@ def main() -> None:
     table = "\n".join(lines)
     print(table, f"\n{time.perf_counter() - started:.0f} s")
     if args.write:
-        _RESULTS.write_text(_TEXT.format(cases=args.cases, table=table), "utf-8")
+        _, *rest = _RESULTS.read_text("utf-8").split("\n## ")
+        whole = [_TEXT.format(cases=args.cases, table=table), *rest]
+        _RESULTS.write_text("\n## ".join(whole), "utf-8")
 
 
 _TEXT = """# bfloat16: the truth against the bars

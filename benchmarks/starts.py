@@ -87,7 +87,7 @@ def cases() -> Iterator[tuple[str, nn.Module, tuple[Tensor, Tensor], int]]:
     """Yield networks with samples, and how often a gradient is timed."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     x, y = torch.tensor(digits.data[:1438]).float() / 16, torch.tensor(digits.target[:1438])
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 120), nn.Tanh(), nn.Linear(120, 10))

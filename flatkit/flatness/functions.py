@@ -13,7 +13,6 @@ from flatkit.flatness.quadratic_model import Quantity
 from flatkit.hessian.operator import HessianOperator
 from flatkit.objective.function import Objective
 from flatkit.objective.model.one_function import has_fused_paths
-from flatkit.objective.narrowing import refuse_narrow
 from flatkit.objective.over_samples import sums
 from flatkit.objective.pytree import leaves
 from flatkit.spectrum.operators import SymmetricOperator
@@ -39,7 +38,6 @@ class LossIncrease:
     value_cost, ascent_cost = 1, 0
 
     def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
-        refuse_narrow(objective, "a search in a ball")
         self.objective, self.theta, self.geometry = objective, theta, geometry
         self.hessian: SymmetricOperator = HessianOperator(objective, theta)
         self.base = objective.loss(theta)
@@ -83,7 +81,6 @@ class GradientNorm:
     value_cost = 1
 
     def __init__(self, objective: Objective, theta: Tensor, geometry: Geometry) -> None:
-        refuse_narrow(objective, "a search in a ball")
         self.objective, self.theta, self.geometry = objective, theta, geometry
         self.hessian: SymmetricOperator = HessianOperator(objective, theta)
         self.product_cost = product_cost(objective)

@@ -1,6 +1,6 @@
 """Zeroth-order sharpness: the largest increase of the loss within a ρ-ball."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from flatkit.flatness.ball import BallMaximum, Search, search_ball
 from flatkit.flatness.functions import LossIncrease
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.flatness.rounds import Start
+from flatkit.flatness.widened import widened, within
 from flatkit.objective.function import Objective
 from flatkit.spectrum.steps import Steps
 
@@ -54,8 +55,11 @@ def max_loss_increase(
     >>> max_loss_increase(objective, torch.zeros(1), rho=0.5).value
     0.25
     """
-    search = _search(objective, theta, rho, starts, geometry, tolerance, generator)
-    return _at_least_zero(search.within(budget))
+    search = _search(objective, theta, rho, starts, geometry, tolerance, 0.0, generator)
+    exact = _in_float32(objective, theta)
+    return _at_least_zero(
+        search.within(budget) if exact is None else within(search.steps(), exact, budget)
+    )
 
 
 def loss_increase_steps(
@@ -66,9 +70,12 @@ def loss_increase_steps(
     starts: Mapping[str, Tensor] | Iterable[Start] | None = None,
     geometry: Geometry | None = None,
     tolerance: float = 1e-7,
+    noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Steps[BallMaximum]:
     """Search as `max_loss_increase` does, for as long as it is asked to.
+
+    Where the objective computes in 16 bits, values are those of float32 at the points found.
 
     Args:
         objective: as of `max_loss_increase`, like all the others.
@@ -77,10 +84,11 @@ def loss_increase_steps(
         starts: coordinates u [P] by name, or as of `search_steps`.
         geometry: of the ball.
         tolerance: gain, relative to the value, that ends an ascent.
+        noise: of the loss, where it is more than the rounding of its dtype.
         generator: draws starts and where walks begin.
     """
-    search = _search(objective, theta, rho, starts, geometry, tolerance, generator)
-    for ask in search.steps():
+    search = _search(objective, theta, rho, starts, geometry, tolerance, noise, generator)
+    for ask in widened(search.steps(), _in_float32(objective, theta)):
         yield lambda ask=ask: _at_least_zero(ask())
 
 
@@ -91,6 +99,7 @@ def _search(
     starts: Mapping[str, Tensor] | Iterable[Start] | None,
     geometry: Geometry | None,
     tolerance: float,
+    noise: float,
     generator: torch.Generator | None,
 ) -> Search:
     theta = objective.theta if theta is None else theta
@@ -103,9 +112,18 @@ def _search(
         starts=starts,
         tolerance=tolerance,
         # A difference of two losses is known up to the rounding of both.
-        noise=4.0 * torch.finfo(theta.dtype).eps * abs(function.base),
+        noise=max(noise, 4.0 * torch.finfo(theta.dtype).eps * abs(function.base)),
         generator=generator,
     )
+
+
+def _in_float32(objective: Objective, theta: Tensor | None) -> Callable[[Tensor], float] | None:
+    """Return the increase at a displacement [P], of the same function in float32, if it has one."""
+    exact, centre = objective.exact, objective.theta if theta is None else theta
+    if exact is None:
+        return None
+    base = exact.loss(centre)
+    return lambda way: exact.loss(centre + way) - base
 
 
 def _at_least_zero(best: BallMaximum) -> BallMaximum:

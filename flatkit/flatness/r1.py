@@ -1,6 +1,6 @@
 """First-order flatness: the largest gradient norm within a ρ-ball."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from flatkit.flatness.ball import BallMaximum, Search, search_ball
 from flatkit.flatness.functions import GradientNorm
 from flatkit.flatness.geometry import Geometry, check_radius
 from flatkit.flatness.rounds import Start
+from flatkit.flatness.widened import widened, within
 from flatkit.objective.function import Objective
 from flatkit.spectrum.steps import Steps
 
@@ -59,9 +60,9 @@ def max_gradient_norm(
     >>> max_gradient_norm(objective, torch.zeros(1), rho=0.5).value
     1.0
     """
-    return _search(objective, theta, rho, starts, geometry, tolerance, noise, generator).within(
-        budget
-    )
+    search = _search(objective, theta, rho, starts, geometry, tolerance, noise, generator)
+    exact = _in_float32(objective, theta, geometry)
+    return search.within(budget) if exact is None else within(search.steps(), exact, budget)
 
 
 def gradient_norm_steps(
@@ -77,6 +78,8 @@ def gradient_norm_steps(
 ) -> Steps[BallMaximum]:
     """Search as `max_gradient_norm` does, for as long as it is asked to.
 
+    Where the objective computes in 16 bits, values are those of float32 at the points found.
+
     Args:
         objective: as of `max_gradient_norm`, like all the others.
         theta: the point [P].
@@ -87,7 +90,19 @@ def gradient_norm_steps(
         noise: the rounding of ‖∇L‖.
         generator: draws starts and where walks begin.
     """
-    return _search(objective, theta, rho, starts, geometry, tolerance, noise, generator).steps()
+    search = _search(objective, theta, rho, starts, geometry, tolerance, noise, generator)
+    return widened(search.steps(), _in_float32(objective, theta, geometry))
+
+
+def _in_float32(
+    objective: Objective, theta: Tensor | None, geometry: Geometry | None
+) -> Callable[[Tensor], float] | None:
+    """Return the norm at a displacement [P] by the same function in float32, if there is one."""
+    exact, around = objective.exact, geometry or Geometry("l2")
+    centre = objective.theta if theta is None else theta
+    if exact is None:
+        return None
+    return lambda way: float(around.dual_norm(around.displacement(exact.gradient(centre + way))))
 
 
 def _search(

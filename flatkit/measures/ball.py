@@ -14,7 +14,14 @@ from flatkit.flatness.r0 import loss_increase_steps
 from flatkit.flatness.r1 import gradient_norm_steps
 from flatkit.flatness.rounds import Start
 from flatkit.measures.catchment import Catchment
-from flatkit.measures.precision import Jump, gradient_jump, gradient_noise, rounding_radius
+from flatkit.measures.precision import (
+    Jump,
+    exactness,
+    gradient_jump,
+    gradient_noise,
+    narrow_noise,
+    rounding_radius,
+)
 from flatkit.objective.settings import ObjectiveSettings
 from flatkit.results.cost import Cost
 from flatkit.spectrum.krylov import KEPT_BYTES
@@ -139,8 +146,14 @@ class Ball:
 
     @cached_property
     def noise(self) -> float:
-        """What rounding does to the gradient, in the dual norm."""
-        return gradient_noise(self.session, self.geometry)
+        """What rounding does to the gradient, in the dual norm; that of 16 bits among it."""
+        rounding = gradient_noise(self.session, self.geometry)
+        return rounding + narrow_noise(self.session, self.geometry)
+
+    @property
+    def _noise_of_loss(self) -> float:
+        """What 16 bits do to the loss; of other dtypes the search knows the rounding."""
+        return exactness(self.session, "loss", "train")[0]
 
     @property
     def rounding_radius(self) -> float:
@@ -198,7 +211,7 @@ class Ball:
             }
             objective = self.session.objective
             steps = (
-                loss_increase_steps(objective, **shared)
+                loss_increase_steps(objective, noise=self._noise_of_loss, **shared)
                 if which == "loss"
                 else gradient_norm_steps(objective, noise=self.noise, **shared)
             )
@@ -226,7 +239,7 @@ class Ball:
         found = None if process is None else process.found
         if found is None or rho in self._crossed:
             return
-        objective = self.session.objective
+        objective = self.session.objective.exact or self.session.objective
         gradient = objective.gradient(objective.theta + found.displacement)
         value = float(self.geometry.dual_norm(self.geometry.displacement(gradient)))
         self._crossed[rho] = replace(found, value=value, stationarity=None, linear_gap=None)

@@ -109,6 +109,7 @@ MEASURE = Measure(
     figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
     first=lambda session: 1.0,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.largest_gradient_norm(result),
     about="R1, ρ times the largest gradient norm within distance ρ: the first-order flatness that "
     "GAM minimises. Lower is flatter. It is a lower bound, the best point that a search "

@@ -46,6 +46,7 @@ MEASURE = Measure(
     on_request=True,
     passes=lambda session: 0.0,
     first=lambda session: 1.0,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.largest_gradient_norm(result),
     about="The largest ‖∇L‖ within distance ρ itself, R1/ρ. Lower is flatter; a lower bound.",
 )

@@ -85,6 +85,20 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
     return session.noise[geometry.name]
 
 
+def narrow_noise(session: "Session", geometry: Geometry) -> float:
+    """Return by how much 16 bits change the gradient, in the dual norm; 0 where it is not in such.
+
+    Cost: two gradients of the samples that are looked at.
+    """
+    objective = session.objective
+    if objective.exact is None:
+        return 0.0
+    session.noise_from += ", and bfloat16 against float32"
+    theta = objective.theta
+    change = _gradient_of(objective, theta) - _gradient_of(objective.exact, theta)
+    return float(geometry.dual_norm(geometry.displacement(change)))
+
+
 def looked_at(objective: Objective) -> Tensor | None:
     """Return the rows that show rounding and kinks; None for all.
 
@@ -163,6 +177,7 @@ def gradient_jump(session: "Session", noise: float) -> Jump:
     Cost: 12 gradients of the samples that are looked at, all of a small network.
     """
     objective, generator = session.objective, session.generator("kinks")
+    objective = objective.exact or objective  # 16 bits make jumps of their own
     theta = objective.theta
     length = max(float(theta.double().norm()), 1e-3)
     distance = 1e3 * torch.finfo(theta.dtype).eps * length

@@ -32,7 +32,8 @@ def at(session: "Session", rho: float) -> Result:
     loss, eps = session.loss_and_gradient[0], torch.finfo(session.objective.dtype).eps
     rounding = 4 * eps * abs(loss)  # of a difference of two losses
     hidden = rounding > _VISIBLE * abs(found.value)
-    known = ball.geometry.is_round and ball.is_modelled
+    # The model of 16 bits has no bar.
+    known = ball.geometry.is_round and ball.is_modelled and session.objective.narrow is None
     model = ball.model_maximum("loss", rho) if known else None
     return Result(
         "zeroth_order_sharpness",
@@ -64,6 +65,7 @@ MEASURE = Measure(
     figures={"flatness": "flatkit.render.figures.flatness:flatness_figure"},
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.search_budget),
     first=lambda session: 1.0,
+    in_bfloat16=True,
     influence=lambda samples, result: samples.loss_increase(result),
     about="R0, the most that the loss can rise within distance ρ of the weights: what SAM "
     "minimises. Lower is flatter. It is a lower bound, the best point that a search found. "

@@ -62,8 +62,8 @@ def verify(
         **changes: single settings of `AnalysisSettings` by name.
 
     Raises:
-        InvalidArgumentError: another geometry than `l2`, which the claims are not about. Further as
-            `analyze`.
+        InvalidArgumentError: another geometry than `l2`, which the claims are not about, or
+            bfloat16. Further as `analyze`.
 
     >>> import torch
     >>> from torch import nn
@@ -79,6 +79,11 @@ def verify(
     settings = AnalysisSettings(measures=_AT_CHECKPOINT, **given).changed(changes)
     if settings.of(BallSettings).geometry != "l2":
         raise InvalidArgumentError("verify is about round balls: geometry must be l2")
+    if settings.dtype == "bfloat16":
+        raise InvalidArgumentError(
+            "dtype must be float32 or float64: verify cannot say how wrong dtype bfloat16 makes "
+            "its verdicts"
+        )
     session = Session(task, settings, progress)
     if plan is not None:
         plan(_forecast(session, len(rho) or _STEPS))

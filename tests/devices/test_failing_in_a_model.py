@@ -100,12 +100,28 @@ def fall(rank: int, count: int, port: int, folder: Path, kind: str, killed: bool
         if kind == "fully_shard":  # by its own hooks, which flatkit used
             said["user's"] = model(data()[0]).detach()
         said["after"] = objective.gradient(moved)
+        plane = on_two_dimensions(kind, count)
+        said["two dimensions"] = raised(lambda: Objective(plane, "cross_entropy", data()))
         torch.save(said, folder / f"{rank}.said")
         Falling.on, Falling.killed = (count - 1,), killed
         said["on one"] = raised(objective.gradient)
         torch.save(said, folder / f"{rank}.said")
         if not killed:
             time.sleep(60)  # a rank that goes on after an error ends nothing by its own end
+
+
+def on_two_dimensions(kind: str, count: int) -> nn.Module:
+    """Return the network over a mesh of two dimensions, as for FSDP beside replicas."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    model, mesh = network(), init_device_mesh("cpu", (1, count), mesh_dim_names=("a", "b"))
+    if kind == "fully_shard":
+        return fsdp.fully_shard(model, mesh=mesh)  # pyright: ignore
+    layer: Any = next(model.children())
+    layer.weight = nn.Parameter(
+        distribute_tensor(layer.weight.detach(), mesh, [Replicate(), Shard(1)])
+    )
+    return model
 
 
 def fallen(folder: Path, kind: str, *, killed: bool) -> tuple[list[int | None], list[Any]]:
@@ -130,6 +146,9 @@ def test_where_one_rank_fails_in_the_model_the_other_ends_and_names_it(tmp_path,
         assert torch.equal(found["after"], found["before"])
         if kind == "fully_shard":
             torch.testing.assert_close(found["user's"], network()(data()[0]).detach())
+        assert found["two dimensions"].startswith("InvalidArgumentError: the model is sharded over")
+        assert "one of several dimensions" in found["two dimensions"]
+        assert "\n" not in found["two dimensions"]
     assert said[1]["on one"].startswith("RankError: rank 1 of 2 failed: UserCodeError: the model")
     assert codes == [1, None]
     line = (tmp_path / "0.err").read_text("utf-8").splitlines()[-1]
