@@ -68,7 +68,7 @@ def run(session: "Session") -> Iterator[Draft]:
     own, generator = session.own(SliceSettings), session.generator("slice")
     number, points = own.slice_directions, own.slice_points
     with session.meter() as cost:
-        subspaces = [random_directions(session, generator, dimensions=1) for _ in range(number)]
+        subspaces = [random_directions(session, generator, dimensions=1) for _ in range(_FEWEST)]
 
         def results(lines: "Sequence[GrowingSurface]", level: int) -> list[Result]:
             found = [line.at(level) for line in lines]
@@ -77,13 +77,16 @@ def run(session: "Session") -> Iterator[Draft]:
         look = Draft(lambda: ())
         looks = [
             around_checkpoint(session, subspace, points, _CHEAP).growing(coarsest=_COARSEST)
-            for subspace in subspaces[:_FEWEST]
+            for subspace in subspaces
         ]
         for line in looks:
             for _ in line.measure(0):
                 if all(each.known == 0 for each in looks):
                     look = Draft(partial(results, looks, 0), number * points)
                 yield look
+        # Only now: of a large network the look is often all that there is time for.
+        for _ in range(_FEWEST, number):
+            subspaces.append(random_directions(session, generator, dimensions=1))
         lines = [
             around_checkpoint(session, subspace, points, _QUANTITIES).growing()
             for subspace in subspaces
