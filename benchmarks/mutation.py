@@ -277,8 +277,8 @@ def write_report(seed: int) -> None:
         "It runs those doctests and tests of the room that execute the changed line. `endless` was "
         "stopped after three times the time of its tests and a minute, and counts as noticed; the "
         "line of a `not-run` is executed by no test of its room. An `equivalent` mutant computes "
-        "the same, or nothing that flatkit promises; `now` leaves these out and counts what a new "
-        "test notices, or what was removed.",
+        "the same, or nothing that flatkit promises; `now` leaves these out and counts as "
+        "noticed what is `closed`: by a new test, by one of another room, or as the line went.",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, "
         f"{os.cpu_count()} cores; {minutes:.0f} minutes of one core.",

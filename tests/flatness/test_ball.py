@@ -11,7 +11,9 @@ from torch import nn
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.flatness import max_gradient_norm, max_loss_increase
-from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues
+from flatkit.flatness.ball import maximize_over_ball
+from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues, Iterate
+from flatkit.flatness.functions import LossIncrease
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import disagreement
 from flatkit.flatness.rounds import Rounds
@@ -204,6 +206,26 @@ class Hidden:
         ascents = torch.zeros_like(u)
         ascents[~high, 0], ascents[high, 1] = u[~high, 0].sign(), 9 * u[high, 1].sign()
         return FunctionValues(torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda: ascents)
+
+
+def test_a_search_from_given_starts_ends_at_the_secular_maximum_without_being_told_when():
+    matrix, linear = quadratic(0)
+    objective = Objective(*quadratic_task(matrix, linear))
+    function = LossIncrease(objective, objective.theta, Geometry("l2"))
+    starts = {"gradient": on_sphere(linear, 1.0)}
+    found = maximize_over_ball(function, radius=1.0, starts=starts, budget=3000)
+    assert found.value == pytest.approx(ball_maximum(matrix.numpy(), linear.numpy(), 1.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_kink_is_one_and_rounding_is_none_in_any_unit_of_the_loss(scale):
+    search = BallSearch(Hidden(), 1.0, tolerance=1e-7)
+    rounds = Rounds(search, iter({}.items()), None, torch.Generator())
+    across = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)  # at 45 degrees to the point
+    point = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    slopes = {size: scale * size * across for size in (1.0, 1e-15)}  # the other gains 4e-16
+    ends = {size: Iterate("end", point, scale, slope, done=True) for size, slope in slopes.items()}
+    assert rounds.ends_at_kink(ends[1.0]) and not rounds.ends_at_kink(ends[1e-15])
 
 
 def walk(function, starts, *, budget, explore=None):

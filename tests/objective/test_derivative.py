@@ -108,6 +108,11 @@ def test_a_jump_at_the_point_is_refused():
         Objective(Jump(), CE, (X, Y))
 
 
+def test_a_refusal_says_nothing_of_the_checks_that_passed():
+    with pytest.raises(WrongGradientError, match=r"unproved$"):
+        Objective(Net(torch.Tensor.detach), CE, (X, Y))
+
+
 def zeros():
     model = Net(torch.relu)
     for parameter in model.parameters():

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.special import log_softmax
+from torch import nn
 
+from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.losses import LOSSES, CrossEntropy, MeanSquared, build_loss
 
@@ -44,3 +47,11 @@ def test_shapes_that_do_not_match_are_refused():
 def test_label_smoothing_outside_the_unit_interval_is_refused():
     with pytest.raises(InvalidArgumentError, match="label_smoothing"):
         CrossEntropy(label_smoothing=1.5)
+
+
+def test_class_weights_of_32_bits_weigh_a_network_of_64_as_torch_does():
+    model, weight = nn.Linear(4, 3).double(), torch.tensor([1.0, 3.0, 0.5])
+    x, y = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
+    found = Objective(model, nn.CrossEntropyLoss(weight=weight), (x, y), chunk_size=7).loss()
+    expected = F.cross_entropy(model(x), y, weight=weight.double())
+    assert found == pytest.approx(expected.item(), rel=1e-12)

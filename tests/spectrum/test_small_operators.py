@@ -106,6 +106,16 @@ def test_squares_that_overflow_or_vanish_do_no_harm(dtype, scale):
     assert off <= 4 * density.mean_error / scale < 10
 
 
+def test_a_first_draw_of_zero_sets_no_unit_for_those_whose_squares_underflow():
+    matrix = torch.full((2, 2), 1e-200, dtype=torch.float64)
+    draws = SignDraws()
+    for probe in ([1.0, -1.0], [1.0, 1.0]):  # all there are, but for the sign
+        probe = torch.tensor(probe, dtype=torch.float64)
+        draws.add(probe, matrix @ probe)
+    assert draws.value == pytest.approx(2e-200, rel=1e-12, abs=0)
+    assert draws.frobenius == pytest.approx(2e-200, rel=1e-12, abs=0)
+
+
 @pytest.mark.parametrize(("count", "least"), [(1, 10), (2, 10), (3, 5), (8, 0.4)])
 def test_few_draws_that_agree_prove_little(count, least):
     draws = SignDraws()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from flatkit.spectrum import diagonal, frobenius_norm, lanczos, lobpcg, spectral_density, trace
+from flatkit.spectrum.density import density_steps
 from flatkit.spectrum.operators import DenseOperator
 from tests.cases import random_symmetric
 
@@ -43,6 +44,21 @@ def test_diagonal_and_frobenius_norm_lie_within_their_errors():
     assert bool(((parts.value - truth).abs() <= 4 * parts.error).all())
     norm = frobenius_norm(DenseOperator(matrix), generator=seeded())
     assert abs(float(norm.value) - float(matrix.norm())) <= 4 * float(norm.error)
+
+
+def test_the_error_of_a_density_of_one_draw_is_no_more_than_a_few_of_its_deviations():
+    """Of three eigenvalues far apart, v₁² of a random vector is what a draw sees at the first."""
+    operator = DenseOperator(torch.diag(torch.tensor([0.0, 5.0, 9.0], dtype=torch.float64)))
+    draws = []
+    for seed in range(100):
+        steps = density_steps(operator, num_probes=2, bandwidth=0.1, generator=seeded(seed))
+        draws.append([next(steps) for _ in range(3)][-1]())  # three products see all of one draw
+    peaks = np.array([found.curve[np.abs(found.grid).argmin()] for found in draws])
+    errors = np.array([found.error[np.abs(found.grid).argmin()] for found in draws])
+    # v₁² of the sphere in three dimensions has variance 4/45. The 95 % of one draw's t: 6.99 wide.
+    deviation = np.sqrt(4 / 45) / (0.1 * np.sqrt(2 * np.pi))
+    assert np.std(peaks) == pytest.approx(deviation, rel=0.15)
+    assert 0.5 * deviation < np.sqrt(np.mean(errors**2)) / 6.99 < 1.6 * deviation
 
 
 def test_the_density_has_the_mass_mean_and_share_of_the_spectrum():
