@@ -99,10 +99,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def _no_journal_stays(monkeypatch):
+def _no_journal_stays(monkeypatch, folder):
     """On a slow machine an analysis takes longer than journals of short ones are kept for."""
     report = import_module("flatkit.measures.report")
     monkeypatch.setattr(report, "_SHORT", float("inf"))
+    yield
+    for journal in folder.rglob("*.journal*"):  # of what its time ended
+        journal.unlink()
 
 
 def run(example: str) -> int:
