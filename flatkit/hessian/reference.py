@@ -13,7 +13,7 @@ from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.objective.proofs.sample_weights import nearby
-from flatkit.objective.proofs.spread import spread_rows
+from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
 
 
 class Multiplies(Protocol):
@@ -155,9 +155,9 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) 
     if not objective.divisible:  # the chunks are part of the function: some whole ones
         chosen = spread_rows(objective.num_chunks, max(2, size // cut), draw).tolist()
         return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
-    rows = spread_rows(count, size, draw).to(objective.device)
+    rows = spread_by_weight(objective.weights, min(count, size), draw).unique()
     # In float64 and twice differentiated, a sample holds some times what it does in a gradient.
-    return [objective.rows(part) for part in rows.split(max(1, cut // _CARE))]
+    return [objective.rows(part) for part in rows.to(objective.device).split(max(1, cut // _CARE))]
 
 
 def find_reference(

@@ -29,7 +29,7 @@ from flatkit.measures.shared_settings import (
 )
 from flatkit.measures.watching import Progress
 from flatkit.objective.function import Objective
-from flatkit.objective.narrowing import Noise
+from flatkit.objective.narrowing import Noise, why_not_finite
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.proofs.prove import check_slope
 from flatkit.objective.settings import ObjectiveSettings
@@ -139,8 +139,7 @@ class Session:
                 found[split] = evaluation, cost()
             if not math.isfinite(evaluation.loss):
                 raise NonFiniteError(
-                    f"the loss on the {split} data is {evaluation.loss}; the training diverged, "
-                    "analyze an earlier checkpoint"
+                    f"the loss on the {split} data is {evaluation.loss}{why_not_finite(objective)}"
                 )
         return found
 

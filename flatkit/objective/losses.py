@@ -18,7 +18,7 @@ from flatkit.checks import check_fraction
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.names import LOSSES
 from flatkit.objective.pytree import main_tensor
-from flatkit.objective.vocabulary import MANY_CLASSES, cross_entropy
+from flatkit.objective.vocabulary import cross_entropy
 from flatkit.registry import call_text
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
@@ -266,7 +266,6 @@ class WeightedMean:
 
     def __init__(self, module: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
         self._module = copy.deepcopy(module)
-        self._module.reduction = "none"
         weight = module.weight
         self._weight = None if weight is None else weight.detach().cpu().double()
 
@@ -277,23 +276,20 @@ class WeightedMean:
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the sum of the weighted losses of every sample, [B]."""
-        outputs = _main(outputs)
-        if self._module.weight is not None:  # else nothing is to be moved, and asking is dear
-            self._module.to(outputs.device, outputs.dtype)
-        values = self._many(outputs, targets)
-        values = self._module(outputs, targets) if values is None else values
+        values = self._values(_main(outputs), targets)
         return values.reshape(len(values), -1).sum(1)
 
-    def _many(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Return the values of unweighted classes, if there are many of them."""
-        module = self._module
-        many = outputs.ndim > 1 and outputs.shape[1] >= MANY_CLASSES
-        if not many or type(module) is not nn.CrossEntropyLoss or self._weight is not None:
-            return None
-        if targets.is_floating_point():
-            return None
-        ignored, smoothing = module.ignore_index, module.label_smoothing
-        return cross_entropy(outputs, targets, ignore_index=ignored, label_smoothing=smoothing)
+    def _values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        module, weight = self._module, self._module.weight
+        if weight is not None:  # not `module.to`: it would keep a tensor of a transform of torch
+            weight = weight.to(outputs.device, outputs.dtype)
+        given: dict[str, Any] = {"ignore_index": module.ignore_index}
+        if isinstance(module, nn.NLLLoss):
+            return F.nll_loss(outputs, targets, weight, reduction="none", **given)
+        given["label_smoothing"] = module.label_smoothing
+        if weight is None and not targets.is_floating_point() and outputs.ndim > 1:
+            return cross_entropy(outputs, targets, **given)
+        return F.cross_entropy(outputs, targets, weight, reduction="none", **given)
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return the sum of the weights of the targets of every sample, [B]."""

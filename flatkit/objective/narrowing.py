@@ -3,14 +3,14 @@
 import copy
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.passes import Chunk, differentiate
-from flatkit.objective.proofs.spread import spread_rows
+from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
@@ -74,35 +74,47 @@ def refuse_narrow(objective: "Objective", what: str) -> None:
         InvalidArgumentError: the objective computes in 16 bits.
     """
     if objective.narrow is not None:
-        name = str(objective.narrow).removeprefix("torch.")
         raise InvalidArgumentError(
-            f"{what} cannot say how wrong dtype {name} makes it; choose float32"
+            f"{what} cannot say how wrong dtype {_name(objective)} makes it; choose float32"
         )
 
 
 def try_out(objective: "Objective") -> None:
-    """Compute a gradient of two samples in 16 bits, once.
+    """Compute a gradient of some samples, spread over all of them, in 16 bits, once.
 
     Raises:
-        InvalidArgumentError: the model cannot, or gives no finite number.
+        InvalidArgumentError: the model cannot, or gives no finite number where float32 does.
     """
-    name = str(objective.narrow).removeprefix("torch.")
-    rows = objective.num_rows if not objective.divisible else 2
-    chunk = objective.rows(slice(min(rows, objective.chunk_size)))
+    name = _name(objective)
+    rows = slice(objective.chunk_size)
+    if objective.divisible:
+        size = min(_FEWEST, objective.chunk_size)
+        rows = spread_rows(objective.num_rows, size).to(objective.device)
+    chunk = objective.rows(rows)
     try:
-        with objective.placed(smooth=False) as point:
-            loss = objective.chunk_loss(point, chunk)
-            found = differentiate(loss, point)
+        finite = _is_finite(objective, chunk)
     except UserCodeError as error:  # the model, which computed in float32
         said = " ".join(str(error.__cause__ or error).split())[:200]
         raise InvalidArgumentError(
             f"the model does not compute in {name} ({said}); choose dtype float32"
         ) from error
-    if not (math.isfinite(float(loss.detach())) and bool(found.isfinite().all())):
+    if not finite and objective.exact is not None and _is_finite(objective.exact, chunk):
         raise InvalidArgumentError(
             f"the loss or its gradient is not finite in {name}, as it is in float32; choose "
             "dtype float32"
         )
+
+
+def _is_finite(objective: "Objective", chunk: Chunk) -> bool:
+    loss, slope = _at(objective, chunk, 1.0)
+    return math.isfinite(float(loss)) and bool(slope.isfinite().all())
+
+
+def why_not_finite(objective: "Objective") -> str:
+    """Return what may be the matter with a loss that is no number, and the way out."""
+    if objective.exact is not None and math.isfinite(objective.exact.loss()):
+        return f" in {_name(objective)}, and a number in float32; choose dtype float32"
+    return "; the training diverged, analyze an earlier checkpoint"
 
 
 def measure_noise(objective: "Objective") -> Noise:
@@ -140,15 +152,21 @@ def in_other_chunks(objective: "Objective") -> "Objective":
     return other
 
 
-def some_chunks(objective: "Objective") -> list[Chunk]:
-    """Return the samples on which 16 bits are held against float32, in groups."""
+def some_chunks(objective: "Objective", *, by_weight: bool) -> list[Chunk]:
+    """Return the samples on which 16 bits are held against float32, in groups that count alike.
+
+    Args:
+        objective: whose samples.
+        by_weight: as often as they count in the loss; without, each alike.
+    """
     count = objective.num_rows
     wanted = min(_MOST, max(_FEWEST, count // _SHARE))
     if not objective.divisible:  # some whole chunks
         size = objective.chunk_size
         chosen = spread_rows(objective.num_chunks, max(2, wanted // size)).tolist()
         return [objective.rows(slice(size * number, size * (number + 1))) for number in chosen]
-    rows = spread_rows(count, wanted).to(objective.device)
+    weights = objective.weights if by_weight else torch.ones(count, dtype=torch.float64)
+    rows = spread_by_weight(weights, wanted).to(objective.device)
     return [objective.rows(part) for part in rows.tensor_split(min(_GROUPS, len(rows)))]
 
 
@@ -190,28 +208,44 @@ def _against_wide(objective: "Objective") -> Noise:
     """Return what 16 bits and float32 differ by on some samples, and may on all."""
     exact = objective.exact
     assert exact is not None  # it computes in 16 bits
-    losses, slopes, right = Spread(), Spread(), Spread()
+    losses, slopes = Spread(), Spread()
     size = length = 0.0
-    chunks = some_chunks(objective)
+    chunks = some_chunks(objective, by_weight=True)
     for chunk in chunks:
-        (loss, slope, hits), (true_loss, true_slope, true_hits) = (
+        (loss, slope), (true_loss, true_slope) = (
             _at(one, chunk, objective.total_weight / chunk.weight) for one in (objective, exact)
         )
         losses.add(loss - true_loss)
         slopes.add(slope.double() - true_slope.double())
         size, length = max(size, abs(float(true_loss))), max(length, float(true_slope.norm()))
-        if hits is not None and true_hits is not None:
-            right.add(torch.tensor(hits - true_hits))
     whole = _whole_chunk(objective)
-    count = sum(chunk.size for chunk in chunks)
-    unseen = _UNSEEN / count * (1 - count / objective.num_samples) + _TIES / objective.num_samples
     eps = 4 * torch.finfo(objective.dtype).eps  # what is left of rounding in float32
     return Noise(
         max(losses.bound(), whole[0]) + eps * size,
         max(slopes.bound(), whole[1]) + eps * length,
-        right.bound() + unseen if right.count else None,
-        count,
+        _accuracy_against_wide(objective, exact),
+        sum(chunk.size for chunk in chunks),
     )
+
+
+def _accuracy_against_wide(objective: "Objective", exact: "Objective") -> float | None:
+    """Return what accuracies differ by on some samples, and may on all; None of no classifier."""
+    if objective.decision is None:
+        return None
+    spread, count = Spread(), 0
+    for chunk in some_chunks(objective, by_weight=False):
+        rights = [_right(one, chunk) for one in (objective, exact)]
+        spread.add(torch.tensor((rights[0] - rights[1]) / chunk.size))
+        count += chunk.size
+    unseen = _UNSEEN / count * (1 - count / objective.num_samples)
+    return spread.bound() + unseen + _TIES / objective.num_samples
+
+
+def _right(objective: "Objective", chunk: Chunk) -> int:
+    with torch.no_grad(), objective.placed(smooth=False) as point:
+        decision = objective.decision
+        assert decision is not None
+        return decision.correct(objective.outputs(point, chunk), chunk.targets)
 
 
 def _whole_chunk(objective: "Objective") -> tuple[float, float]:
@@ -222,23 +256,22 @@ def _whole_chunk(objective: "Objective") -> tuple[float, float]:
     rows = spread_rows(objective.num_rows, size).to(objective.device)
     whole = objective.rows(rows)
     scale = objective.total_weight / whole.weight
-    loss, slope, _ = _at(objective, whole, scale)
+    loss, slope = _at(objective, whole, scale)
     slope = slope.double()
     # In parts: in float32 a sample takes twice the memory.
     for part in rows.split(-(-len(rows) // 2)):
-        true_loss, true_slope, _ = _at(exact, objective.rows(part), scale)
+        true_loss, true_slope = _at(exact, objective.rows(part), scale)
         loss, slope = loss - true_loss, slope - true_slope
     return abs(float(loss)), float(slope.norm())
 
 
-def _at(objective: "Objective", chunk: Chunk, scale: float) -> tuple[Tensor, Tensor, Any]:
-    """Return mean loss, gradient [P] and share of right answers of a group at the own point."""
+def _at(objective: "Objective", chunk: Chunk, scale: float) -> tuple[Tensor, Tensor]:
+    """Return mean loss and gradient [P] of a group at the own point."""
     with objective.placed(smooth=False) as point:
-        outputs = objective.outputs(point, chunk)
-        share = objective.share(outputs, chunk)
+        share = objective.chunk_loss(point, chunk)
         slope = differentiate(share, point)
-    hits = None
-    if objective.decision is not None:
-        correct, asked = objective.decision.right(outputs, chunk.targets)
-        hits = correct / max(1, asked)
-    return share.detach().double() * scale, slope * scale, hits
+    return share.detach().double() * scale, slope * scale
+
+
+def _name(objective: "Objective") -> str:
+    return str(objective.narrow).removeprefix("torch.")

@@ -13,6 +13,7 @@ from flatkit import Objective
 from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian import GaussNewtonOperator, HessianOperator
 from flatkit.hessian.products import ENGINES
+from flatkit.hessian.reference import samples_of_probe
 from flatkit.landscape.settings import LandscapeSettings
 from flatkit.objective.narrowing import measure_noise
 from flatkit.results.status import Status
@@ -188,6 +189,70 @@ def test_noise_holds_what_is_lost_in_sums_of_many():
     exact.theta.copy_(objective.theta)
     off = float((objective.gradient().double() - exact.gradient()).norm())
     assert off <= measure_noise(objective).gradient
+
+
+def rare_and_heavy() -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """Three samples of 4000 that count as much as all others, as `balanced` class weights make."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, rare = torch.randn(4000, 6, generator=generator), torch.tensor([1234, 2345, 3456])
+    inputs[rare] = 10 * inputs[rare] + 4
+    targets = torch.zeros(4000).long().index_fill(0, rare, 1)
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 2))
+    weight = torch.tensor([2000 / 3997, 2000 / 3])
+    return model, nn.CrossEntropyLoss(weight), (inputs, targets)
+
+
+def test_the_noise_is_that_of_the_samples_that_count():
+    model, loss, data = rare_and_heavy()
+    objective = Objective(model, loss, data, dtype=torch.bfloat16, chunk_size=64)
+    exact = Objective(model, loss, data, dtype=torch.float64)
+    noise = measure_noise(objective)
+    assert abs(objective.loss() - exact.loss()) <= noise.loss
+    assert float((objective.gradient().double() - exact.gradient()).norm()) <= noise.gradient
+    probe = sum(chunk.weight for chunk in samples_of_probe(objective))
+    assert probe > 0.5 * objective.total_weight
+
+
+class Cast(nn.Module):
+    """Returns outputs of another dtype than that of its weights."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self.dtype = network(), dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inside", [torch.bfloat16, torch.float32])
+def test_layers_multiply_where_outputs_are_of_another_dtype(dtype, inside):
+    objective = Objective(Cast(dtype), "cross_entropy", samples(), dtype=inside)
+    hessian, (_, truth) = HessianOperator(objective, engine="layers"), in_double()
+    vector = torch.randn(objective.num_parameters, generator=torch.Generator().manual_seed(2))
+    off = (hessian @ vector).double() - truth @ vector.double()
+    allowed = 1e-5 if inside == torch.float32 else 2 * hessian.rounding
+    assert float(off.norm() / (truth @ vector.double()).norm()) < allowed
+
+
+def test_what_is_finite_in_float32_alone_is_said_to_be_so():
+    class Likely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(self.inner(x) + 9 * x[:, :1])
+
+    def of_probabilities(outputs, targets):
+        return -(1 - outputs[:, 0]).log()
+
+    inputs, targets = samples()
+    inputs[:, 0] = 1.0
+    inputs[:4, 0] = 0.0  # the first ones alone would be finite
+    with pytest.raises(InvalidArgumentError, match="not finite in bfloat16, as it is in float32"):
+        Objective(Likely(), of_probabilities, (inputs, targets), dtype=torch.bfloat16)
 
 
 class Fixed(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from flatkit import Objective
 from flatkit.hessian import HessianOperator
 from flatkit.hessian.memory import measure_bytes
-from flatkit.objective import losses, vocabulary
+from flatkit.objective import vocabulary
 from flatkit.objective.losses import CrossEntropy, TokenCrossEntropy, WeightedMean
 from flatkit.objective.vocabulary import MANY_CLASSES, cross_entropy
 
@@ -68,7 +68,6 @@ def test_what_is_added_to_all_scores_of_a_row_rounds_nothing(in_blocks, level):
 @pytest.mark.parametrize("many", [8, 1000])
 def test_classes_of_8_bits_count_as_those_of_64(loss, many, monkeypatch):
     monkeypatch.setattr(vocabulary, "MANY_CLASSES", many)
-    monkeypatch.setattr(losses, "MANY_CLASSES", many)
     scores, classes = torch.randn(4, 200), torch.tensor([156, 3, 156, 199])
     torch.testing.assert_close(loss(scores, classes.byte()), loss(scores, classes))
     assert loss.weights(classes.byte()).tolist() == [1, 1, 1, 1]
@@ -114,6 +113,16 @@ def test_forward_derivatives_are_those_of_torch(in_blocks):
         )
     )
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_class_weights_keep_nothing_of_a_transform():
+    loss, classes = WeightedMean(nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]))), torch.arange(2)
+    scores = torch.randn(2, 2, dtype=torch.float64)
+    slope = torch.func.grad(lambda s: loss(s, classes).sum())
+    torch.func.jvp(slope, (scores,), (scores,))
+    truth = (scores.softmax(1) - torch.eye(2)) * torch.tensor([[1.0], [3.0]])
+    torch.testing.assert_close(slope(scores), truth)
 
 
 @pytest.mark.parametrize("engine", ["layers", "double_backward", "forward_over_reverse"])

@@ -53,7 +53,9 @@ class Tape:
         self, network: Network, objective: "Objective", theta: Tensor, chunk: Chunk
     ) -> None:
         self._space, self._narrowed = objective.space, objective.narrowed
-        parameters = {**network.constants, **self._space.unflatten(objective.narrowed(theta))}
+        # Sums are of the dtype of the weights, whatever that of the outputs is.
+        self._weights = objective.narrowed(theta.detach())
+        parameters = {**network.constants, **self._space.unflatten(self._weights)}
         args, kwargs = arguments(objective.inputs_of(chunk))
         inputs = (*args, *kwargs.values())
         known = Recording(network, inputs, frozenset(self._space.names))
@@ -69,7 +71,7 @@ class Tape:
                 part = objective.share(self.outputs, chunk)
                 with torch_derivatives():
                     self._slope = differentiate(part, self.outputs, create_graph=True)
-            found = self._slope.new_empty(1, self._space.size)
+            found = self._weights.new_empty(1, self._space.size)
             total = Sum(self._views(found))
             gradients: dict[Slot, Tensor | None] = {self._output: self._slope.detach()}
             for step in reversed(self._steps):
@@ -108,7 +110,7 @@ class Tape:
         along = pushed.get(self._output)
         bent = None if along is None else (bend or self._bend_loss)(along)
         del pushed
-        found = self._slope.new_empty(len(vectors), self._space.size)
+        found = self._weights.new_empty(len(vectors), self._space.size)
         total = Sum(self._views(found))
         gradients: dict[Slot, Tensor | None] = {self._output: bent}
         for step in reversed(self._steps):
