@@ -217,6 +217,14 @@ def test_a_search_from_given_starts_ends_at_the_secular_maximum_without_being_to
     assert found.value == pytest.approx(ball_maximum(matrix.numpy(), linear.numpy(), 1.0), rel=1e-6)
 
 
+def test_the_point_of_a_maximum_that_a_later_round_finds_is_kept():
+    axes = torch.eye(8, dtype=torch.float64)
+    starts = {str(axis): axes[axis] for axis in (0, 2, 3, 4, 5, 1)}  # the highest is looked at last
+    found = maximize_over_ball(Hidden(), radius=1.0, starts=starts, budget=200)
+    assert (found.value, found.start) == (9.0, "1")
+    assert torch.equal(found.coordinates, axes[1])
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_a_kink_is_one_and_rounding_is_none_in_any_unit_of_the_loss(scale):
     search = BallSearch(Hidden(), 1.0, tolerance=1e-7)
