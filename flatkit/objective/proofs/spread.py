@@ -30,7 +30,7 @@ def spread_by_weight(weights: Tensor, size: int, draw: int = 0) -> Tensor:
         draw: which of several draws.
 
     >>> spread_by_weight(torch.tensor([1.0, 6.0, 1.0]).double(), 4).tolist()
-    [0, 1, 1, 1]
+    [2, 1, 1, 1]
     >>> spread_by_weight(torch.ones(3).double(), 4).tolist()
     [0, 1, 2]
     """
