@@ -8,9 +8,9 @@ The tests of a room run once as it is, which records the lines that each of them
 meets only the tests that execute its line, as no other can notice it. Where a value is cached, the
 first test that asks for it counts as the only one: such a mutant may survive too easily.
 
-Each outcome is a line of .mutation/outcomes.jsonl. A survivor is looked at by a person, who adds
-its `verdict` there: equivalent, closed by which new test, or noticed by which of another room. The
-table is made from these lines.
+Each outcome is a line of benchmarks/results/mutation.jsonl. A survivor is looked at by a person,
+who adds its `verdict` there: equivalent, closed by which new test, or noticed by which of another
+room. The table is made from these lines.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ import pytest
 
 from benchmarks.mutants import ROOMS, ROOT, difference, lines_of, mutated, places
 
-OUTCOMES = ROOT / ".mutation" / "outcomes.jsonl"
+OUTCOMES = ROOT / "benchmarks" / "results" / "mutation.jsonl"
+RECORDS = ROOT / ".mutation"
 REPORT = ROOT / "benchmarks" / "results" / "mutation.md"
 # Their processes are started anew and do not see the changed module.
 NOT_SEEN = ("tests/optim/test_data_parallel.py",)
@@ -114,7 +115,7 @@ def recorded(room: str) -> dict[str, Any]:
     """Return what the tests of a room run, recorded anew where the room or its tests changed."""
     files = [f for top in ("flatkit", "tests") for f in sorted((ROOT / top / room).rglob("*.py"))]
     digest = _digest("".join(file.read_text("utf-8") for file in files))
-    store = OUTCOMES.with_name(f"{room}.json")
+    store = RECORDS / f"{room}.json"
     if not store.exists() or json.loads(store.read_text("utf-8"))["digest"] != digest:
         tests = [str(f.relative_to(ROOT)) for f in files if f.stem.startswith("test_")]
 
@@ -161,7 +162,7 @@ def outcome_of(path: Path, source: str, tests: list[str], seconds: int) -> tuple
     """
     if not tests:
         return "not-run", ""
-    failed = OUTCOMES.with_name("failed.txt")
+    failed = RECORDS / "failed.txt"
     failed.unlink(missing_ok=True)
 
     def test() -> int:
@@ -223,7 +224,7 @@ def main(count: int, minutes: float, seed: int) -> None:
         import_module(name)
     torch.set_num_threads(1)  # threads do not survive a fork
     os.chdir(ROOT)
-    OUTCOMES.parent.mkdir(exist_ok=True)
+    RECORDS.mkdir(exist_ok=True)
     done = {(row["module"], row["digest"], row["place"]) for row in _known()}
     for path, number in places(seed):
         if count == 0 or _seconds() > 60 * minutes:

@@ -84,7 +84,7 @@ def test_a_fault_is_noticed_by_the_tests_that_were_seen_to_run_its_line(tmp_path
         "from benchmarks import mutation\n"
         "from benchmarks.mutants import count_places\n"
         "mutation.ROOT = Path.cwd()\n"
-        "mutation.OUTCOMES = mutation.ROOT / 'outcomes'\n"
+        "mutation.RECORDS = mutation.ROOT\n"
         "path = mutation.ROOT / 'flatkit' / 'toy' / 'one.py'\n"
         "known = mutation.recorded('toy')\n"
         "for number in range(count_places(path.read_text())):\n"

@@ -165,3 +165,12 @@ def test_rounding_ends_the_search_where_it_is_larger_than_the_tolerance():
     matrix = matrix - matrix.trace() / 200 * torch.eye(200)
     found = trace(DenseOperator(matrix), tolerance=1e-4, max_matvecs=2000, generator=seeded())
     assert found.matvecs < 600 and abs(float(found.value)) <= 6 * float(found.error) < 1e-3
+
+
+def test_two_draws_that_contradict_each_other_do_not_agree():
+    coupled = torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # zᵀAz is 2 or -2
+    draws = SignDraws()
+    for probe in (torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])):
+        assert draws.agree  # one draw contradicts nothing
+        draws.add(probe, coupled @ probe)
+    assert not draws.agree
