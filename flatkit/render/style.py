@@ -5,6 +5,7 @@ matplotlib in the place of ours.
 """
 
 import logging
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -278,12 +279,16 @@ class DrawnFigure(Figure):
         The first time they have the shape that is left to them, and labels are cut off; of three
         planes in a column, a second time leaves a pixel outside.
         """
-        flat = (axis for axis in self.axes if axis.name != "3d")
+        flat = [axis for axis in self.axes if axis.name != "3d"]
         fixed = any(axis.get_box_aspect() is not None for axis in flat)
-        if fixed and self.get_layout_engine() is not None:
-            for _ in range(2):
-                self.draw_without_rendering()
-        super().savefig(*values, **options)
+        with warnings.catch_warnings():
+            if len(flat) < len(self.axes):
+                # matplotlib before 3.11 may find no layout for 3-D axes in vector files.
+                warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+            if fixed and self.get_layout_engine() is not None:
+                for _ in range(2):
+                    self.draw_without_rendering()
+            super().savefig(*values, **options)
 
     def _repr_png_(self) -> bytes:
         stream = BytesIO()

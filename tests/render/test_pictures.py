@@ -307,8 +307,6 @@ def test_the_page_holds_everything_and_asks_no_network(tmp_path):
     assert "<title>loss: " in first and "Plotly" in first and len(first) > 2e6  # the library itself
 
 
-# Before 3.11 matplotlib may find no layout for 3-D axes in vector files, and says so.
-@pytest.mark.filterwarnings("ignore:constrained_layout not applied:UserWarning")
 def test_pictures_are_the_same_bytes_again_and_vectors_are_written(tmp_path):
     surfaces = [plane("sgd", 3.0), plane(), line(), trajectory()]
     formats = ("png", "svg", "pdf")
