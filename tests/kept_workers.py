@@ -28,7 +28,8 @@ class KeptWorker:
     """
 
     def __init__(self, threads: int) -> None:
-        place = next((n for n, (known, _) in enumerate(_idle) if known == threads), None)
+        alike = [place for place, (known, _) in enumerate(_idle) if known == threads]
+        place = alike[-1] if alike else None  # the one that was kept last
         self._process = FRESH(threads) if place is None else _idle.pop(place)[1]
         self._threads, self._good, self._lock = threads, True, Lock()
         own = dict.fromkeys(workers._THREADS, str(threads))

@@ -69,6 +69,8 @@ def as_rank(run: Callable[[], int]) -> int:
 
     One that fails alone speaks after a while, if the first has not ended by then.
     """
+    # Else a rank that outlives the first by a moment prints the stack of its lost connection.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if speaks():
         return run()
     said = io.StringIO()

@@ -426,7 +426,7 @@ def test_complex_outputs_are_held_against_complex_targets_by_the_modulus():
 
 def test_a_complex_model_moves_along_a_line():
     objective = Objective(Circulant(), "cross_entropy", DATA, dtype=torch.float64)
-    movable, step = MovableModel(objective), torch.ones(1, 22).double()
+    movable, step = MovableModel(objective, apart=True), torch.ones(1, 22).double()
     movable.move(objective.theta, step, [0.5])
     chunk = next(objective.chunks())
     with torch.no_grad():
