@@ -172,7 +172,7 @@ def _at_losses(
         levels = common_losses(names)
         if not levels:
             where = f"{reading.title} at training loss of both"
-            note = "no training loss that all runs passed"
+            note = measured.unusable(key, own) or "no training loss that all runs passed"
             found.append(_flatter(study, condition, pair, where, [], note))
         for loss in levels[1:]:  # at the largest the first checkpoints stand
             values = [

@@ -8,6 +8,7 @@ from scipy import stats
 
 from flatkit.comparison.intervals import Part
 from flatkit.results import Comparison, Entry, Report, Result
+from flatkit.results.status import Status
 from flatkit.studies.claims import Asked, both, decide
 from flatkit.studies.effects import Doubt
 from flatkit.studies.matched import at_loss, common_losses, laggards
@@ -270,3 +271,19 @@ def test_two_seeds_that_agree_by_chance_tell_no_more_for_errors_that_are_well_kn
         (claim,) = decide([asked(effects, Doubt(parts=(Part(0.02),)))])
         false += claim.verdict == "holds"
     assert false <= 35  # 25 are expected of a test at 2.5 %, 35 but for a chance of 2 %
+
+
+def test_searches_that_ended_with_their_budget_along_a_training_are_said_to_have():
+    def run(arm, epoch):
+        results = [
+            Result("loss", 1.0 / epoch, settings={"split": "train"}),
+            Result("first_order_flatness", 0.5, settings={"rho": 0.1}, status=Status.BUDGET),
+        ]
+        name = f"{arm}, seed 0, epoch {epoch}"
+        return Entry(name, arm, Report(results), seed="0", epoch=float(epoch))
+
+    along = Comparison([run(arm, epoch) for arm in ("sgd", "sam") for epoch in (1, 2, 4)])
+    study = Study(arms=[Arm("sgd"), Arm("sam", {"optimizer": "sam"})], seeds=[0])
+    claims = judged(study, {"": Comparison(along.entries[2::3])}, {"": along}, {})
+    (claim,) = [claim for claim in claims if "at training loss" in claim.claim]
+    assert claim.briefly == "it did not converge in sgd, seed 0, epoch 1 (budget)"
