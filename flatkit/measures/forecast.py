@@ -22,19 +22,21 @@ if TYPE_CHECKING:
     from flatkit.landscape.job import LandscapeJob
     from flatkit.measures.session import Session
 
-_FEW, _MORE, _TELLS = 8, 32, 0.02
+_FEW, _MORE, _TELLS = 8, 32, 0.05
 """Samples that are timed; the line through both leads on to all. The second are more where they
 take less than so many seconds, in which a clock and a scheduler would be seen rather than they."""
+_OFTEN = 10
+"""Times that a pass is timed at most: of a short one the clock and the scheduler make half."""
 _WEIGHED = 2
 """Samples whose bytes are counted; twice as many show what one more adds."""
-_PRODUCT = 2.2
+_PRODUCT = 2.8
 """A Hessian-vector product in gradients, before one was timed."""
-_IN_DOUBLE, _PROBED, _PLANNED, _ENTERED, _RECORDED = 8, 45, 100, 20, 2.0
+_IN_DOUBLE, _PROBED, _PLANNED, _ENTERED, _RECORDED = 10, 50, 120, 15, 2.0
 """What is done once, in gradients: of the samples in both precisions that tell its rounding; of
 the samples of the probe that chooses what multiplies; of single samples, to count bytes; passes,
 however few samples they have; of all samples, when products are recorded. These are middles of what
 the networks of `benchmarks/anytime.py` take, which differ by a factor of two."""
-_BETWEEN = 1.5e-3
+_BETWEEN = 8e-4
 """Seconds a gradient that methods and tables take between the passes, of any network."""
 _COPIES = 6
 """Vectors of the size of θ beside a Krylov basis: the model, θ, gradients, a copy in float64."""
@@ -201,9 +203,10 @@ def _timed(objective: Objective, run: Callable[[Objective, int], object]) -> _Ti
 
 
 def _seconds(objective: Objective, run: Callable[[Objective, int], object], rows: int) -> float:
-    """Return the less of two times."""
+    """Return the least of two times, or of as many as take no longer than a glance."""
     found: list[float] = []
-    for _ in range(2):
+    most = _OFTEN if objective.sharded is None else 2  # ranks in one pass must make as many
+    while len(found) < 2 or (len(found) < most and sum(found) < _TELLS):
         begun = time.perf_counter()
         run(objective, rows)
         found.append(time.perf_counter() - begun)
