@@ -104,6 +104,15 @@ class TrainingDivergedError(NonFiniteError):
 class RankError(FlatkitError, RuntimeError):
     """One of several processes that share a job failed, or is not like the others."""
 
+    @classmethod
+    def of(cls, rank: int, count: int, kind: str, text: str) -> "RankError":
+        """Return what says which of so many ranks failed, and by what error.
+
+        >>> str(RankError.of(1, 2, "MemoryError", "no room"))
+        'rank 1 of 2 failed: MemoryError: no room'
+        """
+        return cls(f"rank {rank} of {count} failed: {kind}: {text}")
+
 
 class LostRankError(RankError):
     """One of several processes that share a job is gone."""

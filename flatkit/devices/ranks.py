@@ -27,7 +27,7 @@ _PIECE = 2**20
 _ROLL_CALL = 2.0
 """Seconds in which those that live answer, after a connection broke: they notice in their next
 sum, and who started them ends them sooner as a rule."""
-_POLL = 0.02  # seconds between looks whether another rank is done
+POLL = 0.02  # seconds between looks whether another rank is done
 _FAILED, _NOTHING = -2, -1
 
 
@@ -233,7 +233,7 @@ class Ranks:
         for number in range(count):
             while not self._store.check([key := f"{name}/{number}"]):
                 if taken >= count:  # another rank is at it, perhaps for hours: `get` would give up
-                    time.sleep(_POLL)
+                    time.sleep(POLL)
                     continue
                 taken = self._store.add(f"{name}/next", 1) - 1
                 if taken < count:
@@ -359,7 +359,7 @@ class Ranks:
         """Return what another rank raised; where that is an error of flatkit, the same."""
         known: Any = getattr(sys.modules[FlatkitError.__module__], kind, None)
         if known is None or not issubclass(known, FlatkitError) or "__init__" in vars(known):
-            return RankError(f"rank {rank} of {self.count} failed: {kind}: {text}")
+            return RankError.of(rank, self.count, kind, text)
         return known(text)
 
     def _all_reduce(self, tensor: Tensor) -> None:

@@ -11,12 +11,11 @@ from typing import Any, final
 
 from torch import Tensor, distributed
 
-from flatkit.devices.ranks import Ranks
+from flatkit.devices.ranks import POLL, Ranks
 from flatkit.errors import LostRankError, RankError
 
 _ALL_FAIL = 10.0
 """Seconds in which the others fail too, where it is the fault of all: they are in one pass."""
-_POLL = 0.02
 _LOOK = 1.0
 """Seconds between looks at whether another rank has left, in a pass that takes longer."""
 _BREAKS = 3.0
@@ -142,8 +141,11 @@ class Together(Ranks):
         while not self._store.check(names):  # `wait` would warn on stderr of the time it took
             if time.monotonic() > end:
                 self.leave(error)
-                raise RankError(self._in_words(self._named(error))) from error
-            time.sleep(_POLL)
+                raise self._failed(*self._named(error)) from error
+            time.sleep(POLL)
+
+    def _failed(self, rank: int, kind: str, text: str) -> RankError:
+        return RankError.of(rank, self.count, kind, text)
 
     def _watch(self, over: threading.Event) -> None:
         """End this process where it waits, within one block, for a rank that has left."""
@@ -154,12 +156,8 @@ class Together(Ranks):
                 return
             if left and left[0] != self.rank:
                 if not over.wait(_BREAKS + (0 if self.is_first else _LINGER)):
-                    _end(self._in_words(left))
+                    _end(str(self._failed(*left)))
                 return
-
-    def _in_words(self, left: tuple[int, str, str]) -> str:
-        rank, kind, text = left
-        return f"rank {rank} of {self.count} failed: {kind}: {text}"
 
 
 def _of_connection(error: BaseException | None) -> bool:

@@ -56,10 +56,7 @@ def max_loss_increase(
     0.25
     """
     search = _search(objective, theta, rho, starts, geometry, tolerance, 0.0, generator)
-    exact = _in_float32(objective, theta)
-    return _at_least_zero(
-        search.within(budget) if exact is None else within(search.steps(), exact, budget)
-    )
+    return _at_least_zero(within(search, _in_float32(objective, theta), budget))
 
 
 def loss_increase_steps(

@@ -61,8 +61,7 @@ def max_gradient_norm(
     1.0
     """
     search = _search(objective, theta, rho, starts, geometry, tolerance, noise, generator)
-    exact = _in_float32(objective, theta, geometry)
-    return search.within(budget) if exact is None else within(search.steps(), exact, budget)
+    return within(search, _in_float32(objective, theta, geometry), budget)
 
 
 def gradient_norm_steps(

@@ -9,7 +9,8 @@ from torch import Tensor
 from flatkit.flatness.frank_wolfe import EXACT, BallSearch, Iterate, Precision
 from flatkit.spectrum.dot import inner, norm
 
-# Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20.
+# Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20. Of large
+# networks fewer find room.
 _MEMORY, _FEWEST = 8, 2
 _MOST_NUMBERS = 2**25  # of these pairs together, where that is not fewer than the fewest
 _LONGEST_STEP = 1.0  # in radii, before the point is brought back to the sphere

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from flatkit.checks import check_count
-from flatkit.flatness.ball import BallMaximum
+from flatkit.flatness.ball import BallMaximum, Search
 from flatkit.spectrum.steps import Steps
 
 _GAIN = 0.005
@@ -49,11 +49,13 @@ def widened(
         )
 
 
-def within(steps: Steps[BallMaximum], value: Callable[[Tensor], float], budget: int) -> BallMaximum:
-    """Return what `widened` steps find until they have spent a budget of gradients."""
+def within(search: Search, value: Callable[[Tensor], float] | None, budget: int) -> BallMaximum:
+    """Return what a search finds, `widened`, until it has spent a budget of gradients."""
+    if value is None:
+        return search.within(budget)
     check_count("budget", budget)
     found: BallMaximum | None = None
-    for ask in widened(steps, value):
+    for ask in widened(search.steps(), value):
         found = ask()
         if found.gradients >= budget:
             break

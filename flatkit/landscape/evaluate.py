@@ -104,16 +104,18 @@ def evaluator(
         )
     theta, directions = theta.detach(), directions.detach().to(theta)
     objective = objective.alone()  # of several ranks each takes whole points
-    model = MovableModel(objective, apart=statistics != "fixed")
-    others = objective if estimate_on is None else estimate_on.alone()
-    settle = _settling(model, statistics, buffers or {}, others)
+    moving = (buffers or {}) if statistics == "interpolate" else {}
+    model = MovableModel(objective, apart=statistics == "reestimate" or bool(moving))
+    settle: Settle | None = None
+    if statistics == "reestimate":
+        settle = _reestimation(model, objective if estimate_on is None else estimate_on.alone())
+    elif moving:
+        settle = _interpolation(model, moving)
     if settle is not None and objective.sharded is not None:
         raise InvalidArgumentError(
             "statistics of BatchNorm do not move in a sharded model, which is measured in place; "
             "use statistics='fixed'"
         )
-    if settle is None:  # all buffers stay those of the objective
-        model.objective.kept = objective.kept
     single = InPlace(model, theta, directions, quantities, settle=settle, memory=memory)
     single.reason = _single_reason(objective, quantities, settle, batched) or ""
     if single.reason:
@@ -304,20 +306,6 @@ class Stacked:
             values if any(point) else self._single.values([point])[0]
             for point, values in zip(steps, found, strict=True)
         ]
-
-
-def _settling(
-    model: MovableModel,
-    statistics: Statistics,
-    buffers: Mapping[str, Tensor],
-    samples: Objective,
-) -> Settle | None:
-    """Return what sets the running statistics at a point; None where they stay."""
-    if statistics == "reestimate":
-        return _reestimation(model, samples)
-    if statistics == "interpolate" and buffers:
-        return _interpolation(model, buffers)
-    return None
 
 
 def _reestimation(model: MovableModel, samples: Objective) -> Settle:

@@ -18,7 +18,7 @@ from flatkit.checks import check_fraction
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.names import LOSSES
 from flatkit.objective.pytree import main_tensor
-from flatkit.objective.vocabulary import cross_entropy
+from flatkit.objective.vocabulary import counted, cross_entropy
 from flatkit.registry import call_text
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
@@ -122,8 +122,7 @@ class CrossEntropy(_Registered):
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return how many labels of every sample count, [B]."""
-        counted = targets.long() != self.ignore_index  # to one of 8 bits, -100 is 156
-        return counted.reshape(len(targets), -1).sum(1)
+        return counted(targets, self.ignore_index).reshape(len(targets), -1).sum(1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -211,7 +210,7 @@ class TokenCrossEntropy(_Registered):
     def weights(self, targets: Tensor) -> Tensor:
         """Return how many tokens of every sequence count, [B]."""
         targets = targets[:, 1:] if self.shift else targets
-        return (targets.long() != self.ignore_index).sum(1)
+        return counted(targets, self.ignore_index).sum(1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -296,11 +295,11 @@ class WeightedMean:
         if targets.is_floating_point():  # probabilities [B, C, ...]: torch divides by their number
             return torch.full((len(targets),), targets[0, 0].numel(), dtype=torch.float64)
         targets = targets.cpu().long()
-        counted = targets != self._module.ignore_index
-        weights = counted.double()
+        counts = counted(targets, self._module.ignore_index)
+        weights = counts.double()
         if self._weight is not None:
             # Targets that do not count may lie outside of the weights: class 0 stands in.
-            weights = weights * self._weight[targets * counted]
+            weights = weights * self._weight[targets * counts]
         return weights.reshape(len(targets), -1).sum(1)
 
     def __str__(self) -> str:

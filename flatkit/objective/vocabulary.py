@@ -44,7 +44,7 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(2, 8), torch.tensor([3, -100]))  # log 8, and nothing
     tensor([2.0794, 0.0000])
     """
-    classes = classes.long()  # to one of 8 bits, -100 is 156
+    classes = classes.long()
     wide = torch.promote_types(scores.dtype, torch.float32)
     if scores.shape[1] < MANY_CLASSES or _is_forward(scores):
         return F.cross_entropy(
@@ -54,9 +54,18 @@ def cross_entropy(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
         )
-    counts = classes != ignore_index
+    counts = counted(classes, ignore_index)
     rows = scores.movedim(1, -1)
     return _Value.apply(rows, classes.where(counts, 0), counts, label_smoothing)[0]
+
+
+def counted(classes: Tensor, ignore_index: int) -> Tensor:
+    """Return which labels count.
+
+    >>> counted(torch.tensor([156, 3], dtype=torch.uint8), -100)
+    tensor([True, True])
+    """
+    return classes.long() != ignore_index  # to labels of 8 bits, -100 is 156
 
 
 def _is_forward(scores: Tensor) -> bool:
