@@ -48,7 +48,7 @@ _NEAR = 10.0
 as next to a kink, where float32 and float64 take different sides: other samples settle it."""
 NARROW_TOLERANCE = 0.1
 """Least tolerance of a product in 16 bits, with a random vector; its error is part of results."""
-NO_STEP = "its step is lost in the rounding of the weights to 16 bits"
+NO_STEP = "its step is lost in the rounding to 16 bits"
 """Why there are no differences in 16 bits."""
 _HESSIAN = Ways(double_backward, central_difference)
 _NOT_FINITE = "the product is not finite"

@@ -9,7 +9,7 @@ from torch import Tensor
 from flatkit.errors import UserCodeError
 from flatkit.flatness.geometry import Geometry
 from flatkit.objective.function import Objective
-from flatkit.objective.narrowing import measure_noise
+from flatkit.objective.narrowing import measure_noise, name_of_dtype
 from flatkit.objective.passes import differentiate
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.settings import ObjectiveSettings
@@ -93,7 +93,7 @@ def narrow_noise(session: "Session", geometry: Geometry) -> float:
     objective = session.objective
     if objective.exact is None:
         return 0.0
-    session.noise_from += ", and bfloat16 against float32"
+    session.noise_from += f", and {name_of_dtype(objective)} against without"
     theta = objective.theta
     change = _gradient_of(objective, theta) - _gradient_of(objective.exact, theta)
     return float(geometry.dual_norm(geometry.displacement(change)))

@@ -24,6 +24,7 @@ from flatkit.measures.session import Session
 from flatkit.measures.settings import DEFAULT_MEASURES, AnalysisSettings, chosen
 from flatkit.measures.watching import Progress, Watcher, watcher_of
 from flatkit.objective.losses import LossFunction
+from flatkit.objective.narrowing import name_of_dtype
 from flatkit.objective.task import Task
 from flatkit.results.report import Report
 
@@ -149,13 +150,17 @@ def _report(schedule: Schedule, command: Sequence[str], store: Store | None) -> 
     sent = schedule.session.objective.ranks.sent
     shared = {"processes": count, "bytes_sent": sent} if count > 1 else {}
     about = {**schedule.describe(), **shared, **failed, **_left_out(schedule.session)}
-    report = schedule.session.make_report(schedule.results(), command, about)
-    kinds = rescalable(schedule.session.objective)
+    results, objective = schedule.results(), schedule.session.objective
+    if objective.by_itself:  # a number that is taken out of its report is to say so too
+        own = {"computed_in": name_of_dtype(objective)}
+        results = [replace(result, settings={**result.settings, **own}) for result in results]
+    report = schedule.session.make_report(results, command, about)
+    kinds = rescalable(objective)
     return replace(report, objective={**report.objective, "rescalable": kinds}) if kinds else report
 
 
 def _left_out(session: Session) -> dict[str, Any]:
-    """Return which of the usual measures were not asked for, as bfloat16 has no bar for them."""
+    """Return which of the usual measures were not asked for, as they have no bar for 16 bits."""
     able = tuple(name for name in DEFAULT_MEASURES if MEASURES[name].in_bfloat16)
     if session.objective.narrow is None or session.settings.measures != able:
         return {}

@@ -29,7 +29,7 @@ from flatkit.measures.shared_settings import (
 )
 from flatkit.measures.watching import Progress
 from flatkit.objective.function import Objective
-from flatkit.objective.narrowing import Noise, why_not_finite
+from flatkit.objective.narrowing import Noise, narrow_words, why_not_finite
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.proofs.prove import check_slope
 from flatkit.objective.settings import ObjectiveSettings
@@ -85,6 +85,8 @@ class Session:
         self.bottom: Lanczos | None = None
         self.keep: Callable[[Objective], Objective] = lambda objective: objective
         begun, self.objective = time.monotonic(), task.objective(self.own(ObjectiveSettings))
+        if self.objective.by_itself:
+            self.settings = settings.in_16_bits(narrow_words(self.objective))
         self.objective.ranks.check_alike(settings.to_json())
         self.seconds_of_setup = time.monotonic() - begun
 
@@ -118,7 +120,7 @@ class Session:
                 self.own(ObjectiveSettings),
                 split="test",
                 batchnorm="eval",
-                dtype=own.narrow or own.dtype,
+                dtype=None if own.by_itself else own.narrow or own.dtype,
                 device=own.device,
             )
         )

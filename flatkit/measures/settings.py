@@ -104,7 +104,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
             raise InvalidArgumentError("draws > 1 needs `samples`, the size of a draw")
         object.__setattr__(self, "measures", self._in_order())
         if self.dtype == "bfloat16":
-            object.__setattr__(self, "measures", self._in_bfloat16())
+            object.__setattr__(self, "measures", self._able_in("dtype bfloat16"))
         self._check_added()
 
     def to_json(self) -> dict[str, Any]:
@@ -125,11 +125,25 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         given = {name for name, by in asked.items() if getattr(self, by) is not None}
         return tuple(name for name in MEASURES if name in self.measures or name in given)
 
-    def _in_bfloat16(self) -> tuple[str, ...]:
-        """Return the measures whose errors hold what bfloat16 adds; of the usual ones, those."""
+    def in_16_bits(self, words: str) -> "AnalysisSettings":
+        """Return these settings for a model that computes in 16 bits by itself.
+
+        Args:
+            words: what makes its numbers wrong.
+
+        Raises:
+            InvalidArgumentError: a measure that was named has no bar for what that adds.
+
+        >>> "trace" in AnalysisSettings().in_16_bits("the float16 of the model").measures
+        True
+        """
+        return replace(self, measures=self._able_in(words))
+
+    def _able_in(self, words: str) -> tuple[str, ...]:
+        """Return the measures whose errors hold what 16 bits add; of the usual ones, those."""
         if self.method not in ("auto", "lanczos"):
             raise InvalidArgumentError(
-                f"method {self.method} cannot say how wrong dtype bfloat16 makes its eigenvalues; "
+                f"method {self.method} cannot say how wrong {words} makes its eigenvalues; "
                 "choose the method lanczos, or dtype float32"
             )
         able = tuple(name for name in self.measures if MEASURES[name].in_bfloat16)
@@ -138,7 +152,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         if not able or (others and others != usual):
             known = ", ".join(measure.name for measure in MEASURES.own if measure.in_bfloat16)
             raise InvalidArgumentError(
-                f"{', '.join(others)} cannot say how wrong dtype bfloat16 makes them; choose dtype "
+                f"{', '.join(others)} cannot say how wrong {words} makes them; choose dtype "
                 f"float32, or of the measures {known}"
             )
         return able

@@ -27,7 +27,14 @@ from flatkit.objective.model.private_model import BatchNormMode, private_copy
 from flatkit.objective.model.sharded import whole_of
 from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
-from flatkit.objective.narrowing import NARROW, refuse_narrow, refuse_what_needs_width, try_out
+from flatkit.objective.narrowing import (
+    NARROW,
+    compute_narrowly,
+    compute_widely,
+    name_of_dtype,
+    refuse_narrow,
+    start_widely,
+)
 from flatkit.objective.over_samples import OverSamples, sums
 from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import (
@@ -89,9 +96,11 @@ class Objective(PlacedModel, OverSamples):
         batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
             `chunk_size` is part of the function that is measured, and must be given.
         chunk_size: samples that go through the model at once; by default about a million numbers.
-        dtype: computes in this dtype; by default that of the parameters (float32 for 16-bit ones).
-            bfloat16 is that of the model's weights and activations alone: θ, losses, sums over
-            chunks and all vectors stay in float32, and `exact` is the same function without it.
+        dtype: every operation computes in it, also where the model itself casts to 16 bits or runs
+            under autocast; by default that of the parameters (float32 for 16-bit ones), and what
+            the model does in 16 bits by itself is noise, as of bfloat16. That is the dtype of the
+            model's weights and activations alone: θ, losses, sums over chunks and all vectors stay
+            in float32, and `exact` is the same function without it.
         device: computes there; by default where the parameters are.
         loss_parameters: make parameters of the loss that require gradients part of θ, named
             `loss.` and so on; without, such a loss is refused.
@@ -116,7 +125,7 @@ class Objective(PlacedModel, OverSamples):
     """
 
     exact: "Objective | None" = None
-    """The same function with the model in float32, where it computes in a narrow dtype."""
+    """The same function without, where the model computes in a narrow dtype."""
 
     @ordinary_torch()
     @undisturbed()
@@ -156,6 +165,7 @@ class Objective(PlacedModel, OverSamples):
         self.ranks.check_device(self.device)
         self._counter, self.digests = Counter(), None
         self.engine_choices: dict[Any, Any] = {}
+        by_itself = start_widely(self, private.source)
         search = None if self.sharded else Search(private, named, users)
         if search is not None:  # the model is a copy
             make_one_function(self._model)
@@ -166,6 +176,7 @@ class Objective(PlacedModel, OverSamples):
         self.samples, self.loss_function, self._trial = taken
         some = self.samples.rows(spread_rows(self.num_rows, at_once or WATCHED).to(self.device))
         habits = self._observe(self.loss_function, some.inputs, some.targets)
+        compute_widely(self, habits.rounds_to, some)
         weights, mean_over = find_own_weights(self)
         self.weigh(weights)
         self.chunk_size = check_count("chunk_size", chunk_size or rows_at_once(self))
@@ -179,8 +190,7 @@ class Objective(PlacedModel, OverSamples):
             found = examine_all(self, mean_over, chosen=chunk_size is not None)
             self.examination = found.adding(completed)
         self._places.habits = habits  # from now on random states are put back by each evaluation
-        if dtype is not None and dtype in NARROW:
-            self._compute_in(dtype)
+        compute_narrowly(self, dtype, habits.rounds_to if by_itself else None)
 
     def describe(self) -> dict[str, Any]:
         """Return which function this is, ready for JSON."""
@@ -194,7 +204,7 @@ class Objective(PlacedModel, OverSamples):
             "dropout": "off",
             "weight_decay": "not included",
             "chunk_size": self.chunk_size,
-            "dtype": str(self.narrow or self.dtype).removeprefix("torch."),
+            "dtype": name_of_dtype(self),
             "device": str(self.device),
             "parameters": self.num_parameters,
             **({"loss_parameters": of_loss} if of_loss else {}),
@@ -330,6 +340,7 @@ class Objective(PlacedModel, OverSamples):
             return precise
         copier = Copier(torch.float64)
         precise._put_into(copier.copy(self._model))
+        precise._places.wide = self._places.wide and torch.float64
         precise.loss_function = moved(self.loss_function, copier.copied)
         precise.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         precise.theta = self.theta.double()
@@ -373,16 +384,6 @@ class Objective(PlacedModel, OverSamples):
         part = self.samples.rows(rows.to(self.device))
         chunk = Chunk(part.inputs, part.targets, 1.0)
         return float(self.values(self.outputs(theta, chunk), chunk).detach())
-
-    def _compute_in(self, narrow: torch.dtype) -> None:
-        """Let the model compute in a narrow dtype from now on."""
-        if self.sharded is not None:
-            raise InvalidArgumentError("a sharded model is measured in the dtype of its weights")
-        refuse_what_needs_width(self, narrow)
-        self.exact, self.narrow = copy.copy(self), narrow
-        self._put_into(Copier(narrow).copy(self._model))
-        self.engine_choices = {}
-        try_out(self)
 
     def _lay_out(self) -> str:
         """Put the images into the layout that is fastest; return which that is."""

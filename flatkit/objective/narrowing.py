@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
+from flatkit.objective.model.widening import is_narrower
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
+from flatkit.objective.reading.sample_set import Samples
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
@@ -47,17 +49,44 @@ class Noise:
     samples: int
 
 
-def refuse_what_needs_width(objective: "Objective", narrow: torch.dtype) -> None:
+def compute_narrowly(
+    objective: "Objective", asked: torch.dtype | None, own: torch.dtype | None
+) -> None:
+    """Let the model compute in the narrow dtype that is asked for, or in its own if none is.
+
+    A dtype that is not narrow is one in which the model computes throughout.
+
+    Args:
+        objective: L, made and examined without it; that remains as its `exact`.
+        asked: the dtype that the user named, if any.
+        own: in which the model computes by itself, if in a narrow one.
+
+    Raises:
+        InvalidArgumentError: it cannot; it says why, and the way out.
+    """
+    narrow = own if asked is None else asked if asked in NARROW else None
+    if narrow is None:
+        return
+    if asked is not None:
+        _refuse_what_needs_width(objective, narrow)
+    objective.exact = copy.copy(objective)
+    objective.narrow_to(narrow, by_itself=asked is None)
+    objective.engine_choices = {}
+    try_out(objective)
+
+
+def _refuse_what_needs_width(objective: "Objective", narrow: torch.dtype) -> None:
     """Refuse a function that cannot be computed in 16 bits.
 
     Raises:
         InvalidArgumentError: it says why, and the way out.
     """
-    name = str(narrow).removeprefix("torch.")
+    name = _named(narrow)
     reasons = {
         "weights stand also outside of the model": objective.elsewhere is not None,
         "batches that cannot be cut into samples are measured": objective.samples.counts
         is not None,
+        "the weights of the model lie in parts on several ranks": objective.sharded is not None,
         "it has complex weights": bool(objective.space.complex_names),
     }
     for reason, holds in reasons.items():
@@ -65,6 +94,52 @@ def refuse_what_needs_width(objective: "Objective", narrow: torch.dtype) -> None
             raise InvalidArgumentError(
                 f"dtype {name} is not possible here, as {reason}; choose float32"
             )
+
+
+def start_widely(objective: "Objective", model: nn.Module) -> bool:
+    """Return whether 16 bits in a model are its own; if its weights have them, compute without.
+
+    Weights of 16 bits are measured in float32: casts to their dtype would meet another one.
+
+    Args:
+        objective: L, while it is made.
+        model: as the user gave it.
+    """
+    has_narrow = any(is_narrower(parameter.dtype) for parameter in model.parameters())
+    objective.widen(yes=has_narrow)
+    return not has_narrow
+
+
+def compute_widely(objective: "Objective", narrow: torch.dtype | None, some: Samples) -> None:
+    """Let a model that computes in a narrower dtype by itself do so in that of θ.
+
+    Args:
+        objective: L, while it is made.
+        narrow: in which it computes; None if it does not.
+        some: samples to try it on.
+
+    Raises:
+        InvalidArgumentError: it cannot; it says why, and the way out.
+    """
+    objective.widen(yes=narrow is not None)
+    if narrow is None:
+        return
+    name, wide = _named(narrow), _named(objective.dtype)
+    if objective.sharded is not None:
+        raise InvalidArgumentError(
+            f"a sharded model is measured in the dtype of its weights, {wide}, and this one "
+            f"computes in {name} by itself; shard it without mixed precision or autocast"
+        )
+    chunk = Chunk(some.inputs, some.targets, 1.0)
+    try:
+        objective.losses(objective.outputs(objective.theta, chunk), chunk.targets)
+    except UserCodeError as error:  # which ran in 16 bits
+        said = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InvalidArgumentError(
+            f"the model computes in {name} by itself and does not run without ({said}), so that "
+            f"nobody can tell how wrong that makes it; let its casts follow the dtype of its "
+            "weights, and switch its autocast off"
+        ) from error
 
 
 def refuse_narrow(objective: "Objective", what: str) -> None:
@@ -75,7 +150,7 @@ def refuse_narrow(objective: "Objective", what: str) -> None:
     """
     if objective.narrow is not None:
         raise InvalidArgumentError(
-            f"{what} cannot say how wrong dtype {_name(objective)} makes it; choose float32"
+            f"{what} cannot say how wrong {narrow_words(objective)} makes it; choose float32"
         )
 
 
@@ -273,5 +348,22 @@ def _at(objective: "Objective", chunk: Chunk, scale: float) -> tuple[Tensor, Ten
     return share.detach().double() * scale, slope * scale
 
 
+def name_of_dtype(objective: "Objective") -> str:
+    """Return in words in which dtype an objective is computed."""
+    if objective.by_itself:
+        return f"{_named(objective.dtype)}, {_name(objective)} by the model itself"
+    return _named(objective.narrow or objective.dtype)
+
+
+def narrow_words(objective: "Objective") -> str:
+    """Return what makes numbers of an objective in 16 bits wrong."""
+    of_model = f"the {_name(objective)} in which the model itself computes"
+    return of_model if objective.by_itself else f"dtype {_name(objective)}"
+
+
 def _name(objective: "Objective") -> str:
-    return str(objective.narrow).removeprefix("torch.")
+    return _named(objective.narrow)
+
+
+def _named(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -59,7 +59,8 @@ class ObjectiveSettings:
     )
     dtype: DType | None = setting(
         None,
-        "Compute in this type; bfloat16 for the model alone, with its noise measured.",
+        "Compute in this type, also what the model does in 16 bits by itself; bfloat16 for the "
+        "model alone, with its noise measured.",
         group="Objective",
         default_text="the checkpoint's",
     )

@@ -21,6 +21,7 @@ from flatkit.measures.schedule import run_whole
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
+from flatkit.objective.narrowing import refuse_narrow
 from flatkit.objective.task import Task
 from flatkit.results.report import Report
 from flatkit.results.result import Result
@@ -85,6 +86,7 @@ def verify(
             "its verdicts"
         )
     session = Session(task, settings, progress)
+    refuse_narrow(session.objective, "verify")
     if plan is not None:
         plan(_forecast(session, len(rho) or _STEPS))
     results, facts = _at_checkpoint(session)

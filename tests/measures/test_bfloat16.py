@@ -100,7 +100,7 @@ def test_every_engine_multiplies_as_well_as_it_says(engine):
 
 
 def test_differences_are_refused_as_their_step_is_lost():
-    with pytest.raises(FlatkitError, match="lost in the rounding of the weights"):
+    with pytest.raises(FlatkitError, match="lost in the rounding to 16 bits"):
         _ = HessianOperator(narrow(), engine="central_difference").choice
 
 

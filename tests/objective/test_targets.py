@@ -270,18 +270,18 @@ def test_what_the_model_raises_is_shown_with_its_line_and_layer():
     assert isinstance(raised.value.__cause__, RuntimeError)
 
 
-class Narrow(nn.Module):
+class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(4, 3).bfloat16()
+        self.first, self.layer = nn.Linear(4, 4), nn.Linear(4, 3).double()
 
     def forward(self, x):
-        return self.layer(x.bfloat16())
+        return self.layer(self.first(x).double())
 
 
 def test_errors_that_the_way_of_calling_brings_about_come_with_advice():
     with pytest.raises(UserCodeError, match=r"same dtype.*; flatkit computes in a copy.*x.to\("):
-        Objective(Narrow(), "cross_entropy", (X, CLASSES))
+        Objective(Mixed(), "cross_entropy", (X, CLASSES))
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
     with pytest.raises(UserCodeError, match=r"more than 1 value.*`chunk_size` that leaves no"):
         Objective(model, "mse", (X, CLASSES), batchnorm="train", chunk_size=N - 1).loss()

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
+from flatkit.objective.model.widening import Roundings
 from flatkit.objective.pytree import Tree, leaves, map_tree
 from flatkit.objective.users_code import REENTRANT, users_code
 
@@ -36,6 +37,8 @@ class Habits:
         attends: attention is computed, which has kernels without a second derivative.
         values_only: it raises where gradients are recorded (it asks tensors for arrays of NumPy),
             and else does not: it has a value, and no derivative.
+        rounds_to: a dtype of 16 bits or fewer in which it computes by itself, under autocast or
+            after a cast, whatever the dtype of its weights is.
     """
 
     edits_inputs: bool = True
@@ -43,6 +46,7 @@ class Habits:
     sparse: bool = True
     attends: bool = True
     values_only: bool = False
+    rounds_to: torch.dtype | None = None
 
 
 def observe(
@@ -68,15 +72,16 @@ def observe(
     """
     given, wanted, before = _copied(inputs), _copied(targets), _random_states()
     inner, watch = loss.inner if isinstance(loss, Guarded) else loss, _Watch()
+    roundings = Roundings()
     try:
-        with watch, users_code("the loss"):
+        with watch, roundings, users_code("the loss"):
             values = inner(run(given), wanted)
     except UserCodeError:
         values = None
     if watch.reentrant:
         raise InvalidArgumentError(REENTRANT)
     if not isinstance(values, Tensor):
-        return Habits()
+        return Habits(rounds_to=roundings.dtype)
     if isinstance(loss, Guarded):
         loss.edits = _differ(wanted, targets)
     return Habits(
@@ -84,6 +89,7 @@ def observe(
         attends=watch.attends,
         draws=not _same_states(before, _random_states()),
         sparse=any(getattr(node, "_saved_sparse", False) for node in _nodes(values.grad_fn)),
+        rounds_to=roundings.dtype,
     )
 
 

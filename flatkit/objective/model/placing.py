@@ -19,9 +19,11 @@ from torch.utils._pytree import tree_map as torch_tree_map
 from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
 from flatkit.objective.kept import Passes
+from flatkit.objective.model.copier import Copier
 from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.model.sharded import ShardedModel
+from flatkit.objective.model.widening import Widening, is_narrower
 from flatkit.objective.parameters import ParameterSpace, check_like
 from flatkit.objective.passes import Chunk, arguments, outputs_of
 from flatkit.objective.pytree import Bundle, Tree, dtype_like, first_unit, map_object, map_tree
@@ -39,9 +41,11 @@ class PlacedModel(ABC):
         kept: where dear passes are kept and looked for, if anywhere.
         digests: of what L depends on, where all ranks had to be asked for them.
         narrow: a dtype of 16 bits in which the model computes, where that is not the dtype of θ.
+        by_itself: whether it does so by itself: weights and inputs go into it as they are.
     """
 
     narrow: torch.dtype | None = None
+    by_itself: bool = False
     loss_function: Any
     kept: Passes | None
     digests: dict[str, str] | None
@@ -164,7 +168,7 @@ class PlacedModel(ABC):
 
     def narrowed(self, tree: Tree) -> Tree:
         """Return tensors as the model computes with them: reals in `narrow`, if there is one."""
-        if self.narrow is None:
+        if self.narrow is None or self.by_itself:
             return tree
         narrow = self.narrow
         return map_tree(lambda leaf: leaf.to(dtype_like(leaf.dtype, narrow)), tree)
@@ -173,10 +177,11 @@ class PlacedModel(ABC):
         """Return outputs in the dtype of θ, in which losses and their sums are computed."""
         if self.narrow is None:
             return outputs
-        narrow, wide = self.narrow, self.dtype
+        wide = self.dtype
 
         def widen(leaf: Any) -> Any:
-            return leaf.to(wide) if isinstance(leaf, Tensor) and leaf.dtype == narrow else leaf
+            narrow = isinstance(leaf, Tensor) and is_narrower(leaf.dtype)
+            return leaf.to(dtype_like(leaf.dtype, wide)) if narrow else leaf
 
         return torch_tree_map(widen, outputs)
 
@@ -209,7 +214,9 @@ class PlacedModel(ABC):
             pairs = zip(outputs.units, targets.units, strict=True)
             return torch.stack([self.losses(*pair).mean() for pair in pairs]).mean()
         around = nullcontext() if self.elsewhere is None else self.standing_elsewhere()
-        with around, users_code("the loss"):
+        wide = self._places.wide  # also for whoever calls this outside of `placed`
+        widening = Widening(wide) if wide else nullcontext()
+        with around, widening, users_code("the loss"):
             widens = getattr(self.loss_function, "widens", False)
             return self.loss_function(outputs if widens else self.widened(outputs), targets)
 
@@ -223,7 +230,17 @@ class PlacedModel(ABC):
         self._model, self._places = model, Places(model, sharded)
         self.kept = None  # its buffers may be others, or be changed
         if known is not None:
-            self._places.habits = known.habits
+            self._places.habits, self._places.wide = known.habits, known.wide
+
+    def widen(self, *, yes: bool = True) -> None:
+        """Compute in the dtype of θ from now on, also what the model itself does in a narrower."""
+        self._places.wide = self.dtype if yes else None
+
+    def narrow_to(self, narrow: torch.dtype, *, by_itself: bool) -> None:
+        """Let the model compute in a narrow dtype from now on, as it is or as it is converted."""
+        elsewhere, self.narrow, self.by_itself = self.elsewhere, narrow, by_itself
+        self._put_into(self._model if by_itself else Copier(narrow).copy(self._model))
+        self.elsewhere, self._places.wide = elsewhere, None
 
     def inputs_of(self, chunk: Chunk) -> Tree:
         """Return the inputs of a chunk to run the model on: copies, if it changes them in place."""
@@ -286,6 +303,7 @@ class Places:
     Attributes:
         habits: what the model and its loss do beside computing.
         elsewhere: where else the tensors stand meanwhile.
+        wide: computes all in this dtype, also what the model itself does in a narrower one.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> space = ParameterSpace.of(dict(layer.named_parameters()))
@@ -307,6 +325,7 @@ class Places:
         self._standing: tuple[Tensor, ParameterSpace] | None = None
         self.habits = Habits(draws=False)  # until it is known whether two values are the same
         self.elsewhere: Elsewhere | None = None
+        self.wide: torch.dtype | None = None
 
     def stands(self, point: Tensor, space: ParameterSpace) -> bool:
         """Whether the weights in the model are those of a point."""
@@ -350,7 +369,7 @@ class Places:
             smooth: without kernels that have no second derivative.
         """
         attends, recurs = smooth and self.habits.attends, smooth and self._has_recurrence
-        plain = not (attends or recurs or self.habits.draws)
+        plain = not (attends or recurs or self.habits.draws or self.wide)
         if plain and torch.is_grad_enabled() and is_ordinary():
             yield  # to enter nothing takes a tenth of a gradient of a small network
             return
@@ -365,6 +384,8 @@ class Places:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if recurs:  # nor have those of cuDNN
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if self.wide:
+                stack.enter_context(Widening(self.wide))
             yield
 
 

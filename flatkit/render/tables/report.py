@@ -104,9 +104,14 @@ def objective_text(objective: Mapping[str, Any]) -> str:
 
 
 def _rounding_note(report: Report) -> Iterator[str]:
-    """Say what the error is of numbers in bfloat16, where there are some."""
+    """Say what the error is of numbers in 16 bits, where there are some."""
     if any(result.error_kind == "rounding" for result in report):
-        yield "rounding: of bfloat16, as it was measured against float32."
+        yield f"rounding: of {_narrow(report)}, as it was measured against float32."
+
+
+def _narrow(report: Report) -> str:
+    """Return in words in which dtype of 16 bits the numbers were computed."""
+    return report.objective.get("dtype", "bfloat16").rpartition(", ")[2]
 
 
 def _header(report: Report) -> Iterator[RenderableType]:
@@ -123,7 +128,10 @@ def _header(report: Report) -> Iterator[RenderableType]:
     missing = report.analysis.get("not_in_bfloat16")
     if missing:
         names = ", ".join(name.replace("_", " ") for name in missing)
-        yield Text(f"! not in bfloat16, whose noise they cannot state: {names}", style="yellow")
+        narrow = _narrow(report)
+        out = "" if narrow == "bfloat16" else "; with dtype float32 they are measured without it"
+        text = f"! not in {narrow}, whose noise they cannot state: {names}{out}"
+        yield Text(text, style="yellow")
 
 
 def _examination(objective: Mapping[str, Any]) -> Iterator[Text]:

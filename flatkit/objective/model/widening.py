@@ -1,0 +1,125 @@
+"""Models that compute in 16 bits by themselves: noticed, and computed without."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from flatkit.objective.model.dispatch import execute
+
+_FULL = torch.float32
+"""Of fewer bits no rounding passes unnoticed."""
+
+
+def is_narrower(dtype: torch.dtype, than: torch.dtype = _FULL) -> bool:
+    """Whether real or complex numbers have fewer bits than others.
+
+    >>> is_narrower(torch.bfloat16), is_narrower(torch.float32), is_narrower(torch.int8)
+    (True, False, False)
+    """
+    inexact = dtype.is_floating_point or dtype.is_complex
+    return inexact and torch.finfo(dtype).bits < torch.finfo(than).bits
+
+
+@final
+class Roundings(TorchDispatchMode):
+    """Notices where numbers of 32 bits or more are rounded to fewer, by a cast or by autocast.
+
+    What is made in 16 bits of nothing, such as a mask, is no rounding. What `Widening` leaves
+    without effect is noticed too.
+
+    Attributes:
+        dtype: to which was rounded, of several the coarsest; None if nothing was.
+
+    >>> with Roundings() as seen, torch.autocast("cpu", torch.bfloat16):
+    ...     found = torch.ones(1, 1) @ torch.ones(1, 1)
+    >>> seen.dtype
+    torch.bfloat16
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype: torch.dtype | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = execute(func, args, kwargs)
+        asked = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.dtype)]
+        found = [tensor.dtype for tensor in _tensors(result)] + asked
+        narrow = [dtype for dtype in found if is_narrower(dtype)]
+        if narrow and any(_is_wide(t.dtype) for t in _tensors((args, kwargs))):
+            known = [] if self.dtype is None else [self.dtype]
+            self.dtype = max(narrow + known, key=lambda dtype: torch.finfo(dtype).eps)
+        return result
+
+
+@final
+class Widening(TorchDispatchMode):
+    """Lets operations compute in one dtype, whatever narrower one they were asked for.
+
+    Casts, autocast, and what is made in a narrower dtype, in derivatives as well: all stand below
+    autograd, which sees what comes of them.
+
+    Args:
+        dtype: of which all real numbers are; complex ones are of the same width.
+
+    >>> with Widening(torch.float32), torch.autocast("cpu", torch.bfloat16):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1).bfloat16()).dtype
+    torch.float32
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = (args, kwargs or {})
+        if func is not torch.ops.aten.view.dtype:  # which asks for other bits, not for rounding
+            given = tree_map(self._wide_dtype, given)
+        if not _shares_memory(func):  # what is written or looked into is to remain the same
+            given = tree_map(self._wide_tensor, given)
+        result = execute(func, *given)
+        if _tensors(given):
+            return result
+        return tree_map(self._wide_tensor, result)  # made of nothing, in the default dtype
+
+    def _wide_dtype(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype) and is_narrower(leaf, self._dtype):
+            return self._like(leaf)
+        return leaf
+
+    def _wide_tensor(self, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and is_narrower(leaf.dtype, self._dtype):
+            return leaf.to(self._like(leaf.dtype))
+        return leaf
+
+    def _like(self, dtype: torch.dtype) -> torch.dtype:
+        return self._dtype.to_complex() if dtype.is_complex else self._dtype
+
+
+def _shares_memory(func: Any) -> bool:
+    """Whether an operation writes into an argument or returns a view of one."""
+    given = getattr(getattr(func, "_schema", None), "arguments", ())
+    return any(argument.alias_info is not None for argument in given)
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    return (dtype.is_floating_point or dtype.is_complex) and not is_narrower(dtype)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
