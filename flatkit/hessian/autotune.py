@@ -26,6 +26,7 @@ from flatkit.hessian.reference import (
     relative,
     samples_of_probe,
     total,
+    worst_error,
 )
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.hessian.work import Work
@@ -46,6 +47,8 @@ one whose kernels were faster at equal work (`benchmarks/products.py`)."""
 _NEAR = 10.0
 """Times the tolerance up to which an error on some samples may be that of a single one among them,
 as next to a kink, where float32 and float64 take different sides: other samples settle it."""
+_DIRECTIONS = 8
+"""Vectors with which differences are tried, whose error is another one for each."""
 NARROW_TOLERANCE = 0.1
 """Least tolerance of a product in 16 bits, with a random vector; its error is part of results."""
 NO_STEP = "its step is lost in the rounding to 16 bits"
@@ -61,7 +64,8 @@ class Choice:
     Attributes:
         engine: its name.
         error: ‖computed - true‖/‖true‖ of one product with a random vector, on samples spread over
-            all the data; None if there was nothing to compare with.
+            all the data; None if there was nothing to compare with. Of central differences it is
+            twice the largest of several vectors.
         against: what was taken for the truth.
         cost: a product in gradients, with what can be kept kept, as their multiplications are
             counted on these samples; None if they were not.
@@ -193,7 +197,11 @@ def choose(
         with objective.placed(theta, smooth=False) as point, Work() as done:
             differentiate(objective.chunk_loss(point, chunk), point)
         gradient += done.count
-    known[key] = _cheapest(probe, good, gradient, tolerance)
+    chosen = _cheapest(probe, good, gradient, tolerance)
+    if chosen.engine == "central_difference":
+        worst = worst_error(_HESSIAN, reference, objective, theta, directions(theta, _DIRECTIONS))
+        chosen = replace(chosen, error=max(worst or 0.0, chosen.error or 0.0))
+    known[key] = chosen
     give_back(theta)
     return known[key]
 
@@ -336,3 +344,15 @@ def direction(theta: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(len(theta), generator=generator).to(theta)
     return vector / vector.norm()
+
+
+def directions(theta: Tensor, count: int) -> Tensor:
+    """Return random unit vectors [K, P], others than `direction`, the same each time.
+
+    >>> directions(torch.zeros(1), 2).abs()
+    tensor([[1.],
+            [1.]])
+    """
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(count, len(theta), generator=generator).to(theta)
+    return vectors / vectors.norm(dim=1, keepdim=True)

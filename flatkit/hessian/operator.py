@@ -169,7 +169,8 @@ class HessianOperator(SymmetricOperator):
         A product with a random vector is short: its error, relative to its length, says little of
         one with an eigenvector. In 32 bits, products with these vectors are held against float64,
         on samples spread over all the data; said is twice what is seen there, as few samples stand
-        for all. Cost: K products in float64 of these samples.
+        for all; of differences, whose rounding grows with a sum, on a chunk as well. Cost: K
+        products in float64 of these samples, and of such a chunk.
 
         Args:
             vectors: v [K, P], unit rows.
@@ -191,28 +192,38 @@ class HessianOperator(SymmetricOperator):
         if found is None:
             return most
         found = found.cpu() + 4 * torch.finfo(self.dtype).eps * scale
+        if self.choice.engine == "central_difference":
+            # Of longer sums the rounding is larger, which differences divide by their step.
+            chunk = torch.tensor(self._off_in_a_chunk(vectors)[0], dtype=torch.float64)
+            return torch.maximum(found, _FEW_FOR_ALL * chunk)
         if self.noise == 0:
             return found
         chunk = torch.tensor(self._off_in_a_chunk(vectors)[0], dtype=torch.float64)
         return torch.maximum(found, chunk) + self._off_elsewhere(vectors)
 
     def _off_in_a_chunk(self, vectors: Tensor) -> tuple[list[float], list[float]]:
-        """Return by how much products of a whole chunk in 16 bits are off, and their lengths, [K].
+        """Return by how much products of a whole chunk are off, and their lengths, [K].
 
-        Sums within a chunk may lose small terms, which fewer samples do not show.
+        Sums within a chunk may lose small terms, which fewer samples do not show. Of 16 bits that
+        is against 32, of differences against float64.
         """
-        objective, recipe = self.objective, None
-        if self.choice.reference is not None:
-            recipe = self.choice.reference.recipe
+        objective, reference, recipe = self.objective, self.choice.reference, None
+        if reference is not None:
+            recipe = reference.recipe
         exact, size = objective.exact, min(self.plan.chunk_size, objective.num_rows)
-        if exact is None or recipe is None or not objective.divisible:
+        known = exact is not None or self.choice.engine == "central_difference"
+        if reference is None or recipe is None or not known or not objective.divisible:
             return [0.0] * len(vectors), [1.0] * len(vectors)
         rows = spread_rows(objective.num_rows, size).to(objective.device)
         whole = objective.rows(rows)
         found = self._built(self.choice.engine).prepare(whole).products(vectors)
         truth = torch.zeros_like(vectors)
-        for part in rows.split(-(-len(rows) // _CARE)):
-            truth += recipe(exact, self.theta, objective.rows(part)).products(vectors)
+        for part in map(objective.rows, rows.split(-(-len(rows) // _CARE))):
+            if exact is not None:
+                truth += recipe(exact, self.theta, part).products(vectors)
+            else:
+                more = reference.products(objective, self.theta, [part], vectors)
+                truth = truth + more if more is not None else truth
         scale = objective.total_weight / whole.weight
         off, size_of = ((scale * part).double().norm(dim=1) for part in (found - truth, truth))
         return off.tolist(), size_of.tolist()

@@ -200,6 +200,45 @@ def find_reference(
     return Reference(found.recipe, against, place.in_double, found.blur), found.product.double()
 
 
+def worst_error(
+    ways: Ways, reference: Reference, objective: Objective, theta: Tensor, vectors: Tensor
+) -> float | None:
+    """Return twice the largest relative error of differences along some vectors; None if unknown.
+
+    Differences are not linear: their error is another one for each vector, and of products with
+    eight random ones the largest is some 2 times that of one. It is seen on a whole chunk, as the
+    rounding of a gradient grows with the samples that are added up in it. Where nothing more exact
+    is known, it is the change at twice the step. Cost: so many products of a chunk by differences,
+    and as many in float64, or by differences again.
+
+    Args:
+        ways: to multiply; of these the one by differences is asked about.
+        reference: which products are believed.
+        objective: L.
+        theta: the point [P].
+        vectors: [K, P].
+    """
+    chunks = samples_of_probe(objective)
+    if objective.divisible:
+        rows = spread_rows(objective.num_rows, min(objective.chunk_size, objective.num_rows))
+        chunks = [objective.rows(rows.to(objective.device))]
+    found = total(ways.by_differences(objective, theta, c).products(vectors) for c in chunks)
+    by_itself = theta.dtype == torch.float64 and reference.recipe is ways.by_differences
+    truth = None
+    if reference.in_double and not by_itself:
+        parts = chunks
+        if objective.divisible:  # in float64 a sample takes more memory
+            size = max(1, chunks[0].size // _CARE)
+            parts = [objective.rows(part.to(objective.device)) for part in rows.split(size)]
+        truth = reference.products(objective, theta, parts, vectors)
+    if truth is None:
+        far = partial(ways.by_differences, steps=2.0)
+        truth = total(far(objective, theta, c).products(vectors) for c in chunks).double()
+    errors = [relative(a - b, b) for a, b in zip(found.double(), truth, strict=True)]
+    known = [error for error in errors if error is not None]
+    return _FEW_FOR_ALL * max(known) if known else None
+
+
 def errors_along(
     reference: Reference,
     objective: Objective,
