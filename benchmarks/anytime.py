@@ -7,7 +7,6 @@ lets the same command go on (`--network resnet20` takes a minute). Each ends wit
 
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -56,12 +55,23 @@ def trained(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], steps: in
     return model.eval()
 
 
-def resnet18() -> flatkit.Task:
-    """Return the task of a ResNet-18 after 16 steps."""
+def train(network: str, out: Path) -> None:
+    """Train a network for 16 steps and save its weights."""
     torch.manual_seed(0)
-    data = images(_IMAGES)
-    model = MODELS.build("resnet18", in_shape=(3, 32, 32), classes=10)
-    return flatkit.Task(trained(model, data, 16), "cross_entropy", data, name="ResNet-18")
+    model = MODELS.build(network, in_shape=(3, 32, 32), classes=10)
+    torch.save(trained(model, images(KILLED[network][0]), 16).state_dict(), out)
+
+
+def trained_task(network: str, weights: Path) -> flatkit.Task:
+    """Return the task of a network whose weights were saved."""
+    model = MODELS.build(network, in_shape=(3, 32, 32), classes=10)
+    model.load_state_dict(torch.load(weights))
+    return flatkit.Task(model.eval(), "cross_entropy", images(KILLED[network][0]), name=network)
+
+
+def peak_memory() -> float:
+    """Return the most that this process held so far, in GB of 10⁹ bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Recorder(Silent):
@@ -83,19 +93,21 @@ class Recorder(Silent):
             self.tables.append((elapsed, text.getvalue()))
 
 
-def whole() -> list[str]:
-    """Analyze a ResNet-18 by the defaults, in this process."""
-    begun = time.monotonic()
-    task = resnet18()
-    made = time.monotonic() - begun
-    recorder = Recorder()
+def whole(threads: int) -> list[str]:
+    """Analyze a ResNet-18 by the defaults; another process trains it, whose memory is not ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt"
+        command = [sys.executable, "-m", "benchmarks.anytime", "train", "--out", str(weights)]
+        subprocess.run([*command, "--threads", str(threads)], check=True)
+        task = trained_task("resnet18", weights)
+    before, recorder = peak_memory(), Recorder()
     report = flatkit.analyze(task, progress=recorder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory()
     top, rows = report.result("top_eigenvalues"), report.analysis
     lines = [
-        f"After {made:.0f} s of training: {rows['gradients']:.0f} gradients in "
-        f"{rows['seconds']:.0f} s, ended by {rows['ended']}; peak memory of the process "
-        f"{peak:.2f} GiB.",
+        f"{rows['gradients']:.0f} gradients in {rows['seconds']:.0f} s, ended by "
+        f"{rows['ended']}; peak memory of the process {peak:.2f} GB (of 10⁹ bytes), of which "
+        f"torch, the model and the images took {before:.2f} before the analysis.",
         "",
         "| number | first there after, s |",
         "|---|--:|",
@@ -167,11 +179,8 @@ def killed(network: str, threads: int) -> list[str]:
     count, budget = KILLED[network]
     with tempfile.TemporaryDirectory() as folder:
         weights, out = Path(folder) / "weights.pt", Path(folder) / "report.json"
-        torch.manual_seed(0)
-        model = MODELS.build(network, in_shape=(3, 32, 32), classes=10)
-        torch.save(trained(model, images(count), 16).state_dict(), weights)
-        task = flatkit.Task(model, "cross_entropy", images(count))
-        forecast = plan(task, budget=budget).forecast
+        train(network, weights)
+        forecast = plan(trained_task(network, weights), budget=budget).forecast
         half = forecast.seconds(budget) / 2
         command = [sys.executable, "-m", "benchmarks.anytime", "journal", "--network", network]
         command += ["--threads", str(threads), "--out", str(out)]
@@ -236,39 +245,42 @@ def _value(report: Any, measure: str) -> str:
 
 def journal(network: str, out: str) -> None:
     """Analyze the network whose weights lie beside the report, with a journal and lines."""
-    count, budget = KILLED[network]
-    model = MODELS.build(network, in_shape=(3, 32, 32), classes=10)
-    model.load_state_dict(torch.load(Path(out).with_name("weights.pt")))
-    task = flatkit.Task(model.eval(), "cross_entropy", images(count))
-    given: dict[str, Any] = {"budget": budget, "journal": f"{out}.journal", "progress": Lines()}
-    flatkit.analyze(task, **given).save(out)
+    given: dict[str, Any] = {"journal": f"{out}.journal", "progress": Lines()}
+    task = trained_task(network, Path(out).with_name("weights.pt"))
+    flatkit.analyze(task, budget=KILLED[network][1], **given).save(out)
 
 
-PARTS: Mapping[str, tuple[str, Callable[[], list[str]]]] = {
-    "resnet18": ("A default analysis of a ResNet-18", whole),
-    "plans": ("Forecasts", plans),
+TITLES: Mapping[str, str] = {
+    "resnet18": "A default analysis of a ResNet-18",
+    "plans": "Forecasts",
+    "killed": "Killed and gone on",
 }
 
 
 @click.command()
-@click.argument("part", type=click.Choice([*PARTS, "killed", "journal"]))
+@click.argument("part", type=click.Choice([*TITLES, "train", "journal"]))
 @click.option("--threads", default=2, show_default=True)
 @click.option("--network", type=click.Choice(list(KILLED)), default="resnet18", show_default=True)
-@click.option("--out", default="", help="Report of the run that is killed, which gives it.")
+@click.option("--out", default="", help="What `train` and `journal` write, for other parts.")
 def main(part: str, threads: int, network: str, out: str) -> None:
     """Run one part and put it into benchmarks/results/anytime-PART.md."""
     torch.set_num_threads(threads)
-    if part == "journal":
-        journal(network, out)
-        return
-    command = re.sub(r"\s+", " ", f"python -m benchmarks.anytime {part} --threads {threads}")
-    if part == "killed":
-        title, found = "Killed and gone on", killed(network, threads)
-        command += f" --network {network}"
-    else:
-        title, run = PARTS[part]
-        found = run()
-    save(f"anytime-{part}", title, command, found)
+    command = f"python -m benchmarks.anytime {part} --threads {threads}"
+    match part:
+        case "train":
+            train(network, Path(out))
+            return
+        case "journal":
+            journal(network, out)
+            return
+        case "killed":
+            found = killed(network, threads)
+            command += f" --network {network}"
+        case "resnet18":
+            found = whole(threads)
+        case _:
+            found = plans()
+    save(f"anytime-{part}", TITLES[part], command, found)
 
 
 if __name__ == "__main__":

@@ -111,5 +111,6 @@ def _steps(
         noise = sigma * torch.randn(theta.numel(), generator=generator).to(theta)
         step = geometry.displacement(noise)
         means.append(0.5 * (objective.loss(theta + step) + objective.loss(theta - step)) - base)
+        del noise, step  # which every radius would keep while the others draw
         known = tuple(means)
         yield lambda known=known: AverageIncrease(*mean(known), sigma, len(known))

@@ -114,6 +114,7 @@ class GradientNorm:
 
     def _gradients(self, u: Tensor) -> Tensor:
         points = self.theta + self.geometry.displacement(u)
+        del u  # which the caller may not hold
         if len(points) == 1:
             return self.objective.gradient(points[0])[None]
         return _gradients(self.objective, points)[1]

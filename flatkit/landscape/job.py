@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from warnings import warn
 import numpy
 import torch
 
-from flatkit.landscape.evaluate import Values, batches, evaluator
+from flatkit.landscape.evaluate import Evaluator, Values, batches, evaluator
 from flatkit.landscape.journal import Journal, Point
 from flatkit.landscape.refinement import Refinement
 from flatkit.landscape.settings import Quantity, Statistics
@@ -36,7 +36,8 @@ class LandscapeJob:
     Args:
         objectives: `train` or `test` or both; the names of quantities over the latter start with
             `test_`.
-        subspace: the centre and the directions.
+        subspace: the centre and the directions; or what makes the same ones each time, which of a
+            large network are not held but while a level is measured.
         axes: `{"t": [n]}` for one direction, `{"x": [nx], "y": [ny]}` for two.
         quantities: of `loss`, `accuracy` (of classifiers), `gradient_norm`, `top_eigenvalue`.
         statistics: of BatchNorm: `fixed`, `reestimate` (on the training samples if they are
@@ -69,7 +70,7 @@ class LandscapeJob:
     def __init__(
         self,
         objectives: Mapping[str, Objective],
-        subspace: Subspace,
+        subspace: Subspace | Callable[[], Subspace],
         axes: Mapping[str, numpy.ndarray],
         *,
         quantities: Sequence[Quantity] = ("loss",),
@@ -78,34 +79,57 @@ class LandscapeJob:
         memory: int | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.kind = str((about or {}).get("name", "surface")), subspace.kind
-        self._subspace, self.axes, self._refine = subspace, axes, refine
+        self._subspace = (lambda: subspace) if isinstance(subspace, Subspace) else subspace
+        self.axes, self._refine, self._statistics = axes, refine, statistics
         self.ranks = next(iter(objectives.values())).ranks
         self._alone = {split: objective.alone() for split, objective in objectives.items()}
-        self._evaluators = {
-            split: evaluator(
-                objective,
-                subspace.centre,
-                subspace.vectors,
-                quantities=quantities,
-                statistics=statistics,
-                buffers=subspace.buffers,
-                estimate_on=self._alone.get("train"),
-                memory=memory,
-            )
-            for split, objective in self._alone.items()
-        }
-        # The smaller one: a point goes with the same others through both.
-        self.batch = min(each.batch for each in self._evaluators.values())
         self.objectives, self.quantities = objectives, tuple(quantities)
-        self._memory = memory
+        self._memory, now = memory, self._subspace()
+        self.name, self.kind = str((about or {}).get("name", "surface")), now.kind
+        self._markers, self._path = now.markers, now.path
+        evaluators = self._evaluators_of(now)
+        # The smaller one: a point goes with the same others through both.
+        self.batch = min(each.batch for each in evaluators.values())
+        self._evaluation = {
+            split: {"points_at_once": each.batch, "reason": each.reason}
+            for split, each in evaluators.items()
+        }
+        self._evaluators = evaluators if isinstance(subspace, Subspace) else None
         self._header: dict[str, Any] = {
             **(about or {}),
-            "directions": subspace.describe(),
+            "directions": now.describe(),
             "objective": {split: _timeless(o.describe()) for split, o in objectives.items()},
             "statistics": statistics,
             "refine": refine,
         }
+
+    def _evaluators_of(self, subspace: Subspace) -> dict[str, Evaluator]:
+        return {
+            split: evaluator(
+                objective,
+                subspace.centre,
+                subspace.vectors,
+                quantities=self.quantities,
+                statistics=self._statistics,
+                buffers=subspace.buffers,
+                estimate_on=self._alone.get("train"),
+                memory=self._memory,
+            )
+            for split, objective in self._alone.items()
+        }
+
+    @contextmanager
+    def holding(self) -> Generator[None]:
+        """Hold the directions meanwhile, where they are made when they are needed."""
+        before, self._evaluators = self._evaluators, self._evaluators_now
+        try:
+            yield
+        finally:
+            self._evaluators = before
+
+    @property
+    def _evaluators_now(self) -> dict[str, Evaluator]:
+        return self._evaluators or self._evaluators_of(self._subspace())
 
     @cached_property
     def job(self) -> dict[str, Any]:
@@ -117,7 +141,7 @@ class LandscapeJob:
             "quantities": list(self.quantities),
             "axes": {name: steps.tolist() for name, steps in self.axes.items()},
             "batch": self.batch,
-            "tensors": _digest(self._subspace, self._alone),
+            "tensors": _digest(self._subspace(), self._alone),
         }
         found["objective"] = {
             split: {key: part for key, part in described.items() if key != "examination"}
@@ -172,7 +196,7 @@ class LandscapeJob:
         own = (
             None if journal is None or not self.ranks.is_first else Journal(journal, self.job, note)
         )
-        with own or nullcontext() as kept:
+        with own or nullcontext() as kept, self.holding():
             for todo in points.levels():
                 before = int(points.measured.sum())
                 total = before + len(todo) if self._refine else points.measured.size
@@ -233,7 +257,7 @@ class LandscapeJob:
             for point in part
         ]
         rows: list[Values] = [{} for _ in part]
-        for split, each in self._evaluators.items():
+        for split, each in self._evaluators_now.items():
             prefix = "" if split == "train" else f"{split}_"
             for row, values in zip(rows, each.values(steps), strict=True):
                 row |= {prefix + name: value for name, value in values.items()}
@@ -249,12 +273,9 @@ class LandscapeJob:
         return {
             "fingerprint": self.fingerprint,
             **self._header,
-            "markers": [dict(marker) for marker in self._subspace.markers],
-            **({} if self._subspace.path is None else {"path": dict(self._subspace.path)}),
-            "evaluation": {
-                split: {"points_at_once": each.batch, "reason": each.reason}
-                for split, each in self._evaluators.items()
-            },
+            "markers": [dict(marker) for marker in self._markers],
+            **({} if self._path is None else {"path": dict(self._path)}),
+            "evaluation": self._evaluation,
             "complete": complete,
             "points_measured": int(measured.sum()),
         }
@@ -289,13 +310,14 @@ class GrowingSurface:
     def measure(self, level: int) -> Iterator[int]:
         """Measure what a level adds to those before; yield how many are new, pass by pass."""
         # Of several ranks each takes one, so that it can stop as soon as a single process.
-        for group in batches(self._parts[level], self._job.ranks.count):
-            for part, found in zip(group, self._job.values_of(group), strict=True):
-                for point, values in zip(part, found, strict=True):
-                    self._points.put(point, values)
-                if part is self._parts[level][-1]:
-                    self.known = level
-                yield len(part)
+        with self._job.holding():
+            for group in batches(self._parts[level], self._job.ranks.count):
+                for part, found in zip(group, self._job.values_of(group), strict=True):
+                    for point, values in zip(part, found, strict=True):
+                        self._points.put(point, values)
+                    if part is self._parts[level][-1]:
+                        self.known = level
+                    yield len(part)
 
     def at(self, level: int) -> Surface:
         """Return a level that was measured, as a surface of its own steps."""

@@ -20,7 +20,6 @@ from flatkit.results.result import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:
-    from flatkit.landscape.subspaces import Subspace
     from flatkit.landscape.surface import Surface
     from flatkit.measures.session import Session
 
@@ -39,11 +38,12 @@ def run(session: "Session") -> Iterator[Draft]:
     subspace = random_directions(session, session.generator("plane"), dimensions=2)
     points = session.own(PlaneSettings).plane_points
     with session.meter() as cost:
-        plane = around_checkpoint(session, subspace, points, ("loss", "accuracy")).growing()
+        job = around_checkpoint(session, subspace, points, ("loss", "accuracy"), dimensions=2)
+        plane = job.growing()
         done = 0
 
         def results(level: int) -> list[Result]:
-            return [_result(session, subspace, plane.at(level), cost())] if level >= 0 else []
+            return [_result(session, plane.at(level), cost())] if level >= 0 else []
 
         for level in range(plane.num_levels):
             for new in plane.measure(level):
@@ -53,11 +53,11 @@ def run(session: "Session") -> Iterator[Draft]:
                 yield Draft(partial(results, plane.known), wanting)
 
 
-def _result(session: "Session", subspace: "Subspace", plane: "Surface", cost: Cost) -> Result:
+def _result(session: "Session", plane: "Surface", cost: Cost) -> Result:
     """Return what was found on the plane."""
     value = {name: steps.tolist() for name, steps in plane.axes.items()}
     value |= {name: as_json(found) for name, found in plane.quantities.items()}
-    used = {**about_directions(session, [subspace], plane), "cosine": subspace.cosine}
+    used = {**about_directions(session, [plane]), "cosine": plane.header["directions"]["cosine"]}
     return Result("loss_plane", value, 0.0, settings=used, cost=cost)
 
 

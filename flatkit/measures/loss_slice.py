@@ -1,7 +1,7 @@
 """Loss, accuracy and gradient norm along random directions through the checkpoint."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,9 @@ _CHEAP: "tuple[Quantity, ...]" = ("loss", "accuracy")
 """What the first look shows."""
 _COARSEST = 2
 """Intervals of the first look to each side, about."""
+_LARGE = 2**20
+"""Parameters from which on a line is drawn again for each of its levels: five have no room beside
+the searches, and a draw takes far less than a value of the loss."""
 
 
 def run(session: "Session") -> Iterator[Draft]:
@@ -68,16 +71,16 @@ def run(session: "Session") -> Iterator[Draft]:
     own, generator = session.own(SliceSettings), session.generator("slice")
     number, points = own.slice_directions, own.slice_points
     with session.meter() as cost:
-        subspaces = [random_directions(session, generator, dimensions=1) for _ in range(_FEWEST)]
+        drawn = [_random_line(session, generator) for _ in range(_FEWEST)]
 
         def results(lines: "Sequence[GrowingSurface]", level: int) -> list[Result]:
             found = [line.at(level) for line in lines]
-            return [_result(session, subspaces[: len(found)], found, cost())] if found else []
+            return [_result(session, found, cost())] if found else []
 
         look = Draft(lambda: ())
         looks = [
-            around_checkpoint(session, subspace, points, _CHEAP).growing(coarsest=_COARSEST)
-            for subspace in subspaces
+            around_checkpoint(session, line, points, _CHEAP).growing(coarsest=_COARSEST)
+            for line in drawn
         ]
         for line in looks:
             for _ in line.measure(0):
@@ -86,11 +89,8 @@ def run(session: "Session") -> Iterator[Draft]:
                 yield look
         # Only now: of a large network the look is often all that there is time for.
         for _ in range(_FEWEST, number):
-            subspaces.append(random_directions(session, generator, dimensions=1))
-        lines = [
-            around_checkpoint(session, subspace, points, _QUANTITIES).growing()
-            for subspace in subspaces
-        ]
+            drawn.append(_random_line(session, generator))
+        lines = [around_checkpoint(session, line, points, _QUANTITIES).growing() for line in drawn]
         done = 0
         for level in range(lines[0].num_levels):
             for line in lines:
@@ -111,9 +111,23 @@ def _finest(lines: "Sequence[GrowingSurface]", level: int) -> "tuple[list[Growin
     return list(lines) if level else [], level - 1
 
 
-def _result(
-    session: "Session", subspaces: "Sequence[Subspace]", lines: "Sequence[Surface]", cost: Cost
-) -> Result:
+def _random_line(session: "Session", generator: "Generator") -> "Subspace | Callable[[], Subspace]":
+    """Return a random line through the checkpoint; of a large network what draws it."""
+    import torch
+
+    state = generator.get_state()
+    line = random_directions(session, generator, dimensions=1)
+    if session.objective.num_parameters < _LARGE:
+        return line
+
+    def draw() -> "Subspace":
+        again = torch.Generator().set_state(state)
+        return random_directions(session, again, dimensions=1)
+
+    return draw
+
+
+def _result(session: "Session", lines: "Sequence[Surface]", cost: Cost) -> Result:
     """Return what was found along some directions."""
     rows = {
         name: [as_json(line.quantities[name]) for line in lines] for name in lines[0].quantities
@@ -123,7 +137,7 @@ def _result(
         {"coordinate": lines[0].axes["t"].tolist(), **rows},
         {name: _standard_errors(found) for name, found in rows.items()},
         error_kind="standard_error",
-        settings=about_directions(session, subspaces, lines[0]),
+        settings=about_directions(session, lines),
         cost=cost,
     )
 
@@ -144,22 +158,25 @@ def random_directions(session: "Session", generator: "Generator", *, dimensions:
 
 
 def around_checkpoint(
-    session: "Session", subspace: "Subspace", points: int, quantities: "Sequence[Quantity]"
+    session: "Session",
+    subspace: "Subspace | Callable[[], Subspace]",
+    points: int,
+    quantities: "Sequence[Quantity]",
+    *,
+    dimensions: int = 1,
 ) -> "LandscapeJob":
     """Return the job of a line or plane that reaches as far to each side of the checkpoint."""
     from flatkit.landscape.job import LandscapeJob
 
     extent, half = session.own(ExtentSettings).extent, points // 2
     steps = numpy.array([extent * (i / half) for i in range(-half, half + 1)])  # 0 in the middle
-    axes = {"t": steps} if len(subspace.vectors) == 1 else {"x": steps, "y": steps}
+    axes = {"t": steps} if dimensions == 1 else {"x": steps, "y": steps}
     return LandscapeJob({"train": session.objective}, subspace, axes, quantities=quantities)
 
 
-def about_directions(
-    session: "Session", subspaces: "Sequence[Subspace]", surface: Surface
-) -> dict[str, Any]:
+def about_directions(session: "Session", surfaces: "Sequence[Surface]") -> dict[str, Any]:
     """Return how random directions were made and looked at, ready for JSON."""
-    said = [subspace.describe() for subspace in subspaces]
+    said = [surface.header["directions"] for surface in surfaces]
     norms = [norm for each in said for norm in each["norms"]]
     return {
         "normalization": said[0]["normalization"],
@@ -168,7 +185,7 @@ def about_directions(
         "direction_norms": norms,
         "weight_norm": said[0]["weight_norm"],
         "seed": session.own(ObjectiveSettings).seed,
-        "evaluation": dict(surface.header["evaluation"]["train"]),
+        "evaluation": dict(surfaces[0].header["evaluation"]["train"]),
     }
 
 
