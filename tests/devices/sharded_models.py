@@ -20,6 +20,8 @@ from flatkit.spectrum.lanczos import lanczos
 from tests.devices.ranks_worker import SAMPLES, data, network, raised, vectors
 
 KINDS = ("fully_shard", "DTensor") if hasattr(fsdp, "fully_shard") else ()
+ENGINES: dict[str, Any] = {"DTensor": "double_backward", "fully_shard": "central_difference"}
+"""Those that are chosen."""
 EVERYTHING: dict[str, Any] = {
     "measures": [
         "loss",
@@ -81,9 +83,10 @@ def same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
-def passes(model: nn.Module) -> dict[str, Any]:
+def passes(model: nn.Module, engine: Any = "auto") -> dict[str, Any]:
     objective = Objective(model, "cross_entropy", data(), chunk_size=10)
-    hessian, v = HessianOperator(objective), vectors(objective.num_parameters)
+    hessian = HessianOperator(objective, engine=engine)
+    v = vectors(objective.num_parameters)
     loss, gradient = objective.loss_and_gradient()
     largest = lanczos(hessian, k=1, tolerance=1e-5, generator=torch.Generator().manual_seed(5))
     moved = objective.loss_and_gradient(objective.theta + 0.1 * v[0])
@@ -210,13 +213,14 @@ def models(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what is found of models in parts, by how they are cut."""
     for kind in KINDS:
         model = in_parts(kind)
-        before = bits(model)
-        found = passes(model)
+        before, two = bits(model), current().count == 2
+        found = passes(model, "auto" if two else ENGINES[kind])
         found["untouched"] = [same(before, bits(model))]
-        for name in ("report", "again") if current().count == 2 else ():
+        for name in ("report", "again") if two else ():  # two ranks are enough
             found[name] = analysis(model, folder / f"{kind}.journal")
             found["untouched"].append(same(before, bits(model)))
         found["loaded"] = loaded(model, kind, folder)
-        found["refusals"] = refusals(model, kind)
+        if two:
+            found["refusals"] = refusals(model, kind)
         found["untouched"].append(same(before, bits(model)))
         yield kind, found

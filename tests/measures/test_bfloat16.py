@@ -15,7 +15,7 @@ from flatkit.hessian import GaussNewtonOperator, HessianOperator
 from flatkit.hessian.products import ENGINES
 from flatkit.hessian.reference import samples_of_probe
 from flatkit.landscape.settings import LandscapeSettings
-from flatkit.objective.narrowing import measure_noise
+from flatkit.objective.narrowing import measure_noise, some_chunks
 from flatkit.results.status import Status
 from flatkit.spectrum import lobpcg, power_iteration, spectral_density
 from flatkit.spectrum.sampled import Sampled
@@ -212,6 +212,23 @@ def test_the_noise_is_that_of_the_samples_that_count():
     assert float((objective.gradient().double() - exact.gradient()).norm()) <= noise.gradient
     probe = sum(chunk.weight for chunk in samples_of_probe(objective))
     assert probe > 0.5 * objective.total_weight
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(20, 6), (50, 2)])
+def test_the_noise_of_a_mean_over_whole_batches_is_that_of_few_of_them(rows, taken):
+    torch.manual_seed(0)
+    parts = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 4)
+    given: dict[str, Any] = {"batchnorm": "train", "chunk_size": rows}
+    objective, exact = (
+        Objective(nn.Sequential(*parts), "cross_entropy", samples(), dtype=dtype, **given)
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    noise = measure_noise(objective)
+    off = float((objective.gradient().double() - exact.gradient()).norm())
+    assert 0 < abs(objective.loss() - exact.loss()) <= noise.loss
+    assert 0 < off <= noise.gradient
+    chunks = some_chunks(objective, by_weight=True)
+    assert [len(chunk.targets) for chunk in chunks] == [rows] * taken
 
 
 class Cast(nn.Module):
