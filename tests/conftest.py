@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
-# All that is imported while tests are collected stays: looking through it takes a fifth of that time.
+# What is imported while tests are collected stays: to look through it takes a fifth of that time.
 gc.disable()
 
 

@@ -150,7 +150,7 @@ def refuse_lossy(path: str, name: str, tensor: Tensor, target: Tensor) -> None:
 def in_numbers(tensor: Tensor) -> Tensor:
     """Return a tensor of 8-bit floats in float32, which holds each of them; others as they are.
 
-    >>> in_numbers(torch.ones(1, dtype=torch.float8_e4m3fn)).dtype
+    >>> in_numbers(torch.ones(1).to(torch.float8_e4m3fn)).dtype
     torch.float32
     """
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor

@@ -273,28 +273,29 @@ def points(size: float) -> float:
 class DrawnFigure(Figure):
     """A figure that a notebook shows also where pyplot was never imported."""
 
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure; matplotlib before 3.11 may find no layout for 3-D axes."""
+        with warnings.catch_warnings():
+            if any(axis.name == "3d" for axis in self.axes):
+                warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+            super().draw(renderer)
+
     def savefig(self, *values: Any, **options: Any) -> None:
         """Write the figure; panels of a fixed shape are laid out three times.
 
         The first time they have the shape that is left to them, and labels are cut off; of three
         planes in a column, a second time leaves a pixel outside.
         """
-        flat = [axis for axis in self.axes if axis.name != "3d"]
-        fixed = any(axis.get_box_aspect() is not None for axis in flat)
-        with warnings.catch_warnings():
-            if len(flat) < len(self.axes):
-                # matplotlib before 3.11 may find no layout for 3-D axes in vector files.
-                warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
-            if fixed and self.get_layout_engine() is not None:
-                for _ in range(2):
-                    self.draw_without_rendering()
-            super().savefig(*values, **options)
+        fixed = any(a.get_box_aspect() is not None for a in self.axes if a.name != "3d")
+        if fixed and self.get_layout_engine() is not None:
+            for _ in range(2):
+                self.draw_without_rendering()
+        super().savefig(*values, **options)
 
     def _repr_png_(self) -> bytes:
-        stream = BytesIO()
-        with styled():
+        with styled(), BytesIO() as stream:
             self.savefig(stream, format="png", dpi=144)
-        return stream.getvalue()
+            return stream.getvalue()
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:

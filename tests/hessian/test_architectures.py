@@ -18,6 +18,7 @@ from flatkit.hessian.products import build_engine
 from flatkit.hessian.unsupported import UnsupportedError
 from tests.architectures import ARCHITECTURES
 from tests.cases import function_of
+from tests.versions import before
 
 
 class HardSigmoid(nn.Module):
@@ -112,9 +113,19 @@ def without_gradients(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return two * h * h - (h - most).logsumexp((2, 3), keepdim=True) - most
 
 
+def least_and_largest(h: Tensor) -> tuple[Tensor, Tensor]:
+    return h.amin(dim=1), h.amax(dim=1)
+
+
+# aminmax has no derivative before torch 2.5.
+LEAST_AND_LARGEST: Callable[[Tensor], tuple[Tensor, Tensor]] = (
+    least_and_largest if before(torch, 2, 5) else lambda h: tuple(h.aminmax(dim=1))
+)
+
+
 def of_several(m: Any, h: Tensor, x: Tensor) -> Tensor:
     largest, _ = h.max(dim=1)
-    low, high = h.flatten(1).aminmax(dim=1)
+    low, high = LEAST_AND_LARGEST(h.flatten(1))
     return largest * (high - low)[:, None, None] * h.sort(dim=1).values[:, 1]
 
 

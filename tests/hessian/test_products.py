@@ -276,7 +276,11 @@ def _dense(model, inputs, targets):
         return F.cross_entropy(functional_call(model, placed, (inputs,)), targets)
 
     theta = torch.cat([p.flatten() for p in parts])
-    slope = torch.func.grad(value)
+
+    def slope(at):
+        at.requires_grad_()
+        return torch.autograd.grad(value(at), at)[0]
+
     steps = 1e-5 * torch.eye(len(theta), dtype=theta.dtype)
     return torch.stack([(slope(theta + h) - slope(theta - h)) / 2e-5 for h in steps])
 

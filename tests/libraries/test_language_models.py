@@ -12,6 +12,7 @@ import flatkit
 from flatkit.errors import CheckpointError, DataError, InvalidArgumentError
 from flatkit_cli.main import main
 from tests.libraries.reference import top_eigenvalue
+from tests.versions import before
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -87,10 +88,12 @@ def rows_of(folder: Path, layout: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("chunk_size", [1, 3, None])
 def test_loss_and_curvature_are_those_of_every_predicted_token(folder, layout, chunk_size):
     task = flatkit.language_model(folder, "train.txt", layout=layout)
+    # In float64 the mask of older transformers overflows.
+    narrow = before(transformers, 4, 53)
     found = flatkit.analyze(
         task,
         measures=["loss", "top_eigenvalues"],
-        dtype="float64",
+        dtype="float32" if narrow else "float64",
         chunk_size=chunk_size,
         tolerance=1e-6,
         progress=False,
@@ -99,7 +102,8 @@ def test_loss_and_curvature_are_those_of_every_predicted_token(folder, layout, c
     expected = float(plain_loss(model, rows).detach())
     assert found.result("loss").value == pytest.approx(expected, rel=1e-6)
     top = top_eigenvalue(model, lambda changed: plain_loss(changed, rows))
-    assert found.result("top_eigenvalues").value[0] == pytest.approx(top, rel=1e-5)
+    near = pytest.approx(top, rel=1e-4 if narrow else 1e-5)
+    assert found.result("top_eigenvalues").value[0] == near
     about = found.checkpoint["texts"]
     assert about["samples"] == len(rows)
     assert about["predicted_tokens"] == sum(len(row) - 1 for row in rows)
