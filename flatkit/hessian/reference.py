@@ -96,6 +96,8 @@ class Reference:
     ) -> Tensor | None:
         """Return the products of some samples, [K, P] in float64; None if none are believed.
 
+        Nor are there any where the model takes other samples in float64, and not these.
+
         Args:
             objective: L.
             theta: the point [P].
@@ -105,7 +107,12 @@ class Reference:
         if self.recipe is None:
             return None
         place = _Place.at(objective, theta, chunks, in_double=self.in_double)
-        return place.products(self.recipe, vectors).double()
+        try:
+            return place.products(self.recipe, vectors).double()
+        except UserCodeError:
+            if not self.in_double:
+                raise
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +183,7 @@ def find_reference(
         chunks: the samples.
         vector: a direction [P].
     """
-    refusal = _refusal_of_double(objective, theta, chunks[0])
+    refusal = _refusal_of_double(objective, theta, chunks)
     place = _Place.at(objective, theta, chunks, in_double=refusal is None)
     without = "" if refusal is None else f" (float64: {refusal})"
     given, short = vector[None].to(place.theta), _STEPS[place.in_double][0]
@@ -373,8 +380,11 @@ def _gradient(place: _Place, at: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _refusal_of_double(objective: Objective, theta: Tensor, chunk: Chunk) -> str | None:
-    """Return why there is no float64 here; None if there is."""
+def _refusal_of_double(objective: Objective, theta: Tensor, chunks: Sequence[Chunk]) -> str | None:
+    """Return why there is no float64 here; None if there is.
+
+    One chunk does not speak for the others: masks are made where a sample is shorter than the rest.
+    """
     if len(theta) > _DOUBLE_MAX:
         return "too large for a copy"
     if theta.device.type == "mps":
@@ -383,7 +393,8 @@ def _refusal_of_double(objective: Objective, theta: Tensor, chunk: Chunk) -> str
         return "not of a sharded model"
     precise = objective.in_double()
     try:
-        precise.chunk_loss(theta.double(), chunk.in_double())
+        for chunk in chunks:
+            precise.chunk_loss(theta.double(), chunk.in_double())
     except UserCodeError as error:  # the model or the loss, which ran in float32
         return type(error.__cause__ or error).__name__
     return None

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import flatkit
 from flatkit import HessianOperator, Objective
+from flatkit.hessian.products import FORMULAS
+from flatkit.hessian.reference import Reference
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.render.tables.report import report_table
 from flatkit.spectrum import lanczos, lobpcg, power_iteration
@@ -44,6 +46,49 @@ def test_where_no_engine_meets_the_tolerance_the_most_accurate_of_all_multiplies
     vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(1))
     exact = truth @ vector.double()
     assert float(((hessian @ vector).double() - exact).norm() / exact.norm()) < 1e-6
+
+
+class Masked(nn.Module):
+    """Masks where an entry is large, with a number that float32 alone holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = CASE.build()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x[:, 0] > 1.5).any()):
+            x = x.where(x > -2, torch.full((1,), torch.finfo(x.dtype).min, dtype=torch.float32))
+        return self.inner(x)
+
+
+def masked(first: int) -> Objective:
+    """Return the function of samples of which the third in the given order is masked."""
+    x, y = CASE.data()
+    order = torch.cat([(x[:, 0] <= 1.5).nonzero()[:2], (x[:, 0] > 1.5).nonzero()]).flatten()
+    order = order[: 2 + first].repeat(4)
+    data = (x[order].float(), y[order])
+    return Objective(Masked().float(), "cross_entropy", data, chunk_size=1)
+
+
+@pytest.mark.parametrize("first", [1, 0])
+def test_one_sample_that_cannot_be_computed_in_float64_leaves_products_in_float32(first):
+    objective = masked(first)
+    hessian = HessianOperator(objective)
+    assert ("(float64: RuntimeError)" in str(hessian.choice.settings())) == bool(first)
+    x, y = objective.samples.inputs, objective.samples.targets
+    held = Case("held", lambda: CASE.build().float().double(), lambda: (x.double(), y))
+    vector = torch.randn(hessian.size, generator=torch.Generator().manual_seed(1))
+    exact = dense_hessian(held) @ vector.double()
+    assert float(((hessian @ vector).double() - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_a_reference_in_float64_says_nothing_of_samples_that_float32_alone_takes():
+    objective = masked(1)
+    vectors = torch.ones(1, objective.num_parameters)
+    for rows, known in ((slice(0, 2), True), (slice(2, 3), False)):
+        reference = Reference(FORMULAS["double_backward"], "double backward")
+        found = reference.products(objective, objective.theta, [objective.rows(rows)], vectors)
+        assert (found is not None) == known
 
 
 def at_a_kink() -> Objective:
