@@ -80,7 +80,8 @@ class LandscapeJob:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self._subspace = (lambda: subspace) if isinstance(subspace, Subspace) else subspace
-        self.axes, self._refine, self._statistics = axes, refine, statistics
+        self.axes, self._refine = axes, refine
+        self._statistics: Statistics = statistics
         self.ranks = next(iter(objectives.values())).ranks
         self._alone = {split: objective.alone() for split, objective in objectives.items()}
         self.objectives, self.quantities = objectives, tuple(quantities)
