@@ -111,7 +111,7 @@ class RankError(FlatkitError, RuntimeError):
         >>> str(RankError.of(1, 2, "MemoryError", "no room"))
         'rank 1 of 2 failed: MemoryError: no room'
         """
-        return cls(f"rank {rank} of {count} failed: {kind}: {text}")
+        return cls(f"rank {rank} of {count} failed: {kind}" + (f": {text}" if text else ""))
 
 
 class LostRankError(RankError):

@@ -1,11 +1,13 @@
 """One command in several processes: started by `--processes N`, or by `torchrun`."""
 
 import io
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _OURS = "FLATKIT_PROCESSES"
 """Stands in the environment of processes that `launch` started: there both ask for the same."""
+_ERROR_FILE, _SAID = "TORCHELASTIC_ERROR_FILE", "said"
+"""Where a process tells its launcher that it has said itself why it failed."""
 _INTERRUPTED = 130
 """The exit code after Ctrl-C, which all of them get and the first tells of."""
 _LINGER = 10.0
@@ -72,14 +76,23 @@ def as_rank(run: Callable[[], int]) -> int:
     # Else a rank that outlives the first by a moment prints the stack of its lost connection.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if speaks():
-        return run()
+        return _marked(run())
     said = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
-        code = run()
+        code = _marked(run())
     if code not in (0, _INTERRUPTED):
         time.sleep(_LINGER)
         here = f"error: rank {os.environ['RANK']}: "
         sys.stderr.write(said.getvalue().replace("error: ", here, 1))
+    return code
+
+
+def _marked(code: int) -> int:
+    """Return an exit code, and let `launch` know that it comes with a line that says why."""
+    file = os.environ.get(_ERROR_FILE)
+    if code and file and _OURS in os.environ:
+        with suppress(OSError):  # then `launch` says a second line
+            Path(file).write_text(json.dumps({"message": _SAID, "timestamp": int(time.time())}))
     return code
 
 
@@ -127,14 +140,17 @@ def _code_of(error: "ChildFailedError", count: int) -> int:
     """Return the exit code of the process that failed first, which has said why.
 
     Raises:
-        FlatkitError: it was killed, and could not.
+        FlatkitError: it was killed, or code of the model or data ended it, and it could not.
     """
     rank, failure = error.get_first_failure()
-    if failure.exitcode >= 0:
+    if failure.message == _SAID:
         return failure.exitcode
     name = failure.signal_name()
     memory = ", perhaps as the memory was full" if name == "SIGKILL" else ""
+    how = f"was killed by {name}{memory}"
+    if failure.exitcode >= 0:
+        how = f"ended itself with exit code {failure.exitcode}, as by `sys.exit` in its task"
     raise FlatkitError(
-        f"rank {rank} of {count} was killed by {name}{memory}; the other processes were ended. "
+        f"rank {rank} of {count} {how}; the other processes were ended. "
         "The same command goes on where there is a journal, that of `json_file`"
     )

@@ -1,9 +1,8 @@
 """Which processes share what is made from now on: those that a launcher started, when they join."""
 
-import json
+import itertools
 import os
 import platform
-import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,8 @@ from flatkit.devices.ranks import ALONE, Ranks
 from flatkit.errors import InvalidArgumentError
 from flatkit.version import __version__
 
+_JOINED = itertools.count()
+"""How often the processes have joined, all of them alike."""
 _CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
@@ -59,11 +60,14 @@ def joined() -> Generator[Ranks]:
 
     Every rank runs the same program: each pass over the samples is cut among all of them, and all
     have the same numbers. A group of torch.distributed that is there already is used; else one is
-    made, and is gone at the end. Without a launcher this is the only process.
+    made, and is gone at the end. Where one rank leaves the block in an error or dies, the others
+    raise what names it, or end with that line and exit code 1 within some seconds, as nothing can
+    call off what they wait for. Without a launcher this is the only process.
 
     Raises:
         InvalidArgumentError: more ranks on a machine than GPUs, where it has some.
         RankError: the ranks have different versions of flatkit, torch or Python.
+        LostRankError: another rank failed, or is gone.
 
     >>> with joined() as ranks:
     ...     ranks.count
@@ -75,10 +79,11 @@ def joined() -> Generator[Ranks]:
     _take_gpu()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     own = not distributed.is_initialized()
-    name = f"flatkit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    # What was said in a block before, or before a restart, is not of this one.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    name = f"flatkit/{restart}/{next(_JOINED)}"
     if own:
         store, rank, count = next(rendezvous("env://"))
-        # A store that outlives a restart still holds where the processes of before were.
         store = PrefixStore(name, store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
         group = distributed.group.WORLD
@@ -86,21 +91,18 @@ def joined() -> Generator[Ranks]:
         store = distributed.distributed_c10d._get_default_store()  # pyright: ignore
         group = distributed.new_group(backend=backend)
     words = PrefixStore(name, store)
-    rank = distributed.get_rank()
-    words.set(f"process/{rank}", json.dumps([socket.gethostname(), os.getpid()]))
-    ranks = Ranks(rank, distributed.get_world_size(), group, words)
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size(), group, words)
     token = _CURRENT.set(ranks)
     versions = {"flatkit": __version__, "torch": torch.__version__}
     try:
-        ranks.check_alike({**versions, "Python": platform.python_version()})
-        yield ranks
-    except Exception as error:
-        ranks.leave(error)
-        raise
+        with ranks.words.watching():
+            ranks.check_alike({**versions, "Python": platform.python_version()})
+            yield ranks
     finally:
         _CURRENT.reset(token)
-        if own:
-            distributed.destroy_process_group()
+        ranks.hang_up()
+        distributed.destroy_process_group(None if own else group)
+        del group
 
 
 def _take_gpu() -> None:

@@ -6,27 +6,22 @@ alike. What a clock or the free memory decides, the first decides for all.
 """
 
 import json
-import os
-import socket
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from flatkit.devices.words import Words
 from flatkit.errors import FlatkitError, InvalidArgumentError, LostRankError, RankError
 
+T = TypeVar("T")
 _BYTES = 8
 """Of a float64 and an int64."""
 _PIECE = 2**20
 """Numbers of a part that go to another rank at once: beside a vector little is held."""
-_ROLL_CALL = 2.0
-"""Seconds in which those that live answer, after a connection broke: they notice in their next
-sum, and who started them ends them sooner as a rule."""
 POLL = 0.02  # seconds between looks whether another rank is done
 _FAILED, _NOTHING = -2, -1
 
@@ -41,6 +36,7 @@ class Ranks:
         store: of torch.distributed, in which they leave words for each other.
 
     Attributes:
+        words: that the ranks leave for each other.
         sent: bytes that this rank sent, by the algorithm that sends the fewest: a sum over N ranks
             sends 2 (N - 1)/N of its bytes, and half as much where each rank gets its part alone.
 
@@ -50,6 +46,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, count: int = 1, group: Any = None, store: Any = None) -> None:
         self.rank, self.count, self._group, self._store = rank, count, group, store
+        self.words = Words(rank, count, store)
         self._passes = self._handed_out = 0
         self.sent = 0
 
@@ -231,7 +228,7 @@ class Ranks:
         self._handed_out += 1
         name, taken = f"work/{self._handed_out}", 0
         for number in range(count):
-            while not self._store.check([key := f"{name}/{number}"]):
+            while not self._there(key := f"{name}/{number}"):
                 if taken >= count:  # another rank is at it, perhaps for hours: `get` would give up
                     time.sleep(POLL)
                     continue
@@ -240,7 +237,7 @@ class Ranks:
                     self._do(f"{name}/{taken}", work, taken)
             said = json.loads(self._store.get(key))
             if "failed" in said:
-                raise self._error(*said["failed"])
+                raise self.words.raised(*said["failed"])
             yield said["done"]
 
     def gathered(self, text: str) -> list[str]:
@@ -281,13 +278,12 @@ class Ranks:
                     "start the same command, with the same files and packages, on all"
                 )
 
-    def leave(self, error: Exception) -> None:
-        """Leave word for those that find this rank gone, why it is."""
-        with suppress(RuntimeError):  # whoever held the store may be gone too
-            if not isinstance(error, RankError):  # which tells of another, or of all
-                word = json.dumps(self._named(error))
-                self._store.set(f"left/{self.rank}", word)
-                self._store.compare_set("left", "", word)
+    def hang_up(self) -> None:
+        """Let the connection close, so that who waits for this rank hears of it at once.
+
+        It closes with the last reference to its group.
+        """
+        self._group = None
 
     def _add_up(self, total: Tensor | None, sums: Tensor | None, *, failed: bool) -> None:
         kind = torch.zeros(0, dtype=torch.float64) if total is None else total.detach().flatten()
@@ -337,30 +333,27 @@ class Ranks:
         if len(set(passes)) > 1:
             raise RankError(f"the ranks do different work: they are at the passes {passes}")
 
+    def _there(self, key: str) -> bool:
+        """Whether another rank has set a key; no rank is gone that still could."""
+        there = self._connected(lambda: self._store.check([key]))
+        if not there and (why := self._connected(self.words.gone)) is not None:
+            raise LostRankError(why)
+        return there
+
     def _do(self, key: str, work: Callable[[int], Any], number: int) -> None:
         try:
             said = {"done": work(number)}
         except Exception as error:
-            self._store.set(key, json.dumps({"failed": self._named(error)}))
+            self._store.set(key, json.dumps({"failed": self.words.of(error)}))
             raise
         self._store.set(key, json.dumps(said))
 
     def _leave_word(self, error: Exception) -> None:
-        self._store.set(f"word/{self._passes}/{self.rank}", json.dumps(self._named(error)))
+        self._store.set(f"word/{self._passes}/{self.rank}", json.dumps(self.words.of(error)))
 
     def _word_of(self, rank: int) -> FlatkitError:
         """Return what another rank raised in this pass."""
-        return self._error(*json.loads(self._store.get(f"word/{self._passes}/{rank}")))
-
-    def _named(self, error: Exception) -> tuple[int, str, str]:
-        return self.rank, type(error).__name__, str(error)
-
-    def _error(self, rank: int, kind: str, text: str) -> FlatkitError:
-        """Return what another rank raised; where that is an error of flatkit, the same."""
-        known: Any = getattr(sys.modules[FlatkitError.__module__], kind, None)
-        if known is None or not issubclass(known, FlatkitError) or "__init__" in vars(known):
-            return RankError.of(rank, self.count, kind, text)
-        return known(text)
+        return self.words.raised(*json.loads(self._store.get(f"word/{self._passes}/{rank}")))
 
     def _all_reduce(self, tensor: Tensor) -> None:
         self.sent += 2 * tensor.nbytes * (self.count - 1) // self.count
@@ -370,51 +363,18 @@ class Ranks:
         self.sent += tensor.nbytes if self.is_first else 0
         self._connected(lambda: distributed.broadcast(tensor, 0, group=self._group))
 
-    def _connected(self, talk: Callable[[], object]) -> None:
+    def _connected(self, talk: Callable[[], T]) -> T:
+        if self._group is None:
+            raise InvalidArgumentError(
+                "the ranks have parted; measure inside of the `with joined()` where this was made"
+            )
         try:
-            talk()
+            return talk()
         except RuntimeError as error:  # the only sign of a connection that broke
-            raise LostRankError(self._missing()) from error
-
-    def _missing(self) -> str:
-        """Return who does not answer any more, in words."""
-        unknown = f"the connection of rank {self.rank} to the other ranks broke"
-        try:
-            self._store.set(f"alive/{self.rank}", b"")
-            time.sleep(_ROLL_CALL)
-            lost = [rank for rank in range(self.count) if not self._answers(rank)]
-        except RuntimeError:  # whoever held the store is gone too
-            return unknown
-        if not lost:
-            return unknown
-        for rank in lost:
-            if self._store.check([f"left/{rank}"]):
-                _, _, text = json.loads(self._store.get(f"left/{rank}"))
-                return f"rank {rank} of {self.count} failed: {text}"
-        names = ", ".join(map(str, lost))
-        return f"rank {names} of {self.count} was lost: it died, was killed or ran out of memory"
-
-    def _answers(self, rank: int) -> bool:
-        host, process = json.loads(self._store.get(f"process/{rank}"))
-        if self._store.check([f"left/{rank}"]):
-            return False
-        here = host == socket.gethostname()
-        return self._store.check([f"alive/{rank}"]) or (here and _lives(process))
+            raise LostRankError(self.words.missing()) from error
 
 
 ALONE = Ranks()
 _gather: Any = getattr(distributed, "all_gather_single", None)
 _gather = _gather or getattr(distributed, "all_gather_into_tensor", None)
 """By the newer name, where there is one."""
-
-
-def _lives(process: int) -> bool:
-    """Whether a process of this machine is there, and not just its remains."""
-    try:
-        os.kill(process, 0)
-        about = Path(f"/proc/{process}/stat").read_text("utf-8")
-        return about.rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
-        return False
-    except OSError:  # no /proc here, or another user's
-        return True

@@ -1,9 +1,5 @@
 """Ranks that make every pass together, as each holds a part of the model."""
 
-import json
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -16,12 +12,6 @@ from flatkit.errors import LostRankError, RankError
 
 _ALL_FAIL = 10.0
 """Seconds in which the others fail too, where it is the fault of all: they are in one pass."""
-_LOOK = 1.0
-"""Seconds between looks at whether another rank has left, in a pass that takes longer."""
-_BREAKS = 3.0
-"""Seconds that a rank which hangs is left, as a broken connection may end it in its own words."""
-_LINGER = 10.0
-"""These more, where it is not the first: that one speaks, and who started them ends the others."""
 
 
 @final
@@ -96,28 +86,13 @@ class Together(Ranks):
         """Let no rank wait for one that fails in the block, in which the model itself sends.
 
         Where all fail, each raises its own error, and they can go on. Where one fails alone, the
-        others hang in what the model sends, which nothing can call off: they end, each process by
-        a thread of its own and with a line that names the rank, unless whoever started them ends
-        them before.
+        others hang in what the model sends: they end as `Words.watching` says, unless whoever
+        started them ends them before.
 
         Raises:
             RankError: this rank failed alone, or another one did.
             LostRankError: a rank is gone.
         """
-        if self.count == 1 or self._depth:
-            with self._deeper():
-                yield
-            return
-        over = threading.Event()
-        threading.Thread(target=self._watch, args=(over,), daemon=True).start()
-        try:
-            with self._deeper():
-                yield
-        finally:
-            over.set()
-
-    @contextmanager
-    def _deeper(self) -> Generator[None]:
         self._depth += 1
         try:
             yield
@@ -133,31 +108,17 @@ class Together(Ranks):
     def _vote(self, error: Exception) -> None:
         """Return where all ranks fail, else raise what says which does not go on."""
         if _of_connection(error):
-            raise LostRankError(self._missing()) from error
+            raise LostRankError(self.words.missing()) from error
         self._failures += 1
         names = [f"failed/{self._failures}/{rank}" for rank in range(self.count)]
         self._store.set(names[self.rank], b"")
         end = time.monotonic() + _ALL_FAIL
         while not self._store.check(names):  # `wait` would warn on stderr of the time it took
             if time.monotonic() > end:
-                self.leave(error)
-                raise self._failed(*self._named(error)) from error
+                self.words.leave(error)
+                rank, kind, text = self.words.of(error)
+                raise RankError.of(rank, self.count, kind, text) from error
             time.sleep(POLL)
-
-    def _failed(self, rank: int, kind: str, text: str) -> RankError:
-        return RankError.of(rank, self.count, kind, text)
-
-    def _watch(self, over: threading.Event) -> None:
-        """End this process where it waits, within one block, for a rank that has left."""
-        while not over.wait(_LOOK):
-            try:
-                left = self._store.check(["left"]) and json.loads(self._store.get("left"))
-            except RuntimeError:  # whoever held the store is gone, and with it the connections
-                return
-            if left and left[0] != self.rank:
-                if not over.wait(_BREAKS + (0 if self.is_first else _LINGER)):
-                    _end(str(self._failed(*left)))
-                return
 
 
 def _of_connection(error: BaseException | None) -> bool:
@@ -168,12 +129,3 @@ def _of_connection(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _end(why: str) -> None:
-    """End this process, whose main thread cannot be reached, with a line on stderr."""
-    stream = sys.__stderr__  # a command that is not the first is silent on the other one
-    if stream is not None:
-        stream.write(f"error: {' '.join(why.split())}\n")
-        stream.flush()
-    os._exit(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
 
-from flatkit.devices import together
+from flatkit.devices import together, words
 from flatkit.devices.joining import joined
 from flatkit.objective import Objective
 from tests.devices import commands, sharded_models
@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(not sharded_models.KINDS, reason="no fully_shard in this torch"),
 ]
 THETA = INPUTS * WIDTH + WIDTH + WIDTH * CLASSES + CLASSES
-WAITS = {"_ALL_FAIL": 1.0, "_LOOK": 0.2, "_BREAKS": 0.5, "_LINGER": 1.0}
+WAITS = {"_LOOK": 0.2, "_BREAKS": 0.5, "_LINGER": 1.0}
 TASK = """
 import os
 from torch import nn
@@ -81,8 +81,9 @@ class Falling(nn.Module):
 def fall(rank: int, count: int, port: int, folder: Path, kind: str, killed: bool) -> None:
     """Fail on all ranks, go on, and fail on the last one; what is said goes to a file."""
     torch.set_num_threads(1)
+    together._ALL_FAIL = 1.0
     for name, seconds in WAITS.items():
-        setattr(together, name, seconds)
+        setattr(words, name, seconds)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)

@@ -204,7 +204,8 @@ class ShardedModel:
         if not _is_parts(gradient):  # of one that nobody shards or adds up
             return share.copy_(gradient).div_(self.ranks.count)
         if not gradient.placements[0].is_shard():
-            return share if self.ranks.rank else share.copy_(whole_of(gradient))
+            whole = whole_of(gradient)  # by all: where it is `Partial`, they add it up
+            return share if self.ranks.rank else share.copy_(whole)
         local, offsets = own_box(gradient)
         box = (slice(at, at + n) for at, n in zip(offsets, local.shape, strict=True))
         share[tuple(box)] = local

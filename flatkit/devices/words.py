@@ -1,0 +1,182 @@
+"""Words that processes of a job leave for each other: why one failed, and who is gone.
+
+They lie in a store of torch.distributed, which answers also where a sum or a broadcast of the
+others can never end.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flatkit.errors import FlatkitError, LostRankError, RankError
+
+_ROLL_CALL = 2.0
+"""Seconds in which those that live answer, after a connection broke: they notice in their next
+sum, and who started them ends them sooner as a rule."""
+_LOOK = 1.0
+"""Seconds between looks at whether another rank is gone."""
+_BREAKS = 3.0
+"""Seconds that a rank which goes on is left, as a broken connection may end it in its own words."""
+_LINGER = 10.0
+"""These more, where it is not the first: that one speaks, and who started them ends the others."""
+
+
+class Words:
+    """What one of several processes says of itself, and knows of the others.
+
+    Args:
+        rank: of this process, from 0.
+        count: of all.
+        store: of torch.distributed, empty at first.
+    """
+
+    def __init__(self, rank: int, count: int, store: Any) -> None:
+        self.rank, self.count, self._store = rank, count, store
+        self._places = dict[int, list[Any]]()
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Let no rank outlive one that is gone, or ends in an error, while the context lasts.
+
+        Whoever ends in an error leaves word why. A thread looks for such words, and for processes
+        of this machine that died: it ends this one where it does not end by itself within some
+        seconds, since it may wait for what nobody will send, which nothing can call off.
+        """
+        self._store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        try:
+            yield
+        except BaseException as error:
+            self.leave(error)
+            raise
+        else:
+            over.set()
+            watch.join()
+            self._part()
+        finally:
+            over.set()
+
+    def of(self, error: BaseException) -> tuple[int, str, str]:
+        """Return what tells the others of an error: who raised it, its type and its text."""
+        return self.rank, type(error).__name__, str(error)
+
+    def leave(self, error: BaseException) -> None:
+        """Leave word for those that find this rank gone, why it is."""
+        with suppress(RuntimeError):  # whoever held the store may be gone too
+            if isinstance(error, KeyboardInterrupt):  # all get it, and save what is there
+                self._store.set("through", b"")
+            else:
+                self._store.compare_set("left", "", json.dumps(self.of(error)))
+
+    def raised(self, rank: int, kind: str, text: str) -> FlatkitError:
+        """Return what another rank raised; where that is an error of flatkit, the same."""
+        known: Any = getattr(sys.modules[FlatkitError.__module__], kind, None)
+        if known is None or not issubclass(known, FlatkitError) or "__init__" in vars(known):
+            return RankError.of(rank, self.count, kind, text)
+        return known(text)
+
+    def gone(self) -> str | None:
+        """Return which other rank has left or died, and why; None where all seem to be there.
+
+        Of the processes of other machines only those are known that left word.
+
+        Raises:
+            RuntimeError: whoever held the store is gone.
+        """
+        if self._store.check(["left"]):
+            rank, kind, text = json.loads(self._store.get("left"))
+            if rank == self.rank:
+                return None
+            if kind in (RankError.__name__, LostRankError.__name__):  # names another one
+                return text
+            return str(RankError.of(rank, self.count, kind, text))
+        lost = [rank for rank in range(self.count) if not self._lives(rank)]
+        if not lost or self._store.check(["through"]):  # whoever is through may end
+            return None
+        return self._lost(lost)
+
+    def missing(self) -> str:
+        """Return in words who does not answer, after a connection to the others broke."""
+        unknown = f"the connection of rank {self.rank} to the other ranks broke"
+        try:
+            self._store.set(f"alive/{self.rank}", b"")
+            end = time.monotonic() + _ROLL_CALL
+            while not (told := self._store.check(["left"])) and time.monotonic() < end:
+                time.sleep(_ROLL_CALL / 20)
+            if told:
+                return self.gone() or unknown
+            answers = [self._store.check([f"alive/{rank}"]) for rank in range(self.count)]
+            lost = [r for r, there in enumerate(answers) if not (there or self._lives(r, False))]
+        except RuntimeError:  # whoever held the store is gone too
+            return unknown
+        return self._lost(lost) if lost else unknown
+
+    def _part(self) -> None:
+        """Say that this rank is through, and let those that look for others stop before it ends.
+
+        The store may end with it, and whoever still asked would be told so in a stack of frames.
+        """
+        with suppress(RuntimeError):
+            self._store.set("through", b"")
+            self._store.set(f"through/{self.rank}", b"")
+            names = [f"through/{rank}" for rank in range(self.count)]
+            end = time.monotonic() + 2 * _LOOK
+            while not self._store.check(names) and time.monotonic() < end:
+                time.sleep(_LOOK / 100)
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK):
+            try:
+                why = self.gone()
+                if why is None and self._store.check(["through"]):
+                    self._store.set(f"through/{self.rank}", b"")
+                    return
+            except RuntimeError:  # whoever held the store is gone, and with it the connections
+                return
+            if why is not None:
+                if not over.wait(_BREAKS + _LINGER * (self.rank > 0)):
+                    _end(why)
+                return
+
+    def _lives(self, rank: int, elsewhere: bool = True) -> bool:
+        """Whether the process of a rank is there; what is said of one of another machine."""
+        if rank not in self._places:
+            if not self._store.check([f"process/{rank}"]):  # it is about to join
+                return True
+            self._places[rank] = json.loads(self._store.get(f"process/{rank}"))
+        host, process = self._places[rank]
+        return _lives(process) if host == socket.gethostname() else elsewhere
+
+    def _lost(self, ranks: list[int]) -> str:
+        names = ", ".join(map(str, ranks))
+        return f"rank {names} of {self.count} was lost: it died, was killed or ran out of memory"
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is there, and not just its remains."""
+    try:
+        os.kill(process, 0)
+        about = Path(f"/proc/{process}/stat").read_text("utf-8")
+        return about.rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # no /proc here, or another user's
+        return True
+
+
+def _end(why: str) -> None:
+    """End this process, whose main thread cannot be reached, with a line on stderr."""
+    stream = sys.__stderr__  # a command that is not the first is silent on the other one
+    if stream is not None:
+        stream.write(f"error: {' '.join(why.split())}\n")
+        stream.flush()
+    os._exit(1)

@@ -1,0 +1,187 @@
+"""A rank that fails alone outside of a pass, where the others wait for it or compute on."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from flatkit.devices import words
+from flatkit.devices.joining import joined
+from flatkit.devices.ranks import Ranks
+from flatkit.errors import FlatkitError
+from flatkit.objective import Objective
+from flatkit.objective.model.sharded import ShardedModel
+from flatkit_cli import processes
+from tests.devices import sharded_models
+from tests.devices.ports import free_port
+from tests.devices.ranks_worker import CHUNK, data, network
+from tests.processes import start
+
+ALONE: dict[str, tuple[int, BaseException]] = {
+    "data": (1, ValueError("no such file")),
+    "memory": (1, MemoryError()),
+    "exit": (1, SystemExit(3)),
+    "first": (0, OSError("disk full")),
+    "handed out": (1, ValueError("no such point")),
+}
+"""Which rank fails alone, and by what."""
+
+
+def measure(rank: int, name: str) -> Any:
+    """Measure in a block that one rank leaves by an error; return what is known after."""
+    bad, error = ALONE.get(name, (None, None))
+    with joined() as ranks:
+        objective = Objective(network(), "cross_entropy", data(), chunk_size=CHUNK)
+        if rank == bad and error is not None:
+            raise error
+        if name == "handed out":
+            list(ranks.hand_out(10, lambda number: time.sleep(0.05)))
+            raise AssertionError("a point of the other rank was not waited for")
+        found = [objective.loss()]
+        while bad is not None:  # until the connection breaks
+            found.append(objective.loss())
+    return objective, found[0]
+
+
+def fail(rank: int, port: int, folder: Path) -> None:
+    """Fail alone in one block after the other, and at last be gone from one."""
+    torch.set_num_threads(1)
+    words._LOOK, words._BREAKS = 0.2, 1.0
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
+    distributed.init_process_group("gloo")
+    said: dict[str, Any] = {}
+    for name in ALONE:
+        begin = time.monotonic()
+        try:
+            measure(rank, name)
+        except BaseException as error:
+            said[name] = [f"{type(error).__name__}: {error}", time.monotonic() - begin]
+        distributed.barrier()
+    objective, said["well"] = measure(rank, "well")
+    try:
+        objective.loss()
+    except FlatkitError as error:
+        said["parted"] = str(error)
+    with joined() as ranks:
+        said["share"] = partial_share(ranks) if sharded_models.KINDS else torch.full((3,), 1.5)
+        torch.save(said, folder / f"{rank}.said")
+        if rank == 1:
+            os._exit(7)
+        try:
+            list(ranks.hand_out(10, lambda number: time.sleep(0.05)))
+        except FlatkitError as error:
+            said["died"] = f"{type(error).__name__}: {error}"
+        torch.save(said, folder / f"{rank}.said")
+        time.sleep(60)  # nothing that another rank would have a part in
+
+
+def partial_share(ranks: Ranks) -> torch.Tensor:
+    """Return what a rank has of a gradient that all still have to add up."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = init_device_mesh("cpu", (2,))
+    gradient = DTensor.from_local(torch.full((3,), 0.5 + 0.5 * ranks.rank), mesh, [Partial()])
+    parameter: Any = SimpleNamespace(
+        shape=(3,), dtype=torch.float32, device=torch.device("cpu"), grad=gradient
+    )
+    holder: Any = SimpleNamespace(ranks=ranks)
+    return ShardedModel._share_of(holder, parameter)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What two ranks said, the exit codes, and the last lines on stderr."""
+    folder, port = tmp_path_factory.mktemp("alone"), free_port()
+    ranks = [start(fail, rank, port, folder) for rank in range(2)]
+    try:
+        for process in ranks:
+            process.join(timeout=50)
+        codes = [process.exitcode for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    said = [torch.load(folder / f"{rank}.said", weights_only=True) for rank in range(2)]
+    lines = [(folder / f"{rank}.err").read_text("utf-8").splitlines() for rank in range(2)]
+    return [*said, codes, *lines]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ALONE)
+def test_where_one_rank_leaves_the_other_raises_and_names_it(ended, name):
+    bad, error = ALONE[name]
+    kind = type(error).__name__
+    own, seconds = ended[bad][name]
+    assert own == f"{kind}: {error}" and seconds < 20
+    told, seconds = ended[1 - bad][name]
+    text = f": {error}" if str(error) else ""
+    assert told == f"LostRankError: rank {bad} of 2 failed: {kind}{text}"
+    assert seconds < 20
+
+
+@pytest.mark.distributed
+def test_blocks_after_a_failed_one_are_as_before_and_end_with_their_own(ended):
+    alone = Objective(network(), "cross_entropy", data(), chunk_size=CHUNK).loss()
+    for said in ended[:2]:
+        assert said["well"] == pytest.approx(alone, rel=1e-12)
+        assert said["parted"].startswith("the ranks have parted")
+
+
+@pytest.mark.distributed
+def test_a_rank_that_dies_is_named_where_points_are_handed_out_and_where_nobody_asks(ended):
+    said, _, codes, lines, _ = ended
+    lost = "rank 1 of 2 was lost: it died, was killed or ran out of memory"
+    assert said["died"] == f"LostRankError: {lost}"
+    assert codes == [1, 7]
+    assert lines[-1] == f"error: {lost}"
+
+
+@pytest.mark.distributed
+def test_a_gradient_that_all_still_add_up_is_the_share_of_the_first(ended):
+    shares = [said["share"] for said in ended[:2]]
+    if not sharded_models.KINDS:
+        pytest.skip("no DTensor in this torch")
+    assert torch.equal(shares[0], torch.full((3,), 1.5))
+    assert torch.equal(shares[1], torch.zeros(3))
+
+
+def failure(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, *, said: bool) -> Any:
+    """Return what the launcher is told of a process that ended with a code."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setenv("FLATKIT_PROCESSES", "2")
+    monkeypatch.setenv("RANK", "0")
+    if said:
+        assert processes.as_rank(lambda: code) == code
+    return ChildFailedError("flatkit", {1: ProcessFailure(1, os.getpid(), code, str(file))})
+
+
+@pytest.mark.parametrize("code", [1, 2, 130])
+def test_the_launcher_adds_nothing_to_what_a_rank_has_said(tmp_path, monkeypatch, code):
+    assert processes._code_of(failure(tmp_path, code, monkeypatch, said=True), 2) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [(7, "ended itself with exit code 7"), (1, "ended itself"), (-11, "was killed by SIGSEGV")],
+)
+def test_the_launcher_names_a_rank_that_ended_without_a_word(tmp_path, monkeypatch, code, how):
+    with pytest.raises(FlatkitError, match=f"^rank 1 of 2 {how}.*The same command goes on"):
+        processes._code_of(failure(tmp_path, code, monkeypatch, said=False), 2)
+
+
+def test_a_rank_that_exits_in_code_of_the_user_has_said_nothing(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit):
+        error = failure(tmp_path, 0, monkeypatch, said=False)
+        assert error
+        processes.as_rank(lambda: sys.exit(3))
+    assert not (tmp_path / "error.json").exists()
