@@ -79,12 +79,12 @@ def as_rank(run: Callable[[], int]) -> int:
         return _marked(run())
     said = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
-        code = _marked(run())
+        code = run()
     if code not in (0, _INTERRUPTED):
         time.sleep(_LINGER)
         here = f"error: rank {os.environ['RANK']}: "
         sys.stderr.write(said.getvalue().replace("error: ", here, 1))
-    return code
+    return _marked(code)
 
 
 def _marked(code: int) -> int:
@@ -144,7 +144,7 @@ def _code_of(error: "ChildFailedError", count: int) -> int:
     """
     rank, failure = error.get_first_failure()
     if failure.message == _SAID:
-        return failure.exitcode
+        return max(failure.exitcode, 1)  # it may have been ended on its way out
     name = failure.signal_name()
     memory = ", perhaps as the memory was full" if name == "SIGKILL" else ""
     how = f"was killed by {name}{memory}"

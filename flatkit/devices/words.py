@@ -22,7 +22,7 @@ _ROLL_CALL = 2.0
 sum, and who started them ends them sooner as a rule."""
 _LOOK = 1.0
 """Seconds between looks at whether another rank is gone."""
-_BREAKS = 3.0
+_BREAKS = 5.0
 """Seconds that a rank which goes on is left, as a broken connection may end it in its own words."""
 _LINGER = 10.0
 """These more, where it is not the first: that one speaks, and who started them ends the others."""

@@ -167,7 +167,21 @@ def failure(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, *, said:
 
 @pytest.mark.parametrize("code", [1, 2, 130])
 def test_the_launcher_adds_nothing_to_what_a_rank_has_said(tmp_path, monkeypatch, code):
-    assert processes._code_of(failure(tmp_path, code, monkeypatch, said=True), 2) == code
+    error = failure(tmp_path, code, monkeypatch, said=True)
+    assert processes._code_of(error, 2) == code
+    error.failures[1].exitcode = -15  # ended by the launcher on its way out
+    assert processes._code_of(error, 2) == 1
+
+
+def test_a_rank_that_waits_for_the_first_to_speak_has_said_nothing(tmp_path, monkeypatch):
+    failure(tmp_path, 1, monkeypatch, said=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    there: list[bool] = []
+    file = tmp_path / "error.json"
+    monkeypatch.setattr(processes.time, "sleep", lambda _: there.append(file.exists()))
+    assert processes.as_rank(lambda: 1) == 1
+    assert there == [False] and file.exists()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(not sharded_models.KINDS, reason="no fully_shard in this torch"),
 ]
 THETA = INPUTS * WIDTH + WIDTH + WIDTH * CLASSES + CLASSES
-WAITS = {"_LOOK": 0.2, "_BREAKS": 0.5, "_LINGER": 1.0}
+WAITS = {"_LOOK": 0.2, "_BREAKS": 2.0, "_LINGER": 1.0, "_ROLL_CALL": 0.2}
 TASK = """
 import os
 from torch import nn
