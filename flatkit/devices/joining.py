@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from flatkit.devices.ranks import ALONE, Ranks
+from flatkit.devices.words import Words
 from flatkit.errors import InvalidArgumentError
 from flatkit.version import __version__
 
@@ -90,8 +91,9 @@ def joined() -> Generator[Ranks]:
     else:
         store = distributed.distributed_c10d._get_default_store()  # pyright: ignore
         group = distributed.new_group(backend=backend)
-    words = PrefixStore(name, store)
-    ranks = Ranks(distributed.get_rank(), distributed.get_world_size(), group, words)
+    store = PrefixStore(name, store)
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    ranks = Ranks(rank, count, group, store, Words(rank, count, store))
     token = _CURRENT.set(ranks)
     versions = {"flatkit": __version__, "torch": torch.__version__}
     try:

@@ -9,13 +9,15 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from flatkit.devices.words import Words
 from flatkit.errors import FlatkitError, InvalidArgumentError, LostRankError, RankError
+
+if TYPE_CHECKING:  # a link less in the chain of imports
+    from flatkit.devices.words import Words
 
 T = TypeVar("T")
 _BYTES = 8
@@ -34,9 +36,10 @@ class Ranks:
         count: of all.
         group: of torch.distributed, that moves tensors of the CPU and of the device.
         store: of torch.distributed, in which they leave words for each other.
+        words: `Words` of this rank in the same store.
 
     Attributes:
-        words: that the ranks leave for each other.
+        words: those.
         sent: bytes that this rank sent, by the algorithm that sends the fewest: a sum over N ranks
             sends 2 (N - 1)/N of its bytes, and half as much where each rank gets its part alone.
 
@@ -44,9 +47,11 @@ class Ranks:
     (slice(0, 5, None), slice(3, 5, None))
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, group: Any = None, store: Any = None) -> None:
+    def __init__(
+        self, rank: int = 0, count: int = 1, group: Any = None, store: Any = None, words: Any = None
+    ) -> None:
         self.rank, self.count, self._group, self._store = rank, count, group, store
-        self.words = Words(rank, count, store)
+        self.words: Words = words
         self._passes = self._handed_out = 0
         self.sent = 0
 
