@@ -305,6 +305,21 @@ def test_weights_of_16_bits_are_measured_in_float32_whatever_is_cast_to_their_dt
     assert float((objective.gradient() - slope).norm()) < 1e-5 * float(slope.norm())
 
 
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+@pytest.mark.parametrize("narrow", [BFLOAT, HALF])
+def test_products_of_weights_of_16_bits_are_those_of_the_function_in_float64(narrow, engine):
+    hessian = HessianOperator(Objective(Cast(narrow), cross_entropy, FLAT), engine=engine)
+    model = Cast(narrow).double()
+    model.narrow = torch.float64
+    weights = [*model.parameters()]
+    v = torch.randn(hessian.size, generator=torch.Generator().manual_seed(2)).double()
+    loss = cross_entropy(model(FLAT[0].double()), FLAT[1]).mean()
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, create_graph=True)])
+    truth = torch.cat([g.flatten() for g in torch.autograd.grad(slope @ v, weights)])
+    near = 2e-3 if engine == "central_difference" else 1e-5
+    assert float(((hessian @ v.float()).double() - truth).norm()) < near * float(truth.norm())
+
+
 class Insists(Network):
     """Looks at the bits of its numbers, which are 16."""
 

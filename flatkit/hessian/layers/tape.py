@@ -53,6 +53,7 @@ class Tape:
         self, network: Network, objective: "Objective", theta: Tensor, chunk: Chunk
     ) -> None:
         self._space, self._narrowed = objective.space, objective.narrowed
+        self._widening = objective.widening
         # Sums are of the dtype of the weights, whatever that of the outputs is.
         self._weights = objective.narrowed(theta.detach())
         parameters = {**network.constants, **self._space.unflatten(self._weights)}
@@ -60,7 +61,7 @@ class Tape:
         inputs = (*args, *kwargs.values())
         known = Recording(network, inputs, frozenset(self._space.names))
         self._steps: list[Step] = []
-        with torch.no_grad():
+        with torch.no_grad(), objective.widening():
             for step in known.steps():
                 value = step.layer.record([known.tensors[s] for s in step.inputs], parameters)
                 if known.keep(step, value):
@@ -102,13 +103,19 @@ class Tape:
         if len(vectors) > 1 and not self.takes_blocks:
             rows = [self.products(row[None], bend=bend, curved=curved) for row in vectors]
             return torch.cat(rows)
+        with self._widening():
+            return self._products(vectors, bend or self._bend_loss, curved=curved)
+
+    def _products(
+        self, vectors: Tensor, bend: Callable[[Tensor], Tensor | None], *, curved: bool
+    ) -> Tensor:
         directions = self._views(self._narrowed(vectors))
         pushed: dict[Slot, Tensor | None] = {}
         for step in self._steps:
             given = [pushed.get(slot) for slot in step.inputs]
             pushed[step.output] = step.layer.push(given, directions)
         along = pushed.get(self._output)
-        bent = None if along is None else (bend or self._bend_loss)(along)
+        bent = None if along is None else bend(along)
         del pushed
         found = self._weights.new_empty(len(vectors), self._space.size)
         total = Sum(self._views(found))

@@ -6,7 +6,7 @@ again, so that they must still be those of the forward pass.
 
 from abc import ABC
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, final
 
@@ -214,9 +214,7 @@ class PlacedModel(ABC):
             pairs = zip(outputs.units, targets.units, strict=True)
             return torch.stack([self.losses(*pair).mean() for pair in pairs]).mean()
         around = nullcontext() if self.elsewhere is None else self.standing_elsewhere()
-        wide = self._places.wide  # also for whoever calls this outside of `placed`
-        widening = Widening(wide) if wide else nullcontext()
-        with around, widening, users_code("the loss"):
+        with around, self.widening(), users_code("the loss"):
             widens = getattr(self.loss_function, "widens", False)
             return self.loss_function(outputs if widens else self.widened(outputs), targets)
 
@@ -235,6 +233,10 @@ class PlacedModel(ABC):
     def widen(self, *, yes: bool = True) -> None:
         """Compute in the dtype of θ from now on, also what the model itself does in a narrower."""
         self._places.wide = self.dtype if yes else None
+
+    def widening(self) -> AbstractContextManager[object]:
+        """Compute so inside, for who runs the loss or parts of the model outside of `placed`."""
+        return nullcontext() if self._places.wide is None else Widening(self._places.wide)
 
     def narrow_to(self, narrow: torch.dtype, *, by_itself: bool) -> None:
         """Let the model compute in a narrow dtype from now on, as it is or as it is converted."""
@@ -363,11 +365,7 @@ class Places:
 
     @contextmanager
     def ready(self, smooth: bool) -> Generator[None]:
-        """Set torch up for derivatives, whatever is around the call.
-
-        Args:
-            smooth: without kernels that have no second derivative.
-        """
+        """Set torch up for derivatives; `smooth` leaves out kernels that have no second one."""
         attends, recurs = smooth and self.habits.attends, smooth and self._has_recurrence
         plain = not (attends or recurs or self.habits.draws or self.wide)
         if plain and torch.is_grad_enabled() and is_ordinary():
