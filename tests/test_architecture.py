@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ KNOW_MODULES = {
 }
 
 
+@cache
 def floors() -> dict[str, int]:
     rows = re.findall(
         r"^\| (\d+) \| ([^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.M
@@ -58,9 +60,15 @@ def is_in(path: Path, rooms: set[str]) -> bool:
     return any(name == room or name.startswith(f"{room}/") for room in rooms)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -150,7 +158,7 @@ def module_name(path: Path) -> str:
 def imported_modules(path: Path, modules: Iterable[str]) -> set[str]:
     """Return what is imported when a module is: not in functions, not for type checkers."""
     found: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    waiting: list[ast.AST] = [parsed(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
@@ -166,7 +174,7 @@ def imported_modules(path: Path, modules: Iterable[str]) -> set[str]:
 
 @everything
 def test_no_function_is_too_long(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
             lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
@@ -203,7 +211,7 @@ def test_help_and_saved_results_do_not_import_torch(statement):
 
 def test_nothing_unpickles_more_than_weights():
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
@@ -219,7 +227,7 @@ def test_code_that_a_user_names_by_its_file_runs_in_task_files_alone():
     found = {
         path.relative_to(ROOT).as_posix()
         for path in sources()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in runs
     }
     assert found == {"flatkit/checkpoints/task_file.py"}
