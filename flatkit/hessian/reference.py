@@ -225,18 +225,17 @@ def worst_error(
         theta: the point [P].
         vectors: [K, P].
     """
-    chunks = samples_of_probe(objective)
+    chunks = parts = samples_of_probe(objective)
     if objective.divisible:
         rows = spread_rows(objective.num_rows, min(objective.chunk_size, objective.num_rows))
-        chunks = [objective.rows(rows.to(objective.device))]
+        rows = rows.to(objective.device)
+        # In float64 a sample takes more memory.
+        chunks, cut = [objective.rows(rows)], max(1, len(rows) // _CARE)
+        parts = [objective.rows(part) for part in rows.split(cut)]
     found = total(ways.by_differences(objective, theta, c).products(vectors) for c in chunks)
     by_itself = theta.dtype == torch.float64 and reference.recipe is ways.by_differences
     truth = None
     if reference.in_double and not by_itself:
-        parts = chunks
-        if objective.divisible:  # in float64 a sample takes more memory
-            size = max(1, chunks[0].size // _CARE)
-            parts = [objective.rows(part.to(objective.device)) for part in rows.split(size)]
         truth = reference.products(objective, theta, parts, vectors)
     if truth is None:
         far = partial(ways.by_differences, steps=2.0)

@@ -87,7 +87,7 @@ class Widening(TorchDispatchMode):
         args: Any = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = (args, kwargs or {})
+        given: Any = (args, kwargs or {})
         if func is not torch.ops.aten.view.dtype:  # which asks for other bits, not for rounding
             given = tree_map(self._wide_dtype, given)
         if not _shares_memory(func):  # what is written or looked into is to remain the same
