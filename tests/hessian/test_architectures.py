@@ -113,19 +113,13 @@ def without_gradients(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return two * h * h - (h - most).logsumexp((2, 3), keepdim=True) - most
 
 
-def least_and_largest(h: Tensor) -> tuple[Tensor, Tensor]:
-    return h.amin(dim=1), h.amax(dim=1)
-
-
-# aminmax has no derivative before torch 2.5.
-LEAST_AND_LARGEST: Callable[[Tensor], tuple[Tensor, Tensor]] = (
-    least_and_largest if before(torch, 2, 5) else lambda h: tuple(h.aminmax(dim=1))
-)
-
-
 def of_several(m: Any, h: Tensor, x: Tensor) -> Tensor:
     largest, _ = h.max(dim=1)
-    low, high = LEAST_AND_LARGEST(h.flatten(1))
+    flat = h.flatten(1)
+    if before(torch, 2, 5):  # aminmax has no derivative there
+        low, high = flat.amin(dim=1), flat.amax(dim=1)
+    else:
+        low, high = flat.aminmax(dim=1)
     return largest * (high - low)[:, None, None] * h.sort(dim=1).values[:, 1]
 
 
