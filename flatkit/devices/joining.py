@@ -6,6 +6,7 @@ import platform
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import distributed
@@ -87,7 +88,7 @@ def joined() -> Generator[Ranks]:
         store, rank, count = next(rendezvous("env://"))
         store = PrefixStore(name, store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
-        group = distributed.group.WORLD
+        group: Any = distributed.group.WORLD
     else:
         store = distributed.distributed_c10d._get_default_store()  # pyright: ignore
         group = distributed.new_group(backend=backend)
