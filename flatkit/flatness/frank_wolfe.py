@@ -191,13 +191,15 @@ class BallSearch:
         if not bool(iterate.ascent.any()):
             iterate.done = True
             return
-        target = self.function.geometry.maximiser(iterate.ascent, self.radius)
         for halving in range(_HALVINGS):
+            target = self.function.geometry.maximiser(iterate.ascent, self.radius)
             u = torch.lerp(iterate.u, target, 0.5**halving)
+            del target  # which other searches would wait beside
             at = self.evaluate(u[None])
             yield
             if float(at.values[0]) > iterate.value:
                 iterate.move(u, at, self.least_gain(float(at.values[0]), precision))
+                del u, at  # from now on the iterate alone has them
                 self.aim(iterate, precision)
                 yield
                 return

@@ -1,7 +1,8 @@
 """Where a search in the ball starts: the quadratic model's maximiser, known directions, chance."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -53,11 +54,13 @@ def search_starts(
     geometry: Geometry,
     quantity: Quantity,
     generator: torch.Generator,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield initial points u [P] on the sphere by name, the most promising first.
+    without: Collection[str] = (),
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Yield what makes initial points u [P] on the sphere, by name, the most promising first.
 
     Most random ones are combinations of the eigenvectors: the maxima of networks lie almost within
-    their span, and a random point of the sphere almost across it. Cost: no product.
+    their span, and a random point of the sphere almost across it. Cost: no product; memory none
+    beside the model's, as searches in several balls wait for each other.
 
     Args:
         model: the quadratic model in the coordinates of the geometry.
@@ -65,10 +68,15 @@ def search_starts(
         geometry: of the ball.
         quantity: what will be maximised.
         generator: draws the random ones.
+        without: names of those that are left out.
     """
     for name, direction in _directions(model, rho, quantity, generator):
-        if bool(direction.any()):
-            yield name, geometry.maximiser(direction, rho)
+        if name not in without and bool(direction().any()):
+            yield name, partial(_on_sphere, direction, geometry, rho)
+
+
+def _on_sphere(direction: Callable[[], Tensor], geometry: Geometry, rho: float) -> Tensor:
+    return geometry.maximiser(direction(), rho)
 
 
 def _directions(
@@ -76,30 +84,35 @@ def _directions(
     rho: float,
     quantity: Quantity,
     generator: torch.Generator,
-) -> Iterator[tuple[str, Tensor]]:
-    gradient = model.gradient
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Yield what makes directions, by name."""
+    gradient, basis = model.gradient, model.basis
     # As combinations of the basis: as vectors [K, P] they would take as much memory once more.
     eigenvectors = model.ritz_weights(_NUM_VECTORS)
-    best = model.within_basis(quantity, rho)[1]
-    yield "quadratic model", best
-    yield "quadratic model, reversed", -best
+    best = model.best_weights(quantity, rho)
+    yield "quadratic model", partial(torch.matmul, best, basis)
+    yield "quadratic model, reversed", partial(_reversed, best, basis)
     if quantity == "loss":
-        yield "gradient", gradient
+        yield "gradient", lambda: gradient
     else:
-        yield "gradient-norm ascent", model.image(gradient)
-    for number in range(1, min(_ALONE, len(eigenvectors)) + 1):
-        vector = eigenvectors[number - 1] @ model.basis
-        yield f"eigenvector {number}", vector
-        yield f"eigenvector {number}, reversed", -vector
+        yield "gradient-norm ascent", lambda: model.image(gradient)
+    for number, weights in enumerate(eigenvectors[:_ALONE], start=1):
+        yield f"eigenvector {number}", partial(torch.matmul, weights, basis)
+        yield f"eigenvector {number}, reversed", partial(_reversed, weights, basis)
         if number == 1:
-            yield "gradient, reversed", -gradient
+            yield "gradient, reversed", lambda: -gradient
             if quantity != "loss":
-                yield "gradient", gradient
+                yield "gradient", lambda: gradient
     for number in range(1, _COMBINED + 1):
         drawn = torch.randn(len(eigenvectors), generator=generator).to(eigenvectors)
-        yield f"mixture {number}", (drawn @ eigenvectors) @ model.basis
+        yield f"mixture {number}", partial(torch.matmul, drawn @ eigenvectors, basis)
     for number in range(1, _ANYWHERE + 1):
-        yield f"random {number}", torch.randn(gradient.numel(), generator=generator).to(gradient)
+        drawn = torch.randn(gradient.numel(), generator=generator).to(gradient)
+        yield f"random {number}", lambda drawn=drawn: drawn
+
+
+def _reversed(weights: Tensor, basis: Tensor) -> Tensor:
+    return -(weights @ basis)
 
 
 def unaided_starts(

@@ -107,14 +107,17 @@ def walk_far_apart(
 
 
 def walk_near(
-    search: BallSearch, found: Iterate, directions: Sequence[Tensor], generator: torch.Generator
+    search: BallSearch,
+    found: Iterate,
+    directions: Sequence[Callable[[], Tensor]],
+    generator: torch.Generator,
 ) -> Iterator[None]:
     """Take one walk from near the highest point. Cost: a value and an ascent for each of 20 steps.
 
     Args:
         search: the function, the radius and what was spent.
         found: the highest point, from near which it begins; it moves where the walk is higher.
-        directions: in the span of which [P] the walk begins.
+        directions: make those [P] in the span of which the walk begins.
         generator: draws where.
     """
     walk = _Walk(_near(search, found.u, directions, generator), _NEAR_BEST.step)
@@ -148,13 +151,16 @@ def _far_apart(
 
 
 def _near(
-    search: BallSearch, centre: Tensor, directions: Sequence[Tensor], generator: torch.Generator
+    search: BallSearch,
+    centre: Tensor,
+    directions: Sequence[Callable[[], Tensor]],
+    generator: torch.Generator,
 ) -> Tensor:
     """Return a point [P] around a centre, as long as the ball allows."""
     geometry, radius, plan = search.function.geometry, search.radius, _NEAR_BEST
-    drawn = torch.zeros_like(directions[0])
+    drawn = torch.zeros_like(centre)
     for direction in directions:
-        drawn += float(torch.randn((), generator=generator)) * direction
+        drawn += float(torch.randn((), generator=generator)) * direction()
     uniform = float(torch.rand((), generator=generator))
     distance = plan.nearest * (plan.farthest / plan.nearest) ** uniform
     return geometry.retract(centre + distance * geometry.maximiser(drawn, radius), radius)

@@ -193,7 +193,8 @@ class QuadraticModel:
             rho: ρ > 0.
             slope: |λ|max of H, with its error added; without it nothing bounds the shortfall.
         """
-        found, u = self._secular(quantity, rho)
+        found, weights = self._secular(quantity, rho)
+        u = weights @ self.basis
         moved = self.gradient + self.image(u)  # g + Hu [P]
         slopes = moved if quantity == "loss" else self.operator.matvec(moved)
         residual = norm(slopes - found.multiplier * u)
@@ -207,8 +208,13 @@ class QuadraticModel:
 
     def within_basis(self, quantity: Quantity, rho: float) -> tuple[float, Tensor]:
         """Return the maximum over ‖u‖ ≤ ρ within the basis, and u [P]. Cost: no product."""
-        found, u = self._secular(quantity, rho)
+        found, weights = self._secular(quantity, rho)
+        u = weights @ self.basis
         return (found.value if quantity == "loss" else norm(self.gradient + self.image(u))), u
+
+    def best_weights(self, quantity: Quantity, rho: float) -> Tensor:
+        """Return the weights [M] whose product with Q is that maximum's u. Cost: no product."""
+        return self._secular(quantity, rho)[1]
 
     def image(self, vector: Tensor) -> Tensor:
         """Return H v [P] of a vector within the basis. Cost: no product."""
@@ -220,7 +226,7 @@ class QuadraticModel:
         rows = self.basis if quantity == "loss" else self.products  # of Q H Qᵀ, or of Q H² Qᵀ
         linear = dot(rows, self.gradient).numpy()
         found = quadratic_maximum(_symmetric(dot(rows, self.products)), linear, rho)
-        return found, torch.from_numpy(found.point).to(self.basis) @ self.basis
+        return found, torch.from_numpy(found.point).to(self.basis)
 
 
 def _symmetric(matrix: Tensor) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The order of a search in a ball: the most promising start alone, then rounds that double."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -13,8 +14,9 @@ from flatkit.flatness.iterated_search import NAME, DirectionSampler, walk_far_ap
 from flatkit.flatness.sphere_lbfgs import ascend
 from flatkit.spectrum.dot import inner, norm
 
-Start: TypeAlias = tuple[str, Tensor] | int
-"""A name and coordinates u [P]; or how many gradients it took to get nearer to the next."""
+Start: TypeAlias = tuple[str, Tensor | Callable[[], Tensor]] | int
+"""A name and coordinates u [P], or what makes them, always the same, so that nobody keeps them; or
+how many gradients it took to get nearer to the next."""
 
 _LOOKS = 4  # starts whose value is looked at before the highest goes on alone, where they fit
 _ROUND = 4  # starts of the next round; each further one has twice as many
@@ -59,7 +61,7 @@ class Rounds:
     looked_elsewhere: bool = False
     phases: int = 0
     ended: list[tuple[Iterate, Iterate]] = field(default_factory=list[tuple[Iterate, Iterate]])
-    _seen: list[Tensor] = field(default_factory=list[Tensor])
+    _seen: list[Callable[[], Tensor]] = field(default_factory=list[Callable[[], Tensor]])
 
     def run(self) -> Iterator[None]:
         """Search; yield after each small piece of work."""
@@ -112,10 +114,14 @@ class Rounds:
             if isinstance(start, int):
                 self.search.explored += start
             else:
-                looked.append(self.search.begin(*start))
+                name, u = start
+                make = u if callable(u) else partial(_itself, u)
+                del start, u  # a search that waits for others keeps no vector more than it needs
+                looked.append(self.search.begin(name, make()))
                 missing -= 1
                 if len(self._seen) < min(_SPAN, 2 * self._room):
-                    self._seen.append(looked[-1].u)
+                    self._seen.append(make)
+                del make
             yield
 
     def _ascend(self, iterate: Iterate) -> Iterator[None]:
@@ -141,15 +147,17 @@ class Rounds:
             self.search.aim(iterate, _FIRST_STEP)
             yield
             yield from self.search.step(iterate, _FIRST_STEP)
-        for iterate in _best_part(waiting, _ASCENDED):
-            yield from self._ascend(iterate)
+        chosen = _best_part(waiting, _ASCENDED)
+        while chosen:
+            self._forget(but=chosen)
+            yield from self._ascend(chosen.pop(0))
         self._forget()
 
-    def _forget(self) -> None:
+    def _forget(self, but: Sequence[Iterate] = ()) -> None:
         """Give up the points that nothing goes on from: a large network has no room for them."""
         best = self.search.best
         for iterate in self.search.iterates:
-            if iterate is not best and iterate.name != NAME:
+            if iterate is not best and iterate.name != NAME and iterate not in but:
                 iterate.forget()
 
     def _walk(self, count: int) -> Iterator[None]:
@@ -167,6 +175,10 @@ class Rounds:
             yield from walk_near(search, walks, self._seen, self.generator)
         if not walks.done:
             yield from self._ascend(walks)
+
+
+def _itself(u: Tensor) -> Tensor:
+    return u
 
 
 def _best_part(iterates: list[Iterate], one_in: int) -> list[Iterate]:

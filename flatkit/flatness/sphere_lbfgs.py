@@ -54,9 +54,8 @@ def ascend(
     """
     fit = max(_FEWEST, _MOST_NUMBERS // (2 * iterate.u.numel()))
     pairs: deque[_Pair] = deque(maxlen=min(_MEMORY, fit))
-    at = iterate.at or search.evaluate(iterate.u[None])
-    iterate.at = at
-    for precision in (*(_ROUGH_GRADIENT if at.secants is None else _ROUGH), EXACT):
+    iterate.at = iterate.at or search.evaluate(iterate.u[None])
+    for precision in (*(_ROUGH_GRADIENT if iterate.at.secants is None else _ROUGH), EXACT):
         iterate.done = False
         search.aim(iterate, precision)
         yield
@@ -75,14 +74,11 @@ def _advance(
     if not (search.function.geometry.is_round and norm(iterate.u) > 0.999 * radius):
         yield from search.step(iterate, precision)
         return
-    outward = inner(iterate.u, iterate.ascent) / radius
-    if outward <= 0:  # to the inside
+    if inner(iterate.u, iterate.ascent) <= 0:  # to the inside
         pairs.clear()
         yield from search.step(iterate, precision)
         return
-    slope = _tangent(iterate.u, iterate.ascent, radius)
-    direction = _direction(slope, pairs, outward / radius, _LONGEST_STEP * radius)
-    moved = yield from _move(search, iterate, precision, direction, slope, pairs)
+    moved = yield from _move(search, iterate, precision, pairs)
     if not moved:
         if pairs:
             pairs.clear()  # once more, along the slope itself
@@ -91,33 +87,55 @@ def _advance(
 
 
 def _move(
-    search: BallSearch,
-    iterate: Iterate,
-    precision: Precision,
-    direction: Tensor,
-    slope: Tensor,
-    pairs: deque[_Pair],
+    search: BallSearch, iterate: Iterate, precision: Precision, pairs: deque[_Pair]
 ) -> Generator[None, None, bool]:
-    """Take the longest of some steps that ascends, and remember how the slope changed."""
-    radius, before = search.radius, iterate.u
+    """Take the longest of some steps that ascends, and remember how the slope changed.
+
+    What follows from the iterate and the pairs is made anew where it is needed: searches in several
+    balls wait here for each other, and of a large network none has room for more than these.
+    """
     for shortening in range(_SHORTENINGS):
-        u = search.function.geometry.maximiser(before + direction / 3**shortening, radius)
+        u = _onward(search, iterate, pairs, 3**shortening)
         at = search.evaluate(u[None])
         yield
         if float(at.values[0]) > iterate.value:
             break
     else:
         return False
+    before, slope = iterate.u, _slope(search, iterate)
     iterate.move(u, at, search.least_gain(float(at.values[0]), precision))
     search.aim(iterate, precision)
+    _remember(pairs, iterate, before, slope, search.radius)
+    del u, at, before, slope
     yield
+    return True
+
+
+def _onward(search: BallSearch, iterate: Iterate, pairs: deque[_Pair], shortening: int) -> Tensor:
+    """Return the point [P] of the sphere to which a step leads, shortened so many times."""
+    radius = search.radius
+    outward = inner(iterate.u, iterate.ascent) / radius
+    slope = _slope(search, iterate)
+    direction = _direction(slope, pairs, outward / radius, _LONGEST_STEP * radius)
+    return search.function.geometry.maximiser(iterate.u + direction / shortening, radius)
+
+
+def _slope(search: BallSearch, iterate: Iterate) -> Tensor:
+    """Return the ascent along the sphere [P]."""
+    return _tangent(iterate.u, iterate.ascent, search.radius)
+
+
+def _remember(
+    pairs: deque[_Pair], iterate: Iterate, before: Tensor, slope: Tensor, radius: float
+) -> None:
+    """Keep the step to an iterate and how the slope changed, each given as it was before."""
+    u = iterate.u
     step = _tangent(u, u - before, radius)
     change = _tangent(u, slope, radius) - _tangent(u, iterate.ascent, radius)
     curvature = inner(step, change)
     # A pair without positive curvature would turn the direction downhill.
     if curvature > 1e-10 * norm(step) * norm(change):
         pairs.append(_Pair(step, change, curvature))
-    return True
 
 
 def _direction(slope: Tensor, pairs: deque[_Pair], stiffness: float, longest: float) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatkit.flatness.ball import BallMaximum
@@ -83,6 +83,8 @@ class SearchInBall:
             return
         gain, self._round, self._value = found.value - self._value, number, found.value
         self.settled = found.phases > 0 and gain <= least_gain * abs(found.value)
+        if self.settled:  # what it would have gone on from is not kept beside other searches
+            self._steps, self._ask = iter(()), lambda: found
 
     @property
     def spent(self) -> int:
@@ -291,19 +293,19 @@ class Ball:
         """Yield starts: the step along the gradient, what is known of this ball, the model's."""
         gradient = self.geometry.displacement(self.session.gradient)
         if bool(gradient.any()):
-            yield "gradient", self.geometry.maximiser(gradient, rho)
-        for name, found in self._known(which, rho).items():
-            yield name, self.geometry.retract(found.coordinates, rho)
+            yield "gradient", partial(self.geometry.maximiser, gradient, rho)
+        known = self._known(which, rho)
+        for name in tuple(known):  # each given up when it is taken
+            yield name, partial(self.geometry.retract, known.pop(name).coordinates, rho)
         yield from self.model_steps()
-        for name, u in search_starts(
+        yield from search_starts(
             self.model,
             rho=rho,
             geometry=self.geometry,
             quantity=which,
             generator=self.session.generator("start"),
-        ):
-            if name != "gradient":
-                yield name, u
+            without=["gradient"],
+        )
 
     def _known(self, which: Quantity, rho: float) -> dict[str, BallMaximum]:
         """Return what earlier searches know of this ball, by the name of the start."""
