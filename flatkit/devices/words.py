@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Words:
         of this machine that died: it ends this one where it does not end by itself within some
         seconds, since it may wait for what nobody will send, which nothing can call off.
         """
-        self._store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        self._store.set(f"process/{self.rank}", json.dumps([_machine(), os.getpid()]))
         over = threading.Event()
         watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
         watch.start()
@@ -153,12 +154,25 @@ class Words:
             if not self._store.check([f"process/{rank}"]):  # it is about to join
                 return True
             self._places[rank] = json.loads(self._store.get(f"process/{rank}"))
-        host, process = self._places[rank]
-        return _lives(process) if host == socket.gethostname() else elsewhere
+        machine, process = self._places[rank]
+        return _lives(process) if machine == _machine() else elsewhere
 
     def _lost(self, ranks: list[int]) -> str:
         names = ", ".join(map(str, ranks))
         return f"rank {names} of {self.count} was lost: it died, was killed or ran out of memory"
+
+
+@cache
+def _machine() -> str:
+    """Return what those processes have in common that know each other by number.
+
+    Containers may have one name, and those of one machine number their processes by themselves.
+    """
+    told = [socket.gethostname()]
+    with suppress(OSError):  # where there is a /proc
+        told.append(Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip())
+        told.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(told)
 
 
 def _lives(process: int) -> bool:

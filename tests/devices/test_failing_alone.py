@@ -1,5 +1,6 @@
 """A rank that fails alone outside of a pass, where the others wait for it or compute on."""
 
+import json
 import os
 import sys
 import time
@@ -199,3 +200,17 @@ def test_a_rank_that_exits_in_code_of_the_user_has_said_nothing(tmp_path, monkey
         assert error
         processes.as_rank(lambda: sys.exit(3))
     assert not (tmp_path / "error.json").exists()
+
+
+def test_a_process_is_missed_where_its_number_means_something_alone():
+    """Two containers of one name number their processes each by itself."""
+    past = start(print)  # its number is nobody's when it has ended
+    past.join()
+    store = distributed.HashStore()
+    here = words.Words(0, 2, store)
+    for machine, missed in ((words._machine(), True), (words._machine() + ", another", False)):
+        store.set("process/1", json.dumps([machine, past.pid]))
+        with here.watching():
+            assert (here.gone() is not None) == missed
+            here._places.clear()
+            store.set("process/1", json.dumps([words._machine(), os.getpid()]))
