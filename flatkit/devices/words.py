@@ -28,6 +28,10 @@ _BREAKS = 5.0
 _LINGER = 10.0
 """These more, where it is not the first: that one speaks, and who started them ends the others."""
 
+_PARTS = 10.0
+"""Seconds that the first waits at most for the others to ask no more; on a busy machine they took
+more than two."""
+
 
 class Words:
     """What one of several processes says of itself, and knows of the others.
@@ -41,6 +45,7 @@ class Words:
     def __init__(self, rank: int, count: int, store: Any) -> None:
         self.rank, self.count, self._store = rank, count, store
         self._places = dict[int, list[Any]]()
+        self._through = False  # whether this rank has said that it asks no more
 
     @contextmanager
     def watching(self) -> Generator[None]:
@@ -122,16 +127,20 @@ class Words:
         return self._lost(lost) if lost else unknown
 
     def _part(self) -> None:
-        """Say that this rank is through, and let those that look for others stop before it ends.
+        """Say that this rank is through; the first waits until no other asks any more.
 
-        The store may end with it, and whoever still asked would be told so in a stack of frames.
+        The store may end with its process, and who still asked would be told so in a stack of
+        frames: the others say nothing that the first may have stopped to wait for.
         """
         with suppress(RuntimeError):
+            if self._through and self.rank > 0:
+                return
             self._store.set("through", b"")
             self._store.set(f"through/{self.rank}", b"")
-            names = [f"through/{rank}" for rank in range(self.count)]
-            end = time.monotonic() + 2 * _LOOK
-            while not self._store.check(names) and time.monotonic() < end:
+            ranks, end = range(self.count), time.monotonic() + _PARTS
+            while self.rank == 0 and time.monotonic() < end:
+                if self._store.check([f"through/{rank}" for rank in ranks if self._lives(rank)]):
+                    return
                 time.sleep(_LOOK / 100)
 
     def _watch(self, over: threading.Event) -> None:
@@ -139,6 +148,7 @@ class Words:
             try:
                 why = self.gone()
                 if why is None and self._store.check(["through"]):
+                    self._through = True
                     self._store.set(f"through/{self.rank}", b"")
                     return
             except RuntimeError:  # whoever held the store is gone, and with it the connections

@@ -213,4 +213,16 @@ def test_a_process_is_missed_where_its_number_means_something_alone():
         with here.watching():
             assert (here.gone() is not None) == missed
             here._places.clear()
-            store.set("process/1", json.dumps([words._machine(), os.getpid()]))
+            store.set("through/1", b"")
+
+
+def test_the_first_goes_when_no_other_asks_it_any_more(monkeypatch):
+    """Its process may hold the store: asked then, torch prints a stack of frames."""
+    monkeypatch.setattr(words, "_LOOK", 0.1)
+    store = distributed.HashStore()
+    first, other = (words.Words(rank, 2, store) for rank in range(2))
+    with other.watching():
+        with first.watching():
+            pass
+        assert store.check(["through/1"])
+        other._store = None  # that is, gone
