@@ -202,11 +202,16 @@ def test_a_rank_that_exits_in_code_of_the_user_has_said_nothing(tmp_path, monkey
     assert not (tmp_path / "error.json").exists()
 
 
+def store_of_one() -> Any:
+    """Return a store within this process."""
+    return distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def test_a_process_is_missed_where_its_number_means_something_alone():
     """Two containers of one name number their processes each by itself."""
     past = start(print)  # its number is nobody's when it has ended
     past.join()
-    store = distributed.HashStore()
+    store = store_of_one()
     here = words.Words(0, 2, store)
     for machine, missed in ((words._machine(), True), (words._machine() + ", another", False)):
         store.set("process/1", json.dumps([machine, past.pid]))
@@ -219,7 +224,7 @@ def test_a_process_is_missed_where_its_number_means_something_alone():
 def test_the_first_goes_when_no_other_asks_it_any_more(monkeypatch):
     """Its process may hold the store: asked then, torch prints a stack of frames."""
     monkeypatch.setattr(words, "_LOOK", 0.1)
-    store = distributed.HashStore()
+    store = store_of_one()
     first, other = (words.Words(rank, 2, store) for rank in range(2))
     with other.watching():
         with first.watching():
