@@ -104,27 +104,22 @@ class Tape:
             rows = [self.products(row[None], bend=bend, curved=curved) for row in vectors]
             return torch.cat(rows)
         with self._widening():
-            return self._products(vectors, bend or self._bend_loss, curved=curved)
-
-    def _products(
-        self, vectors: Tensor, bend: Callable[[Tensor], Tensor | None], *, curved: bool
-    ) -> Tensor:
-        directions = self._views(self._narrowed(vectors))
-        pushed: dict[Slot, Tensor | None] = {}
-        for step in self._steps:
-            given = [pushed.get(slot) for slot in step.inputs]
-            pushed[step.output] = step.layer.push(given, directions)
-        along = pushed.get(self._output)
-        bent = None if along is None else bend(along)
-        del pushed
-        found = self._weights.new_empty(len(vectors), self._space.size)
-        total = Sum(self._views(found))
-        gradients: dict[Slot, Tensor | None] = {self._output: bent}
-        for step in reversed(self._steps):
-            below = step.layer.pull(gradients.pop(step.output, None), total, curved=curved)
-            self._pass_on(gradients, step, below)
-        total.close()
-        return found.to(vectors.dtype)
+            directions = self._views(self._narrowed(vectors))
+            pushed: dict[Slot, Tensor | None] = {}
+            for step in self._steps:
+                given = [pushed.get(slot) for slot in step.inputs]
+                pushed[step.output] = step.layer.push(given, directions)
+            along = pushed.get(self._output)
+            bent = None if along is None else (bend or self._bend_loss)(along)
+            del pushed
+            found = self._weights.new_empty(len(vectors), self._space.size)
+            total = Sum(self._views(found))
+            gradients: dict[Slot, Tensor | None] = {self._output: bent}
+            for step in reversed(self._steps):
+                below = step.layer.pull(gradients.pop(step.output, None), total, curved=curved)
+                self._pass_on(gradients, step, below)
+            total.close()
+            return found.to(vectors.dtype)
 
     def _pass_on(
         self,
