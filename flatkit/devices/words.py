@@ -27,7 +27,6 @@ _BREAKS = 5.0
 """Seconds that a rank which goes on is left, as a broken connection may end it in its own words."""
 _LINGER = 10.0
 """These more, where it is not the first: that one speaks, and who started them ends the others."""
-
 _PARTS = 10.0
 """Seconds that the first waits at most for the others to ask no more; on a busy machine they took
 more than two."""

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from flatkit.hessian.workspace import scratch_bytes
-from flatkit.objective.model.dispatch import execute
+from flatkit.objective.model.dispatch import execute, tensors_in
 
 _FIRST, _SECOND = 2, 8
 """Samples of the first two chunks; a single one may take other kernels than many."""
@@ -38,10 +37,10 @@ class _Ledger(TorchDispatchMode):
         args: Any = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        before = {_storage_id(t) for t in _tensors((args, kwargs))}
+        before = {_storage_id(t) for t in tensors_in((args, kwargs))}
         result = execute(func, args, kwargs)
         self.sweep()
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             storage, key = tensor.untyped_storage(), _storage_id(tensor)
             if key not in before and key not in self._live:
                 self._live[key] = (StorageWeakRef(storage), storage.nbytes())
@@ -170,7 +169,3 @@ def _reach(low: Usage, high: Usage, budget: int, most: int) -> int:
 def _storage_id(tensor: Tensor) -> int:
     """Return what tells storages apart; torch's own weak references take the same."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [item for item in tree_leaves(value) if isinstance(item, Tensor)]

@@ -14,20 +14,14 @@ from flatkit.errors import NonFiniteError
 from flatkit.hessian.autotune import Choice, Preference, choose, direction
 from flatkit.hessian.plan import Plan, make_plan
 from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
-from flatkit.hessian.reference import errors_along
+from flatkit.hessian.reference import FEW_FOR_ALL, errors_along, total, whole_chunk
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import PRODUCT, Asked, ask, recall
 from flatkit.objective.narrowing import in_other_chunks
 from flatkit.objective.parameters import check_like
 from flatkit.objective.passes import Chunk
-from flatkit.objective.proofs.spread import spread_rows
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.shards import Shards
-
-_FEW_FOR_ALL = 2.0
-"""Times the error that is seen on a few samples that is said of all."""
-_CARE = 4
-"""Parts into which a chunk is cut that is twice differentiated in float32 beside 16 bits."""
 
 
 @final
@@ -161,7 +155,7 @@ class HessianOperator(SymmetricOperator):
             lambda: self._off_in_a_chunk(direction(self.theta)[None])
         )
         off, size = found[0][0], found[1][0]
-        return _FEW_FOR_ALL * max(seen, off / size if size > 0 else 0.0)
+        return FEW_FOR_ALL * max(seen, off / size if size > 0 else 0.0)
 
     def product_errors(self, vectors: Tensor, values: Tensor, *, scale: float) -> Tensor:
         """Return by how much products with unit vectors may be off, ‖Ãv − Av‖, float64 [K].
@@ -195,7 +189,7 @@ class HessianOperator(SymmetricOperator):
         if self.choice.engine == "central_difference":
             # Of longer sums the rounding is larger, which differences divide by their step.
             chunk = torch.tensor(self._off_in_a_chunk(vectors)[0], dtype=torch.float64)
-            return torch.maximum(found, _FEW_FOR_ALL * chunk)
+            return torch.maximum(found, FEW_FOR_ALL * chunk)
         if self.noise == 0:
             return found
         chunk = torch.tensor(self._off_in_a_chunk(vectors)[0], dtype=torch.float64)
@@ -207,23 +201,20 @@ class HessianOperator(SymmetricOperator):
         Sums within a chunk may lose small terms, which fewer samples do not show. Of 16 bits that
         is against 32, of differences against float64.
         """
-        objective, reference, recipe = self.objective, self.choice.reference, None
-        if reference is not None:
-            recipe = reference.recipe
-        exact, size = objective.exact, min(self.plan.chunk_size, objective.num_rows)
+        objective, reference, exact = self.objective, self.choice.reference, self.objective.exact
+        nothing = [0.0] * len(vectors), [1.0] * len(vectors)
         known = exact is not None or self.choice.engine == "central_difference"
-        if reference is None or recipe is None or not known or not objective.divisible:
-            return [0.0] * len(vectors), [1.0] * len(vectors)
-        rows = spread_rows(objective.num_rows, size).to(objective.device)
-        whole = objective.rows(rows)
+        if reference is None or reference.recipe is None or not known or not objective.divisible:
+            return nothing
+        whole, parts = whole_chunk(objective, self.plan.chunk_size)
+        if exact is None:
+            truth = reference.products(objective, self.theta, parts, vectors)
+            if truth is None:
+                return nothing
+        else:
+            made = (reference.recipe(exact, self.theta, part) for part in parts)
+            truth = total(prepared.products(vectors) for prepared in made)
         found = self._built(self.choice.engine).prepare(whole).products(vectors)
-        truth = torch.zeros_like(vectors)
-        for part in map(objective.rows, rows.split(-(-len(rows) // _CARE))):
-            if exact is not None:
-                truth += recipe(exact, self.theta, part).products(vectors)
-            else:
-                more = reference.products(objective, self.theta, [part], vectors)
-                truth = truth + more if more is not None else truth
         scale = objective.total_weight / whole.weight
         off, size_of = ((scale * part).double().norm(dim=1) for part in (found - truth, truth))
         return off.tolist(), size_of.tolist()

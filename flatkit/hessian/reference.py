@@ -42,7 +42,7 @@ _STEPS = {True: (0.01, 0.1, 1.0), False: (1.0, 2.0)}
 within them; in float32 rounding forbids it."""
 _SUSPICIOUS = {True: 1e-3, False: 0.05}
 """Relative difference of two products from which on one of them is wrong, in float64 or not."""
-_FEW_FOR_ALL = 2.0
+FEW_FOR_ALL = 2.0
 """Times the error that is seen on a few samples that is said of all."""
 _SETTLED = 0.1
 """Part of what contradicts autograd by which differences with two steps may differ."""
@@ -167,6 +167,18 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) 
     return [objective.rows(part) for part in rows.to(objective.device).split(max(1, cut // _CARE))]
 
 
+def whole_chunk(objective: Objective, size: int) -> tuple[Chunk, list[Chunk]]:
+    """Return samples spread over all the data as one chunk, and in parts that float64 has room for.
+
+    Args:
+        objective: whose samples.
+        size: of the chunk; where there are fewer samples, all of them.
+    """
+    rows = spread_rows(objective.num_rows, min(size, objective.num_rows)).to(objective.device)
+    parts = rows.split(-(-len(rows) // _CARE))
+    return objective.rows(rows), [objective.rows(part) for part in parts]
+
+
 def find_reference(
     ways: Ways, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], vector: Tensor
 ) -> tuple[Reference, Tensor | None]:
@@ -227,11 +239,8 @@ def worst_error(
     """
     chunks = parts = samples_of_probe(objective)
     if objective.divisible:
-        rows = spread_rows(objective.num_rows, min(objective.chunk_size, objective.num_rows))
-        rows = rows.to(objective.device)
-        # In float64 a sample takes more memory.
-        chunks, cut = [objective.rows(rows)], max(1, len(rows) // _CARE)
-        parts = [objective.rows(part) for part in rows.split(cut)]
+        whole, parts = whole_chunk(objective, objective.chunk_size)
+        chunks = [whole]
     found = total(ways.by_differences(objective, theta, c).products(vectors) for c in chunks)
     by_itself = theta.dtype == torch.float64 and reference.recipe is ways.by_differences
     truth = None
@@ -242,7 +251,7 @@ def worst_error(
         truth = total(far(objective, theta, c).products(vectors) for c in chunks).double()
     errors = [relative(a - b, b) for a, b in zip(found.double(), truth, strict=True)]
     known = [error for error in errors if error is not None]
-    return _FEW_FOR_ALL * max(known) if known else None
+    return FEW_FOR_ALL * max(known) if known else None
 
 
 def errors_along(
@@ -278,7 +287,7 @@ def errors_along(
     size = torch.maximum(size, own)  # where nothing but rounding is left, the truth is far smaller
     share = sum(chunk.weight for chunk in chunks) / objective.total_weight
     bent = (off * values.cpu().abs() / size).nan_to_num(0.0, posinf=0.0)
-    return _FEW_FOR_ALL * torch.maximum(off / share, bent)
+    return FEW_FOR_ALL * torch.maximum(off / share, bent)
 
 
 def total(parts: Iterable[Tensor]) -> Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
@@ -19,3 +21,12 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) ->
     """
     marks = func is torch.ops.aten._efficientzerotensor.default
     return (torch.ops.aten.zeros.default if marks else func)(*args, **(kwargs or {}))
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors among the arguments or results of an operation.
+
+    >>> len(tensors_in(([torch.zeros(1), 2], {"out": torch.zeros(1)})))
+    2
+    """
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from flatkit.objective.model.dispatch import execute
+from flatkit.objective.model.dispatch import execute, tensors_in
 from flatkit.objective.model.habits import WATCHED
 from flatkit.objective.reading.sample_set import default_chunk_size
 
@@ -31,7 +30,7 @@ def made_by(func: Any, result: Any) -> list[Tensor]:
     alias = given[0].alias_info if given else None
     if alias is not None and not alias.is_write:
         return []
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return tensors_in(result)
 
 
 class _Made(TorchDispatchMode):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from flatkit.objective.model.dispatch import execute
+from flatkit.objective.model.dispatch import execute, tensors_in
 
 _FULL = torch.float32
 """Of fewer bits no rounding passes unnoticed."""
@@ -53,9 +53,9 @@ class Roundings(TorchDispatchMode):
     ) -> Any:
         result = execute(func, args, kwargs)
         asked = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.dtype)]
-        found = [tensor.dtype for tensor in _tensors(result)] + asked
+        found = [tensor.dtype for tensor in tensors_in(result)] + asked
         narrow = [dtype for dtype in found if is_narrower(dtype)]
-        if narrow and any(_is_wide(t.dtype) for t in _tensors((args, kwargs))):
+        if narrow and any(_is_wide(t.dtype) for t in tensors_in((args, kwargs))):
             known = [] if self.dtype is None else [self.dtype]
             self.dtype = max(narrow + known, key=lambda dtype: torch.finfo(dtype).eps)
         return result
@@ -93,7 +93,7 @@ class Widening(TorchDispatchMode):
         if not _shares_memory(func):  # what is written or looked into is to remain the same
             given = tree_map(self._wide_tensor, given)
         result = execute(func, *given)
-        if _tensors(given):
+        if tensors_in(given):
             return result
         return tree_map(self._wide_tensor, result)  # made of nothing, in the default dtype
 
@@ -119,7 +119,3 @@ def _shares_memory(func: Any) -> bool:
 
 def _is_wide(dtype: torch.dtype) -> bool:
     return (dtype.is_floating_point or dtype.is_complex) and not is_narrower(dtype)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
