@@ -203,6 +203,7 @@ def _curve_error(curves: np.ndarray, size: int) -> np.ndarray:
     the mean of f², here of Gaussians that are at most 1/√(2π).
     """
     if len(curves) == 1:
+        # f² ≤ f/√(2π) for such a Gaussian f, and curves[0] estimates the mean of f.
         return np.sqrt(2 / (size + 2) * curves[0] / math.sqrt(2 * math.pi)) * stretch(1)
     return curves.std(0, ddof=1) / np.sqrt(len(curves)) * stretch(len(curves) - 1)
 
@@ -214,6 +215,7 @@ def _between(rules: Sequence[Rule], grid: np.ndarray, sigma: float) -> np.ndarra
     cross between bumps and hollows. Their mean is nearer, in an even spectrum far nearer.
     """
     halves = [np.abs(_smooth(grid, rule.finer, rule.shares * rule.signs, sigma)) for rule in rules]
+    # Points of the grid between two nodes, were the nodes of the shortest rule spread evenly.
     reach = len(grid) // min(len(rule.nodes) for rule in rules)
     padded = np.pad(np.mean(halves, axis=0), reach, mode="edge")
     return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(1)
@@ -226,8 +228,10 @@ def _mean(rules: Sequence[Rule], operator: SymmetricOperator) -> tuple[float, fl
     mean, count, size = float(means.mean()), len(rules), operator.size
     # Exact moments: a rule of two nodes or more integrates squares, as does one that ended early.
     spreads = np.array([float(rule.weights @ (rule.nodes / scale - mean) ** 2) for rule in rules])
+    # Var vᵀAv = 2/(P + 2) · Var λ for v uniform on the unit sphere (`spectral_density`).
     variance = 2 / (size + 2) * float(spreads.mean())
     freedom = min(count, freedom_of(count, float(spreads.sum()), float(spreads @ spreads)))
+    # A rule of one node has no spread of its own, which would read as an error of 0.
     if min(len(rule.nodes) for rule in rules) < 2:
         spread = float(means.var(ddof=1)) if count > 1 else mean * mean
         variance, freedom = max(variance, spread), count - 1
@@ -240,9 +244,9 @@ def _mean(rules: Sequence[Rule], operator: SymmetricOperator) -> tuple[float, fl
 
 def _grid(nodes: np.ndarray, sigma: float, points: int) -> np.ndarray:
     # Beyond five deviations a normal curve has less than a millionth of its mass.
-    return np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
+    return np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)  # [G]
 
 
 def _smooth(grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
-    distances = (grid[:, None] - nodes[None, :]) / sigma
+    distances = (grid[:, None] - nodes[None, :]) / sigma  # [G, n]
     return (np.exp(-0.5 * distances**2) / (sigma * np.sqrt(2 * np.pi))) @ weights

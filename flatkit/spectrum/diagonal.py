@@ -93,6 +93,7 @@ def _sampled(
         step = draw - average  # Welford, 1962
         average = average + step / number
         spread = spread + step * (draw - average)
+        # Welford's update again, of the sums: their spread holds the covariances within a part.
         added = _sums(step, parts)
         sum_spread = sum_spread + added * (added - added / number)
     spread = spread / (count - 1)
@@ -100,6 +101,7 @@ def _sampled(
         spread = spread.clamp(min=float(spread.mean()))
     least = _sums(spread, parts)
     share = torch.tensor(parts, device=least.device) / operator.size
+    # The spread of a few sums is noisy; these bounds follow from the entries (docstring above).
     variance = (sum_spread / (count - 1)).clamp((1 + share) * least, 2 * least)
     value, error = _sums(average, parts), (variance / count).sqrt() * stretch(count - 1)
     rounding = operator.rounding * torch.maximum(value.abs(), share.sqrt() * norm(average))

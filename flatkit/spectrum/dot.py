@@ -149,6 +149,7 @@ def _norm_of_parts(shards: Shards, part: Tensor) -> float:
         own = norm(part)
     places = torch.zeros(shards.ranks.count, dtype=torch.float64)
     places[shards.ranks.rank] = own
+    # The lengths travel, not their squares, which may overflow or vanish on one rank alone.
     return math.hypot(*shards.ranks.total(places).tolist())
 
 

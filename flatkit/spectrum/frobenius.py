@@ -140,6 +140,7 @@ def _sampled(
         if operator.size <= min(needed, budget) - look:
             break
         look = min(budget, trusted) if doubtful else found.next_look(look, tolerance, most)
+    # ‖A‖²_F = Σ ‖A eᵢ‖²: P products leave no sampling error, and need no more than the draws would.
     _, columns = unit_products(operator, range(operator.size))
     value, spent = norm(columns), len(draws) + operator.size
     return Sampled(value, 0.0, operator.rounding * value, spent, exact=True)
@@ -182,7 +183,9 @@ class _Lengths:
             return 0.0, 0.0, AGREED
         square, error = mean([(length / largest) ** 2 for length in self._lengths])
         once = square * stretch(count - 1) / math.sqrt(count)
+        # As in `SignDraws`: two coupled coordinates give equal draws with a probability of 2^(1-n).
         hidden = once * math.sqrt(2 * 2.0 ** (1 - count))
+        # By pairs of images, far less noisy than the spread of draws; 2 if one eigenvalue decides.
         relative = self._relative_variance(largest)
         known = once * math.sqrt(relative)
         value = math.hypot(math.sqrt(square), self._known / largest)

@@ -41,6 +41,7 @@ def orthogonalise_at_once(rows: Tensor, vector: Tensor) -> Told:
     count = len(rows)
     told = torch.zeros(count + 2, dtype=torch.float64, device=vector.device)
     told[0] = torch.linalg.vector_norm(vector, dtype=torch.float64)
+    # The passes add up: what a later one still finds belongs to the coefficients as well.
     for begin in (max(0, count - 2), 0, 0):
         part = rows[begin:].mv(vector)
         vector.addmv_(rows[begin:].mT, part, alpha=-1)

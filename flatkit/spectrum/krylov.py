@@ -1,4 +1,4 @@
-"""An orthonormal Krylov basis that can be restarted, and look probe."""
+"""An orthonormal Krylov basis: it restarts, and probes its complement for what it missed."""
 
 import math
 
@@ -27,7 +27,7 @@ _RANDOM_PART = 0.3
 # Part of a vector that is left by a pass of Gram-Schmidt, from which on no second one is needed:
 # about 1/√2 (Daniel, Gragg, Kaufman and Stewart, 1976).
 _ORTHOGONAL_ENOUGH = 0.7
-_COLUMNS = 2**16
+_COLUMNS = 2**16  # of a basis that are rotated at once
 _MOST_RESTARTS = 4  # restarts after which images are given up: each adds a rounding error
 
 
@@ -71,7 +71,7 @@ class KrylovBasis:
         self._projection = np.zeros((capacity, capacity))
         self._capacity, self._size = capacity, 0
         self.coupling = math.inf  # ‖the part of A v_last outside the basis‖
-        self.matvecs = self.restarts = 0
+        self.matvecs = self.restarts = 0  # the first also counts those before a restart
         self._first = 0.0  # length of the first product
         self.asymmetry = 0.0  # |uᵀAv − vᵀAu| / (‖Av‖ + ‖Au‖) of the first two directions
         self._steps = 0  # expansions since the last random direction
@@ -351,11 +351,11 @@ class KrylovBasis:
         is enough unless it takes a good part of what was left (Daniel, Gragg, Kaufman and Stewart,
         1976).
         """
-        removed, left = np.zeros(count), math.inf
+        removed, left = np.zeros(count), math.inf  # inf: the first pass is never the last
         for begin in (max(0, count - 2), 0, 0):
             rows = self._rows[begin:count]
             part = dot(rows, vector)
-            vector -= part.to(vector) @ rows
+            vector -= part.to(vector) @ rows  # in place: the caller's product becomes the direction
             removed[begin:] += part.numpy()
             before, left = left, norm(vector)
             if begin == 0 and left > _ORTHOGONAL_ENOUGH * before:

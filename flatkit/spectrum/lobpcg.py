@@ -174,6 +174,8 @@ def _iterate(
         converged = bool((residuals <= tolerance * scale).all())
         if converged or matvecs >= max_matvecs:
             break
+        # Near the end residuals, last move and block nearly depend on each other: without an
+        # orthonormal basis the small problem below would be singular to rounding.
         fresh = _orthonormal(torch.cat([gaps, move]), against=block)
         if not len(fresh):  # the block is invariant
             converged = True
@@ -181,10 +183,10 @@ def _iterate(
         basis = torch.cat([block, fresh])
         images = torch.cat([products, finite_product(operator, fresh)])
         matvecs += len(fresh)
-        small = dot(basis, images)
+        small = dot(basis, images)  # [M, M], M ≤ 3·size
         _, weights = torch.linalg.eigh((small + small.T) / 2)
         best = weights.flip(1)[:, :size].T.to(block)  # [size, M]
-        move = best[:, size:] @ fresh
+        move = best[:, size:] @ fresh  # what is new of the block: Knyazev's P
         block, products = best @ basis, best @ images
     vectors = block[:k] / norms(block[:k]).to(block)[:, None]
     return _Block(values[:k].cpu(), vectors, scale, matvecs, converged)

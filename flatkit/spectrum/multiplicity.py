@@ -53,6 +53,7 @@ def displacements(
             doubtful = chance(np.where(seen, 0.0, logs)) > RISK
         if doubtful.any():
             first = places[int(np.argmax(doubtful))]
+            # By magnitude a copy at one end also pushes down those of the other sign.
             after = np.arange(len(values)) if which == "magnitude" else places
             after = after[after > first]
             found[after] = np.maximum(found[after], np.abs(values[first] - values[after]))

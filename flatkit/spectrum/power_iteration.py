@@ -174,12 +174,14 @@ def _find_next(operator: SymmetricOperator, search: _Search, generator: torch.Ge
             search.at_wrong_end = True
         elif settled:
             search.negative_end = min(value, search.negative_end or 0.0)
+            # It belongs to the negative end, which the shift moves to 0: no part of the start.
             vector = torch.zeros_like(vector)
         else:
             search.tie = True
         # The products so far took away what belongs to eigenvalues near zero.
         fresh = _unit(operator, random_vector(operator, generator=generator))
         vector = _unit(operator, vector + fresh)
+        # σ = ‖Av‖ is about |λ|max: in A + σI the largest one also has the largest magnitude.
         if not search.exhausted:
             value, error, vector, _ = _iterate(operator, size, search, vector)
     search.values.append(value)

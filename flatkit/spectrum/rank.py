@@ -70,12 +70,14 @@ def logs_unseen(
     """
     values = [probe.values for probe in probes]
     distances = np.abs(np.concatenate(values)[:, None] - points)  # [ΣM, J]
+    # A Ritz value may be off by the rounding: of its distance only what is sure counts.
     distances -= rounding
     logs = np.full(distances.shape, -math.inf)
     np.log(distances, out=logs, where=distances > 0)
     starts = list(accumulate(map(len, values[:-1]), initial=0))
     product = np.add.reduceat(logs, starts, axis=0)
     couplings = np.array([[probe.log_couplings] for probe in probes])
+    # log (t √(2n/π)), t = Π β / |χ(λ)|; a probability is at most 1.
     return np.minimum(0.0, math.log(2 * size / math.pi) / 2 + couplings - product)
 
 
@@ -136,6 +138,7 @@ def margins(
     for places, sign in sides(values, which):
         outward = sign * values[places]  # descending
         gaps = np.concatenate([[math.inf], outward[:-1] - outward[1:]])
+        # What lies nearer to the next found value counts as a neighbour of that one.
         signs, most = np.full(len(places), sign), gaps / 2
         out = reach(values[places], signs, most)
         inner = np.concatenate([most[1:], [math.inf]])
@@ -264,6 +267,7 @@ def _reach(
     shut = ~open_at(np.exp(low)) & (low < high)
     wide = open_at(np.exp(high))
     for _ in range(_QUARTERINGS):  # three points at once cost little more than one
+        # Of the four quarters the one in which `open` turns into `ruled out`, if that happens once.
         quarter = (high - low) / 4
         still = open_at(np.exp(low + _QUARTERS * quarter))
         low = low + np.where(still[1], 2 + still[2], still[0]) * quarter

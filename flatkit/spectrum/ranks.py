@@ -80,6 +80,7 @@ class Ranks:
         if not self.known:
             return basis.matvecs >= max(_FEW, _PATIENCE * self._searched)
         self._known_at = self._known_at or basis.matvecs
+        # A copy was found: it is now among the Ritz values, and a new probe must look beyond it.
         if saw_copy(wanted, self._which, basis.probes, rounding=basis.rounding):
             basis.forget_probes()
             self._known_at = basis.matvecs
@@ -104,6 +105,7 @@ def largest_magnitude(basis: KrylovBasis, values: np.ndarray) -> tuple[float, fl
         basis: what was seen.
         values: its Ritz values.
     """
+    # Every Ritz value is a Rayleigh quotient, and so no larger in magnitude than |λ|max.
     starts = basis.starts  # also what restarts dropped bounds λ from within
     every = np.concatenate([values, *(start.values for start in starts)])
     largest = every[np.abs(every).argmax()][None]

@@ -17,6 +17,7 @@ def value_errors(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     >>> value_errors(np.array([3.0, 1.0]), np.array([0.1, 0.0])).round(4).tolist()
     [0.005, 0.0]
     """
+    # To the near end of the other's interval, which holds an eigenvalue: [M, M].
     distances = np.abs(values[:, None] - values[None, :]) - residuals[None, :]
     np.fill_diagonal(distances, np.inf)
     gaps = distances.min(axis=1)

@@ -85,6 +85,7 @@ def look_again(
         lanczos.step()
         ritz = lanczos.ritz()
         start = max(least, float(ritz[-1]))
+        # A Ritz value is a lower bound of the largest eigenvalue: surely one was missed.
         if start - least > allowed:
             return SecondStart(start - least, True, lanczos.steps)
         probe, at = Probe(ritz, lanczos.log_couplings), np.array([start])
@@ -96,7 +97,7 @@ def look_again(
         beyond = start - least + float(further[0])
         if beyond <= allowed or lanczos.ended:
             break
-    return SecondStart(min(beyond, 1e300), False, lanczos.steps)
+    return SecondStart(min(beyond, 1e300), False, lanczos.steps)  # finite, as results are JSON
 
 
 class _ThreeTerms:
@@ -128,6 +129,7 @@ class _ThreeTerms:
             product.sub_(self._before, alpha=self._couplings[-1])
         self._diagonal.append(inner(self._vector, product))
         product.sub_(self._vector, alpha=self._diagonal[-1])
+        # Rounding brings back the found vectors, whose larger eigenvalues would soon prevail.
         product = self._operator.project(product)
         coupling = norm(product)
         self._couplings.append(coupling)

@@ -69,6 +69,7 @@ class SignDraws:
             self._average = draw
             return
         draw -= self._average  # in place: of a large network there is no room for more of these
+        # Welford's ‖step‖² (n - 1)/n: its expectation is the sum of the P variances, whatever n is.
         square = float(draw @ draw) * (self._count - 1) / self._count
         draw /= self._count
         self._average += draw  # Welford, 1962
@@ -90,6 +91,7 @@ class SignDraws:
         """The standard deviation of a draw; infinite before the second."""
         if self._count < 2:
             return math.inf
+        # Σᵢ Var (z ⊙ Az)ᵢ = Σ_{i≠j} A_ij², and Var zᵀAz is twice that.
         return self._scale * math.sqrt(2 * self._steps / (self._count - 1))
 
     @property

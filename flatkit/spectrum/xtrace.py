@@ -211,9 +211,8 @@ class _Process:
         return latest if ended else (yield from self._with_rest(sketch, latest))
 
     def _probed(self, found: Sampled) -> _Told:
-        rounding = (
-            found.rounding + self.rounding
-        )  # of one kind of products: it does not average out
+        # Both are of the same products: their errors may add up, and do not average out.
+        rounding = found.rounding + self.rounding
         return _Told(found._replace(rounding=rounding), "hutch++", 0)
 
     def _probes_first(
