@@ -175,6 +175,7 @@ def choose(
         known[key] = Choice.from_json(chosen)
     if key in known:
         return known[key]
+    # The truth, then the engines a group at a time: later ones where none before is good.
     chunks, vector = samples_of_probe(objective), direction(theta)
     reference, truth = find_reference(_HESSIAN, objective, theta, chunks, vector)
     probe = _Probe(objective, theta, chunks, vector, reference, truth)
@@ -192,6 +193,7 @@ def choose(
     if not good:
         raise _refusal(probe.rejected)
     gradient = 0
+    # The cost is said in gradients, whose work is counted on the same chunks.
     for chunk in chunks:
         # A point for each: complex weights are made of it by a graph that backward frees.
         with objective.placed(theta, smooth=False) as point, Work() as done:
@@ -253,6 +255,7 @@ def _error_elsewhere(probe: _Probe, name: EngineName) -> float | None:
     """Return the relative error of an engine's product on another draw of the samples."""
     objective, theta = probe.objective, probe.theta
     chunks, vectors = samples_of_probe(objective, draw=1), probe.vector[None]
+    # By the recipe that is known to be right: these samples do not decide anew what is believed.
     truth = probe.reference.products(objective, theta, chunks, vectors)
     if truth is None or not probe.reference.in_double:
         return None
@@ -300,6 +303,7 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
         return [_Trial(name, work, error, "its own product at twice the step")]
     truth, reference = probe.truth, probe.reference
     wider = reference.in_double or probe.objective.narrow is not None
+    # By the same formula in the same dtype: the difference of 0 would say nothing.
     itself = not wider and reference.recipe is FORMULAS.get(name)
     error = None if truth is None or itself else relative(product.double() - truth, truth)
     error = None if error is None else max(error, reference.blur)
@@ -318,6 +322,7 @@ def _refusal(rejected: dict[str, str]) -> FlatkitError:
 
 def _cheapest(probe: _Probe, trials: list[_Trial], gradient: int, tolerance: float) -> Choice:
     least = min(trial.work for trial in trials)
+    # The first that is close, not the least: the order of `_CANDIDATES` decides between equals.
     best = next(trial for trial in trials if trial.work <= _CLOSE * least)
     costs = {trial.name: trial.work / max(gradient, 1) for trial in trials}
     for trial in trials:

@@ -192,6 +192,7 @@ class _Positive(SymmetricOperator):
                 rejected[name] = " ".join(str(error).split())[:200]
                 continue
             off = None if truth is None else relative(product.double() - truth, truth)
+            # Infinite, not unknown: without a truth the first way that multiplies wins.
             errors[name] = float("inf") if off is None else off
             if errors[name] <= self._tolerance:
                 break

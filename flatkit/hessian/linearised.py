@@ -53,6 +53,7 @@ def outputs_head(objective: Objective, outputs: Any, chunk: Chunk) -> Linearised
             "itself (loss 'model'). Give a loss of (outputs, targets), such as cross_entropy"
         )
     values = [leaf for leaf in tree_leaves(outputs) if _depends(leaf)]
+    # Leaves of their own: B must be the derivative in the outputs, not through them in θ.
     points = {id(value): value.detach().requires_grad_() for value in values}
     with torch.enable_grad():
         # Apart from each other: one output may have been computed from another one.
@@ -100,6 +101,7 @@ def by_graph(head: Head, objective: Objective, theta: Tensor, chunk: Chunk) -> F
     """J by two backward passes (the derivative of Jᵀu in u), Jᵀ by one."""
     with objective.placed(theta) as point:
         values, bend = head(objective, objective.outputs(point, chunk), chunk)
+        # Jᵀu is linear in u, so that the value of u does not matter: zeros do.
         duals = [torch.zeros_like(value, requires_grad=True) for value in values]
         pulled = _pulled(values, point, duals, create_graph=True)
 
@@ -110,6 +112,7 @@ def by_graph(head: Head, objective: Objective, theta: Tensor, chunk: Chunk) -> F
             for row, vector in zip(found, vectors, strict=True):
                 with torch_derivatives():
                     along = gradients(pulled, duals, vector, retain_graph=True)
+                # Jᵀ B (J v)
                 row.copy_(_pulled(values, point, bend(along)))
         return found
 
@@ -140,6 +143,7 @@ def by_differences(
                 continue
             step = vector * (size / length)
             pairs = zip(at(theta + step), at(theta - step), strict=True)
+            # J v = ‖v‖ · (f(θ + h u) - f(θ - h u)) / 2h with the unit vector u = v/‖v‖.
             along = [(ahead - behind) * (length / (2 * size)) for ahead, behind in pairs]
             with objective.placed_again(point):
                 row.copy_(_pulled(values, point, bend(along)))
@@ -168,6 +172,7 @@ def by_layers(
         return _pulled(values, outputs, bend(along))
 
     def products(vectors: Tensor) -> Tensor:
+        # One by one: `bend_outputs` takes one direction of the outputs at a time.
         rows = [tape.products(row[None], bend=bend_outputs, curved=False) for row in vectors]
         return torch.cat(rows)
 

@@ -42,6 +42,7 @@ class _Ledger(TorchDispatchMode):
         self.sweep()
         for tensor in tensors_in(result):
             storage, key = tensor.untyped_storage(), _storage_id(tensor)
+            # A view, or what was written in place, lies in the storage of an argument.
             if key not in before and key not in self._live:
                 self._live[key] = (StorageWeakRef(storage), storage.nbytes())
                 self._bytes += storage.nbytes()
@@ -126,6 +127,7 @@ def largest_chunk(prepare: Callable[[int], Any], *, samples: int, budget: int) -
     if certain > first.size:
         low, high = first, measure_chunk(prepare, min(_SECOND, samples, certain))
     else:
+        # Two samples hardly fit, if at all: the line is drawn through one and two.
         low, high = measure_chunk(prepare, 1), first
     if high.peak > budget:
         return low

@@ -238,6 +238,7 @@ class HessianOperator(SymmetricOperator):
         """Return ∇L(θ) of shape [P]; free if all chunks are kept and were prepared."""
         if self.plan.kept * self.plan.chunk_size < self.objective.most_rows:
             return finite(self.objective.gradient(self.theta), "gradient")
+        # The gradient is a by-product of preparing: after a pass it has been paid for.
         new = int(not self._passed)
         asked = self._ask("gradient", gradients=new)
         if asked.answer:

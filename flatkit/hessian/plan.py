@@ -70,6 +70,7 @@ def make_plan(
     if room < _WORTH * objective.num_rows:
         room = 0
     if objective.divisible:  # else the chunks are part of the function
+        # Bytes are taken to grow in proportion to the samples, which errs towards smaller chunks.
         size = min(size, max(few, few * _USUAL // peak))
     return Plan(size, room // size)
 
@@ -116,6 +117,7 @@ def _within(
     if not (keep and engine.keeps):
         return Plan(used.size, 0)
     chunks = -(-samples // used.size)
+    # The peak already holds one prepared chunk, so that all fit if all but one do beside it.
     beside = (allowed - used.peak) // max(1, used.kept)
     return Plan(used.size, chunks if beside >= chunks - 1 else beside)
 

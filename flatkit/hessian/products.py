@@ -101,6 +101,7 @@ def double_backward(objective: Objective, theta: Tensor, chunk: Chunk) -> Formul
 
 def forward_over_reverse(objective: Objective, theta: Tensor, chunk: Chunk) -> Formula:
     """H v = d/dt ∇L(θ + t v): the forward-mode derivative of the gradient."""
+    # Nothing is kept: a transform of torch.func runs the model anew for each vector.
     slope = torch.func.grad(partial(objective.chunk_loss, chunk=chunk))
 
     def products(vectors: Tensor) -> Tensor:

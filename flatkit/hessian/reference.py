@@ -283,6 +283,7 @@ def errors_along(
     if truth is None:
         return None
     found = total(recipe(objective, theta, chunk).products(vectors) for chunk in chunks)
+    # Each [K].
     off, size, own = (part.norm(dim=1).cpu() for part in (found.double() - truth, truth, found))
     size = torch.maximum(size, own)  # where nothing but rounding is left, the truth is far smaller
     share = sum(chunk.weight for chunk in chunks) / objective.total_weight
@@ -357,6 +358,7 @@ def _blur(ways: Ways, place: _Place, given: Tensor, exact: Tensor) -> float:
     """Return the part of a product [P] that changes when the weights are rounded anew."""
     generator = torch.Generator().manual_seed(0)
     size, eps = float(exact.norm()), torch.finfo(place.theta.dtype).eps
+    # Uniform in ±4 units of rounding: a change of θ that storing it in this dtype might have made.
     drawn = 2 * torch.rand(len(place.theta), generator=generator, dtype=torch.float64) - 1
     other = replace(place, theta=place.theta * (1 + 4 * eps * drawn.to(place.theta)))
     change = float((other.products(ways.by_autograd, given)[0] - exact).norm())

@@ -43,6 +43,7 @@ class Work(TorchDispatchMode):
         options = kwargs or {}
         result = execute(func, args, options)
         counted = flop_registry.get(_without_place(getattr(func, "overloadpacket", func)))
+        # torch counts a multiplication and its addition as two operations.
         if counted is not None:
             self.count += counted(*args, **options, out_val=result)
         else:

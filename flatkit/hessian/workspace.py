@@ -103,8 +103,10 @@ def _patches(
     """
     strides, _, dilation, transposed, _, groups = settings[:6]
     inputs, forward = images[-1], len(images) == 1
+    # [O, C/groups, *kernel] → entries of a patch; each pixel of the outputs has one.
     entries = math.prod(weight.shape[1:])
     pixels = math.prod((inputs if transposed else outputs).shape[2:])
+    # Otherwise ATen goes through the samples one after the other, in the memory of one.
     at_once = forward or (not transposed and (weighs or weight.ndim == 5))
     samples = len(inputs) if at_once and max(dilation) == 1 else 1
     plain = math.prod(weight.shape[2:]) == 1 and max(strides) == 1  # the image itself is the matrix

@@ -67,6 +67,7 @@ class Affine(Layer):
         below = self._down([(gradient, self._effective)]) if self.needs_input_gradient else None
         weight = self._across([(gradient, self._x)])
         bias = self._summed(gradient) if self._offset is not None else None
+        # ∂L/∂(γ/σ W) and ∂L/∂offset at θ, by which the folded parameters bend each other in `pull`.
         self._first = weight, bias
         self._unfold(weight, bias, total)
         return (below,)
@@ -130,6 +131,7 @@ class Affine(Layer):
         offset = self._centred * self._scale
         if self.norm.bias is not None:
             offset = offset + parameters[self.norm.bias]
+        # (γ/σ) W and (b - μ) γ/σ + β, as in the docstring of the class.
         return _rows(self._scale, weight) * weight, offset
 
     def _fold_direction(self, directions: Parameters) -> tuple[Tensor | None, Tensor | None]:
@@ -140,6 +142,7 @@ class Affine(Layer):
         own, scale = self._own[self.weight], self._scale
         gamma = directions.get(self.norm.weight) if self.norm.weight else None
         self._scale_direction = None if gamma is None else gamma / self.norm.deviation
+        # The product rule on what is folded: (γ/σ) Ẇ + (γ̇/σ) W, and the same of the offset.
         moved = None if weight is None else _rows(scale, weight) * weight
         offset = None if bias is None else bias * scale
         if self._scale_direction is not None:
@@ -174,6 +177,7 @@ class Affine(Layer):
         assert first_bias is not None
         bias = torch.zeros_like(first_bias) if bias is None else bias
         turn = self._scale_direction
+        # The product rule once more, on ∂L/∂W = (γ/σ) ∂L/∂(folded W), and below on that of γ.
         own = _rows(self._scale, weight) * weight
         below = self._scale * bias
         if turn is not None:

@@ -58,6 +58,7 @@ class Terms(Layer):
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return ±g, summed up where a tensor was repeated."""
         parts = (gradient if sign > 0 else -gradient for sign in self.signs)
+        # The transpose of broadcasting.
         return [p.sum_to_size(shape) for p, shape in zip(parts, self._shapes, strict=True)]
 
     def push(self, inputs: Sequence[Tensor | None], directions: Parameters) -> Tensor | None:
@@ -129,6 +130,7 @@ class Bilinear(Layer):
     def pull(self, gradient: Tensor | None, total: Sum, *, curved: bool) -> Sequence[Tensor | None]:
         """Return what ġ gives, and what g gives with the operands moved."""
         own = _nothing(self) if gradient is None else self._pulled(gradient, *self._operands)
+        # With one operand constant B is linear, and does not bend.
         if not curved or self.num_inputs == 1:
             return own
         bent = self._pulled(self._gradient, *self._moved)

@@ -278,6 +278,7 @@ def _by_operand(call: Call) -> Callable[..., Any]:
     """Return a function of the positional arguments that are slots, one of which may come twice."""
     if len(call.slots) == _count(call):
         return call.of(call.slots)
+    # `x + x`: one slot in two places, which gets a direction in each.
     function = call.of(call.slots)
     return lambda *tensors: function(tensors[0])
 
@@ -293,6 +294,7 @@ def _product(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     if call.name in ("truediv", "div", "divide") and b is not None:
         return Quotient(b=b), slots
     if call.name in ("matmul", "bmm", "mm"):
+        # `matmul` drops a dimension of vectors, and `MatrixProduct` swaps two.
         return (MatrixProduct(a, b), slots) if min(tensor(x).ndim for x in operands) > 1 else None
     return None
 
@@ -310,6 +312,7 @@ def _choice(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     slots = call.slots
     if call.name == "masked_fill" and _is_of_first(call) and len(call.args) == 3:
         x, mask, _ = call.args
+        # The filled entries are constants: their directions are zeros, whatever the value is.
         return LinearMap(call.of([x]), lambda x: x.masked_fill(mask, 0.0)), slots
     if call.name == "where" and len(call.args) == 3 and _one_dtype(call.args[1:], tensor):
         condition, *sources = call.args

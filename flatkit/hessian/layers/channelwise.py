@@ -52,6 +52,7 @@ class Channelwise(Layer):
         if gradient is not None:
             self._add(gradient, self._centred, total)
             below = gradient * self._scale
+        # y = (x - μ) γ/σ is bilinear in x and γ: these two terms are all of its second derivative.
         if curved and self._turn is not None:
             below = added(below, self._gradient * self._turn)
         if curved and self._pushed is not None and self._norm.weight is not None:

@@ -42,6 +42,7 @@ class Sum:
             self.add(name, left @ right)
         else:
             matrix = slot.view(left.shape[0], right.shape[1])
+            # The memory is uninitialised, perhaps NaN: with β = 0 torch does not read it.
             matrix.addmm_(left, right, beta=1.0 if name in self._begun else 0.0)
             self._begun.add(name)
 

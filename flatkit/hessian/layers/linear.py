@@ -78,6 +78,7 @@ class Linear(Layer):
         if self._pushed is not None and len(self._direction) == 1:
             total.add_product(self.weight, self._gradient.T, self._pushed)
         elif self._pushed is not None:
+            # Rows are sample by sample: the view lays the K directions of a sample side by side.
             columns = self._gradient.T @ self._pushed.view(batch, -1)  # [out, K·in]
             blocks = columns.view(len(self._weight), len(self._direction), -1)
             total.add(self.weight, blocks.transpose(0, 1))

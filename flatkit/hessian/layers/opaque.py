@@ -69,6 +69,7 @@ class Opaque(Layer):
             return None
         outputs, along = zip(*pairs, strict=True)
         with torch_derivatives():
+            # ⟨Jᵀg, ẋ⟩ = ⟨g, Jẋ⟩: its derivative in g is Jẋ, and that in x is the bend.
             result, *self._bend = gradients(
                 outputs, [self._above, *self._smooth()], along, retain_graph=True
             )

@@ -40,6 +40,7 @@ class Activation(Layer):
 
     def record_backward(self, gradient: Tensor, total: Sum) -> Sequence[Tensor | None]:
         """Return φ′(x) g."""
+        # φ″(x) g is all that products need of φ″, and takes its place in memory.
         self._curvature = None if self._bend is None else self._bend * gradient
         self._bend = None
         return (self._slope * gradient,)
@@ -50,6 +51,7 @@ class Activation(Layer):
         if self._pushed is None:
             return None
         if self._curvature is None:
+            # Without a curvature `pull` does not ask for ẋ: its memory is given back.
             pushed, self._pushed = self._pushed, None
             return _times(pushed, self._slope)
         return _times(self._pushed, self._slope)

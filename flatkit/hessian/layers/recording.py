@@ -183,6 +183,7 @@ class Recording:
 
     def _parts(self, node: fx.Node, call: Call) -> Iterator[Step]:
         """Return the steps of the parts of one tensor."""
+        # A step a part, each the whole call and a choice: views, which cost nothing.
         function, slots = call.of(call.slots), call.slots
         parts = [Slot() for _ in function(self.tensors[slots[0]])]
         for place, part in enumerate(parts):
@@ -328,6 +329,7 @@ class Recording:
         )
         if user.args != (node,) or user.kwargs or not _is_fixed(norm):
             return None
+        # The norm's node then has the value of the layer's: `steps` passes over it.
         self._folded[user] = node
         return self._normalisation(norm)
 

@@ -49,6 +49,7 @@ class Standardised(Layer):
         if curved and self._moved is not None:
             y, deviation = self._moved
             turned = self._share * y + self._y * self._mean(self._gradient * y)
+            # J = (I - mean - y yᵀ/n)/σ: along ẋ both y (to J ẋ) and 1/σ (by -σ̇/σ²) move.
             bent = (turned + self._below * deviation) * self._inverse
             below = -bent if below is None else below - bent
         return (below,)

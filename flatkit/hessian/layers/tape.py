@@ -78,6 +78,7 @@ class Tape:
             for step in reversed(self._steps):
                 gradient = gradients.pop(step.output, None)
                 if gradient is None:  # nothing depends on it
+                    # Its layer must still record: `pull` reads what `record_backward` keeps.
                     gradient = torch.zeros_like(known.tensors[step.output])
                 below = step.layer.record_backward(gradient, total)
                 self._pass_on(gradients, step, below)
@@ -111,6 +112,7 @@ class Tape:
                 pushed[step.output] = step.layer.push(given, directions)
             along = pushed.get(self._output)
             bent = None if along is None else (bend or self._bend_loss)(along)
+            # The directions of all places, which nothing below reads: a layer keeps its own.
             del pushed
             found = self._weights.new_empty(len(vectors), self._space.size)
             total = Sum(self._views(found))

@@ -35,6 +35,7 @@ class Network:
 
     def __init__(self, model: nn.Module, inputs: Names = (None,)) -> None:
         self._module, self._inputs = duplicate(model), inputs
+        # `nn.ReLU(inplace=True)` would overwrite a tensor that the tape holds for derivatives.
         self._in_place = {
             path for path, m in self._module.named_modules() if getattr(m, "inplace", False)
         }
@@ -81,6 +82,7 @@ class Network:
         """Return the graph, or why there is none."""
         try:
             graph = tracer.graph_of(self._module, self._inputs)
+        # Final, where any other failure may be cured by a tracer that knows shapes.
         except ValuesError as error:
             raise UnsupportedError(_refusal(error)) from error
         except Exception as error:  # the user's forward runs with proxies: anything may be raised
