@@ -180,6 +180,7 @@ class BallSearch:
     def aim(self, iterate: Iterate, precision: Precision) -> None:
         """Find which way is up. Cost: an ascent, or a value for a secant."""
         at = iterate.at or self.evaluate(iterate.u[None])
+        # `at` holds the gradient at the point: the next secant or ascent starts from it.
         iterate.at, iterate.ascent = at, self.ascents_of(at, precision)[0]
 
     def step(self, iterate: Iterate, precision: Precision) -> Iterator[None]:

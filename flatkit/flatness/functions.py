@@ -103,6 +103,7 @@ class GradientNorm:
             return self.geometry.maximiser(self.geometry.displacement(gradients), 1.0)
 
         def secants(step: float) -> Tensor:
+            # Backwards, to where φ was lower: the docstring of `FunctionValues.secants`.
             change = gradients - self._gradients(u - step * steepest())
             return self.geometry.displacement(change) / step
 
@@ -148,6 +149,7 @@ def batch_rows(objective: Objective, theta: Tensor) -> int:
 
 
 def _can_batch(objective: Objective, theta: Tensor) -> bool:
+    # Two different points: with equal rows a batch that mixes them would not show.
     points = torch.stack([theta, theta * 1.01])  # [2, P]
     try:
         losses, gradients = _gradients(objective, points)
@@ -166,6 +168,8 @@ def _gradients(objective: Objective, points: Tensor) -> tuple[Tensor, Tensor]:
     """Return L [K] in float64 and ∇L [K, P] at the rows of points."""
     losses, gradients = sums(len(points)), torch.zeros_like(points)
     with objective.ranks.adding(gradients, losses):
+        # The rows share nothing but the samples, so that the
+        # gradient of the sum is one of each row.
         for chunk in objective.chunks(gradients=len(points)):  # one at most
             leaf = points.detach().requires_grad_()
             found = vmap(partial(objective.chunk_loss, chunk=chunk), randomness="error")(leaf)

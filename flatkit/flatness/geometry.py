@@ -116,6 +116,7 @@ def check_radius(rho: float, theta: Tensor, geometry: Geometry) -> float:
     """
     check_positive("rho", rho, hint="the radius of a ball in parameter space")
     size = geometry.norm(theta if geometry.scale is None else (geometry.scale != 0).to(theta))
+    # In coordinates u the weights are θ/T, at most 1 in size each; where T = 0 nothing moves.
     smallest = torch.finfo(theta.dtype).eps * float(size)
     if rho < smallest:
         raise InvalidArgumentError(

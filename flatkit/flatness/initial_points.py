@@ -106,6 +106,7 @@ def _directions(
     for number in range(1, _COMBINED + 1):
         drawn = torch.randn(len(eigenvectors), generator=generator).to(eigenvectors)
         yield f"mixture {number}", partial(torch.matmul, drawn @ eigenvectors, basis)
+    # For what the Krylov basis cannot see. Drawn at once, so that making one again gives the same.
     for number in range(1, _ANYWHERE + 1):
         drawn = torch.randn(gradient.numel(), generator=generator).to(gradient)
         yield f"random {number}", lambda drawn=drawn: drawn
@@ -164,6 +165,7 @@ def disagreement(objective: Objective, theta: Tensor, generator: torch.Generator
     least = 1 if objective.divisible else 2  # BatchNorm refuses single samples
     pieces: list[tuple[Tensor, float]] = []
     for rows, sign in zip(order.chunk(2), (1.0, -1.0), strict=False):
+        # As many pieces as chunks would be, but none smaller than `least`.
         parts = min(math.ceil(len(rows) / objective.chunk_size), len(rows) // least)
         pieces += [(part, sign) for part in rows.tensor_split(max(1, parts))]
     ranks = objective.ranks
@@ -193,6 +195,7 @@ def _sharpen(model: QuadraticModel, function: FunctionOfObjective, rho: float) -
     value, u = model.within_basis(quantity, rho)
     seen = float(function(u[None]).values[0])
     yield function.value_cost
+    # Away from a quadratic a better model is no better start: the products go to the search.
     if abs(seen - value) > _FITS * abs(seen):
         return
     while len(model.basis) < most:

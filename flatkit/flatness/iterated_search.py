@@ -102,6 +102,7 @@ def walk_far_apart(
         yield from _advance(search, walks, steps, plan.decay, found)
         found.trail.append(found.value)
         walks.sort(key=lambda walk: -walk.best)
+        # The last one alone still takes a round; then there is nobody left to be better than.
         walks = [] if last else walks[: max(1, len(walks) // plan.keep_one_in)]
         taken, steps = taken + steps, steps * plan.growth
 
@@ -145,6 +146,7 @@ def _far_apart(
     sides, lengths, _ = torch.linalg.svd(torch.stack(sampled).T, full_matrices=False)
     basis = sides[:, lengths > _MULTISTART.rank_tolerance * lengths[0]]  # [P, span or less]
     if basis.shape[1]:
+        # Normal weights in an orthonormal basis: uniform on the sphere of its span.
         weights = torch.randn(count, basis.shape[1], generator=generator).to(basis)
         geometry = search.function.geometry
         starts += [geometry.maximiser(basis @ weight, search.radius) for weight in weights]
@@ -184,6 +186,8 @@ def _advance(
                 if value > found.value:
                     found.u, found.value, found.ascent = walk.u, value, ascents[row]
                     found.at, found.done = None, False
+                # Steps of a given length, whatever the slope: a subgradient
+                # does not shrink towards a maximum.
                 onward = walk.step * geometry.maximiser(ascents[row], radius)
                 walk.u = geometry.retract(walk.u + onward, radius)
                 walk.step *= decay

@@ -116,6 +116,7 @@ def m_sharpness(
             "m_sharpness needs `batchnorm` eval and a loss that is a mean over samples: here a "
             "batch has a loss of its own"
         )
+    # The same order on all ranks, as their generators are in one state; each takes its batches.
     order = torch.randperm(objective.num_samples, generator=generator)
     batches = order.split(m)[: min(max_batches, objective.num_samples // m)]
     table, ranks = torch.zeros(len(batches), 3, dtype=torch.float64), objective.ranks
@@ -127,6 +128,7 @@ def m_sharpness(
             row += torch.tensor(_ascend(function, rho, budget), dtype=torch.float64)
     found, one_steps, spent = table.T
     values = found.tolist()
+    # A gradient of a batch is the m/N-th part of one over all samples, in which the cost is said.
     objective.count(gradients=math.ceil(int(spent.sum()) * m / objective.num_samples))
     error = float(found.std()) / math.sqrt(len(values))
     one_step = sum(one_steps.tolist()) / len(values)
@@ -141,4 +143,5 @@ def _ascend(function: _BatchLoss, rho: float, budget: int) -> tuple[float, float
     if not starts:
         return 0.0, 0.0, 1
     found = maximize_over_ball(function, radius=rho, starts=starts, budget=budget, tolerance=1e-4)
+    # The centre lies in the ball, so that the maximum is 0 at least; 1: the gradient at the centre.
     return max(0.0, found.value), found.trails["gradient"][0], found.gradients + 1

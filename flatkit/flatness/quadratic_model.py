@@ -127,6 +127,7 @@ class QuadraticModel:
             self._rows = torch.cat([self._rows, more])
             self._products = torch.cat([self._products, torch.empty_like(more)])
         while self._count < min(max_basis, len(self._rows)):
+            # H times the newest direction spans what Hᵏg would, without the powers that overflow.
             newest = self.products[-1] if self._holds_gradient and self._count else self.gradient
             self._holds_gradient = True
             if self._add(newest):
@@ -196,6 +197,8 @@ class QuadraticModel:
         found, weights = self._secular(quantity, rho)
         u = weights @ self.basis
         moved = self.gradient + self.image(u)  # g + Hu [P]
+        # The gradient of gᵀu + ½uᵀHu is g + Hu, that of ½‖g + Hu‖² is
+        # H(g + Hu): at a maximum each is μu.
         slopes = moved if quantity == "loss" else self.operator.matvec(moved)
         residual = norm(slopes - found.multiplier * u)
         excess = max(0.0, (slope if quantity == "loss" else slope**2) - found.multiplier)

@@ -39,6 +39,8 @@ def rounded(theta: Tensor, space: ParameterSpace, bits: int) -> Rounded:
     >>> rounded(torch.tensor([1.0, 0.4, -0.6, 0.3]), space, bits=2)
     Rounded(theta=tensor([ 1.0000,  0.0000, -1.0000,  0.3000]), steps=(1.0, 0.0))
     """
+    # Levels on each side of 0: one less than two's complement has
+    # below, so that ±max|w| are levels.
     levels = 2 ** (check_count("bits", bits, minimum=2) - 1) - 1
     parts, steps = space.unflatten(theta.detach().clone()), list[float]()
     for part in parts.values():

@@ -97,6 +97,8 @@ class Rounds:
             return False
         between = angle(iterate, target, radius)
         if between is None:
+            # Off the sphere: at the angle φ from its maximiser a
+            # linear function lacks 1 − cos φ ≈ φ²/2.
             return gain > 0.5 * _KINK_ANGLE**2 * size
         return between > _KINK_ANGLE
 
@@ -105,6 +107,7 @@ class Rounds:
         """How many starts fit in memory at once."""
         if not self.search.iterates:
             return 2
+        # Three vectors a start: its point, the gradient that was evaluated there, and the ascent.
         return max(2, _MOST_NUMBERS // (3 * self.search.best.u.numel()))
 
     def _look(self, count: int, looked: list[Iterate]) -> Iterator[None]:
@@ -170,6 +173,7 @@ class Rounds:
         before = search.spent
         if self.explore is not None:
             yield from walk_far_apart(search, walks, count, self.explore, self.generator)
+        # One walk at least, also where nothing was explored.
         until = max(search.spent + (search.spent - before) // 2, before + 1)
         while search.spent < until:
             yield from walk_near(search, walks, self._seen, self.generator)
@@ -199,4 +203,5 @@ def angle(iterate: Iterate, target: Tensor, radius: float) -> float | None:
     if size < 0.999 * radius or not bool(target.any()):
         return None
     along = inner(iterate.u, target) / size**2
+    # Not acos, which loses half of the digits at the small angles that matter.
     return math.atan2(norm(target - iterate.u * along), along * size)

@@ -131,6 +131,8 @@ def _remember(
     """Keep the step to an iterate and how the slope changed, each given as it was before."""
     u = iterate.u
     step = _tangent(u, u - before, radius)
+    # Old minus new: the change of −∇φ, whose curvature is positive
+    # where φ is concave along the step.
     change = _tangent(u, slope, radius) - _tangent(u, iterate.ascent, radius)
     curvature = inner(step, change)
     # A pair without positive curvature would turn the direction downhill.
@@ -149,10 +151,12 @@ def _direction(slope: Tensor, pairs: deque[_Pair], stiffness: float, longest: fl
         weights.append(inner(pair.step, direction) / pair.curvature)
         direction -= weights[-1] * pair.change
     if pairs:
+        # yᵀy/sᵀy of the newest pair, the first guess of the curvature (Nocedal and Wright, 7.20).
         stiffness = norm(pairs[-1].change) ** 2 / pairs[-1].curvature
     direction = direction / stiffness
     for pair, weight in zip(pairs, reversed(weights), strict=True):
         direction += (weight - inner(pair.change, direction) / pair.curvature) * pair.step
+    # Rounding, or pairs that were projected to another tangent space: then along the slope.
     if inner(direction, slope) <= 0:
         direction = slope / stiffness
     size = norm(direction)

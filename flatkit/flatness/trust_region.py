@@ -96,9 +96,11 @@ def _in_eigenbasis(values: np.ndarray, linear: np.ndarray, rho: float) -> tuple[
         parts = linear / (distances + least)
         return (parts if low > values[-1] else _fill_up(parts, values, rho)), low
     high = most * (1 + 1e-12)  # ‖y‖ ≤ ‖c‖/s: the root lies below, but for rounding
+    # The root may lie at any order of magnitude: `xtol` leaves the relative tolerance to decide.
     shift = brentq(shortfall, least, high, xtol=1e-300, maxiter=2000)
     assert isinstance(shift, float)
     parts = linear / (distances + shift)
+    # The root is known to rounding, and so is ‖y‖ = ρ: this makes the point feasible.
     return parts * (rho / float(np.linalg.norm(parts))), low + shift
 
 
@@ -108,5 +110,6 @@ def _fill_up(parts: np.ndarray, values: np.ndarray, rho: float) -> np.ndarray:
         return parts
     filled = parts.copy()
     rest = rho**2 - float(parts @ parts)
+    # With the sign of its own part, along which the linear term does not fall.
     filled[-1] = math.copysign(math.sqrt(max(0.0, rest) + parts[-1] ** 2), parts[-1])
     return filled

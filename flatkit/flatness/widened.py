@@ -32,6 +32,7 @@ def widened(
     seen = 0.0
     for ask in steps:
         found = ask()
+        # A value in float32 costs a pass: not at each of the many small gains.
         if best is None or found.value > seen + _GAIN * abs(seen):
             seen = found.value
             exact = replace(found, value=value(found.displacement))
