@@ -17,8 +17,9 @@ def build_cnn(
     width: int = 16,
     batchnorm: bool = True,
     activation: str = "relu",
+    pool: int = 1,
 ) -> nn.Module:
-    """Return three 3x3 convolutions (the last two halve the image), a global mean, a linear layer.
+    """Return three 3x3 convolutions (the last two halve the image), a mean, a linear layer.
 
     Args:
         in_shape: (channels, height, width) of one image; sides of at least 4.
@@ -26,9 +27,12 @@ def build_cnn(
         width: channels of the first convolution; the others have 2 and 4 times as many.
         batchnorm: batch normalisation after every convolution; without it they have biases.
         activation: `relu`, `tanh`, `gelu`, `silu` or `softplus`.
+        pool: means are taken over a grid of so many fields a side; 1 is the global mean, and more
+            keep where something is, so that few epochs fit the training set.
 
     Raises:
-        InvalidArgumentError: not an image, or one too small; a width below 1; unknown activation.
+        InvalidArgumentError: not an image, or one too small; a width or pool below 1; unknown
+            activation.
 
     >>> model = build_cnn(in_shape=(1, 8, 8), classes=10, width=2, batchnorm=False)
     >>> sum(p.numel() for p in model.parameters())  # 2*9+2 + 4*2*9+4 + 8*4*9+8 + 8*10+10
@@ -42,9 +46,9 @@ def build_cnn(
             channels, width * factor, stride=min(number, 2), batchnorm=batchnorm, act=activation
         )
         channels = width * factor
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["pool"] = nn.AdaptiveAvgPool2d(check_count("pool", pool))
     layers["flatten"] = nn.Flatten()
-    layers["output"] = nn.Linear(channels, check_count("classes", classes))
+    layers["output"] = nn.Linear(channels * pool**2, check_count("classes", classes))
     return nn.Sequential(layers)
 
 
