@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from flatkit.checks import check_count
+from flatkit.errors import InvalidArgumentError
 from flatkit.models.activations import build_activation
 from flatkit.models.image_shape import check_image
 
@@ -27,12 +28,13 @@ def build_cnn(
         width: channels of the first convolution; the others have 2 and 4 times as many.
         batchnorm: batch normalisation after every convolution; without it they have biases.
         activation: `relu`, `tanh`, `gelu`, `silu` or `softplus`.
-        pool: means are taken over a grid of so many fields a side; 1 is the global mean, and more
-            keep where something is, so that few epochs fit the training set.
+        pool: means are taken of so many fields a side; 1 is the global mean, and more keep where
+            something is, so that few epochs fit the training set. At most a quarter of the
+            smaller side, rounded up.
 
     Raises:
-        InvalidArgumentError: not an image, or one too small; a width or pool below 1; unknown
-            activation.
+        InvalidArgumentError: not an image, or one too small; a width below 1; a pool that is too
+            large; unknown activation.
 
     >>> model = build_cnn(in_shape=(1, 8, 8), classes=10, width=2, batchnorm=False)
     >>> sum(p.numel() for p in model.parameters())  # 2*9+2 + 4*2*9+4 + 8*4*9+8 + 8*10+10
@@ -40,16 +42,26 @@ def build_cnn(
     """
     channels = check_image("cnn", in_shape, side=4)
     check_count("width", width)
+    _check_pool(pool, min(in_shape[1:]))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, factor in enumerate((1, 2, 4), start=1):
         layers[f"block{number}"] = _block(
             channels, width * factor, stride=min(number, 2), batchnorm=batchnorm, act=activation
         )
         channels = width * factor
-    layers["pool"] = nn.AdaptiveAvgPool2d(check_count("pool", pool))
+    layers["pool"] = nn.AdaptiveAvgPool2d(pool)
     layers["flatten"] = nn.Flatten()
     layers["output"] = nn.Linear(channels * pool**2, check_count("classes", classes))
     return nn.Sequential(layers)
+
+
+def _check_pool(pool: int, side: int) -> None:
+    left = -(-side // 4)  # both strides of 2 round up
+    if check_count("pool", pool) > left:
+        raise InvalidArgumentError(
+            f"pool must be at most {left}, the side to which the cnn brings images of side {side}, "
+            f"got {pool}"
+        )
 
 
 def _block(channels: int, out: int, *, stride: int, batchnorm: bool, act: str) -> nn.Module:

@@ -46,6 +46,26 @@ def test_a_cnn_halves_the_image_twice():
     assert features.shape == (1, 8, 2, 2)
 
 
+def test_the_linear_layer_of_a_cnn_sees_the_mean_of_each_field_of_its_pool():
+    model = MODELS.build("cnn", in_shape=(1, 16, 16), classes=3, width=2, pool=2).eval()
+    images = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    features = model[:3](images)  # [5, 8, 4, 4]
+    fields = [features[:, :, i : i + 2, j : j + 2].mean(dim=(2, 3)) for i in (0, 2) for j in (0, 2)]
+    flat = torch.stack(fields, dim=-1).reshape(5, 8 * 4)
+    expected = flat @ model.output.weight.T + model.output.bias
+    torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("side", [5, 14, 28])
+def test_the_largest_pool_of_a_cnn_is_the_side_of_its_features(side):
+    features = MODELS.build("cnn", in_shape=(1, side, 28), classes=3, width=2)[:3]
+    left = features(torch.zeros(2, 1, side, 28)).shape[2]
+    shape = {"in_shape": (1, side, 28), "classes": 3, "width": 2}
+    assert MODELS.build("cnn", **shape, pool=left)(torch.zeros(2, 1, side, 28)).shape == (2, 3)
+    with pytest.raises(InvalidArgumentError, match=f"pool must be at most {left}.*side {side}"):
+        MODELS.build("cnn", **shape, pool=left + 1)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_used(activation):
     model = MODELS.build("mlp", in_shape=(2,), classes=2, hidden=(3,), activation=activation)
@@ -62,6 +82,7 @@ def test_every_activation_is_used(activation):
         ("cnn", {"in_shape": (8,)}, "cnn needs in_shape"),
         ("cnn", {"in_shape": (1, 2, 2)}, "sides of at least 4"),
         ("cnn", {"width": 0}, "width"),
+        ("cnn", {"pool": 0}, "pool must be a whole number >= 1"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, message):
