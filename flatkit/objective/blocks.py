@@ -63,6 +63,7 @@ class Blocks:
         objective, decision = self.objective, self.objective.decision
         objective.count(losses=1)
         known, singles, at = sums(3 * len(self.rows) + 1), sums(objective.num_rows), 0
+        # Views of one tensor, so that one sum over the ranks brings all of it together.
         numbers, unknown = known[:-1].view(-1, 3), known[-1:]  # loss, right, asked of each block
         ranks = objective.ranks
         with torch.no_grad(), objective.placed(theta) as point, ranks.adding(singles, known):

@@ -147,6 +147,7 @@ class _Asked:
                 key: scores if part is main_tensor(self._outputs) else part
                 for key, part in self._outputs.items()
             }
+        # An object with `logits`, as those of Hugging Face: the user's own stays as it is.
         clone = copy.copy(self._outputs)
         clone.logits = scores
         return clone
@@ -175,6 +176,7 @@ def _rises_alone(ask: _Asked, wanted: int, classes: int, *, one_hot: bool) -> bo
     right, wrong = level.clone(), level.clone()
     right[0, wanted] = wrong[0, (wanted + 1) % classes] = _RISE
     before = ask(level, target)
+    # Strictly, so that a constant is no loss of classes; nor is NaN, which compares as False.
     return ask(right, target) < before <= ask(wrong, target)
 
 
@@ -194,6 +196,7 @@ def _falls(ask: _Asked, scores: tuple[float, ...]) -> bool:
     for label, along in ((1, scores), (0, scores[::-1])):
         losses = [ask(_one(ask, score), _label(ask, label)) for score in along]
         steady = all(a >= b for a, b in pairwise(losses))
+        # Far out it may be flat, as a sigmoid is in 32 bits; between the middle two it must fall.
         if not (steady and losses[1] > losses[2]):
             return False
     return True

@@ -90,6 +90,7 @@ class _Joint(torch.autograd.Function):
             gradient = objective.space.flatten({n: named[n] for n in objective.space.names})
         with ranks.adding(gradient):
             del share, outputs
+        # The gradient at this point is all that there is: of it no second derivative can be taken.
         ctx.save_for_backward(gradient)
         return value[0].to(point)
 

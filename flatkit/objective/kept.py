@@ -140,6 +140,7 @@ class Passes:
         place, entries = self._place(what, theta), _entries(vector)
         near = _NEAR * max(map(abs, entries))
         for key, record in self._nearby.items():
+            # A few entries tell most vectors apart: the disk is read for the others alone.
             pairs = zip(record["entries"], entries, strict=True)
             if record["of"] != place or max(abs(a - b) for a, b in pairs) > near:
                 continue
@@ -170,6 +171,7 @@ class Passes:
             return
         kind = f"{self.function} {what}"
         if not self._is_worth(seconds, _size(given, answer)):
+            # It has become quick: a later pass of its kind is computed and not looked for.
             self._dear.discard(kind)
         elif self.store.put_blob(key := self._key(what, given), _packed(answer)):
             if what.partition(" ")[0] == PRODUCT:

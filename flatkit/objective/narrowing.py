@@ -207,6 +207,7 @@ def measure_noise(objective: "Objective") -> Noise:
     found = Noise(**objective.ranks.decided(lambda: asdict(_against_wide(objective))))
     if not objective.divisible or objective.num_rows < 2:  # chunks are part of the function
         return found
+    # For another size of a batch kernels round otherwise: what changes is rounding.
     again = in_other_chunks(objective)
     usual, other = (one.loss_and_gradient() for one in (objective, again))
     values = objective.evaluate().accuracy, again.evaluate().accuracy
@@ -238,6 +239,7 @@ def some_chunks(objective: "Objective", *, by_weight: bool) -> list[Chunk]:
     wanted = min(_MOST, max(_FEWEST, count // _SHARE))
     if not objective.divisible:  # some whole chunks
         size = objective.chunk_size
+        # Two at least: one alone has no spread.
         chosen = spread_rows(objective.num_chunks, max(2, wanted // size)).tolist()
         return [objective.rows(slice(size * number, size * (number + 1))) for number in chosen]
     weights = objective.weights if by_weight else torch.ones(count, dtype=torch.float64)
@@ -274,6 +276,7 @@ class Spread:
         mean = self.total / self.count
         size = float(mean.norm())
         if self.count < 2:
+            # One group says nothing of the spread: it is taken to be as large as the mean.
             return size * (1 + _QUANTILE)
         scatter = max(0.0, self.squares - self.count * size * size) / (self.count - 1)
         return size + _QUANTILE * math.sqrt(scatter / self.count)
@@ -312,6 +315,7 @@ def _accuracy_against_wide(objective: "Objective", exact: "Objective") -> float 
         rights = [_right(one, chunk) for one in (objective, exact)]
         spread.add(torch.tensor((rights[0] - rights[1]) / chunk.size))
         count += chunk.size
+    # Nothing is unseen where these are all samples.
     unseen = _UNSEEN / count * (1 - count / objective.num_samples)
     return spread.bound() + unseen + _TIES / objective.num_samples
 

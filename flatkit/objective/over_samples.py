@@ -97,6 +97,7 @@ class OverSamples(ABC):
             starts = range(own.start, own.stop, size)
         else:
             starts = range(0, self.num_rows, size)
+            # Where chunks are part of the function, ranks share out these, not samples.
             own, starts = slice(0, self.num_rows), starts[self.ranks.part(len(starts))]
         for start in starts:
             yield self.rows(slice(start, min(start + size, own.stop)))

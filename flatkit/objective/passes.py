@@ -236,4 +236,5 @@ def share_of(values: Tensor, chunk: Chunk, total: float) -> Tensor:
     >>> share_of(torch.tensor([1.0, 3.0]), Chunk(torch.ones(2, 1), None, 2.0), 4.0)
     tensor(1.)
     """
+    # A mean counts as much as its chunk; values of samples hold their weights already.
     return values * (chunk.weight / total) if values.ndim == 0 else values.sum() / total

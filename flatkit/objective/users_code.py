@@ -96,6 +96,7 @@ def _where(error: Exception, model: nn.Module | None) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     lines = traceback.extract_tb(error.__traceback__)
     found = [line for line in lines if _foreign(line.filename)]
+    # The user's own files first; if none is there, those of packages that the user installed.
     own = [line for line in found if not _installed(line.filename)] or found
     place = f" in {own[-1].filename}, line {own[-1].lineno}, {own[-1].name}" if own else ""
     code = f" ({own[-1].line})" if own and own[-1].line else ""

@@ -112,6 +112,7 @@ class _Value(Function):
             rows = room.below(part, top)
             right = rows.gather(-1, classes[place].unsqueeze(-1)).squeeze(-1)
             mean = rows.mean(-1) if smoothing else 0.0
+            # In place, after `right` and `mean` have been read: z − m is gone from here on.
             log = rows.exp_().sum(-1).log_()
             values[place] = log - (1 - smoothing) * right - smoothing * mean
             sums[place] = torch.stack([top, log], -1)
@@ -140,6 +141,7 @@ class _Slope(Function):
         for place, part in _blocks(scores):
             share, right = room.softmax(part, sums[place]), classes[place].unsqueeze(-1)
             if smoothing:
+                # p − q, q being s/C everywhere and (1 − s) more at the class: the next line.
                 share -= smoothing / part.shape[-1]
             share.scatter_add_(-1, right, room.filled(right, smoothing - 1))
             torch.mul(share, weights[place].unsqueeze(-1), out=share)

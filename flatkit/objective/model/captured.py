@@ -36,6 +36,7 @@ def graph_leaves(roots: Iterable[Tensor], *, below: Collection[Any] = ()) -> lis
         if node is None or node in seen:
             continue
         seen.add(node)
+        # torch names the class of these nodes nowhere; `variable` is the leaf.
         if type(node).__name__ == "AccumulateGrad":
             leaf = node.variable  # pyright: ignore
             found[id(leaf)] = leaf

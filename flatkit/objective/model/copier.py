@@ -103,6 +103,7 @@ class Copier:
                 "_orig_mod"
             )  # what a compiled part of a model wraps
             if inner is not None and id(module) not in self._memo:
+                # What torch.compile made wraps the plain part: the copy is of that, uncompiled.
                 self._memo[id(module)] = self.copy(inner)
         for tensor in _all_registered(modules):
             self._constants.add(tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype)

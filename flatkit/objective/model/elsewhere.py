@@ -189,6 +189,7 @@ def kept(module: nn.Module) -> Generator[None]:
         yield
     finally:
         for holder, held in zip(holders, before, strict=True):
+            # The default `held` is never a value of its own: a missing key counts as changed.
             if len(holder) != len(held) or any(holder.get(k, held) is not held[k] for k in held):
                 holder.clear()
                 holder.update(held)

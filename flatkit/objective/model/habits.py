@@ -201,6 +201,7 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if not (self.reentrant or torch.is_grad_enabled()):
+            # Re-entrant checkpoints run a layer without gradients inside of this function.
             code = CheckpointFunction.forward.__code__
             self.reentrant = any(frame.f_code is code for frame in _frames())
         self.attends |= "attention" in getattr(func, "__name__", "attention")

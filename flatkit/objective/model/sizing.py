@@ -28,6 +28,7 @@ def made_by(func: Any, result: Any) -> list[Tensor]:
     """
     given = getattr(getattr(func, "_schema", None), "arguments", ())
     alias = given[0].alias_info if given else None
+    # By torch's schemas `a` returns a view of its argument, and `a!` writes into it.
     if alias is not None and not alias.is_write:
         return []
     return tensors_in(result)

@@ -54,6 +54,7 @@ class Roundings(TorchDispatchMode):
         result = execute(func, args, kwargs)
         asked = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.dtype)]
         found = [tensor.dtype for tensor in tensors_in(result)] + asked
+        # Also a dtype that was asked for: under `Widening` the result no longer shows it.
         narrow = [dtype for dtype in found if is_narrower(dtype)]
         if narrow and any(_is_wide(t.dtype) for t in tensors_in((args, kwargs))):
             known = [] if self.dtype is None else [self.dtype]

@@ -92,6 +92,7 @@ def cuts(
     >>> cuts(4, torch.tensor([2.0, 0.0, 3.0, 1.0]))[0]
     (tensor([1, 3]), tensor([0, 2]))
     """
+    # Fixed, so that the same data pass or fail in every run.
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(size, generator=generator) for _ in range(count)]
     if key is not None:
@@ -123,6 +124,7 @@ def is_weighted_mean(mean_of: Values, other: Values, size: int, *, tolerance: fl
         first, second, both = (float(values(rows)) for rows in (a, b, torch.arange(size)))
         if first == second or not math.isfinite(first + second + both):
             return False
+        # p of L(a ∪ b) = (1 − p) L(a) + p L(b): the part of b in the weights, at every point.
         places.append((first - both) / (first - second))
     return min(places) >= 0 and max(places) <= 1 and abs(places[0] - places[1]) <= tolerance
 

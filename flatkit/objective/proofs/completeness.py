@@ -132,6 +132,7 @@ def _find(
     if not used:
         return None, {}
     found = _settled(run, search, search.narrowed(used), added)
+    # Read in the forward pass by calls of torch, or by a way that only the graph shows.
     through = {id(leaf) for leaf in graph_leaves(tensors_of(trial.outputs))}
     found.in_model = bool(used & (trial.used_by_model | through))
     return found, added

@@ -98,6 +98,7 @@ class _Place:
     def slope(self, direction: Tensor, steps: Sequence[float]) -> Slope:
         """Return the slope along a direction [P], by the first step that agrees, or the best."""
         expected = float(self.gradient @ direction)
+        # Not |g·d|, which may cancel to nothing: the error is relative to the terms of that sum.
         size = float((self.gradient * direction).abs().sum())
         unit = self.length / (float(direction.norm()) or 1.0)
         eps = torch.finfo(self.theta.dtype).eps
@@ -110,7 +111,9 @@ class _Place:
             size_of_terms = abs(self.loss)
             if error > _TOLERANCE:  # only then is it of interest
                 size_of_terms = max(size_of_terms, self.outputs)
+            # A difference of two losses, each right to some units of rounding, divided by the step.
             rounding = 100 * eps * size_of_terms / (step * unit * scale)
+            # Not `error < best.error`, with which a first NaN would remain the best.
             if best is None or not error >= best.error:
                 best = Slope(expected, found, error, rounding)
             if error <= _TOLERANCE:
@@ -201,6 +204,7 @@ def _direction(place: _Place, only: str | None = None) -> Tensor:
         noise = torch.randn(len(part), generator=generator, dtype=torch.float64).to(part)
         size = max(float(part.norm()), 0.01 * largest)
         mixed = part / size + noise / math.sqrt(max(1, len(part)))
+        # Divided by the slope once more, so that each parameter changes the loss about alike.
         found.append(mixed / size if only in (None, name) else torch.zeros_like(part))
     return torch.cat(found)
 

@@ -46,6 +46,7 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
     ]
     precise = _precise(function)
     in_parts = checks[1].passed and function.divisible and not look.mean_over
+    # In float64 already, or measured as one batch, there is nothing more to see.
     if in_parts and precise not in (function, None) and len(look.rows) > 1:
         checks.append(prove("apart", lambda: prove_apart(look, precise, chosen=chosen)))
     remark = "".join(f"; {check.how}" for check in checks if check.passed is False)

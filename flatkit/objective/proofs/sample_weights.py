@@ -120,6 +120,7 @@ def find_weights(
             rows = torch.tensor([a, b])
             apart, joined = (mean_of(rows[:1]), mean_of(rows[1:])), mean_of(rows)
             losses = torch.tensor(apart, dtype=torch.float64)
+            # A way of weighting is kept if it says what the model says of the two samples joined.
             kept = {
                 name: weights
                 for name, weights in candidates.items()

@@ -94,6 +94,7 @@ def prove_smooth(precise: "Objective", rows: Tensor, remark: str = "") -> Found:
         terms = look.terms(centre)
         rounded = _ROUNDED * terms
         size, blur = max(size, rounded / _JUMP), max(blur, rounded)
+        # Over a longer step what is smooth grows with it, and a jump stays: that tells them apart.
         farther = look.sides(centre, _FARTHER * _STEP)
         steep = steep and abs(sides.rise) > terms * _STEP * look.length
         if steep and abs(sides.rise) > 0.5 * abs(farther.rise) and not look.rounds():
@@ -154,10 +155,12 @@ def _kink(
     """Return what is to be said of a kink, if there is one."""
     for short, long in ((near.jump, far.jump), (near.bend, far.bend)):
         jumped = float(short.norm())
+        # What does not grow with the step is a jump: from side to side, or from the point to both.
         if jumped > _JUMP * size and _alike(short, long):
             names = _named(precise, short)
             return False, _JUMPS.format(jumped / size, names), jumped / size
     bent, curved = float(near.bend.norm()), float(near.jump.norm())
+    # At a kink of the gradient this grows as the step h, by a smooth third derivative as h².
     if bent > max(_BEND * curved, blur) and _alike(_FARTHER * near.bend, far.bend):
         return False, _BENDS.format(bent / curved, _named(precise, near.bend)), 0.0
     return None

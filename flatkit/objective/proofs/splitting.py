@@ -183,6 +183,7 @@ def _prove_mean(look: Look, found: Gap, chosen: bool) -> Found:
     function, slack = look.function, look.function.slack
     if found.sum_error <= slack:
         raise refuse_sum(found, len(look.rows), function.num_samples)
+    # Twice as far from θ on the same line: a second point at which no two samples lose alike.
     further = 2 * look.theta - function.theta
     points = look.values, partial(look.values, theta=further)
     if not is_weighted_mean(*points, len(look.rows), tolerance=100 * slack):
@@ -321,9 +322,11 @@ def telling_rows(function: "Objective", most: int) -> tuple[Tensor, Tensor | Non
     if len(rows) < function.num_rows:
         ends = [row for way in ways.values() for row in (int(way.argmax()), int(way.argmin()))]
         told = torch.tensor(list(dict.fromkeys(ends))[: size // 2], dtype=torch.int64)
+        # As many fewer of those that are spread, evenly over the data again.
         kept = rows[torch.linspace(0, size - 1, size - len(told)).long()]
         rows = torch.cat([kept, told]).unique()
     counts = torch.stack([way[rows] / way.max() for way in (of_targets or ways).values()])
+    # Random shares: two ways of counting that run against each other leave the key no constant.
     mixed = torch.rand(len(counts), generator=torch.Generator().manual_seed(0)).double()
     return rows, mixed @ counts
 

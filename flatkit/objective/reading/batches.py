@@ -59,6 +59,7 @@ def plain(batch: Any, size: int | None) -> Tree | None:
     """
     tree = _tree(batch)
     sizes = set() if tree is None else {len(x) if x.ndim else 0 for x in leaves(tree)}
+    # One first dimension for all tensors, and that of the batch: else no row is a sample.
     if len(sizes) != 1 or 0 in sizes or (size is not None and sizes != {size}):
         return None
     return tree

@@ -87,6 +87,7 @@ def input_ways(batch: Any, model: nn.Module, loss: Any) -> Iterator[InputWay]:
                 for way in input_ways(batch[0], model, loss)
             )
             return
+        # For the loss: as many parts as its signature needs, then the last one, then ever more.
         sizes = [len(batch) - max(1, _extra(loss)), len(batch) - 1]
         sizes += range(len(batch) - 2, 0, -1)
         for size in dict.fromkeys(size for size in sizes if size > 0):

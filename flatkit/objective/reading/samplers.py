@@ -177,6 +177,7 @@ def _once(passes: list[Draws], length: int, name: str) -> Tensor:
             f"which samples the {name} draws is not fixed: two passes differ; {_ADVICE}"
         )
     drawn = [row for draw in passes[0] for row in draw]
+    # Negative positions count from the end, as those of Python's lists.
     times = torch.tensor(drawn, dtype=torch.int64).remainder(length).bincount()
     often = times[times > 0]
     if len(often) and int(often.min()) != int(often.max()):
@@ -230,6 +231,7 @@ def _private(part: Any, known: dict[int, Any]) -> Any:
     elif isinstance(part, Iterable) and hasattr(part, "__dict__") and not _is_data(part):
         clone = known[id(part)] = copy.copy(part)
         for name, entry in vars(part).items():
+            # Not setattr, which a frozen dataclass or a property of the user would refuse.
             object.__setattr__(clone, name, _private(entry, known))
     return known.get(id(part), part)
 

@@ -141,6 +141,7 @@ def _refuse_spreading(loss: Any, outputs: Any, targets: Tree) -> None:
     other = (targets != targets[0]).reshape(len(targets), -1).any(1).nonzero()
     if not len(other):
         return
+    # Two samples of different targets, at random scores: were they the same, nothing would show.
     pair = targets[[0, int(other[0])]]
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, *outputs.shape[1:], generator=generator).to(outputs)
