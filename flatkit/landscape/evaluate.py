@@ -5,6 +5,7 @@ a clock, so that the same job gives the same bits; the reason is kept in the res
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, get_args
 
 import torch
@@ -103,6 +104,10 @@ def evaluator(
             f"got {list(directions.shape)}; do they belong to another architecture?"
         )
     theta, directions = theta.detach(), directions.detach().to(theta)
+    if "top_eigenvalue" in quantities:
+        # At the centre, so that one engine multiplies at all points, whichever come first.
+        with suppress(NonFiniteError):  # of which each point tells
+            _ = HessianOperator(objective, theta).choice
     objective = objective.alone()  # of several ranks each takes whole points
     moving = (buffers or {}) if statistics == "interpolate" else {}
     model = MovableModel(objective, apart=statistics == "reestimate" or bool(moving))
@@ -267,13 +272,8 @@ class InPlace:
 
     def _top_eigenvalue(self) -> Values:
         """Return λmax at the present point; no number where the curvature is none."""
-        # Chosen by name: `auto` looks at the clock, and the same job must give the same bits.
-        hessian = HessianOperator(
-            self._model.objective,
-            self._model.place.clone(),
-            engine="central_difference" if self._model.objective.is_joint else "double_backward",
-            memory=self._memory,
-        )
+        place = self._model.place.clone()
+        hessian = HessianOperator(self._model.objective, place, memory=self._memory)
         generator = torch.Generator().manual_seed(0)
         try:
             # Three digits, more than a picture of a line or plane shows.

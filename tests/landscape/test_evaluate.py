@@ -6,10 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
+from flatkit.landscape.directions.eigenvectors import Eigenvectors
+from flatkit.landscape.directions.kind import Request
 from flatkit.landscape.evaluate import batches, evaluator
+from flatkit.landscape.settings import LandscapeSettings
 from tests.cases import CASES, reference_function
 
 EVERY = ("loss", "accuracy", "gradient_norm")
@@ -158,3 +162,49 @@ def test_directions_of_another_network_and_useless_statistics_are_refused():
     with pytest.raises(InvalidArgumentError, match="BatchNorm"):
         directions = torch.zeros(2, objective.num_parameters)
         evaluator(objective, objective.theta, directions, statistics="reestimate")
+
+
+class Cube(torch.autograd.Function):
+    """x³, of whose slope autograd takes the derivative for zero."""
+
+    @staticmethod
+    def forward(ctx, x):  # pyright: ignore
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return 3 * x.square() * gradient
+
+
+class Cubes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return Cube.apply(self.layer(x))
+
+
+def test_curvature_that_autograd_has_wrong_is_that_of_the_loss_on_lines_too():
+    model = Cubes().double()
+    x, y = torch.randn(20, 3).double(), torch.randn(20, 2).double()
+
+    def loss(theta):
+        return (F.linear(x, theta[:6].view(2, 3), theta[6:]) ** 3 - y).square().mean()
+
+    objective = Objective(model, "mse", (x, y))
+    line = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).double()
+    single = evaluator(objective, objective.theta, line, quantities=("top_eigenvalue",))
+    steps = [[-0.5], [0.0], [0.5]]
+    for (t,), (found,) in ((step, single.values([step])) for step in steps):
+        truth = torch.autograd.functional.hessian(loss, objective.theta + t * line[0])
+        top = float(torch.linalg.eigvalsh(truth)[-1])  # pyright: ignore[reportArgumentType]
+        assert abs(found["top_eigenvalue"] - top) <= found["top_eigenvalue_residual"] < 0.01 * top
+    subspace = Eigenvectors().make(Request(objective, LandscapeSettings(dimensions=1)))
+    truth = torch.autograd.functional.hessian(loss, objective.theta)
+    _, vectors = torch.linalg.eigh(truth)  # pyright: ignore
+    assert abs(float(vectors[:, -1] @ subspace.vectors[0])) == pytest.approx(1, abs=1e-6)

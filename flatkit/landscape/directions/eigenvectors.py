@@ -27,8 +27,7 @@ class Eigenvectors(Kind):
         from flatkit.hessian.operator import HessianOperator
 
         objective, settings = request.objective, request.settings
-        # By name: `auto` looks at the clock, and a job that goes on must find the same vectors.
-        hessian = HessianOperator(objective, engine="double_backward", memory=settings.memory)
+        hessian = HessianOperator(objective, memory=settings.memory)
         return eigen_subspace(
             hessian, objective.theta, dimensions=settings.dimensions, seed=settings.seed
         )
