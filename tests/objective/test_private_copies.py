@@ -460,13 +460,16 @@ def test_a_copy_is_made_once_of_what_two_share():
 
 def test_parameters_in_one_memory_are_refused_by_name():
     """An optimizer that moves one moves the other: neither is a coordinate of θ."""
-    tied, views = Plain(), Plain()
+    tied, views, gaps = Plain(), Plain(), Plain()
     tied.second = nn.Linear(4, 5)
     tied.second.weight.data = tied.first.weight.data
     memory = torch.randn(40)
     views.first.weight.data = memory[:20].view(5, 4)
     views.second.weight.data = memory[15:30].view(3, 5)
-    for model in (tied, views):
+    gaps.first.weight.data = memory[:40:2].view(5, 4)
+    gaps.first.bias.data = memory[1:11:2]  # between entries of the weight, and those below on it
+    gaps.second.weight.data = memory[10:40:2].view(3, 5)
+    for model in (tied, views, gaps):
         with pytest.raises(InvalidArgumentError, match=r"first\.weight and second\.weight.*clone"):
             Objective(model, "cross_entropy", DATA)
 

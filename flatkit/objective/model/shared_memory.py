@@ -1,6 +1,6 @@
 """Parameters that are several by name and one in memory, which an optimizer moves together."""
 
-from itertools import pairwise
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,25 @@ def refuse_shared_memory(model: nn.Module) -> None:
         if p.requires_grad and p.numel() and type(p.data) is Tensor and p.layout is torch.strided
     ]
     spans = sorted((*_span(p), place) for place, (_, p) in enumerate(free))
-    for one, other in pairwise(spans):
-        (first, p), (second, q) = sorted((free[one[-1]], free[other[-1]]), key=lambda x: x[0])
-        if other[0] < one[1] and _meet(p, q):
+    for one, other in _overlapping(spans):
+        (first, p), (second, q) = sorted((free[one], free[other]), key=lambda x: x[0])
+        if _meet(p, q):
             raise InvalidArgumentError(
                 f"{first} and {second} are two parameters in one memory (tied by `.data`?): to "
                 "change one changes the other, so that they are no two parts of θ. Let them be one "
                 "parameter, module.weight = other.weight, or two, weight.data = "
                 "weight.data.clone()"
             )
+
+
+def _overlapping(spans: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the places of any two of some spans (begin, end, place), sorted, that overlap."""
+    for number, (_, end, one) in enumerate(spans):
+        # Not the next one alone: that may lie in a gap of this one, and the one after it not.
+        after = number + 1
+        while after < len(spans) and spans[after][0] < end:
+            yield one, spans[after][2]
+            after += 1
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
