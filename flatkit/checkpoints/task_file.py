@@ -122,7 +122,7 @@ def load_task(spec: str) -> Task:
         raise TaskError(f"{function} in {path} must take no arguments, not {', '.join(needed)}")
     try:
         task = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failure(Path(path), error) from error
     if not isinstance(task, Task):
         raise TaskError(
@@ -247,12 +247,12 @@ def _run(path: Path) -> ModuleType:
         sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failure(path, error) from error
     return module
 
 
-def _failure(path: Path, error: Exception) -> TaskError:
+def _failure(path: Path, error: BaseException) -> TaskError:
     """Return an error that names the last line of the file that was running."""
     own = [
         frame

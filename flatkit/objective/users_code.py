@@ -47,7 +47,7 @@ _PACKAGES = ("site-packages", "dist-packages")
 
 @contextmanager
 def users_code(what: str, model: nn.Module | None = None) -> Generator[None, None, None]:
-    """Turn what code of the user raises into an error that shows where.
+    """Turn what code of the user raises, `sys.exit` too, into an error that shows where.
 
     Errors of flatkit's own pass, as do interrupts.
 
@@ -66,23 +66,27 @@ def users_code(what: str, model: nn.Module | None = None) -> Generator[None, Non
     """
     try:
         yield
-    except FlatkitError:
+    except (FlatkitError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:  # the code of others may raise anything
+    except BaseException as error:  # the code of others may raise anything
         raise users_error(what, error, model) from error
 
 
-def users_error(what: str, error: Exception, model: nn.Module | None = None) -> UserCodeError:
-    """Return the error that shows where code of the user has raised one.
+def users_error(what: str, error: BaseException, model: nn.Module | None = None) -> UserCodeError:
+    """Return the error that shows where code of the user has raised one, and on which rank.
 
     >>> users_error("the loss", KeyError("x"))
     UserCodeError("the loss fails: KeyError: 'x'")
     """
     advice = next((words for said, words in _ADVICE.items() if said in str(error)), "")
-    return UserCodeError(f"{what} fails{_where(error, model)}: {_said(error)}{advice}")
+    from flatkit.devices.joining import current  # here, as modules below many take no more links
+
+    ranks = current()
+    here = f" on rank {ranks.rank} of {ranks.count}" if ranks.count > 1 else ""
+    return UserCodeError(f"{what} fails{here}{_where(error, model)}: {_said(error)}{advice}")
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Return what an error says: of one from a worker of a loader, its last line."""
     text = str(error)
     lines = [line for line in text.splitlines() if line.strip()]
@@ -91,7 +95,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if lines else type(error).__name__
 
 
-def _where(error: Exception, model: nn.Module | None) -> str:
+def _where(error: BaseException, model: nn.Module | None) -> str:
     """Return the user's line, and the layer, as far as the traceback shows them."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     lines = traceback.extract_tb(error.__traceback__)

@@ -256,7 +256,12 @@ def test_what_is_wrong_is_said_in_one_line(folder, capsys, arguments, code, mess
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("import nowhere", "line 1 in <module>: ModuleNotFoundError"), ("def (", "line 1: SyntaxErr")],
+    [
+        ("import nowhere", "line 1 in <module>: ModuleNotFoundError"),
+        ("def (", "line 1: SyntaxErr"),
+        ("import sys\nsys.exit(0)", "line 2 in <module>: SystemExit: 0"),
+        ("def build():\n    raise SystemExit(0)", "line 2 in build: SystemExit: 0"),
+    ],
 )
 def test_a_task_file_that_cannot_be_imported_names_its_line(folder, source, message):
     (folder / "broken.py").write_text(source)

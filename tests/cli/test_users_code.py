@@ -31,6 +31,18 @@ def loss(outputs, targets):
     raise ValueError("no such loss")  # LOSS
 
 
+class Enough(BaseException):
+    pass
+
+
+def leave(outputs, targets):
+    raise SystemExit(0)  # LEAVE
+
+
+def give_up(outputs, targets):
+    raise Enough  # ENOUGH
+
+
 def collate(items):
     return items.x  # COLLATE
 
@@ -41,6 +53,14 @@ def forward():
 
 def losing():
     return flatkit.Task(nn.Linear(4, 3), loss, (X, Y))
+
+
+def leaving():
+    return flatkit.Task(nn.Linear(4, 3), leave, (X, Y))
+
+
+def giving_up():
+    return flatkit.Task(nn.Linear(4, 3), give_up, (X, Y))
 
 
 def data():
@@ -56,6 +76,8 @@ def collating():
 CASES = {
     "forward": ("FORWARD", "forward (return super().forward(x[:, :3])", "RuntimeError: mat1"),
     "losing": ("LOSS", "loss (raise ValueError", "ValueError: no such loss"),
+    "leaving": ("LEAVE", "leave (raise SystemExit", "SystemExit: 0"),
+    "giving_up": ("ENOUGH", "give_up (raise Enough", "Enough"),
     "data": ("DATASET", "__getitem__ (return", "KeyError: 'y'"),
     "collating": ("COLLATE", "collate (return items.x", "AttributeError: 'list'"),
 }
