@@ -3,6 +3,7 @@
 Subcommands load when they are called, and torch when they run, so that help is quick.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -149,10 +150,10 @@ def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
         text = with_flags(str(error), flags, about_arguments=wrong_usage)
         click.echo(f"error: {_one_line(text)}", err=True)
         return USAGE if wrong_usage else FAILURE
-    message = _one_line(str(error)) or "no message"
-    click.echo(
-        f"error: {type(error).__name__}: {message} (unexpected; --debug shows where)", err=True
-    )
+    message = f"{type(error).__name__}: {_one_line(str(error)) or 'no message'}"
+    if is_launched():
+        message = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {message}"
+    click.echo(f"error: {message} (unexpected; --debug shows where)", err=True)
     return FAILURE
 
 

@@ -1,12 +1,13 @@
 """One command in several processes: started by `--processes N`, or by `torchrun`."""
 
 import io
-import json
 import os
+import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,12 @@ from flatkit_cli.options import Command, F, option
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-_OURS = "FLATKIT_PROCESSES"
-"""Stands in the environment of processes that `launch` started: there both ask for the same."""
-_ERROR_FILE, _SAID = "TORCHELASTIC_ERROR_FILE", "said"
-"""Where a process tells its launcher that it has said itself why it failed."""
+_NOTES = "FLATKIT_PROCESSES"
+"""In the environment of processes that `launch` started: the folder in which each leaves its exit
+code, when it has said why it failed."""
 _INTERRUPTED = 130
 """The exit code after Ctrl-C, which all of them get and the first tells of."""
+_GOES_ON = "The same command goes on from what it has kept, as in the journal of --json"
 _LINGER = 10.0
 """Seconds that a rank which failed waits before it speaks itself: the first one says why, and who
 started them then ends the others."""
@@ -42,7 +43,7 @@ class SharedCommand(Command):
         """
         count = ctx.params.pop("processes", None)
         if is_launched():
-            if count is not None and _OURS not in os.environ:
+            if count is not None and _NOTES not in os.environ:
                 raise InvalidArgumentError(
                     f"processes must be left out under torchrun, which has started "
                     f"{os.environ['WORLD_SIZE']} already"
@@ -80,19 +81,21 @@ def as_rank(run: Callable[[], int]) -> int:
     said = io.StringIO()
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
         code = run()
-    if code not in (0, _INTERRUPTED):
+    if code == _INTERRUPTED:
+        return code
+    if code:
         time.sleep(_LINGER)
         here = f"error: rank {os.environ['RANK']}: "
-        sys.stderr.write(said.getvalue().replace("error: ", here, 1))
+        sys.stderr.write(re.sub("^error: (?!rank )", here, said.getvalue(), count=1, flags=re.M))
     return _marked(code)
 
 
 def _marked(code: int) -> int:
     """Return an exit code, and let `launch` know that it comes with a line that says why."""
-    file = os.environ.get(_ERROR_FILE)
-    if code and file and _OURS in os.environ:
+    folder = os.environ.get(_NOTES)
+    if code and folder:
         with suppress(OSError):  # then `launch` says a second line
-            Path(file).write_text(json.dumps({"message": _SAID, "timestamp": int(time.time())}))
+            Path(folder, os.environ["RANK"]).write_text(str(code))
     return code
 
 
@@ -106,51 +109,72 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     Raises:
         FlatkitError: one of them was killed.
     """
-    import logging
     import uuid
 
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # what went wrong is said here
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    os.environ[_OURS] = str(count)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "flatkit_cli.main", *arguments)
-    except ChildFailedError as error:
-        return _code_of(error, count)
-    except SignalException as error:  # the first process has said so
-        return 128 + int(error.sigval)
-    finally:
-        del os.environ[_OURS]
+    with _notes() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(str(folder / "torch")),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "flatkit_cli.main", *arguments)
+        except ChildFailedError as error:
+            return _code_said(folder) or _unsaid(error, count)
+        except SignalException as error:
+            if not _code_said(folder):
+                is_ctrl_c, name = error.sigval == signal.SIGINT, error.sigval.name
+                said = "interrupted" if is_ctrl_c else f"error: ended by {name}. {_GOES_ON}"
+                click.echo(said, err=True)
+            return 128 + int(error.sigval)
     return 0
 
 
-def _code_of(error: "ChildFailedError", count: int) -> int:
-    """Return the exit code of the process that failed first, which has said why.
+@contextmanager
+def _notes() -> Generator[Path]:
+    """Make the folder of notes; torch logs nothing, as what went wrong is said here."""
+    import logging
+    import tempfile
+
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="flatkit-") as folder:
+        os.environ[_NOTES] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[_NOTES]
+            logging.disable(before)
+
+
+def _code_said(folder: Path) -> int:
+    """Return the exit code of the first process that has said why it failed; 0 if none has."""
+    codes = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    return int(codes[0].read_text() or 1) if codes else 0
+
+
+def _unsaid(error: "ChildFailedError", count: int) -> int:
+    """Say how the process ended that failed first, and could not say it.
 
     Raises:
-        FlatkitError: it was killed, or code of the model or data ended it, and it could not.
+        FlatkitError: always.
     """
     rank, failure = error.get_first_failure()
-    if failure.message == _SAID:
-        return max(failure.exitcode, 1)  # it may have been ended on its way out
     name = failure.signal_name()
     memory = ", perhaps as the memory was full" if name == "SIGKILL" else ""
     how = f"was killed by {name}{memory}"
-    if failure.exitcode >= 0:
-        how = f"ended itself with exit code {failure.exitcode}, as by `sys.exit` in its task"
-    raise FlatkitError(
-        f"rank {rank} of {count} {how}; the other processes were ended. "
-        "The same command goes on where there is a journal, that of `json_file`"
-    )
+    if failure.exitcode == _INTERRUPTED:
+        how = "was interrupted alone"
+    elif failure.exitcode >= 0:
+        how = f"ended itself with exit code {failure.exitcode}, as by `os._exit` in its task"
+    raise FlatkitError(f"rank {rank} of {count} {how}; the other processes were ended. {_GOES_ON}")

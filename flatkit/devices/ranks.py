@@ -341,8 +341,8 @@ class Ranks:
     def _there(self, key: str) -> bool:
         """Whether another rank has set a key; no rank is gone that still could."""
         there = self._connected(lambda: self._store.check([key]))
-        if not there and (why := self._connected(self.words.gone)) is not None:
-            raise LostRankError(why)
+        if not there and self.words.lost is not None:
+            raise LostRankError(self.words.lost)
         return there
 
     def _do(self, key: str, work: Callable[[int], Any], number: int) -> None:

@@ -30,6 +30,9 @@ _LINGER = 10.0
 _PARTS = 10.0
 """Seconds that the first waits at most for the others to ask no more; on a busy machine they took
 more than two."""
+_NO_STORE = (
+    "the launcher, or else the process that holds the store of the ranks, died or was killed"
+)
 
 
 class Words:
@@ -39,20 +42,25 @@ class Words:
         rank: of this process, from 0.
         count: of all.
         store: of torch.distributed, empty at first.
+
+    Attributes:
+        lost: who is gone and why, as soon as it is known while `watching`.
     """
 
     def __init__(self, rank: int, count: int, store: Any) -> None:
         self.rank, self.count, self._store = rank, count, store
         self._places = dict[int, list[Any]]()
         self._through = False  # whether this rank has said that it asks no more
+        self.lost: str | None = None
 
     @contextmanager
     def watching(self) -> Generator[None]:
         """Let no rank outlive one that is gone, or ends in an error, while the context lasts.
 
         Whoever ends in an error leaves word why. A thread looks for such words, and for processes
-        of this machine that died: it ends this one where it does not end by itself within some
-        seconds, since it may wait for what nobody will send, which nothing can call off.
+        of this machine that died, as does the launcher, which holds the store: it ends this one
+        where it does not end by itself within some seconds, since it may wait for what nobody will
+        send, which nothing can call off.
         """
         self._store.set(f"process/{self.rank}", json.dumps([_machine(), os.getpid()]))
         over = threading.Event()
@@ -121,8 +129,8 @@ class Words:
                 return self.gone() or unknown
             answers = [self._store.check([f"alive/{rank}"]) for rank in range(self.count)]
             lost = [r for r, there in enumerate(answers) if not (there or self._lives(r, False))]
-        except RuntimeError:  # whoever held the store is gone too
-            return unknown
+        except RuntimeError:
+            return self._without_store()
         return self._lost(lost) if lost else unknown
 
     def _part(self) -> None:
@@ -145,16 +153,16 @@ class Words:
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(_LOOK):
             try:
-                why = self.gone()
-                if why is None and self._store.check(["through"]):
+                self.lost = self.gone()
+                if self.lost is None and self._store.check(["through"]):
                     self._through = True
                     self._store.set(f"through/{self.rank}", b"")
                     return
-            except RuntimeError:  # whoever held the store is gone, and with it the connections
-                return
-            if why is not None:
+            except RuntimeError:
+                self.lost = self._without_store()
+            if self.lost is not None:
                 if not over.wait(_BREAKS + _LINGER * (self.rank > 0)):
-                    _end(why)
+                    _end(self.lost)
                 return
 
     def _lives(self, rank: int, elsewhere: bool = True) -> bool:
@@ -165,6 +173,11 @@ class Words:
             self._places[rank] = json.loads(self._store.get(f"process/{rank}"))
         machine, process = self._places[rank]
         return _lives(process) if machine == _machine() else elsewhere
+
+    def _without_store(self) -> str:
+        """Return in words who is gone, where whoever held the store is."""
+        lost = [rank for rank in sorted(self._places) if not self._lives(rank)]
+        return self._lost(lost) if lost else _NO_STORE
 
     def _lost(self, ranks: list[int]) -> str:
         names = ", ".join(map(str, ranks))

@@ -120,15 +120,31 @@ def command(*arguments: str) -> list[str]:
 def test_a_rank_that_is_killed_is_named_and_the_command_goes_on(tmp_path, task):
     line = ["analyze", str(tmp_path / "a.pt"), "--task", f"{tmp_path / 'task.py'}:fatal", *FEW]
     line += ["--json", str(tmp_path / "r.json"), "--processes", "2"]
-    done = subprocess.run(command(*line), capture_output=True, text=True)
+    (tmp_path / "tmp").mkdir()
+    around = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(command(*line), capture_output=True, text=True, env=around)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.startswith("error: rank 1 of 2 was killed by SIGKILL"), done.stderr
     assert done.stderr.count("\n") == 1
     assert time.time() - (tmp_path / "killed").stat().st_mtime < 60
     assert not (tmp_path / "r.json").exists() and not list(tmp_path.glob("*.tmp"))
+    assert not [path for path in (tmp_path / "tmp").iterdir() if "torchinductor" not in path.name]
     again = subprocess.run(command(*line), capture_output=True, text=True)
     assert again.returncode == 0 and "top eigenvalue" in again.stdout, again.stderr
-    assert results_in(tmp_path / "r.json")
+    assert results_in(tmp_path / "r.json") and not list(tmp_path.glob("*.lock"))
+
+
+@pytest.mark.slow
+def test_where_the_launcher_is_killed_the_ranks_end(tmp_path, task):
+    line = ["analyze", str(tmp_path / "a.pt"), "--task", f"{tmp_path / 'task.py'}:slow"]
+    line += ["--measures", "loss,first_order_flatness", "--rho", "0.1,0.2,0.3", "--budget", "9000"]
+    process = subprocess.Popen(command(*line, "--processes", "2"), stderr=subprocess.PIPE)
+    while not (tmp_path / "under way").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    _, said = process.communicate(timeout=60)  # which ends when the last rank has
+    assert "error: the launcher, or else " in said.decode(), said.decode()
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """A rank that fails alone outside of a pass, where the others wait for it or compute on."""
 
 import json
+import logging
 import os
+import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig
 
 from flatkit.devices import words
 from flatkit.devices.joining import joined
@@ -20,6 +25,7 @@ from flatkit.errors import FlatkitError
 from flatkit.objective import Objective
 from flatkit.objective.model.sharded import ShardedModel
 from flatkit_cli import processes
+from flatkit_cli.main import main
 from tests.devices import sharded_models
 from tests.devices.ports import free_port
 from tests.devices.ranks_worker import CHUNK, data, network
@@ -155,51 +161,95 @@ def test_a_gradient_that_all_still_add_up_is_the_share_of_the_first(ended):
     assert torch.equal(shares[1], torch.zeros(3))
 
 
-def failure(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, *, said: bool) -> Any:
-    """Return what the launcher is told of a process that ended with a code."""
-    file = tmp_path / "error.json"
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    monkeypatch.setenv("FLATKIT_PROCESSES", "2")
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be the first of two ranks of a launcher; return the folder of its notes."""
+    monkeypatch.setenv("FLATKIT_PROCESSES", str(tmp_path))
     monkeypatch.setenv("RANK", "0")
-    if said:
-        assert processes.as_rank(lambda: code) == code
-    return ChildFailedError("flatkit", {1: ProcessFailure(1, os.getpid(), code, str(file))})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return tmp_path
 
 
 @pytest.mark.parametrize("code", [1, 2, 130])
-def test_the_launcher_adds_nothing_to_what_a_rank_has_said(tmp_path, monkeypatch, code):
-    error = failure(tmp_path, code, monkeypatch, said=True)
-    assert processes._code_of(error, 2) == code
-    error.failures[1].exitcode = -15  # ended by the launcher on its way out
-    assert processes._code_of(error, 2) == 1
+def test_the_launcher_adds_nothing_to_what_a_rank_has_said(notes, code):
+    assert processes._code_said(notes) == 0
+    assert processes.as_rank(lambda: code) == code
+    (notes / "1").write_text("3")
+    (notes / "torch").mkdir()
+    assert processes._code_said(notes) == code
 
 
-def test_a_rank_that_waits_for_the_first_to_speak_has_said_nothing(tmp_path, monkeypatch):
-    failure(tmp_path, 1, monkeypatch, said=False)
+def test_a_rank_that_waits_for_the_first_to_speak_has_said_nothing(notes, monkeypatch, capfd):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    there: list[bool] = []
-    file = tmp_path / "error.json"
-    monkeypatch.setattr(processes.time, "sleep", lambda _: there.append(file.exists()))
-    assert processes.as_rank(lambda: 1) == 1
-    assert there == [False] and file.exists()
+    there: list[int] = []
+    monkeypatch.setattr(processes.time, "sleep", lambda _: there.append(len(list(notes.iterdir()))))
+    for said in ("--rho none", "rank 0 of 2 failed: OSError"):
+        assert processes.as_rank(
+            lambda said=said: print(f"plan\nerror: {said}", file=sys.stderr) or 1
+        )
+    assert there == [0, 1] and (notes / "1").exists()
+    told = [line for line in capfd.readouterr().err.splitlines() if line != "plan"]
+    assert told == ["error: rank 1: --rho none", "error: rank 0 of 2 failed: OSError"]
+
+
+def test_a_rank_that_is_interrupted_leaves_it_to_the_first_to_say_so(notes, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert processes.as_rank(lambda: 130) == 130
+    assert processes._code_said(notes) == 0
 
 
 @pytest.mark.parametrize(
     ("code", "how"),
-    [(7, "ended itself with exit code 7"), (1, "ended itself"), (-11, "was killed by SIGSEGV")],
+    [
+        (7, "ended itself with exit code 7"),
+        (1, "ended itself"),
+        (130, "was interrupted alone"),
+        (-11, "was killed by SIGSEGV"),
+    ],
 )
-def test_the_launcher_names_a_rank_that_ended_without_a_word(tmp_path, monkeypatch, code, how):
+def test_the_launcher_names_a_rank_that_ended_without_a_word(code, how):
+    failures = {1: ProcessFailure(1, os.getpid(), code, "")}
     with pytest.raises(FlatkitError, match=f"^rank 1 of 2 {how}.*The same command goes on"):
-        processes._code_of(failure(tmp_path, code, monkeypatch, said=False), 2)
+        processes._unsaid(ChildFailedError("flatkit", failures), 2)
 
 
-def test_a_rank_that_exits_in_code_of_the_user_has_said_nothing(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit):
-        error = failure(tmp_path, 0, monkeypatch, said=False)
-        assert error
-        processes.as_rank(lambda: sys.exit(3))
-    assert not (tmp_path / "error.json").exists()
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "error: ended by SIGTERM")],
+)
+@pytest.mark.parametrize("by_a_rank", [False, True])
+def test_a_launcher_that_is_ended_says_so_once_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, number, said, by_a_rank
+):
+    def ended(config: LaunchConfig, python: str) -> Any:
+        def run(*arguments: str) -> None:
+            folder = Path(os.environ["FLATKIT_PROCESSES"])
+            assert folder.parent == tmp_path and arguments[2:] == ("analyze",)
+            if by_a_rank:
+                (folder / "0").write_text("130")
+            logging.getLogger("torch.distributed").warning("Received a death signal")
+            raise SignalException("ended", number)
+
+        return run
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", ended)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert processes.launch(2, ["analyze"]) == 128 + number
+    printed = capsys.readouterr()
+    assert not printed.out and printed.err.startswith("" if by_a_rank else said)
+    assert printed.err.count("\n") == (0 if by_a_rank else 1)
+    assert not list(tmp_path.iterdir()) and "FLATKIT_PROCESSES" not in os.environ
+    assert logging.getLogger("torch").isEnabledFor(logging.CRITICAL)
+
+
+def test_an_error_that_nobody_foresaw_names_the_rank(notes, monkeypatch, capsys):
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("flatkit_cli.main.cli.main", fails)
+    assert main(["analyze"]) == 1
+    assert capsys.readouterr().err.startswith("error: rank 0 of 2 failed: MemoryError: no message")
 
 
 def store_of_one() -> Any:
@@ -231,3 +281,30 @@ def test_the_first_goes_when_no_other_asks_it_any_more(monkeypatch):
             pass
         assert store.check(["through/1"])
         other._store = None  # that is, gone
+
+
+class Gone:
+    """A store whose process is gone."""
+
+    def set(self, key: str, value: Any) -> None:
+        pass
+
+    def check(self, keys: list[str]) -> bool:
+        raise RuntimeError("connection refused")
+
+
+def test_a_rank_whose_launcher_is_gone_ends(monkeypatch):
+    """Its connections to the others hold: it would go on alone, and nobody could stop it."""
+    monkeypatch.setattr(words, "_LOOK", 0.02)
+    monkeypatch.setattr(words, "_BREAKS", 0.02)
+    ended: list[str] = []
+    monkeypatch.setattr(words, "_end", ended.append)
+    here = words.Words(0, 2, Gone())
+    with here.watching():
+        while not ended:
+            time.sleep(0.01)
+    assert ended == [here.lost]
+    assert ended[0].startswith("the launcher, or ")
+    assert here.missing() == ended[0]
+    here._places[1] = [words._machine(), 2**22 + 1]  # the largest number of a process, and one
+    assert here.missing().startswith("rank 1 of 2 was lost")
