@@ -328,6 +328,7 @@ class _Walk:
         if key in _EACH_ENTRY and not node.kwargs:
             return _bound(_EACH_ENTRY[key], node.args)
         if key in _ALONG_FEATURES and _argument(node, 1, "dim") in _OF_FEATURES:
+            # Features are second here, in [K, features, B], and in [samples, features] as well.
             return partial(_ALONG_FEATURES[key], dim=1) if len(node.args) < 3 else None
         if key in _CUTS and _argument(node, 2, "dim") in _OF_FEATURES:
             cut, parts = _CUTS[key], node.args[1]
@@ -347,6 +348,7 @@ class _Walk:
             return self._names[used]
         if node.target not in _EACH_ENTRY:
             raise CannotStackError(f"{_word(node)} joins what moves with what does not")
+        # What does not depend on the samples is one row for all of them, and is not cut with them.
         self._kept[used.name] = used in self._of_samples
         return used.name
 
@@ -355,6 +357,7 @@ class _Walk:
         name = self._names[used]
         step = self._steps[name]
         same = [node for node, other in self._names.items() if other == name]
+        # `same`: names of one tensor, as of Identity or Dropout, which read nothing by themselves.
         takers = {user for node in same for user in node.users if user in self._live} - set(same)
         return len(takers) == 1 and not (isinstance(step, Operation) and step.is_view)
 

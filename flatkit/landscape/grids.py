@@ -61,6 +61,7 @@ def levels(count: int, *, centre: int, coarsest: int = COARSEST) -> list[numpy.n
         stride *= 2
     found = []
     while stride >= 1:
+        # Counted from the centre, so that it is on every level, and levels hold those before them.
         inside = {i for i in range(count) if (i - centre) % stride == 0}
         found.append(numpy.array(sorted(inside | {0, count - 1})))
         stride //= 2
@@ -106,6 +107,7 @@ def interpolate(values: numpy.ndarray, matrices: Sequence[numpy.ndarray]) -> num
     spoiled = _apply((~finite).astype(float), touched)
     infinite = _apply(numpy.isposinf(values).astype(float), touched)
     everything = _apply(numpy.ones_like(values), touched)
+    # Spoilt where any neighbour is not finite; infinite only where all of them are.
     found[spoiled > 0] = numpy.nan
     found[infinite == everything] = numpy.inf
     return found

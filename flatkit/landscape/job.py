@@ -200,6 +200,7 @@ class LandscapeJob:
         with own or nullcontext() as kept, self.holding():
             for todo in points.levels():
                 before = int(points.measured.sum())
+                # Where it is refined, how many more points come is known only after this level.
                 total = before + len(todo) if self._refine else points.measured.size
                 parts = list(batches(todo, self.batch))
                 known = self._known(parts, kept)

@@ -143,6 +143,7 @@ def measure_into(
     if not ranks.is_first:
         return _with_the_first(path, job)
     journal = path.with_name(path.name + ".journal")
+    # A whole file without a journal is the end of a job: to look at it takes no lock.
     if not overwrite and not journal.exists():
         found = _finished(path, job)
         if found is not None:
@@ -246,6 +247,7 @@ def _through(
 ) -> LandscapeJob:
     """Return the one job of all the sources."""
     kind.check_count(len(sources), settings.dimensions)
+    # -1 is the last: its data, loss and frozen parameters are those of the surface.
     at = kind.centre % len(sources)
     centre = task_of(sources[at])
     objectives = _objectives(centre, settings)

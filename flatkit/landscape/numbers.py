@@ -134,6 +134,7 @@ def basin(
     if right is None or left is None:
         return None, None
     width = right - left
+    # Both crossings are places, not distances: r = right − centre, and l = centre − left.
     return width, float(right + left - 2 * steps[centre]) / width
 
 
@@ -166,6 +167,7 @@ def roughness(values: numpy.ndarray) -> float:
     """
     if not numpy.isfinite(values).all():
         return math.inf
+    # One descent to the minimum and one ascent from it: the variation of a single valley.
     least = float(values[0] + values[-1] - 2 * values.min())
     total = float(numpy.abs(numpy.diff(values)).sum())
     return total / least - 1.0 if least > 0 else 0.0

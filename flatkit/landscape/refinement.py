@@ -137,7 +137,7 @@ class Refinement:
         missed = numpy.zeros(self.shape, bool)
         grid = numpy.ix_(*self._levels[number])
         for name in self.values:
-            if name.endswith("_residual"):
+            if name.endswith("_residual"):  # an error, which is as rough as noise
                 continue
             own, predicted = self.values[name][grid], self._predicted(name, number)
             scale = 1.0 if name.endswith("accuracy") else self._range(name, own)
@@ -156,6 +156,7 @@ class Refinement:
             return 0.0
         low, high = float(known.min()), float(known.max())
         if low > 0:
+            # A share s of the range ln(high/low) is a relative change of s·ln(high/low) anywhere.
             return numpy.abs(own) * math.log(min(max(high / low, _NARROWEST), _WIDEST))
         return max(high - low, (_NARROWEST - 1) * max(abs(low), abs(high)))
 

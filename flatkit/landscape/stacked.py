@@ -100,6 +100,7 @@ class StackedPoints:
         filled = [*steps, *[[0.0] * len(self._directions)] * (self.batch - count)]
         t = torch.tensor(filled, dtype=self._theta.dtype, device=self._theta.device)  # [K, D]
         points = _Points(t, self._weights(t), self._buffers)
+        # Summed over parts and chunks in float64, whatever the dtype of the weights is.
         losses, correct = self._theta.new_zeros(2, self.batch, dtype=torch.float64)
         decision = self._objective.decision if with_accuracy else None
         for part in self._parts:
@@ -124,6 +125,7 @@ class StackedPoints:
     def _weights(self, t: Tensor) -> dict[str, Tensor]:
         """Return the matrices and biases of later layers at points with steps [K, D], by name."""
         if self._later.numel():
+            # θ + Σ tᵢ dᵢ at all K points: [K, D] times [D, P'], plus [P'].
             torch.addmm(self._later[0], t, self._later[1:], out=self._place)
         return self._stacked
 
@@ -367,6 +369,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, smoothing: float, spare: Te
         smoothing: of labels.
         spare: memory [K, C, B].
     """
+    # [K, 1, B]
     chosen = targets.long().expand(len(outputs), 1, -1)
     logarithms = torch.log_softmax(outputs, 1, out=spare)
     values = -logarithms.gather(1, chosen).squeeze(1)

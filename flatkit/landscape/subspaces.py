@@ -71,6 +71,7 @@ class Subspace:
             return
         if not (self.vectors.double().norm(dim=1) > 0).all():
             raise InvalidArgumentError("directions must not be zero; one of them is")
+        # 1 − cos φ ≈ φ²/2: an angle of less than about 0.0014.
         if self.cosine is not None and 1 - abs(self.cosine) < 1e-6:
             raise InvalidArgumentError("the two directions are parallel and span no plane")
 

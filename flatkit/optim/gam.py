@@ -73,6 +73,7 @@ def accelerated_gradient(
     h_minus = yield from point.gradient()  # g0
     point.ascend(h_minus, rho_prime)
     h_plus = yield from point.gradient()  # g1
+    # θ2 starts from θ, not from θ1.
     point.restore()
     change = blockwise.difference(h_plus, h_minus)  # ≈ ρ'·H·g0/‖g0‖, the direction up ‖∇L‖
     if rho_sam is not None:
@@ -84,7 +85,9 @@ def accelerated_gradient(
     point.ascend(change, rho, what="change of the gradient")
     del change
     g2 = yield from point.gradient(kept=False)
+    # From θ2, where the parameters still are: no restore, and θ3 is as far from θ as both steps go.
     point.ascend(g2, rho_prime)
+    # In place, as soon as their parts are known: h₋ needs g0 and g2, h₊ below g1 and g3.
     blockwise.mix_(h_minus, g2, beta)
     del g2  # its memory is free for the last pass
     g3 = yield from point.gradient(kept=False)
@@ -141,6 +144,7 @@ def exact_gradient(
     point.ascend(norm_gradient, rho, what="gradient of the gradient norm")
     del norm_gradient  # its memory is free for the second pass
     _, norm_gradient = yield from differentiate()
+    # n = ρ·(gradient of the norm), and α·n is added: each block with its own α and ρ.
     weights = [a * r for a, r in zip(alpha, rho, strict=True)]
     point.blockwise.add_(gradient, norm_gradient, weights)
     return gradient
@@ -276,7 +280,7 @@ class GAM(PerturbedOptimizer):
             rho=rho,
             rho_prime=rho_prime,
             alpha=alpha,
-            beta=1 / (2 - beta),
+            beta=1 / (2 - beta),  # of (2 − β) h₋: g0 gets 1/(2 − β)
             gamma=gamma * (2 - beta),
             **settings,
         )

@@ -97,6 +97,7 @@ class Step:
         """Return the combined gradient, finite, averaged and clipped; θ is then restored."""
         with self._point as point:
             gradient = yield from self._guarded(self._rule(point))
+            # Finite gradients may add up to an infinite one: refused before it is written.
             point.norm(gradient, "combined gradient")
             if self._local:
                 first = next(point.parameters())
@@ -145,6 +146,7 @@ class Step:
     def _report_overflow(self, scaler: GradScaler, owner: Optimizer) -> None:
         """Let the scaler find an infinite gradient, through its public methods."""
         first = next(self._point.parameters())
+        # To a scaler that is an overflow: it skips the step and lowers its scale.
         first.grad = torch.full_like(first, float("inf"))
         scaler.unscale_(owner)
         self._point.clear_gradients()

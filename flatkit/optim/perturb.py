@@ -120,6 +120,7 @@ class PerturbedPoint:
         gradient = self._as_blocks(gradients)
         self._average_(gradient)
         ascent, length = self._ascent(gradient, "gradient")
+        # Infinite after a deferred failure: the vector is dropped later, and until then no NaN.
         weight = 0.0 if length == float("inf") else 1 / (length + self._eps)
         direction = [tensor for block in ascent for tensor in block]
         norm_gradient = self._as_blocks(hessian_product(gradients, parameters, direction))
@@ -149,6 +150,7 @@ class PerturbedPoint:
         self._add(ascent, [step] * count)
         norm_gradient = yield from self.gradient()
         self.norm(norm_gradient, "gradient")
+        # From θ + s·u to θ − s·u; the caller restores θ bit for bit.
         self._add(ascent, [-2 * step] * count)
         del ascent
         behind = yield from self.gradient(kept=False)
@@ -283,6 +285,7 @@ class PerturbedPoint:
         if gradient is None:
             return torch.zeros_like(parameter)
         if gradient.layout is torch.sparse_coo:
+            # Rows may occur several times in a sparse gradient; only coalesced indices are unique.
             gradient = gradient.coalesce()
             self._rows.setdefault(id(parameter), []).append(gradient.indices())
             return torch.empty_like(parameter).copy_(gradient.to_dense())

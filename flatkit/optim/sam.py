@@ -35,8 +35,6 @@ def gsam_gradient(point: PerturbedPoint, *, rho: Weights, alpha: Weights) -> Pas
 
     Source: Zhuang et al. 2022, algorithm 1.
 
-    Source: Zhuang et al. 2022, algorithm 1.
-
     Args:
         point: at θ.
         rho: ρ of each block.
@@ -45,6 +43,7 @@ def gsam_gradient(point: PerturbedPoint, *, rho: Weights, alpha: Weights) -> Pas
     Raises:
         NonFiniteError: ‖g‖ is NaN or infinite.
     """
+    # Kept: it is needed after the second pass, whose buckets may overwrite what autograd left.
     gradient = yield from point.gradient()
     point.ascend(gradient, rho)
     perturbed = yield from point.gradient(kept=False)  # g₊

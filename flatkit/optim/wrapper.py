@@ -268,6 +268,7 @@ class PerturbedOptimizer(Optimizer, ABC):
             state = state if changed is None else changed
         for group in state["param_groups"]:
             self._check_options(group)
+        # A state of the plain base has none: the count of `every` begins anew.
         own = state.pop("perturbation", {"steps": 0})
         kept = [{key: group[key] for key in self._keys.values()} for group in self.param_groups]
         self.base.load_state_dict(state)
@@ -319,6 +320,7 @@ class PerturbedOptimizer(Optimizer, ABC):
             scaler: as in `step`; one that is disabled is none.
             owner: the optimizer that the scaler is to step.
         """
+        # A loop that was left, and whose generator somebody holds: θ must be back first.
         if self._open is not None and (abandoned := self._open()) is not None:
             abandoned.close()
         for group in self.param_groups:

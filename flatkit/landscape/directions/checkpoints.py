@@ -135,6 +135,7 @@ def plane_through(first: "Waypoint", second: "Waypoint", third: "Waypoint") -> "
     places = ([0.0, 0.0], [length, 0.0], [along, height])
     buffers = {}
     for name, base in first.buffers.items():
+        # Running statistics move as the weights do: right at all three corners, and linear between.
         right = (second.buffers[name] - base) / length
         up = (third.buffers[name] - base - along * right) / height
         buffers[name] = torch.stack([base, right, up])
