@@ -251,6 +251,7 @@ class Ball:
         process = self.processes[which, rho]
         best = process.found
         assert best is not None
+        # Balls are nested: what a smaller one found is a feasible point of this one.
         others = [
             (_SMALLER, other.found)
             for (quantity, radius), other in self.processes.items()
@@ -331,6 +332,7 @@ class Ball:
         """The model, whose basis is not full yet."""
         session, geometry = self.session, self.geometry
         space = session.space if self._shares_krylov else self._own.space()
+        # Twice the bytes: a vector and its product.
         more = max(2, min(_FROM_GRADIENT, _BYTES // (2 * session.gradient.nbytes)))
         model = QuadraticModel(
             ScaledOperator(session.hessian, geometry),
@@ -366,6 +368,7 @@ class Ball:
     def _own(self) -> Lanczos:
         """Products with a Hessian that no other measure multiplies with."""
         operator = ScaledOperator(self.session.hessian, self.geometry)
+        # So few that their images are kept: else these would take products, or be recurred.
         room = max(3, KEPT_BYTES // (2 * self.session.gradient.nbytes) - 1)
         return Lanczos(
             operator,

@@ -78,6 +78,7 @@ class Catchment:
         values = sorted((min(value, best) for value in ends), reverse=True)
         if not values:
             return cls(0, 0)
+        # Where another way found the best, no independent search ended there: it leads the ranking.
         ranked = values if _same(values[0], best) else [best, *values]
         ranked = ranked[:_ENDS]
         several = len(ranked) > 1 and ranked[-1] > 0
@@ -121,6 +122,7 @@ def left_open(searched: Iterable[Catchment]) -> float | None:
         return None
     least = math.log1p(WITHIN)
     total = math.fsum(max(one.gap, least) for one in known if one.gap is not None)
+    # c of P(gap > c S) = (1 + c)^(−K) = 5 %.
     factor = _RISK ** (-1 / gaps) - 1
     return math.expm1(min(factor * total + _UNSEEN * _chance(searches), _MOST))
 

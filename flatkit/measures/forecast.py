@@ -197,7 +197,9 @@ def _timed(objective: Objective, run: Callable[[Objective, int], object]) -> _Ti
     while long < _TELLS and more < rows:
         more = min(4 * more, rows)
         long = _seconds(objective, run, more)
+    # Two points on a line: seconds of a sample; below, what is left for the chunk itself.
     slope = max(0.0, long - short) / (more - few) if more > few else 0.0
+    # Where the longer pass was no slower, by chance, all of its time counts as that of the samples.
     slope = slope or long / more
     return _Times(max(0.0, short - slope * few), slope)
 

@@ -83,6 +83,7 @@ class Influences:
         count = len(result.value)
         vectors = vectors[:count]
         shares: list[list[float]] = [[] for _ in range(count)]
+        # Second order: the eigenvector turns towards what the noise of the blocks points to.
         across = [self._across(v, blocks) for v in vectors]
         for block in self._products(vectors, blocks):
             for number, (v, product) in enumerate(zip(vectors, block, strict=True)):
@@ -156,6 +157,7 @@ class Influences:
             probes = torch.stack([project_out(vectors, z) for z in self._probes("norm")])
             vectors = torch.cat([vectors, probes])
             images = torch.cat([images, session.curvature.matmat(probes)])
+        # tr over the Ritz vectors exactly, and over the complement as a mean over probes.
         counts = [1.0] * known.size + [1 / _PROBES] * (len(vectors) - known.size)
         square = _weighted(counts, [inner(image, image) for image in images])
         scale = float(result.value) / square
@@ -359,6 +361,7 @@ def _exactly(value: float, shares: Tensor, objective: Objective, order: Tensor) 
     weights = objective.weights[order] / objective.total_weight
     count = len(shares)
     squares = ((shares - value * weights) ** 2).sum()
+    # Σ wₙ²(ℓₙ − L)², with N/(N − 1) as L is their own mean.
     error = math.sqrt(float(squares) * count / (count - 1))
     return {"sampling_error": error, "sampling_error_is": _EXACT.format(count)}
 
@@ -396,5 +399,6 @@ def _without_noise(
     if whole == 0:
         return values
     doubt = math.sqrt(2 / (len(rows) - 1))
+    # Deviations from the mean are shrunk, so that the variance loses the part that is noise.
     shrunk = math.sqrt(min(1.0, max(0.0, 1 - noise / whole) + doubt))
     return [centre + shrunk * (value - centre) for value in values]

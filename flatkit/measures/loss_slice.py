@@ -207,6 +207,7 @@ def _standard_errors(rows: "list[list[float | None]]") -> "list[float | None]":
     errors: list[float | None] = []
     for column in zip(*rows, strict=True):
         numbers = [x for x in column if x is not None and math.isfinite(x)]
+        # Where the loss of one direction is no number, there is no error of the mean.
         if len(numbers) < max(_FEWEST, len(column)):
             errors.append(None)
             continue

@@ -137,6 +137,7 @@ def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
         session.task.objective(settings, dtype=dtype, **given).gradient()
         for dtype in (torch.float32, torch.float64)
     )
+    # Rounding is proportional to ε; the difference of the two is that of float32.
     share = torch.finfo(own.dtype).eps / torch.finfo(torch.float32).eps
     return (single.double() - double) * share
 
@@ -162,6 +163,7 @@ def rounding_radius(session: "Session", geometry: Geometry, slope: float, noise:
     """
     theta = session.objective.theta
     lengths = theta if geometry.scale is None else (geometry.scale != 0).to(theta)
+    # In coordinates u = δ/T the weights are at most 1 in size each, as in `check_radius`.
     moved = torch.finfo(theta.dtype).eps * float(geometry.norm(lengths))
     return (noise / slope + moved) / _SHARE if slope > 0 else math.inf
 
@@ -188,6 +190,7 @@ def gradient_jump(session: "Session", noise: float) -> Jump:
             _change(objective, (factor * distance * drawn / drawn.norm()).to(theta))
             for factor in (1.0, _FARTHER)
         )
+        # Of a smooth loss `far` is 8 times `near`, at a jump as large: its half lies between.
         found = Jump(near, distance, 0.5 * far + 10.0 * noise)
         if found.size - found.explained > worst.size - worst.explained:
             worst = found

@@ -53,6 +53,7 @@ def run(session: "Session") -> list[Result]:
         with session.meter() as cost:
             point = rounded(objective.theta, objective.space, bits)
             increase = float(objective.loss(point.theta)) - base
+            # The prediction is linear in the traces: by a diagonal matrix, one error at a time.
             variances = expected_increase(point.steps, traces.error.diag()).square().sum().sqrt()
             settings = {
                 "bits": bits,
@@ -62,6 +63,7 @@ def run(session: "Session") -> list[Result]:
                 "probes": _PROBES,
                 "seed": session.own(ObjectiveSettings).seed,
             }
+            # What all bits share is charged to the first; `cost() - cost()` is nothing.
             spent = cost() + (shared if not found else cost() - cost())
             found.append(Result("rounding", increase, 0.0, settings=settings, cost=spent))
     return found

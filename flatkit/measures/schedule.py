@@ -117,6 +117,7 @@ class Process:
         """
         if math.isinf(self.wanting):
             used = in_gradients(self._used, self._session.product_price)
+            # Compared as (bool, number): all without a value come before those that have one.
             return True, -max(used, MEASURES[self.name].gradients_to_first(self._session))
         # Above 1: a measure that has reached its goal still goes on, as the last.
         return False, math.log(max(self.wanting, 1 + 1e-9)) / (1 + self.spent)

@@ -37,6 +37,7 @@ def searched(
     """
     ball, budget, patient = session.ball, session.search_budget, _is_patient(session)
     radii = session.own(BallSettings).rho
+    # The round of 1 gives each radius a value: that of the first start.
     rounds = [1, min(_FIRST, budget)]
     while rounds[-1] < budget:
         rounds.append(min(2 * rounds[-1], budget))
@@ -52,6 +53,7 @@ def searched(
                 if not process.step():
                     break
                 known = ball.has_begun(which, radii[0])
+                # How far off it counts as: 2 at the end of the last round, and more before.
                 yield Draft(results, max(1.5, 2 * budget / limit) if known else math.inf)
             if limit > 1 and not patient:
                 process.end_round(limit, _LEAST_GAIN)

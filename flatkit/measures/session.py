@@ -383,6 +383,7 @@ class Session:
     def generator(self, purpose: str) -> torch.Generator:
         """Return the random stream of one purpose, the same whatever else is measured."""
         digest = hashlib.sha256(f"{self.own(ObjectiveSettings).seed}:{purpose}".encode()).digest()
+        # Seven bytes: torch takes seeds of 64 bits, signed.
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def radii(self, measure: str) -> Iterator[float]:

@@ -74,6 +74,7 @@ def _save_vectors(session: "Session", folder: str) -> str:
 
 def _products_to_first(session: "Session") -> int:
     wanted = session.own(CurvatureSettings).num_eigenvalues
+    # A Krylov space has as many Ritz values as products; other methods have none before their end.
     return max(0, wanted - session.krylov.matvecs) if session.searches_by_krylov else 20 * wanted
 
 
