@@ -31,7 +31,8 @@ def read_box(tensor: AnyTensor, offsets: Sequence[int], shape: Sequence[int]) ->
     [2, 4]
     """
     size = DTYPES[tensor.dtype].itemsize
-    found, filled = np.empty((*shape, size), np.uint8), 0
+    # Counting entries would not do: pieces that overlap may leave a hole of as many.
+    found, covered = np.empty((*shape, size), np.uint8), np.zeros(shape, bool)
     whole = (0,) * len(tensor.shape)
     pieces = [Piece(whole, tensor)] if isinstance(tensor, StoredTensor) else tensor.pieces
     for begin, piece in pieces:
@@ -43,8 +44,8 @@ def read_box(tensor: AnyTensor, offsets: Sequence[int], shape: Sequence[int]) ->
         own = [slice(a - o, b - o) for a, b, o in zip(low, high, begin, strict=True)]
         there = [slice(a - o, b - o) for a, b, o in zip(low, high, offsets, strict=True)]
         _copy_rows(piece, own, found, there)
-        filled += prod(b - a for a, b in zip(low, high, strict=True))
-    if filled != prod(shape):
+        covered[tuple(there)] = True
+    if not covered.all():
         raise CheckpointError("the pieces of a tensor do not cover it; a file is missing")
     return found.reshape(-1)
 
