@@ -200,7 +200,7 @@ class _Cell:
     def sampling(self) -> Part | None:
         errors = [r.sampling_error for r in self.readings if r.sampling_error is not None]
         if len(self.readings) == 1 and errors:
-            return Part(errors[0], max(1, len(self.readings[0].influence) - 1) or 1)
+            return Part(errors[0], max(1, len(self.readings[0].influence) - 1))
         blocks = self.blocks
         if blocks is not None:
             return of_mean(blocks)

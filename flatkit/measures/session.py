@@ -38,7 +38,7 @@ from flatkit.results.cost import Cost
 from flatkit.results.report import Report, environment
 from flatkit.results.result import Result
 from flatkit.spectrum.estimate import Estimate
-from flatkit.spectrum.krylov import KEPT_BYTES
+from flatkit.spectrum.krylov import KEPT_BYTES, basis_for
 from flatkit.spectrum.lanczos import Lanczos, lanczos
 from flatkit.spectrum.lobpcg import lobpcg
 from flatkit.spectrum.operators import check_symmetric, refuse_asymmetry
@@ -200,7 +200,7 @@ class Session:
         """The search of the largest eigenvalues; call `look_at` after each step."""
         own, curvature = self.own(CurvatureSettings), self.curvature
         k, vector = own.num_eigenvalues, self.curved.theta.nbytes
-        usual = 2 * k + 18
+        usual = basis_for(k, None)
         if 2 * (usual + 1) * vector > KEPT_BYTES:  # then its images follow from the recurrence
             usual = min(usual, max(k + 10, _BASIS_BYTES // vector))
         return Lanczos(
