@@ -170,6 +170,7 @@ def _delta(pair: _Pair, weight: Tensor, module: nn.Module) -> Tensor:
     """Return B A in float64, in the layout of a weight."""
     a, b = (in_numbers(pair.parts[side]).double() for side in "AB")
     if weight.dim() > 2:  # of a convolution: B has kernels of one pixel
+        # B [out, r, 1, 1] times A [r, in, h, w].
         return torch.einsum("or,r...->o...", b.flatten(1), a)
     product = b @ a
     # `Conv1D` of transformers multiplies as x @ W, an embedding by rows.

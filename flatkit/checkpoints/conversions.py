@@ -142,6 +142,7 @@ def refuse_lossy(path: str, name: str, tensor: Tensor, target: Tensor) -> None:
     if tensor.is_complex() and not target.is_complex():
         raise CheckpointError(f"{said}: its imaginary part would be lost; build a complex model")
     if not target.is_floating_point() and not target.is_complex():
+        # There and back: fractions, NaN and what is beyond the range come back changed.
         back = tensor.to(target.dtype).to(tensor.dtype)
         if not torch.equal(back, tensor):
             raise CheckpointError(f"{said}, which cannot hold its values")

@@ -145,6 +145,7 @@ def place(
     ways = namings(model, _shapes(own), stored.shapes, wishes.rename)
     check_ignored([*own, *stored.shapes], wishes.ignore)
     tried: list[tuple[Mismatch, _Fit]] = []
+    # The first way that fits stays; each is tried on the model, and undone if it does not.
     for naming in ways:
         with undone(model) as keep:
             fit = _try(model, own, stored, naming)
@@ -176,6 +177,7 @@ def _try(model: nn.Module, own: Mapping[str, Tensor], stored: Stored, naming: Na
         missing, unexpected, sizes = _load(model, rest, naming, stored)
         if not sizes:
             break
+        # torch then raises, and does not say what is missing: once more without these.
         misshaped += sizes
     missing = [
         name

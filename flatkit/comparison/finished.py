@@ -216,6 +216,7 @@ def _of_measures(report: Report, measures: Sequence[str]) -> Report:
 def _joined(first: Report, second: Report) -> Report:
     """Return what two analyses of one checkpoint found."""
     anew = _measures_of(second)
+    # What was measured anew takes the place of what was known.
     kept = [result for result in first if result.measure not in anew]
     totals = {
         name: first.analysis.get(name, 0.0) + second.analysis.get(name, 0.0)

@@ -115,6 +115,7 @@ def _chance(errors: float, shares: Sequence[Part]) -> float:
         freedom = shares[0].freedom
         return min(1.0, 2 * float(stdtr(freedom, -errors) if freedom < _MANY else ndtr(-errors)))
     low, high = math.log(_LEAST_P), 0.0
+    # log p between −690 and 0, halved fifty times: p to twelve digits.
     for _ in range(50):
         middle = (low + high) / 2
         if _errors_wide(math.exp(middle), shares) > errors:

@@ -237,6 +237,7 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
     stuck = seeds is not None and seeds.error <= rounding < abs(difference)  # no spread is known
     usable = (known or sampling is not None) and not single and not stuck
     # Norms and largest eigenvalues of few samples are too large; what both have of it is no news.
+    # By how much few samples make one of the two larger than the other.
     few = 0.0 if sampling is None else one.bias - other.bias
     found = interval(difference - few, parts, bound) if usable else None
     by: PairedBy = "samples" if seeds is None and sampling is not None else "none"
@@ -260,6 +261,7 @@ def _over_seeds(one: _Cell, other: _Cell) -> tuple[float, Part | None, int, bool
     common = [seed for seed in first if seed in second]
     values = [one.trainings, other.trainings]
     fewer = min(len(found) for found in values)
+    # In pairs only where that drops no run that would make the means better known.
     if len(common) > 1 and (len(common) >= _ENOUGH_RUNS or len(common) == fewer):
         differences = [first[seed] - second[seed] for seed in common]
         return fmean(differences), of_mean(differences), len(common), True

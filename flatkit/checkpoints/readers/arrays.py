@@ -60,6 +60,7 @@ def _tensor(raw: Any, record: Any, shape: Any, fortran: bool) -> StoredTensor | 
 def _stored(entries: np.ndarray, shape: tuple[int, ...], fortran: bool) -> StoredTensor:
     """Return entries in the order of memory as a tensor, little-endian."""
     native = np.ascontiguousarray(entries, entries.dtype.newbyteorder("<"))
+    # Column by column in memory: the strides of the reversed shape, reversed.
     stride = contiguous(shape[::-1])[::-1] if fortran else None
     return StoredTensor(BytesIO(native.tobytes()), 0, native.dtype.name, shape, stride)
 

@@ -41,6 +41,7 @@ def read_box(tensor: AnyTensor, offsets: Sequence[int], shape: Sequence[int]) ->
         high = [min(a + n, b + m) for a, n, b, m in ends]
         if any(a >= b for a, b in zip(low, high, strict=True)):
             continue
+        # What piece and box share, in the coordinates of each.
         own = [slice(a - o, b - o) for a, b, o in zip(low, high, begin, strict=True)]
         there = [slice(a - o, b - o) for a, b, o in zip(low, high, offsets, strict=True)]
         _copy_rows(piece, own, found, there)

@@ -153,6 +153,7 @@ def _refuse_second_best(
     """Refuse to take an average or the like where the weights themselves stand there unread."""
     if not isinstance(content, Mapping):
         return
+    # Only names that would have been taken before it.
     before = _WEIGHTS[: _WEIGHTS.index(chosen)] if chosen in _WEIGHTS else _WEIGHTS
     for name in before:
         item = content.get(name)
@@ -206,6 +207,7 @@ def _entries(content: Any, name: str, depth: int) -> Iterator[tuple[str, Mapping
         if isinstance(key, str)
         and (isinstance(value, (StoredTensor, AssembledTensor)) or is_tensor(value))
     }
+    # Both, as a state dict may itself hold entries: `_choose` decides by the number of tensors.
     if own:
         yield name, own
     if depth:

@@ -87,6 +87,7 @@ def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[st
         known = dtype in DTYPES
         tensors[name] = StoredTensor(file, 8 + length + start, dtype, shape) if known else codes
     at = 0  # the format wants the tensors to fill the rest of the file, without a hole
+    # Sorted, each begins where the last one ended: no overlap and no hole.
     for start, end in sorted(ends):
         if start != at:
             raise _malformed(path, "its tensors overlap or leave a hole")

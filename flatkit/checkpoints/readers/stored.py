@@ -32,6 +32,8 @@ class DType(NamedTuple):
     pattern: int | None = None
 
 
+# Masks are the bits of the exponent: all ones mean NaN or infinite, by IEEE 754. Of the 8-bit
+# floats e4m3fn has one pattern of NaN, the fnuz kinds that of −0, and e8m0 all ones.
 DTYPES: dict[str, DType] = {
     "float64": DType(8, 8, 0x7FF << 52, 0x7FF << 52),
     "float32": DType(4, 4, 0xFF << 23, 0xFF << 23),
@@ -172,6 +174,7 @@ class AssembledTensor:
                 slice(start, start + length)
                 for start, length in zip(offsets, tensor.shape, strict=True)
             )
+            # `size` bytes an entry, as NumPy has no bfloat16.
             whole[box] = tensor.array().reshape(*tensor.shape, size)
             covered[box] = True
         if not covered.all():

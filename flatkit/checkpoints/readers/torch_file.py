@@ -120,6 +120,7 @@ def _extents(file: BinaryIO, path: str, size: int) -> Mapping[str, tuple[int, in
                 )
             # The local header has an extra field of its own: torch aligns the data with it.
             file.seek(record.header_offset)
+            # Of the local header, not of the directory, whose extra field may be of another length.
             names, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
             start = record.header_offset + _LOCAL_HEADER + names + extra
             found[record.filename] = (start, record.file_size)
@@ -152,6 +153,7 @@ def _read_stream(file: BinaryIO, path: str, size: int) -> tuple[Any, str]:
             raise MalformedPickleError(f"a storage of the unknown kind {storage.kind}")
         return storages.setdefault(key, storage)
 
+    # Five pickles: magic, protocol, machine, content and keys of the storages, whose bytes follow.
     words = vocabulary(persistent, _storage_in_bytes)
     first = read_pickle(cast(BinaryIO, _Limited(file, size)), words)
     if first != _MAGIC:  # arrays of NumPy lie inside the pickle, which takes no more than its size

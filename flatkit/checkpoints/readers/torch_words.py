@@ -209,9 +209,11 @@ def _claim(
         return Record("torch._utils._rebuild_tensor_v2", (storage.kind,))
     dtype = dtype or storage.dtype
     (offset,), shape, stride = _whole((offset,)), _whole(shape), _whole(stride)
+    # NumPy has at most 64 dimensions.
     if len(shape) != len(stride) or len(shape) > 64:
         raise MalformedPickleError("a tensor whose shape and strides do not fit together")
     needed = (offset + span(shape, stride)) * DTYPES[dtype].itemsize
+    # What has no entry may stand anywhere, also beyond the end.
     if 0 not in shape and needed > storage.nbytes:
         raise MalformedPickleError(f"a tensor of {needed} bytes in a storage of {storage.nbytes}")
     return Claim(storage, dtype, offset, shape, stride)
