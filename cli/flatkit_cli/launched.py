@@ -11,7 +11,7 @@ def is_launched() -> bool:
     >>> is_launched()
     False
     """
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def speaks() -> bool:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,6 @@ from flatkit_cli.options import Command, F, option
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-_NOTES = "FLATKIT_PROCESSES"
-"""In the environment of processes that `launch` started: the folder in which each leaves its exit
-code, when it has said why it failed."""
 _INTERRUPTED = 130
 """The exit code after Ctrl-C, which all of them get and the first tells of."""
 _GOES_ON = "The same command goes on from what it has kept, as in the journal of --json"
@@ -39,17 +36,21 @@ class SharedCommand(Command):
         """Start the processes, or be one of them, or do all of it alone.
 
         Raises:
-            InvalidArgumentError: both `processes` and torchrun ask for several.
+            InvalidArgumentError: it is given twice, or both it and torchrun ask for several.
         """
-        count = ctx.params.pop("processes", None)
+        given = ctx.params.pop("processes", ())
+        if len(given) > 1:
+            raise InvalidArgumentError(f"processes must be given once, got {given}")
+        count = given[0] if given else None
         if is_launched():
-            if count is not None and _NOTES not in os.environ:
+            from flatkit.devices.joining import joined
+            from flatkit.devices.words import NOTES
+
+            if count is not None and NOTES not in os.environ:
                 raise InvalidArgumentError(
                     f"processes must be left out under torchrun, which has started "
                     f"{os.environ['WORLD_SIZE']} already"
                 )
-            from flatkit.devices.joining import joined
-
             with joined():
                 return click.Command.invoke(self, ctx)
         if count is None or check_count("processes", count) == 1:
@@ -62,6 +63,7 @@ def processes_option(command: F) -> F:
     return option(
         "--processes",
         type=int,
+        multiple=True,
         metavar="N",
         group="Processes",
         help="Share the work among N processes of this machine; the numbers are those of one, to "
@@ -92,10 +94,10 @@ def as_rank(run: Callable[[], int]) -> int:
 
 def _marked(code: int) -> int:
     """Return an exit code, and let `launch` know that it comes with a line that says why."""
-    folder = os.environ.get(_NOTES)
-    if code and folder:
-        with suppress(OSError):  # then `launch` says a second line
-            Path(folder, os.environ["RANK"]).write_text(str(code))
+    if code:
+        from flatkit.devices.words import note
+
+        note(code)
     return code
 
 
@@ -146,14 +148,16 @@ def _notes() -> Generator[Path]:
     import logging
     import tempfile
 
+    from flatkit.devices.words import NOTES
+
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="flatkit-") as folder:
-        os.environ[_NOTES] = folder
+        os.environ[NOTES] = folder
         try:
             yield Path(folder)
         finally:
-            del os.environ[_NOTES]
+            del os.environ[NOTES]
             logging.disable(before)
 
 

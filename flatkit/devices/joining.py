@@ -53,7 +53,7 @@ def were_started() -> bool:
     >>> were_started()
     False
     """
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 @contextmanager
@@ -67,7 +67,8 @@ def joined() -> Generator[Ranks]:
     call off what they wait for. Without a launcher this is the only process.
 
     Raises:
-        InvalidArgumentError: more ranks on a machine than GPUs, where it has some.
+        InvalidArgumentError: more ranks on a machine than GPUs, where it has some; the environment
+            says that there are several, and not where they meet.
         RankError: the ranks have different versions of flatkit, torch or Python.
         LostRankError: another rank failed, or is gone.
 
@@ -85,7 +86,7 @@ def joined() -> Generator[Ranks]:
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     name = f"flatkit/{restart}/{next(_JOINED)}"
     if own:
-        store, rank, count = next(rendezvous("env://"))
+        store, rank, count = _met()
         store = PrefixStore(name, store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
         group: Any = distributed.group.WORLD
@@ -106,6 +107,21 @@ def joined() -> Generator[Ranks]:
         ranks.hang_up()
         distributed.destroy_process_group(None if own else group)
         del group
+
+
+def _met() -> tuple[Any, int, int]:
+    """Return the store of all processes, the rank of this one, and their number.
+
+    Raises:
+        InvalidArgumentError: the environment does not say where they meet.
+    """
+    try:
+        return next(rendezvous("env://"))
+    except ValueError as error:  # a variable is missing, or no number
+        raise InvalidArgumentError(
+            f"RANK and WORLD_SIZE are in the environment as of a launcher, and the rest is not: "
+            f"{error}; start by torchrun, or unset both"
+        ) from error
 
 
 def _take_gpu() -> None:

@@ -18,6 +18,9 @@ from typing import Any
 
 from flatkit.errors import FlatkitError, LostRankError, RankError
 
+NOTES = "FLATKIT_PROCESSES"
+"""In the environment of processes that a command starts: the folder in which each leaves its exit
+code, when it has said why it failed."""
 _ROLL_CALL = 2.0
 """Seconds in which those that live answer, after a connection broke: they notice in their next
 sum, and who started them ends them sooner as a rule."""
@@ -215,4 +218,19 @@ def _end(why: str) -> None:
     if stream is not None:
         stream.write(f"error: {' '.join(why.split())}\n")
         stream.flush()
+        note(1)
     os._exit(1)
+
+
+def note(code: int) -> None:
+    """Let the command that started this process know that it has said why it ends.
+
+    Args:
+        code: with which it does.
+
+    >>> note(1)  # nothing, where no command started it
+    """
+    folder = os.environ.get(NOTES)
+    if folder:
+        with suppress(OSError):  # then a second line is said
+            Path(folder, os.environ["RANK"]).write_text(str(code))

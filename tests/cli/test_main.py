@@ -92,7 +92,14 @@ def test_the_module_is_the_command():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["analyze"], ["analyze", "x.pt", "--no-such-option"], []]
+    "arguments",
+    [
+        ["nonsense"],
+        ["analyze"],
+        ["analyze", "x.pt", "--no-such-option"],
+        ["analyze", "x.pt", "--processes", "2", "--processes", "3"],
+        [],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
     assert main(arguments) == 2

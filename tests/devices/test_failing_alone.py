@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from flatkit.devices import words
 from flatkit.devices.joining import joined
 from flatkit.devices.ranks import Ranks
-from flatkit.errors import FlatkitError
+from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.objective import Objective
 from flatkit.objective.model.sharded import ShardedModel
 from flatkit_cli import processes
@@ -308,3 +308,29 @@ def test_a_rank_whose_launcher_is_gone_ends(monkeypatch):
     assert here.missing() == ended[0]
     here._places[1] = [words._machine(), 2**22 + 1]  # the largest number of a process, and one
     assert here.missing().startswith("rank 1 of 2 was lost")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "MASTER_ADDR expected"),
+        ({"WORLD_SIZE": "two"}, "invalid literal"),
+        ({"RANK": "x"}, "x"),
+    ],
+)
+def test_half_an_environment_of_a_launcher_is_refused(monkeypatch, given, said):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **given}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(InvalidArgumentError, match=f"{said}.*; start by torchrun, or unset both"),
+        joined(),
+    ):
+        pass
+
+
+def test_a_rank_that_the_watch_ends_has_said_why(notes, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    monkeypatch.setattr(words.os, "_exit", lambda code: None)
+    words._end("rank 1 of 2\nwas lost")
+    assert capfd.readouterr().err == "error: rank 1 of 2 was lost\n"
+    assert processes._code_said(notes) == 1
