@@ -27,6 +27,9 @@ from flatkit.spectrum.lanczos import lanczos
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
+# As the command sets it before it imports torch, which reads it then: else a rank that outlives the
+# first by a moment prints a stack of frames.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 CONTEXT = multiprocessing.get_context("forkserver")
 # Optimizers import torch._dynamo when the first is made.
 CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets", "torch._dynamo"])
