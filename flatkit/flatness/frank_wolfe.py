@@ -74,7 +74,10 @@ EXACT = Precision()
 
 @dataclass(eq=False)
 class Iterate:
-    """The current point of one ascent, which way is up there, and the values on the way."""
+    """The current point of one ascent, which way is up there, and the values on the way.
+
+    `begun_at` makes the point where it began anew, as long as it `rests` there.
+    """
 
     name: str
     u: Tensor
@@ -83,12 +86,13 @@ class Iterate:
     trail: list[float] = field(default_factory=list[float])
     done: bool = False
     at: FunctionValues | None = None
+    begun_at: Callable[[], Tensor] | None = None
 
     def move(self, u: Tensor, at: FunctionValues, least_gain: float = -math.inf) -> None:
         """Go to a higher point; a gain of no more than the least ends the ascent."""
         value = float(at.values[0])
         self.done = value - self.value <= least_gain
-        self.u, self.value, self.at = u, value, at
+        self.u, self.value, self.at, self.begun_at = u, value, at, None
         self.trail.append(value)
 
     def follow(self, other: "Iterate") -> None:
@@ -97,9 +101,22 @@ class Iterate:
             self.u, self.value, self.ascent = other.u, other.value, other.ascent
             self.at, self.done = other.at, other.done
 
+    def rest(self) -> None:
+        """Keep no vector until `wake`, if it is where it began; its next ascent costs a value."""
+        make = self.begun_at
+        if make is not None:
+            self.forget()
+            self.begun_at = make
+
+    def wake(self) -> None:
+        """Be at the point again."""
+        if self.begun_at is not None and not self.u.numel():
+            self.u = self.begun_at()
+
     def forget(self) -> None:
         """Give up the point and what is kept for going on; its value stays."""
         self.at, self.u, self.ascent = None, torch.empty(0), torch.empty(0)
+        self.begun_at = None
 
 
 class BallSearch:
@@ -170,10 +187,12 @@ class BallSearch:
         self.secants += len(found.values)
         return found.secants(precision.secant * self.radius)
 
-    def begin(self, name: str, u: Tensor) -> Iterate:
+    def begin(self, name: str, make: Callable[[], Tensor]) -> Iterate:
         """Return a new ascent from a point [P], whose value is known. Cost: a value."""
+        u = make()
         iterate = Iterate(name, u)
         iterate.move(u, self.evaluate(u[None]))
+        iterate.begun_at = make
         self.iterates.append(iterate)
         return iterate
 

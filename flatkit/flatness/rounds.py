@@ -69,6 +69,9 @@ class Rounds:
         yield from self._look(1, waiting)  # which tells how many fit
         yield from self._look(min(_LOOKS, self._room) - 1, waiting)
         waiting.remove(first := self.search.best)
+        if self._room < _LOOKS:
+            for iterate in waiting:  # beside an ascent, and those of searches in other balls
+                iterate.rest()
         yield from self._ascend(first)
         size = _ROUND
         while True:
@@ -120,7 +123,7 @@ class Rounds:
                 name, u = start
                 make = u if callable(u) else partial(_itself, u)
                 del start, u  # a search that waits for others keeps no vector more than it needs
-                looked.append(self.search.begin(name, make()))
+                looked.append(self.search.begin(name, make))
                 missing -= 1
                 if len(self._seen) < min(_SPAN, 2 * self._room):
                     self._seen.append(make)
@@ -134,6 +137,7 @@ class Rounds:
                 return True
             return not self._is_near(best, iterate) and iterate.value > _HOPELESS * best.value
 
+        iterate.wake()
         yield from ascend(self.search, iterate, worthwhile)
         best = self.search.best
         if iterate.name != NAME:
@@ -147,6 +151,7 @@ class Rounds:
     def _round(self, waiting: list[Iterate]) -> Iterator[None]:
         """Let the better half of some starts take a step, and ascend from the best quarter."""
         for iterate in _best_part(waiting, _STEPPED):
+            iterate.wake()
             self.search.aim(iterate, _FIRST_STEP)
             yield
             yield from self.search.step(iterate, _FIRST_STEP)

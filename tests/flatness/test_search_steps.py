@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flatkit import Objective
-from flatkit.flatness import QuadraticModel, max_gradient_norm, max_loss_increase
+from flatkit.flatness import QuadraticModel, max_gradient_norm, max_loss_increase, rounds
 from flatkit.flatness.ball import search_steps
 from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.functions import GradientNorm
@@ -190,3 +190,25 @@ def test_a_search_forgets_the_starts_of_earlier_rounds():
     assert len(drawn) == 100
     # Those of a round, 36 here, and of earlier ones those in whose span walks begin, at most 17.
     assert 36 <= most <= 36 + 17 + 1
+
+
+def test_of_a_large_network_a_start_that_waits_keeps_no_vector_and_is_ascended_from(monkeypatch):
+    monkeypatch.setattr(rounds, "_MOST_NUMBERS", 1)  # as if there were room for two starts
+    objective = Objective(
+        *quadratic_task(torch.diag(torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64)))
+    )
+    made = []
+
+    def lower():
+        u = torch.tensor([0.1, 0.0, 0.995], dtype=torch.float64)  # ‖H u‖ is 1.07, 4 can be reached
+        made.append(weakref.ref(u))
+        return u
+
+    stationary = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)  # ‖H u‖ is 3
+    starts = iter([("stationary", stationary), ("lower", lower)])
+    waited = 0
+    for ask in gradient_norm_steps(objective, rho=1.0, starts=starts):
+        waited += len(made) == 1 and made[0]() is None
+        value = ask().value
+    assert waited > 1 and len(made) > 1
+    assert value == pytest.approx(4.0, rel=1e-9)
