@@ -23,7 +23,8 @@ class Stability:
         lr: the learning rate η of the epoch.
         two_over_lr: 2/η, the limit of plain gradient descent (Cohen et al., 2021).
         limit: that of the momentum, Nesterov's or not, and the weight decay as they are, in full
-            batches: 2(1 + β)/η - w for heavy balls, 2(1 + β)/(η(1 + 2β)) - w for Nesterov's.
+            batches: 2(1 + β)/η - w for heavy balls, where dampening d scales η by 1 - d, and
+            2(1 + β)/(η(1 + 2β)) - w for Nesterov's.
         wrapped: the optimizer around these steps, e.g. `sam`, whose own limit is lower; empty for
             none.
     """
@@ -49,11 +50,18 @@ def stability(training: Mapping[str, Any], epoch: float) -> Stability | None:
         return None
     if not training or config.base_optimizer != "sgd":
         return None
+    # The checkpoint before the first step, epoch 0, has the limit of the steps that follow.
     lr = learning_rate(config, max(1, round(epoch)))
     if lr <= 0:
         return None
     momentum, decay = config.momentum or 0.0, config.weight_decay or 0.0
-    limit = 2 * (1 + momentum) / lr
+    # torch leaves the dampening out where there is no momentum.
+    taken = 1 - config.optimizer_kwargs.get("dampening", 0.0) if momentum else 1.0
+    if taken <= 0:
+        return None
+    # Along an eigenvector v ← βv + (1 - d)(λ + w)x and x ← x - ηv: a root of the characteristic
+    # polynomial reaches -1 at this λ + w.
+    limit = 2 * (1 + momentum) / (lr * taken)
     if config.optimizer_kwargs.get("nesterov"):
         limit /= 1 + 2 * momentum
     wrapped = "" if config.optimizer == "sgd" else config.optimizer

@@ -89,15 +89,15 @@ def test_an_overlap_of_eigenvalues_that_do_not_stand_apart_has_no_error_bar():
     assert errors[0] is None and errors[1] is not None and errors[1] < 1e-2
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("further", [{}, {"nesterov": True}, {"dampening": 0.5}])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_steps_diverge_beyond_the_limit_and_not_below(nesterov, momentum, decay):
-    if nesterov and not momentum:
+def test_steps_diverge_beyond_the_limit_and_not_below(further, momentum, decay):
+    if "nesterov" in further and not momentum:
         return
     training = {
         "optimizer": "sgd", "lr": 0.1, "momentum": momentum, "weight_decay": decay, "epochs": 1,
-        "schedule": "none", "optimizer_kwargs": {"nesterov": True} if nesterov else {},
+        "schedule": "none", "optimizer_kwargs": further,
     }  # fmt: skip
     known = stability(training, 1)
     assert known is not None and known.two_over_lr == pytest.approx(20.0)
@@ -105,7 +105,7 @@ def test_steps_diverge_beyond_the_limit_and_not_below(nesterov, momentum, decay)
     def end(curvature: float) -> float:
         theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.SGD(
-            [theta], lr=0.1, momentum=momentum, weight_decay=decay, nesterov=nesterov
+            [theta], lr=0.1, momentum=momentum, weight_decay=decay, **further
         )
         for _ in range(3000):
             optimizer.zero_grad()
