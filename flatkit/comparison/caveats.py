@@ -57,6 +57,7 @@ def _unequal(losses: Mapping[str, float]) -> list[str]:
     if len(losses) < 2:
         return []
     low, high = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+    # Losses may be zero or below, as those of densities: then there is no ratio.
     if losses[low] <= 0 or losses[high] / losses[low] < _FAR_APART:
         return []
     return [
@@ -85,6 +86,7 @@ def _sloping(runs: Mapping[str, Mapping[str, Reading]]) -> list[str]:
     """Say where R1/ρ² shows the gradient that is left, as max ‖∇L‖ over the ball is at least it."""
     found: dict[str, tuple[float, float]] = {}  # the largest part in each run, and its radius
     for name, run in runs.items():
+        # R1/ρ² is max ‖∇L‖ / ρ, and the centre is a point of the ball: the part is 1 at most.
         gradient = run.get("gradient_norm")
         parts = [
             (gradient.value / (reading.value * reading.rho), reading.rho)

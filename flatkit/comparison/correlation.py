@@ -118,6 +118,7 @@ def _plain(key: str, title: str, one: list[float], other: list[float]) -> Correl
     tau, runs = kendall(one, other), len(one)
     if tau is None:
         return None
+    # Each sample compares all pairs of runs, so that the work grows with their square.
     times = max(_FEWEST_RESAMPLED, min(_RESAMPLED, _PAIRS_RESAMPLED // runs**2))
     draws = np.random.default_rng(0).integers(runs, size=(times, runs))
     taus = rank_correlations(np.asarray(one)[draws], np.asarray(other)[draws])
@@ -148,6 +149,7 @@ def _taus_at_once(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _interval(taus: np.ndarray) -> tuple[float, float]:
+    # Where a sample holds one run alone, or ties only, it has no τ.
     low, high = np.nanquantile(taus, [0.025, 0.975])
     return float(low), float(high)
 
@@ -157,6 +159,7 @@ def _granulated(
 ) -> list[Correlation]:
     """Return τ granulated, if there are runs that differ in one setting alone."""
     cells = [_cells(axis, axes, one, other) for axis in axes]
+    # A setting that never changes alone has no set of runs, and no part in the mean (eq. 8).
     cells = [taus for taus in cells if taus]
     if not cells:
         return []
@@ -205,6 +208,8 @@ def _axes(entries: Sequence[Entry]) -> dict[str, list[str]]:
     found["epoch"] = ["" if entry.epoch is None else f"{entry.epoch:g}" for entry in entries]
     apart: dict[tuple[int, ...], str] = {}
     for name, values in found.items():
+        # Values are numbered as they first come: settings that
+        # change together get the same numbers.
         order = {value: place for place, value in enumerate(dict.fromkeys(values))}
         if len(order) > 1:
             apart.setdefault(tuple(order[value] for value in values), name)

@@ -10,7 +10,9 @@ from flatkit.checkpoints.loading import load
 from flatkit.errors import InvalidArgumentError
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".npz")
+# The last number: `resnet18-cifar10-epoch-20` is of epoch 20.
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
+# The average of a run of flatkit, of the same epoch as `ckpt.pt` beside it.
 _NOT_OF_EPOCHS = ("ema.pt",)
 _STEPS = re.compile(r"(step|iter|iteration|batch|update|checkpoint|ckpt)s?[-_=. ]*$", re.IGNORECASE)
 """What stands before a number that counts something finer than epochs."""
@@ -125,6 +127,7 @@ def _checked(stops: Sequence[Stop]) -> list[Stop]:
         other = known.get(stop.epoch)
         if other is None or Path(other.path).name == "ckpt.pt":
             known[stop.epoch] = stop
+        # Of flatkit's two files of one epoch the kept one is taken, whichever came first.
         elif Path(stop.path).name != "ckpt.pt":
             raise InvalidArgumentError(
                 f"{other.path} and {stop.path} are both of epoch {stop.epoch:g} of {stop.run}; a "

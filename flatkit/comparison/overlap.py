@@ -40,16 +40,19 @@ def subspace_overlap(
     shared = np.asarray(first, np.float64) @ np.asarray(second, np.float64).T
     overlaps: list[float] = []
     wrong: list[float | None] = []
+    # The first j rows of both give the upper left block of one product of all.
     for j in range(1, len(shared)):
         overlaps.append(float((shared[:j, :j] ** 2).sum() / j))
         sines = [_sine(v, e, j) for v, e in zip(values, errors, strict=True)]
         bound = math.sqrt(2 / j) * sum(sines)
+        # An overlap lies in [0, 1], so that a bound of 1 says nothing.
         wrong.append(bound if bound < 1 else None)
     return overlaps, wrong
 
 
 def _sine(values: Sequence[float], errors: Sequence[float], j: int) -> float:
     """Return a bound of the Frobenius norm of the sines between a computed and the true space."""
+    # The next eigenvalue may lie above its Ritz value by as much as its residual.
     gap = values[j - 1] - (values[j] + errors[j])
     residual = math.sqrt(sum(error**2 for error in errors[:j]))
     return residual / gap if gap > 0 else math.inf

@@ -24,14 +24,14 @@ def derived(
     """Return a data set with fewer training samples, a validation split, wrong labels.
 
     First the subset is drawn, then labels are made wrong, then the validation split is taken out of
-    what is left for training: who has wrong labels has no right ones to choose by. The test samples
-    stay as they are, all with their right labels.
+    what is left for training, wrong labels included: a training with wrong labels has no right ones
+    to choose settings by. The test samples stay as they are, all with their right labels.
 
     Args:
         dataset: whose training samples are meant.
         train_samples: so many of them, drawn with the same share of every class; None for all.
         validation_samples: so many of these are for choosing settings, not for training; drawn
-            likewise.
+            with the same share of every class.
         label_noise: share of the labels that are made wrong, each another class, all of them alike
             likely (symmetric noise).
         data_seed: of the three draws; no part of the seed of a training.

@@ -48,6 +48,7 @@ def read_texts(files: Sequence[str], layout: Layout) -> Texts:
     for name in files:
         try:
             content = Path(name).read_bytes()
+            # -sig: the byte order mark that some editors begin with is no text.
             text = content.decode("utf-8-sig")
         except OSError as error:
             raise DataError(f"{name} cannot be read as text: {error.strerror}") from error
@@ -78,6 +79,7 @@ def in_blocks(documents: Sequence[Sequence[int]], length: int, between: int | No
     end = [] if between is None else [between]
     joined = list(chain.from_iterable([*tokens, *end] for tokens in documents))
     tokens = torch.tensor(joined[: len(joined) - len(end)], dtype=torch.long)
+    # A last block of one token predicts nothing.
     return [block for block in tokens.split(length) if len(block) > 1]
 
 

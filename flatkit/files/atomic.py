@@ -43,6 +43,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
+            # Before the renaming: after a power cut the new name
+            # could else stand for an empty file.
             os.fsync(stream.fileno())
         # mkstemp makes files for their owner alone; these may be read by whom the umask lets.
         Path(temporary).chmod(0o666 & ~_umask())
@@ -175,6 +177,7 @@ def _holder(lock: Path) -> str:
 
 
 def _umask() -> int:
+    # It can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

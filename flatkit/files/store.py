@@ -173,9 +173,12 @@ class Store:
             self._connection = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False
             )
+            # Before WAL mode begins: set later, it would find the shared memory made already.
             self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._check_or_begin(self._connection)
             self._connection.execute("PRAGMA journal_mode = WAL")
+            # In WAL mode NORMAL syncs at checkpoints alone: a kill loses
+            # nothing, a power cut the last entries.
             self._connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.OperationalError as error:
             raise OutputError(f"cannot write {self.path}: {error}") from error

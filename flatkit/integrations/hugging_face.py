@@ -74,6 +74,7 @@ class PerturbedTrainerMixin:
         first: Tensor | None = None
         for _ in optimizer.gradient_passes():
             losses = [parent.training_step(model, part, *a, **k) for part, a, k in waiting]
+            # The trainer has divided each by the number of parts.
             first = torch.stack(losses).sum() if first is None else first
         assert first is not None  # there is always a first pass
         return first

@@ -32,6 +32,7 @@ def deterministic_algorithms(wanted: bool) -> Generator[None, None, None]:
     try:
         os.environ.setdefault(_CUBLAS, ":4096:8")  # cuBLAS repeats itself only with a workspace
         torch.use_deterministic_algorithms(True)
+        # It chooses kernels by the time they take, which differs from run to run.
         torch.backends.cudnn.benchmark = False
         yield
     finally:
@@ -52,5 +53,6 @@ def private_random_state(device: torch.device) -> Generator[None, None, None]:
     True
     """
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    # By default it forks the states of all GPUs, and warns where there are several.
     with torch.random.fork_rng(devices=devices):
         yield

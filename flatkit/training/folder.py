@@ -78,6 +78,7 @@ class RunFolder:
         """Remove what a run that was killed while writing left beside its files."""
         names = ("ckpt.pt", "ema.pt", "history.json", "history.csv", "curvature.json")
         for name in (*names, "epoch-[0-9]*.pt"):
+            # So `write_atomically` names what it has not renamed yet.
             for file in self.path.glob(f".{name}.*"):
                 file.unlink()
 

@@ -31,11 +31,11 @@ class EpochRow:
         average_test_accuracy: as `average_test_loss`, of the accuracy.
         rho: radius ρ of its steps; None with an optimizer that has none.
         validation_loss: as `train_loss`, over the samples that choose settings; None without such.
-        validation_accuracy: likewise.
+        validation_accuracy: as `train_accuracy`, over the same samples as `validation_loss`.
         clean_train_accuracy: on the training samples by their right labels, where some were made
             wrong.
         train_gradient_norm: of the gradient of `train_loss`, if it was asked for.
-        test_gradient_norm: likewise.
+        test_gradient_norm: as `train_gradient_norm`, of `test_loss`.
         skipped: steps since the start of the run that were not made, because scaled gradients
             overflowed float16; None in another precision.
     """

@@ -118,6 +118,7 @@ class Learner:
             if step % _CHECK_EVERY == 0:
                 self._check_losses(losses[: step + 1], epoch)
         self._check_losses(losses, epoch)
+        # The last loss was taken before the last step: what that did, the weights alone show.
         self._check_weights(epoch)
 
     def state(self) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class ScalarLog:
         try:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
+            # By default it writes every two minutes, and a kill would lose what waits.
             self._writer.flush()
         except OSError as error:
             raise OutputError(f"cannot write the log of TensorBoard: {error}") from error

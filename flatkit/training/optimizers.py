@@ -180,6 +180,7 @@ def _check_further(
     name: str, entry: OptimizerEntry, build: Callable[..., Any], further: Mapping[str, Any]
 ) -> None:
     """Refuse further arguments that are settings already, or that nothing takes."""
+    # The first is what it optimizes: parameters, or the base.
     _, *parameters = signature(build).parameters.values()
     allowed = {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD}
     if entry.wraps and len(allowed) < len(parameters):  # the rest go to PerturbedOptimizer

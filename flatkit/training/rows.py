@@ -92,6 +92,7 @@ class Rows:
         """
         if values.ndim == 0:
             return values
+        # Losses that count samples differently return values that are multiplied already.
         return values.mean() if self.weights is None else values.sum() / self.weights.sum()
 
     def total(self, values: Tensor) -> Tensor:

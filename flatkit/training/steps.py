@@ -96,9 +96,9 @@ class BatchSteps:
             self.skipped = state["skipped"]
 
     def _count(self, samples: int) -> int:
-        """Return the number of parts; those of a small last batch leave BatchNorm no sample alone.
+        """Return the number of parts: of a small last batch so few that each has two samples.
 
-        Unless those of whole batches do.
+        BatchNorm needs two. Where whole batches have parts of one sample, the last one may too.
         """
         accumulate = self._config.accumulate
         least = 1 if 2 * accumulate > self._config.batch_size else 2
@@ -106,6 +106,8 @@ class BatchSteps:
 
     def _step(self, parts: Parts) -> Tensor:
         if isinstance(self._optimizer, PerturbedOptimizer):
+            # `build_optimizer` gave it `max_norm`: it clips what the
+            # base steps with, and not each pass.
             return self._optimizer.step(lambda: self._pass(parts), scaler=self._scaler).detach()
         self._optimizer.zero_grad()
         loss = self._pass(parts)
@@ -129,6 +131,7 @@ class BatchSteps:
         weight = sum(part.weight for part in parts)
         total = torch.zeros((), device=self._device)
         for part in parts:
+            # By weight, as parts may differ in size: the sum is the mean over the whole batch.
             loss = self._mean(part) * (part.weight / weight)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()

@@ -95,6 +95,7 @@ def judge(facts: Facts, rungs: Sequence[Rung]) -> list[Claim]:
 
 def _limit(name: str, facts: Facts, rungs: Sequence[Rung], picture: Sequence[float]) -> Claim:
     """Hold the smallest radius at which the gradient does not matter against λmax."""
+    # On a quadratic R1/ρ² ≤ λ + ‖∇L‖/ρ and 2 R0/ρ² ≤ λ + 2 ‖∇L‖/ρ.
     factor = 1 if name.startswith("R1") else 2
     usable = [
         (rung.rho, factor * value)

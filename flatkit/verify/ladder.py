@@ -195,6 +195,7 @@ def _radii(session: Session, blurred: float, rho: Sequence[float]) -> tuple[floa
     if smallest >= largest:
         return ()
     steps = (smallest * (largest / smallest) ** (k / (_STEPS - 1)) for k in range(_STEPS))
+    # Rounded for readers; what this brings below `blurred` goes.
     return tuple(float(f"{step:.3g}") for step in steps if float(f"{step:.3g}") >= blurred)
 
 
