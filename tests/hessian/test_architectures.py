@@ -99,6 +99,18 @@ def under_two_names(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return other**2
 
 
+def einsum_in_place(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    made = torch.einsum("bchw,bdhw->bcd", h, h)
+    made += 1
+    return made.flatten(1) * h.mean((1, 2, 3))[:, None]
+
+
+def over_what_einsum_turns(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    turned = torch.einsum("bchw->bhwc", h)
+    turned *= 2
+    return h * h
+
+
 def over_time(m: Any, h: Tensor, x: Tensor) -> Tensor:
     state = h.new_zeros(h.shape[0], h.shape[2], 4)
     for place in range(h.shape[1]):
@@ -171,6 +183,8 @@ CORNERS: dict[str, Callable[[], Corner]] = {
     "written over": lambda: Corner(written_over),
     "written over in a view": lambda: Corner(in_a_view),
     "written over under another name": lambda: Corner(under_two_names),
+    "written over what einsum makes": lambda: Corner(einsum_in_place),
+    "written over what einsum turns": lambda: Corner(over_what_einsum_turns),
     "a loop over a size": lambda: Corner(over_time, cell=nn.Linear(4, 4)),
     "without gradients": lambda: Corner(without_gradients),
     "of several": lambda: Corner(of_several),
@@ -209,6 +223,7 @@ CORNERS: dict[str, Callable[[], Corner]] = {
 REFUSED = {
     "written over in a view": "mul_ changes a tensor in place, and first is used after it",
     "written over under another name": "changes a tensor in place, and .* is used after it",
+    "written over what einsum turns": "mul changes a tensor in place, and .* is used after it",
 }
 
 

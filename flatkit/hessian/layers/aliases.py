@@ -119,8 +119,16 @@ def _may_share(node: fx.Node, modules: Mapping[str, nn.Module], writing: set[str
     if node.op in ("call_function", "call_method"):
         if is_of_shapes(node):
             return False
-        return name_of(node.target) not in FRESH or bool(_flag(node))
+        return _turns(node) or name_of(node.target) not in FRESH or bool(_flag(node))
     return False
+
+
+def _turns(node: fx.Node) -> bool:
+    """Whether a node is an einsum of one tensor, as `"ij->ji"`, which returns a view of it."""
+    operands: list[fx.Node] = []
+    # Not `all_input_nodes`, which has the tensor of `einsum("ij,ij->i", x, x)` once.
+    fx.map_arg(node.args, operands.append)
+    return name_of(node.target) == "einsum" and len(operands) == 1
 
 
 def _make_plain(node: fx.Node) -> None:

@@ -187,7 +187,8 @@ FRESH = _words(
     scaled_dot_product_attention size numel dim
     """
 )
-"""Functions and methods whose result never shares memory with their arguments."""
+"""Functions and methods whose result never shares memory with their arguments; of `einsum`, only
+where it has several. What may return an argument, as `contiguous` or `reshape`, is not here."""
 
 FRESH_ROOMS = _words(
     """
