@@ -143,4 +143,5 @@ def _evaluating(model: nn.Module) -> Generator[None, None, None]:
         yield
     finally:
         for module, mode in modes:
+            # `module.train(mode)` would set all parts below it as well.
             module.training = mode

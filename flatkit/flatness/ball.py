@@ -214,7 +214,9 @@ class Search:
         with ordinary_torch():
             pieces = self._rounds.run()
         while True:
+            # Around each piece: a context around the `yield` below would hold in the caller, too.
             with ordinary_torch():
+                # Pieces are None; `self` stands for the end.
                 if next(pieces, self) is self:
                     return
             if self._search.iterates:

@@ -161,6 +161,7 @@ class ParameterSpace:
 
     def is_weight(self, name: str) -> bool:
         """Whether a parameter has filters, that is two or more dimensions."""
+        # The last dimension of a complex one is the pair of its parts.
         return len(self.shapes[self.names.index(name)]) - (name in self.complex_names) >= 2
 
     def filter_norms(self, theta: Tensor) -> Tensor:
@@ -203,6 +204,7 @@ def as_real(tensor: Tensor) -> Tensor:
     >>> as_real(torch.tensor([1.0 + 2.0j]))
     tensor([[1., 2.]])
     """
+    # `view_as_real` refuses a conjugate that torch has not computed yet.
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 

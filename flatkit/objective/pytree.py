@@ -52,6 +52,7 @@ class _Tensors(TorchFunctionMode):
         if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         tensor, memo = args
+        # The memo of `deepcopy`: a tensor that stands in two places is one afterwards, too.
         memo[id(tensor)] = self._function(tensor)
         return memo[id(tensor)]
 

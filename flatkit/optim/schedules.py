@@ -59,6 +59,7 @@ class RhoSchedule(ABC):
         for group in self.optimizer.param_groups:
             factor = self.factor(group)
             for key in self.optimizer.radius_keys:
+                # Of the first radius each time: `group[key]` holds that of the step before.
                 group[key] = group.setdefault(f"initial_{key}", group[key]) * factor
 
 
@@ -147,5 +148,6 @@ class ProportionalRho(RhoSchedule):
     def factor(self, group: dict[str, Any]) -> float:
         """Return final + (1 − final)·lr/lr0."""
         rate = float(group["lr"])
+        # torch's schedulers keep `initial_lr` in a group; without one the rate is still the first.
         start = float(group.setdefault("rho_lr", group.get("initial_lr", rate)))
         return self._final + (1 - self._final) * rate / (self._lr or start)

@@ -56,6 +56,7 @@ class Point:
             self.value - other.value,
             self.down + other.up,
             self.up + other.down,
+            # Not in squares: runs share their probes, and with them the errors.
             self.probes + other.probes,
             tuple(one - another for one, another in pairs),
             self.bias - other.bias,
@@ -119,9 +120,11 @@ def logarithm(reading: Reading, left_open: float | None) -> Point:
     >>> round(point.down, 3), round(point.up, 3)
     (0.693, 0.405)
     """
+    # As parts of the value, since d log x = dx / x.
     raw = scaled(reading, 1 / reading.value)
     up, down = math.log1p(raw.up), -math.log1p(-raw.down) if raw.down < 1 else math.inf
     if reading.error_kind == "lower_bound":
+        # None where the search converged: without it `holds` refuses all others.
         up = math.log1p(left_open or 0.0)
     return Point(math.log(reading.value), down, up, raw.probes, raw.blocks, raw.bias)
 

@@ -104,8 +104,8 @@ class Study:
             `save_every` keeps; none without such.
         pictures: measures of the first seed alone, to be drawn: slices and planes of the loss.
         tuning_seeds: seeds by which values are chosen; they are not those of the study.
-        smallest_ratio: of a flatness to the base's: a decrease that matters is at least so large.
-        smallest_gain: of the test accuracy, in [0, 1], likewise.
+        smallest_ratio: a lower flatness matters from this part of the base's on.
+        smallest_gain: a higher test accuracy, in [0, 1], matters from this difference on.
         task: `file.py:function` of the analyses, for models that flatkit does not know; by default
             the `task` of the trainings, where they have one.
         trainer: `file.py:function(folder, seed, settings)` that trains in place of flatkit and

@@ -222,6 +222,7 @@ def _linear(call: Call, tensor: Callable[[Any], Any]) -> _Found:
     if not _is_of_first(call) or any(isinstance(x, torch.dtype) for x in leaves(call.args)):
         return None
     if call.name == "pad":
+        # With another value than 0 it is affine.
         if call.argument(2, "mode", "constant") == "constant" and call.argument(3, "value"):
             return None
     elif call.name not in LINEAR and call.name != "rows":

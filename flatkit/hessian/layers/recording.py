@@ -273,6 +273,7 @@ class Recording:
 
     def _module_layer(self, node: fx.Node, source: Slot, module: nn.Module) -> Layer | None:
         """Return the rule for a module of one input, or None if there is none."""
+        # `type(...) is`: a subclass may have a `forward` of its own.
         dims = self.tensors[source].ndim
         if type(module) in _CONVOLUTIONS and _is_plain(module, dims):
             layer = self._convolution(node, module)
@@ -312,6 +313,7 @@ class Recording:
 
     def _linear(self, node: fx.Node, source: Slot, module: nn.Linear) -> Linear | NormalisedLinear:
         weight, bias = self._own_names(module)
+        # Of [B, L, C] BatchNorm1d normalises the second dimension, which this layer does not make.
         norm = self._following_norm(node) if self.tensors[source].ndim == 2 else None
         return Linear(weight, bias) if norm is None else NormalisedLinear(weight, bias, norm)
 

@@ -214,6 +214,7 @@ def _with_stand_ins(function: FunctionType, known: dict[FunctionType, FunctionTy
         value = around.get(name)
         if value is math:
             changed[name] = _MATH
+        # Python wants a number of a proxy's `len`; a stand-in may return a node.
         elif value is None and name == "len":
             changed[name] = _recorded(len)
         elif id(value) in _OF_MATH:

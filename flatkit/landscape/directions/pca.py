@@ -138,6 +138,7 @@ def _project(
             f"the checkpoints span fewer than {dimensions} dimension(s); "
             + ("are they all the same?" if dimensions == 1 or total == 0 else "draw a line instead")
         )
+    # Left singular vectors times the points: orthogonal but for rounding, and not of length 1.
     axes = torch.linalg.qr((left[:, :dimensions].T @ centred).T).Q.T  # [D, P], orthonormal
     places = moves @ axes.T  # [T, D]
     signs = torch.where(places[0] < 0, -1.0, 1.0).double()  # the start at the upper right

@@ -77,6 +77,7 @@ class Samples:
             return {"indices": self.indices[rows]}
         parts = self.indices.split(self.counts.tolist())
         chosen = torch.arange(len(parts))[rows].tolist()
+        # The empty start: `cat` refuses no tensors at all.
         indices = torch.cat([self.indices[:0], *(parts[row] for row in chosen)])
         return {"indices": indices, "counts": self.counts[rows]}
 

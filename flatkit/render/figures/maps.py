@@ -131,6 +131,7 @@ def _overlay(axis: Axes, plane: Surface) -> None:
     epochs = (path or {}).get("epochs")
     for number, marker in enumerate(plane.header.get("markers", ())):
         x, y = marker["at"]
+        # A path has two markers, its first point and its last: epochs[0] and epochs[-1].
         name = f"epoch {epochs[-number]}" if epochs else short_name(marker["name"])
         if x or y:
             axis.plot(x, y, zorder=4, **_OTHER)
