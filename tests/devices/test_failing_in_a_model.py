@@ -176,6 +176,8 @@ def test_a_command_tells_in_one_line_which_rank_failed_in_the_model(tmp_path):
     ended = commands.together(tmp_path / "falls", *[[*line, f"{tmp_path / 'task.py'}:build"]] * 2)
     assert ended[0].code == 1 and not ended[0].out
     *_, said = ended[0].err.splitlines()  # after the plan, which a slow machine shows
-    assert said.startswith("error: rank 1 of 2 failed: UserCodeError: the model fails in ")
+    assert said.startswith(
+        "error: rank 1 of 2 failed: UserCodeError: the model fails on rank 1 of 2 in "
+    )
     assert "MemoryError: no room for this" in said and ended[0].err.count("error: ") == 1
     assert not ended[1].out and not ended[1].err
