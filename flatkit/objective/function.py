@@ -29,6 +29,7 @@ from flatkit.objective.model.sizing import rows_at_once
 from flatkit.objective.names import LOSSES
 from flatkit.objective.narrowing import (
     NARROW,
+    check_dtype,
     compute_narrowly,
     compute_widely,
     name_of_dtype,
@@ -96,11 +97,11 @@ class Objective(PlacedModel, OverSamples):
         batchnorm: `eval` uses the running statistics; `train` those of each chunk, in which case
             `chunk_size` is part of the function that is measured, and must be given.
         chunk_size: samples that go through the model at once; by default about a million numbers.
-        dtype: every operation computes in it, also where the model itself casts to 16 bits or runs
-            under autocast; by default that of the parameters (float32 for 16-bit ones), and what
-            the model does in 16 bits by itself is noise, as of bfloat16. That is the dtype of the
-            model's weights and activations alone: θ, losses, sums over chunks and all vectors stay
-            in float32, and `exact` is the same function without it.
+        dtype: or its name; every operation computes in it, also where the model itself casts to
+            16 bits or runs under autocast; by default that of the parameters (float32 for 16-bit
+            ones), and what the model does in 16 bits by itself is noise, as of bfloat16. That is
+            the dtype of the model's weights and activations alone: θ, losses, sums over chunks and
+            all vectors stay in float32, and `exact` is the same function without it.
         device: computes there; by default where the parameters are.
         loss_parameters: make parameters of the loss that require gradients part of θ, named
             `loss.` and so on; without, such a loss is refused.
@@ -139,7 +140,7 @@ class Objective(PlacedModel, OverSamples):
         seed: int = 0,
         batchnorm: BatchNormMode = "eval",
         chunk_size: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         loss_parameters: bool = False,
         examine: bool = True,
@@ -151,6 +152,7 @@ class Objective(PlacedModel, OverSamples):
             )
         at_once = chunk_size if batchnorm == "train" else None
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
+        dtype = check_dtype(dtype)
         wide = torch.float32 if dtype in NARROW else dtype
         private = private_copy(model, batchnorm, wide, device)
         users = private.copier.copied(as_sums(named))

@@ -2,12 +2,14 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.model.widening import is_narrower
 from flatkit.objective.passes import Chunk, differentiate
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 NARROW = (torch.bfloat16,)
 """The dtypes in which a model may compute while θ stays in float32. float16 is none of them: what
 lies below 6e-8, as most second derivatives do, vanishes there."""
+_NAMED: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+}
 _FEWEST, _SHARE, _MOST, _GROUPS = 128, 20, 512, 16
 """Samples on which bfloat16 is held against float32: so many at least, one in so many if that is
 more, and so many at most; and into how many groups they are cut, whose spread says how far all
@@ -30,6 +37,20 @@ _TIES = 2.0
 """Samples whose two best scores may tie in 16 bits; they fall with what they go through beside."""
 _UNSEEN = 3.0
 """Of what none of n samples shows there are at most 3/n, at 95 % (the rule of three)."""
+
+
+def check_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype of a name, or as it is.
+
+    Raises:
+        InvalidArgumentError: another name, or what is no dtype of real numbers.
+
+    >>> check_dtype("float64"), check_dtype(None)
+    (torch.float64, None)
+    """
+    if given is None or (isinstance(given, torch.dtype) and given.is_floating_point):
+        return given
+    return _NAMED[check_choice("dtype", str(given).removeprefix("torch."), _NAMED)]
 
 
 @dataclass(frozen=True)

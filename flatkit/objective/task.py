@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from flatkit.devices import resolve_device
@@ -94,7 +93,7 @@ class Task:
             "batchnorm": settings.batchnorm,
             "examine": settings.examine,
             "loss_parameters": self.loss_parameters or settings.loss_parameters,
-            "dtype": None if settings.dtype is None else getattr(torch, settings.dtype),
+            "dtype": settings.dtype,
         }
         given |= changes
         in_place = settings.device == "auto" and kind_of(self.model) is not None

@@ -355,3 +355,19 @@ def test_a_point_of_another_kind_is_refused_by_what_it_is(made, words):
         InvalidArgumentError, match=f"vector must .*{words.replace('theta', 'vector')}"
     ):
         hessian.matvec(point)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("float46", "dtype must be one of bfloat16, float32, float64, got 'float46'; did you"),
+        ("torch.float", "got 'float'"),
+        (torch.int64, "got 'int64'"),
+        (64, "got '64'"),
+    ],
+)
+def test_a_dtype_may_be_named_and_another_word_is_refused(given, words):
+    model, data = nn.Linear(2, 1), (torch.ones(3, 2), torch.zeros(3, 1))
+    assert Objective(model, "mse", data, dtype="float64").dtype == torch.float64
+    with pytest.raises(InvalidArgumentError, match=words):
+        Objective(model, "mse", data, dtype=given)
