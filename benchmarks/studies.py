@@ -3,8 +3,9 @@
 `python -m benchmarks.studies digits --twice` runs a study whole, or what is left of it, into
 `studies/digits`, and writes benchmarks/results/study-digits.md. With `--twice` it is run in a
 second folder, too, and must end with the same numbers bit for bit. `--seeds 1` takes the first seed
-alone; more seeds may follow in the same folder. Runs of CIFAR-10 that are done are kept as JSON:
-`python -m benchmarks.studies cifar10 --out benchmarks/results/study-cifar10` goes on from them.
+alone; more seeds may follow in the same folder. Runs of CIFAR-10 and Fashion-MNIST that are done
+are kept as JSON: `python -m benchmarks.studies cifar10 --out benchmarks/results/study-cifar10` goes
+on from them.
 """
 
 import hashlib
