@@ -206,7 +206,7 @@ def test_of_a_large_network_a_start_that_waits_keeps_no_vector_and_is_ascended_f
 
     stationary = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)  # ‖H u‖ is 3
     starts = iter([("stationary", stationary), ("lower", lower)])
-    waited = 0
+    waited, value = 0, 0.0
     for ask in gradient_norm_steps(objective, rho=1.0, starts=starts):
         waited += len(made) == 1 and made[0]() is None
         value = ask().value
