@@ -105,7 +105,7 @@ class RankError(FlatkitError, RuntimeError):
     """One of several processes that share a job failed, or is not like the others."""
 
     @classmethod
-    def of(cls, rank: int, count: int, kind: str, text: str) -> "RankError":
+    def of(cls, rank: int | str, count: int | str, kind: str, text: str) -> "RankError":
         """Return what says which of so many ranks failed, and by what error.
 
         >>> str(RankError.of(1, 2, "MemoryError", "no room"))

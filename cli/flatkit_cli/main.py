@@ -12,7 +12,7 @@ from importlib import import_module
 import click
 
 from flatkit.checks import nearest
-from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError
+from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError, RankError
 from flatkit.version import __version__
 from flatkit_cli.launched import is_launched
 from flatkit_cli.options import flags_of, in_flags
@@ -150,9 +150,11 @@ def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
         text = with_flags(str(error), flags, about_arguments=wrong_usage)
         click.echo(f"error: {_one_line(text)}", err=True)
         return USAGE if wrong_usage else FAILURE
-    message = f"{type(error).__name__}: {_one_line(str(error)) or 'no message'}"
+    kind, text = type(error).__name__, _one_line(str(error)) or "no message"
+    message = f"{kind}: {text}"
     if is_launched():
-        message = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {message}"
+        rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        message = str(RankError.of(rank, count, kind, text))
     click.echo(f"error: {message} (unexpected; --debug shows where)", err=True)
     return FAILURE
 

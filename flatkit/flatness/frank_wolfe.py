@@ -102,20 +102,17 @@ class Iterate:
             self.at, self.done = other.at, other.done
 
     def rest(self) -> None:
-        """Keep no vector until `wake`, if it is where it began; its next ascent costs a value."""
-        make = self.begun_at
-        if make is not None:
-            self.forget()
-            self.begun_at = make
+        """Keep no vector until `wake`, where it began; its next ascent costs a value."""
+        self.at, self.u, self.ascent = None, torch.empty(0), torch.empty(0)
 
     def wake(self) -> None:
-        """Be at the point again."""
+        """Be at the point again, after a rest."""
         if self.begun_at is not None and not self.u.numel():
             self.u = self.begun_at()
 
     def forget(self) -> None:
         """Give up the point and what is kept for going on; its value stays."""
-        self.at, self.u, self.ascent = None, torch.empty(0), torch.empty(0)
+        self.rest()
         self.begun_at = None
 
 

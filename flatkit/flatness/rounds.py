@@ -137,7 +137,6 @@ class Rounds:
                 return True
             return not self._is_near(best, iterate) and iterate.value > _HOPELESS * best.value
 
-        iterate.wake()
         yield from ascend(self.search, iterate, worthwhile)
         best = self.search.best
         if iterate.name != NAME:

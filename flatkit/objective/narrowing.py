@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from flatkit.objective.model.widening import is_narrower
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
 from flatkit.objective.reading.sample_set import Samples
+from flatkit.objective.settings import DType
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 NARROW = (torch.bfloat16,)
 """The dtypes in which a model may compute while θ stays in float32. float16 is none of them: what
 lies below 6e-8, as most second derivatives do, vanishes there."""
-_NAMED: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-}
 _FEWEST, _SHARE, _MOST, _GROUPS = 128, 20, 512, 16
 """Samples on which bfloat16 is held against float32: so many at least, one in so many if that is
 more, and so many at most; and into how many groups they are cut, whose spread says how far all
@@ -50,7 +45,8 @@ def check_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     """
     if given is None or (isinstance(given, torch.dtype) and given.is_floating_point):
         return given
-    return _NAMED[check_choice("dtype", str(given).removeprefix("torch."), _NAMED)]
+    name = str(given).removeprefix("torch.")
+    return getattr(torch, check_choice("dtype", name, get_args(DType)))
 
 
 @dataclass(frozen=True)
