@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit_cli.options import Command
+from flatkit_cli.spelling import json_here
 
 if TYPE_CHECKING:
     from flatkit.checkpoints import Checkpoint
@@ -45,7 +46,8 @@ def info(checkpoint: Path, entry: str | None, as_json: bool) -> None:
         text = as_text(facts)
     else:
         text = foreign_text(facts)
-    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else text)
+    whole = json.dumps(facts, indent=1, ensure_ascii=False)
+    click.echo(json_here(whole) if as_json else text)
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:

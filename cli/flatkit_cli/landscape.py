@@ -3,8 +3,9 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,11 @@ def landscape(
         if figures and speaks():
             draw_surfaces(surfaces, out, style=style, drawing=drawing, interactive=interactive)
 
-    surfaces = []
+    surfaces: list[Surface] = []
+    stems: list[str] = []
     for job in plan_landscapes([make_source(path) for path in checkpoints], settings):
-        path = out / f"{_stem(job)}.npz"
+        stems.append(_stem(job, stems))
+        path = out / f"{stems[-1]}.npz"
         if speaks() and not surfaces and not path.exists():
             _say_plan(job, len(checkpoints))
         with _progress(job.name) as progress:
@@ -173,10 +176,13 @@ def _settings(directions: str, line: bool, options: dict[str, Any]) -> Landscape
     return LandscapeSettings(dimensions=1 if line else 2, **given)
 
 
-def _stem(job: "LandscapeJob") -> str:
-    """Return a file name without what shells and file systems dislike."""
+def _stem(job: "LandscapeJob", taken: Collection[str]) -> str:
+    """Return a file name without what shells and file systems dislike, and that is not taken."""
     name = re.sub(r"[^\w.+-]+", "-", job.name).strip("-.") or "surface"
-    return f"{name}-{job.kind}-{'line' if job.dimensions == 1 else 'plane'}"
+    kind = f"{job.kind}-{'line' if job.dimensions == 1 else 'plane'}"
+    # `a/b` and `a-b` become one name, and the second surface would be refused for the first.
+    tried = (f"{name}{'' if n == 1 else f'-{n}'}-{kind}" for n in count(1))
+    return next(stem for stem in tried if stem not in taken)
 
 
 @contextmanager
@@ -206,7 +212,9 @@ def _progress(name: str) -> Generator[Callable[[int, int], None], None, None]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # As a description: in a format of rich, braces and brackets of a name would be its own words.
+    title = TextColumn("{task.description}", markup=False)
+    columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -17,6 +17,7 @@ from flatkit.version import __version__
 from flatkit_cli.launched import is_launched
 from flatkit_cli.options import flags_of, in_flags
 from flatkit_cli.processes import as_rank
+from flatkit_cli.spelling import spell_out
 
 _COMMANDS = {
     "analyze": "measure curvature, flatness and landscape of a checkpoint",
@@ -82,6 +83,7 @@ def cli(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 2 for wrong usage, 1 for failure, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    spell_out()
     return as_rank(lambda: _run(arguments)) if is_launched() else _run(arguments)
 
 

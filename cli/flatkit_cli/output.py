@@ -11,6 +11,7 @@ from flatkit.files import check_writable
 from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
 from flatkit_cli.launched import speaks
 from flatkit_cli.options import F, Names, option
+from flatkit_cli.spelling import json_here
 
 if TYPE_CHECKING:
     from flatkit.results.comparison import Comparison
@@ -71,7 +72,7 @@ class Output:
         if not speaks():
             return
         if self.json_file == "-":
-            click.echo(result.to_json())
+            click.echo(json_here(result.to_json()))
         elif self.json_file is not None:
             saved = result.save(self.json_file)
             click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)

@@ -1,13 +1,13 @@
 """Options that say what a checkpoint belongs to: a task file, or model, data and loss by name."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatkit.checkpoints.parts import Parts
-from flatkit.errors import CheckpointError, ResultError
+from flatkit.errors import CheckpointError, InvalidArgumentError, ResultError
 from flatkit_cli.options import F, option, setting_options, take_settings
 
 if TYPE_CHECKING:
@@ -66,10 +66,32 @@ def take_subjects(
     def make(path: Path) -> "Checkpoint | Callable[[], Task]":
         refuse_report(path)
         from flatkit.checkpoints.loading import load
+        from flatkit.checkpoints.readers.reader import check_kind
 
-        return partial(make_task, path) if completed else load(path, entry=entry)
+        if not completed:
+            return load(path, entry=entry)
+        # Its turn may come after hours; what is no checkpoint is refused now.
+        check_kind(path)
+        return partial(make_task, path)
 
     return make
+
+
+def check_subjects(paths: Sequence[Path]) -> None:
+    """Refuse what is no checkpoint, or is named twice, before the first is measured.
+
+    Raises:
+        InvalidArgumentError: a path is given twice.
+        CheckpointError: a file is missing, or none of a checkpoint.
+    """
+    from flatkit.checkpoints.readers.reader import check_kind
+
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise InvalidArgumentError(f"{path} is given twice; name every file once")
+        refuse_report(path)
+        check_kind(path)
 
 
 def refuse_report(path: Path) -> None:

@@ -14,7 +14,7 @@ from flatkit_cli.analyze import progress_bar
 from flatkit_cli.options import setting_options
 from flatkit_cli.output import output_options, show, take_output
 from flatkit_cli.processes import SharedCommand, processes_option
-from flatkit_cli.subject import subject_options, take_subject
+from flatkit_cli.subject import check_subjects, subject_options, take_subject
 
 if TYPE_CHECKING:
     from flatkit.measures.forecast import Forecast
@@ -49,19 +49,32 @@ def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: 
     radii: dict[str, Any] = {} if rho is None else {"rho": rho}
     AnalysisSettings(**radii, **given)
     output.check()
+    check_subjects(checkpoints)
 
     from flatkit.results.comparison import Comparison, Entry
     from flatkit.verify import verify_series
 
     command = ["flatkit", *sys.argv[1:]]
+    entries: list[Entry] = []
+    stopped: BaseException | None = None
     with progress_bar() as progress:
         subjects = [partial(make_task, path) for path in checkpoints]
         given |= {"plan": _once(len(subjects)), "progress": progress, "command": command}
-        reports = list(verify_series(subjects, rho=rho or (), **given))
-    names = [str(path) for path in checkpoints]
-    comparison = Comparison([Entry(n, n, r) for n, r in zip(names, reports, strict=True)])
-    output.write(reports[0] if len(reports) == 1 else comparison, lambda: _show(comparison))
+        reports = verify_series(subjects, rho=rho or (), **given)
+        try:
+            for name, report in zip(map(str, checkpoints), reports, strict=True):
+                entries.append(Entry(name, name, report))
+        # Of a series, what was verified before Ctrl-C or a fault is shown and saved all the same.
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = error
+    if stopped is not None and not entries:
+        raise stopped
+    comparison = Comparison(entries)
+    single = len(checkpoints) == 1
+    output.write(entries[0].report if single else comparison, lambda: _show(comparison))
     output.draw(comparison)
+    if stopped is not None:
+        raise stopped
 
 
 def _once(times: int) -> "Callable[[Forecast], None]":

@@ -61,11 +61,16 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
 def write_text_atomically(path: str | Path, text: str) -> Path:
     r"""Write UTF-8 text like `write_atomically`.
 
+    Of the name of a file that is no UTF-8, Python keeps each strange byte as half of a pair, which
+    is written as JSON writes it, `\udcff`: a report that names such a file reads as it was.
+
     >>> import tempfile
     >>> write_text_atomically(Path(tempfile.mkdtemp()) / "a.txt", "λ\n").read_text("utf-8")
     'λ\n'
     """
-    return write_atomically(path, lambda stream: stream.write(text.encode("utf-8")))
+    return write_atomically(
+        path, lambda stream: stream.write(text.encode("utf-8", "backslashreplace"))
+    )
 
 
 def make_folder(path: str | Path) -> Path:

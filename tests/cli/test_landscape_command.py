@@ -1,5 +1,7 @@
 """`flatkit landscape`: files, exports, exit codes, and messages of bad input."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 from flatkit import checkpoints
 from flatkit.landscape import load_surface
 from flatkit.training import TrainingConfig, train
+from flatkit_cli.landscape import _progress
 from flatkit_cli.main import main
 from tests.processes import CONTEXT, landscape_until_killed, start
 
@@ -244,3 +247,33 @@ def test_tasks_of_ones_own_make_surfaces_also_of_what_they_have_frozen():
         measure_landscape([task(1), task(2, backbone=3)], directions="checkpoints")
     with pytest.raises(InvalidArgumentError, match=r"flatkit\.load"):
         measure_landscape(["runs/ckpt.pt"])  # type: ignore[list-item]
+
+
+def test_names_that_become_one_name_of_a_file_have_files_of_their_own(runs, tmp_path, capsys):
+    files = [tmp_path / folder / "ckpt.pt" for folder in ("x/a", "y/a", "a-2")]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        shutil.copy(runs / ("a", "b", "a")[number] / "ckpt.pt", file)
+    out = tmp_path / "out"
+    few = ["--line", "--points", 3, "--quantities", "loss", "--no-figures"]
+    code, _, err = run(capsys, *files, "--out", out, *few)
+    assert code == 0, err
+    names = {"a": "a", "a-2": "a (2)", "a-2-2": "a-2"}
+    found = {stem: load_surface(out / f"{stem}-random-line.npz").name for stem in names}
+    assert found == names
+
+
+def test_a_file_that_is_none_is_refused_before_the_first_surface(runs, tmp_path, capsys):
+    (tmp_path / "task.py").write_text("raise SystemExit('the task was run')")
+    files, task = [runs / "a/ckpt.pt", tmp_path / "typo.pt"], f"{tmp_path / 'task.py'}:build"
+    code, _, err = run(capsys, *files, "--task", task, "--out", tmp_path / "out")
+    assert code == 1
+    assert "typo.pt: there is no such file" in err
+
+
+def test_a_bar_shows_a_name_with_braces_and_brackets_as_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with _progress("run{1}[red]") as progress:
+        progress(1, 3)
+    assert "run{1}[red]" in capsys.readouterr().err

@@ -259,3 +259,26 @@ def test_a_series_is_measured_at_the_radii_of_its_last_checkpoint(tmp_path, caps
         series_figure(Comparison(entries[:1]))
     with pytest.raises(InvalidArgumentError, match="at least one"):
         list(verify_series([]))
+
+
+def test_what_is_no_checkpoint_or_named_twice_is_refused_before_the_work(tmp_path, capsys):
+    train(TrainingConfig(data="gaussians", epochs=1, device="cpu"), tmp_path)
+    last = str(tmp_path / "ckpt.pt")
+    assert main(["verify", last, str(tmp_path / "typo.pt")]) == 1
+    assert main(["verify", last, last]) == 2
+    said = capsys.readouterr().err
+    assert "there is no such file" in said and "is given twice" in said
+    assert "plan" not in said
+
+
+def test_of_a_series_that_fails_what_is_verified_is_kept(tmp_path, capsys):
+    config = TrainingConfig(data="gaussians", epochs=3, save_every=1, device="cpu")
+    train(config, tmp_path)
+    files = [tmp_path / f"epoch-000{n}.pt" for n in (1, 2, 3)]
+    broken = torch.load(files[1], weights_only=False)
+    broken["state_dict"] = {name: t * torch.nan for name, t in broken["state_dict"].items()}
+    torch.save(broken, files[1])
+    options = ["--rho", "0.1", "--search-budget", str(BRIEF), "--json", str(tmp_path / "v.json")]
+    assert main(["verify", *map(str, files), *options]) == 1
+    assert "NaN" in capsys.readouterr().err
+    assert [e.name for e in flatkit.load_results(tmp_path / "v.json").entries] == [str(files[0])]
