@@ -193,6 +193,7 @@ def _about_task(
         "the samples": parts["samples"],
         "the model": hashlib.sha256(model.encode()).hexdigest(),
         "the loss": parts["loss"],
+        "values that the model or the loss holds": parts["values"],
         "the code of the model or the loss": parts["code"],
     }
     if task.test_data is not None:

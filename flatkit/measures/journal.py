@@ -129,6 +129,7 @@ def identity(
         "the samples": parts["samples"],
         "the model or its buffers": parts["model"],
         "the loss": parts["loss"],
+        "values that the model or the loss holds": parts["values"],
         "the code of the model or the loss": parts["code"],
         "how the loss is computed": parts["objective"],
         "flatkit": __version__,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from flatkit.errors import InvalidArgumentError
 from flatkit.objective.function import Objective
+from flatkit.objective.held_values import held_values
 from flatkit.objective.kept import digest_of_tensors
 from flatkit.objective.model.captured import held_by
 from flatkit.objective.model.habits import Around, Guarded
@@ -39,11 +41,12 @@ def parts_of(objective: Objective) -> dict[str, str]:
     """Return digests of all that L(θ) depends on but θ, by what they are of.
 
     These are the samples in use with their weights, the model with its buffers and the weights that
-    are not in θ, the loss with the tensors that it holds, how all is cut, the dtype and the device.
-    Of the code of the model and the loss, the files in which their classes and functions stand are
-    hashed, unless they are torch's or flatkit's: not what these import. Cost: the bytes of the
-    samples and of the model are hashed once, about a second a gigabyte; of a model in parts, for
-    which all ranks must ask, when it is first asked for.
+    are not in θ, the loss with the tensors that it holds, the plain values and constant tensors
+    that both hold, how all is cut, the dtype and the device. Of the code of the model and the loss,
+    the files in which their classes and functions stand are hashed, unless they are torch's or
+    flatkit's: not what these import; of a notebook it is the code itself. Cost: a forward pass of a
+    few samples, and the bytes of the samples and of the model, about a second a gigabyte; of a
+    model in parts, for which all ranks must ask, when it is first asked for.
     """
     if objective.sharded is None:
         return _parts_of(objective)
@@ -63,6 +66,7 @@ def _parts_of(objective: Objective) -> dict[str, str]:
         "samples": digest_of_tensors("", taken),
         "model": digest_of_tensors(names, _held_fixed([objective.model], free)),
         "loss": digest_of_tensors("", _held_fixed(held, free)),
+        "values": digest_of_tensors(*_values(objective, loss)),
         "code": digest_of_tensors(" ".join(_code(objective, loss)), ()),
     }
 
@@ -114,9 +118,34 @@ def _held_fixed(things: Iterable[Any], free: set[str]) -> Iterator[Tensor]:
                     yield whole_of(tensor.detach())
 
 
+def _values(objective: Objective, loss: Any) -> tuple[str, list[Tensor]]:
+    """Return the plain values that model and loss hold, as a text, and the constant tensors.
+
+    What a pass changes, as a counter or an activation that a layer keeps, depends on what ran
+    before, and is none of them.
+    """
+    before = held_values(objective.model, loss)
+    versions = {id(thing): thing._version for _, thing in before if isinstance(thing, Tensor)}
+    if objective.sharded is None:
+        few = objective.spread(2) if objective.divisible else objective.rows(slice(None))
+        objective.chunk_loss(objective.theta, few)
+    after = dict(held_values(objective.model, loss))
+    texts: list[str] = []
+    tensors: list[Tensor] = []
+    for name, thing in before:
+        if not isinstance(thing, Tensor):
+            texts += [f"{name} {thing}"] if after.get(name) == thing else []
+        elif after.get(name) is thing and thing._version == versions[id(thing)]:
+            texts.append(name)
+            tensors.append(thing)
+    return _ADDRESS.sub("", "\n".join(texts)), tensors
+
+
 def _code(objective: Objective, loss: Any) -> Iterator[str]:
     """Yield digests of the files that define the user's modules and loss."""
     classes = [type(loss), *map(type, objective.model.modules())]
+    while isinstance(loss, partial):
+        loss = loss.func
     functions = [loss, type(loss).__call__, *(getattr(c, "forward", None) for c in classes)]
     codes = (getattr(function, "__code__", None) for function in functions)
     for file in sorted({code.co_filename for code in codes if code is not None}):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol, TypeAlias, final
 
 import torch
@@ -302,11 +303,28 @@ def digest_of_tensors(text: str, tensors: Iterable[Tensor]) -> str:
     False
     """
     digest = hashlib.sha256(text.encode())
-    for tensor in tensors:
+    for tensor in chain.from_iterable(map(_dense_parts, tensors)):
         digest.update(f"\n{tensor.dtype} {list(tensor.shape)}\n".encode())
         for piece in _bytes(tensor):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the plain tensors that a sparse one is made of, as a graph's adjacency; or itself."""
+    if tensor.layout is torch.sparse_coo:
+        # Entries of one place, in whatever order, are added up: one adjacency has one digest.
+        whole = tensor.detach().coalesce()
+        return torch.tensor(whole.shape), whole.indices(), whole.values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return torch.tensor(tensor.shape), *(
+            part.detach() for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+        )
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return torch.tensor(tensor.shape), *(
+            part.detach() for part in (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+        )
+    return (tensor,)
 
 
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:

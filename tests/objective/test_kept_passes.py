@@ -4,6 +4,7 @@ import importlib.util
 import json
 import signal
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,106 @@ def test_blocks_whose_other_parameters_are_held_elsewhere_are_other_functions(st
         assert found[-1] == plain.block("0.weight").loss(point)
         assert objective.block("0.bias").loss(torch.zeros(2)) != found[-1]
     assert found[0] == found[2] != found[1]
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale, cache=False):
+        super().__init__()
+        self.body, self.scale, self.cache = nn.Linear(2, 1), scale, cache
+        self.seen: Any = None
+
+    def forward(self, x):
+        if self.cache:
+            self.seen = self.body(x).detach() * 1.0
+        return self.body(x) * self.scale
+
+
+class Margin:
+    def __init__(self, margin):
+        self.margin = margin
+
+    def __call__(self, outputs, targets):
+        return (outputs - targets - self.margin).square().mean(1)
+
+    def method(self, outputs, targets):
+        return self(outputs, targets)
+
+
+def shifted(margin):
+    def loss(outputs, targets):
+        return (outputs - targets - margin).square().mean(1)
+
+    return loss
+
+
+def default(margin):
+    return eval(f"lambda outputs, targets, margin={margin}: (outputs - targets - margin).mean(1)")
+
+
+def of_a_notebook(margin):
+    made: dict[str, Any] = {"__name__": "__main__"}
+    code = f"""
+def shift(x):
+    return x - {margin}
+
+def loss(outputs, targets):
+    return shift(outputs - targets).square().mean(1)
+"""
+    exec(compile(code, "<ipython-input-1>", "exec"), made)
+    return made["loss"]
+
+
+def global_of_a_notebook(margin):
+    made: dict[str, Any] = {"__name__": "__main__", "MARGIN": margin}
+    code = "def loss(outputs, targets):\n    return (outputs - targets - MARGIN).square().mean(1)"
+    exec(compile(code, "<ipython-input-1>", "exec"), made)
+    return made["loss"]
+
+
+VALUES = {
+    "of an object": lambda value: function(loss=Margin(value)),
+    "of a method": lambda value: function(loss=Margin(value).method),
+    "of a partial": lambda value: function(loss=partial(Margin.method, Margin(value))),
+    "of a closure": lambda value: function(loss=shifted(value)),
+    "of a default": lambda value: function(loss=default(value)),
+    "of a function in a notebook": lambda value: function(loss=of_a_notebook(value)),
+    "of a variable in a notebook": lambda value: function(loss=global_of_a_notebook(value)),
+    "of a model": lambda value: of_model(Scaled(value)),
+    "of a constant tensor": lambda value: of_model(Scaled(torch.tensor(value))),
+    "of settings": lambda value: of_model(Scaled(1.0), {"of": SimpleNamespace(value=value)}),
+    "of a sparse buffer": lambda value: of_model(Scaled(1.0), sparse=(value * torch.eye(2))),
+}
+
+
+def of_model(model, settings=None, sparse=None):
+    nn.init.ones_(model.body.weight)
+    nn.init.ones_(model.body.bias)
+    model.settings = settings
+    if sparse is not None:
+        model.register_buffer("adjacency", sparse.to_sparse())
+    return Objective(model, "mse", (torch.ones(3, 2), torch.zeros(3, 1)), examine=False)
+
+
+@pytest.mark.parametrize("where", VALUES)
+def test_values_that_no_buffer_and_no_file_show_are_in_the_digest(where):
+    one, same, other = (digest_of(VALUES[where](value)) for value in (1.0, 1.0, 2.0))
+    assert one == same != other
+
+
+def test_what_a_layer_keeps_of_a_pass_is_not_in_the_digest():
+    one, other = (of_model(Scaled(1.0, cache=True)) for _ in range(2))
+    other.evaluate(3 * other.theta)
+    assert digest_of(one) == digest_of(other)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS:UserWarning")  # torch: in beta
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_sparse_tensors_have_a_digest_of_their_numbers(layout):
+    def digest(scale):
+        dense = scale * torch.diag(torch.ones(4), 1)
+        return digest_of_tensors("", [getattr(dense, f"to_sparse_{layout}", dense.to_sparse)()])
+
+    assert digest(1.0) == digest(1.0) != digest(2.0)
 
 
 def test_edited_code_of_the_user_is_another_function(tmp_path):
