@@ -34,7 +34,10 @@ class _Layer(NamedTuple):
 
 def run(session: "Session") -> "Iterator[Draft]":
     """Find both numbers layer by layer, a product at a time; layers that are done are told."""
-    groups, done = session.curved.space.layers(), list[_Layer]()
+    space, done = session.curved.space, list[_Layer]()
+    empty = {name for name, size in zip(space.names, space.sizes, strict=True) if not size}
+    # A layer without any entry has no block, as a slot of a library that is not in use.
+    groups = {layer: names for layer, names in space.layers().items() if {*names} - empty}
     with session.meter() as cost:
 
         def draft() -> Draft:

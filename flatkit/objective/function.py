@@ -186,7 +186,7 @@ class Objective(PlacedModel, OverSamples):
         if search is not None:
             completed = complete(self, search, loss_parameters=loss_parameters)
         self.memory_format = self._lay_out()
-        check_finite(self.space.unflatten(self.theta), self.samples.inputs)
+        check_finite(self.space.unflatten(self.theta), self.samples.inputs, self.loss)
         self.examination = Examination(mean_over, NOT_EXAMINED)
         if examine:
             found = examine_all(self, mean_over, chosen=chunk_size is not None)

@@ -321,8 +321,17 @@ def as_sums(loss: Any) -> Any:
     if getattr(loss, "__hash__", None) and loss in plain:
         loss = plain[loss]()
     if type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss) and loss.reduction == "mean":
-        return WeightedMean(loss)
+        return loss if _smooths_what_counts_for_nothing(loss) else WeightedMean(loss)
     return loss
+
+
+def _smooths_what_counts_for_nothing(loss: Any) -> bool:
+    """Whether targets of a class of weight 0 add to the sum of a loss, and not to what divides it.
+
+    Smoothing spreads their labels over classes that count: no mean over samples is made so.
+    """
+    smooths = getattr(loss, "label_smoothing", 0.0) > 0
+    return smooths and loss.weight is not None and bool((loss.weight == 0).any())
 
 
 def _main(outputs: Any) -> Tensor:

@@ -290,6 +290,16 @@ def test_slices_and_planes_of_models_without_two_directions_stop_nothing(of):
         assert np.ptp(losses) == 0 and report.result("loss_slice").error["loss"] == [0.0] * 5
 
 
+def test_a_layer_without_entries_has_no_block_and_stops_nothing():
+    case = CASES[0]
+    model = case.build()
+    model.register_parameter("unused", nn.Parameter(torch.empty(0, 3).double()))
+    task = flatkit.Task(model, case.loss, case.data())
+    found = flatkit.analyze(task, measures=["layer_curvature"]).result("layer_curvature").value
+    plain = flatkit.analyze(task_of(case), measures=["layer_curvature"]).result("layer_curvature")
+    assert found == plain.value and "" not in found["layer"]
+
+
 def test_the_quadratic_model_and_the_krylov_space_share_their_memory():
     case = CASES[0]
     task = flatkit.Task(case.build(), case.loss, case.data())

@@ -1,6 +1,7 @@
 """The objective against plain full-batch PyTorch, and what it must leave alone."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -249,6 +250,41 @@ def test_weights_that_are_not_finite_are_refused_by_name():
         next(model.parameters())[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"0\.weight has 1 NaN"):
         Objective(model, "cross_entropy", CASES[0].data())
+
+
+class MaskedAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        shares = (self.value(x) @ x.transpose(1, 2) + mask).softmax(-1)
+        return self.out((shares @ x.nan_to_num()).mean(1))
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["mask", "mask and NaN"])
+def test_inputs_may_be_infinite_or_nan_where_the_loss_is_a_number(missing):
+    torch.manual_seed(0)
+    model, x = MaskedAttention().double(), torch.randn(6, 5, 4).double()
+    mask = torch.zeros(6, 5, 5).double()
+    mask[:, :, 3:] = -math.inf
+    labels = torch.arange(6) % 3
+    if missing:
+        x[2, 1, 0] = math.nan
+        with pytest.raises(NonFiniteError, match=r"inputs have NaN or infinite .* loss is nan"):
+            Objective(model, "cross_entropy", (x, mask, labels))
+        return
+    objective = Objective(model, "cross_entropy", (x, mask, labels))
+
+    def loss(theta):
+        parts = dict(zip(objective.space.names, theta.split(objective.space.sizes), strict=True))
+        named = {name: parts[name].view(p.shape) for name, p in model.named_parameters()}
+        outputs = torch.func.functional_call(model, named, (x, mask))
+        return F.cross_entropy(outputs, labels)
+
+    expected = torch.autograd.functional.hessian(loss, objective.theta)
+    found = HessianOperator(objective).matmat(torch.eye(objective.num_parameters).double())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_a_model_without_free_parameters_is_refused():

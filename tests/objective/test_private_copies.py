@@ -379,7 +379,10 @@ def test_models_without_values_or_code_are_refused_by_name():
     half = Plain()
     half.register_buffer("mask", torch.ones(1, device="meta"))
     scripted = torch.jit.script(nn.Linear(4, 3))
+    sparse = Plain()
+    sparse.second.table = nn.Parameter(torch.eye(3).to_sparse())
     for model, words in (
+        (sparse, r"second\.table is a sparse parameter.*its values be the parameter"),
         (lazy, "0.weight belongs to a lazy layer that never ran"),
         (Plain().to("meta"), "first.weight is on the meta device.*to_empty"),
         (half, "mask is on the meta device"),

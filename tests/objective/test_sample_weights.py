@@ -205,3 +205,40 @@ def test_where_every_label_counts_samples_weigh_alike():
     ways = counts_that_differ(labels, 4)
     weights, what = find_weights(lambda rows: 0.0, ways, 4, tolerance=1e-6)
     assert what == "samples" and weights.tolist() == [1, 1, 1, 1]
+
+
+class ClassWeighted(nn.Module):
+    """As many losses of users do, it keeps the weights of classes under the name `weights`."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, outputs, targets):
+        values = F.cross_entropy(outputs, targets, reduction="none")
+        return values * torch.as_tensor(self.weights, dtype=values.dtype)[targets]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [WEIGHT, WEIGHT.tolist(), nn.Parameter(WEIGHT, requires_grad=False)],
+    ids=["tensor", "list", "parameter"],
+)
+def test_weights_that_a_loss_only_keeps_are_not_asked_for_those_of_samples(weights):
+    model = CASE.build()
+    objective = Objective(model, ClassWeighted(weights), (X, Y))
+    expected = (F.cross_entropy(model(X), Y, reduction="none") * WEIGHT[Y]).mean()
+    assert objective.loss() == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert objective.num_samples == len(X)
+
+
+def test_smoothed_labels_of_a_class_that_counts_for_nothing_still_add_to_the_loss():
+    weight = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    loss, model = nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1), CASE.build()
+    objective = Objective(model, loss, (X, Y))
+    assert objective.loss() == pytest.approx(float(loss(model(X), Y).detach()), rel=1e-12)
+    reference = dense(lambda point: loss(at(model, point, X), Y), objective.theta)
+    columns = HessianOperator(objective).matmat(torch.eye(len(reference)).double())
+    torch.testing.assert_close(columns, reference, rtol=1e-9, atol=1e-11)
+    with pytest.raises(NonAdditiveLossError, match="chunk_size"):
+        Objective(model, loss, (X, Y), chunk_size=4)

@@ -290,3 +290,27 @@ def test_errors_that_the_way_of_calling_brings_about_come_with_advice():
 def test_layers_of_torch_alone_are_named():
     with pytest.raises(UserCodeError, match="the model fails, layer 1: RuntimeError: mat1"):
         Objective(nn.Sequential(nn.Tanh(), nn.Linear(5, 3)).double(), "mse", (X, CLASSES))
+
+
+class Ignoring(nn.Module):
+    """A loss with an `ignore_index` of its own meaning, as of pixels in segmentation."""
+
+    ignore_index = -100
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, outputs, targets):
+        counts = (targets != self.ignore_index).to(outputs)
+        return (self.value(outputs, targets.to(outputs), reduction="none") * counts).mean()
+
+
+@pytest.mark.parametrize("scores", [1, 3], ids=["one score", "counts"])
+def test_what_an_ignore_index_means_to_a_loss_of_the_user_is_left_to_it(scores):
+    value = F.binary_cross_entropy_with_logits if scores == 1 else F.poisson_nll_loss
+    targets = TWO[:, None].double() if scores == 1 else CLASSES[:, None] + torch.tensor([0, 2, 5])
+    model = linear(scores)
+    objective = Objective(model, Ignoring(value), (X, targets))
+    expected = float(value(model(X), targets.double()).detach())
+    assert objective.loss() == pytest.approx(expected, rel=1e-12)

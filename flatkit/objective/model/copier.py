@@ -265,6 +265,8 @@ def refuse_uncopyable(model: nn.Module) -> None:
             )
         for name, tensor in chain(tensors, module.named_buffers(recurse=False)):
             refuse_without_values(tensor, f"{path}.{name}" if path else name)
+        for name, tensor in tensors:
+            _refuse_sparse(tensor, f"{path}.{name}" if path else name)
 
 
 def refuse_without_values(tensor: Tensor, name: str = "a tensor") -> None:
@@ -284,6 +286,17 @@ def refuse_without_values(tensor: Tensor, name: str = "a tensor") -> None:
         raise InvalidArgumentError(
             f"{name} is on the meta device, where tensors have no values; call "
             "`model.to_empty(device='cpu')` and load the weights"
+        )
+
+
+def _refuse_sparse(parameter: Tensor, name: str) -> None:
+    """Refuse free parameters of which the places are no numbers, and so no coordinates of θ."""
+    if parameter.requires_grad and parameter.layout is not torch.strided:
+        raise InvalidArgumentError(
+            f"{name} is a sparse parameter, of {parameter.layout}: let its values be the parameter "
+            "and make the sparse tensor of them in `forward`, torch.sparse_coo_tensor(places, "
+            "self.values, shape); make it dense, tensor.to_dense(); or hold it constant, "
+            "requires_grad_(False)"
         )
 
 

@@ -149,6 +149,18 @@ def guarded(loss: Any) -> Any:
     return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss)
 
 
+def own_weights(loss: Any) -> Callable[[Any], Tensor] | None:
+    """Return by what a loss says how much each sample counts, its method `weights(targets)`.
+
+    What else goes by that name, as the weights of classes that many losses of users keep, is none.
+
+    >>> own_weights(torch.nn.MSELoss()) is None
+    True
+    """
+    found = getattr(loss, "weights", None)
+    return None if isinstance(found, (torch.nn.Module, type)) or not callable(found) else found
+
+
 def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
     """Return a loss, guarded or not, with a copy of what the user gave.
 

@@ -123,17 +123,21 @@ def _deterministic(look: Look) -> Found:
     return True, f"two evaluations of {len(look.rows)} samples spread over the data agree", None
 
 
-def check_finite(weights: Mapping[str, Tensor], inputs: Tree) -> None:
-    """Refuse weights or inputs that are not finite.
+def check_finite(weights: Mapping[str, Tensor], inputs: Tree, loss: Callable[[], float]) -> None:
+    """Refuse weights that are not finite, and inputs of which the loss is no number.
+
+    A mask of attention is minus infinity at places that do not count, and models may take NaN for
+    what is missing.
 
     Args:
         weights: by name.
         inputs: a tree of tensors.
+        loss: the mean loss, asked for where inputs are not finite.
 
     Raises:
         NonFiniteError: some are NaN or infinite.
 
-    >>> check_finite({"weight": torch.ones(2)}, torch.zeros(1))
+    >>> check_finite({"weight": torch.ones(2)}, torch.tensor(-math.inf), lambda: 0.5)
     """
     for name, part in weights.items():
         if not part.isfinite().all():
@@ -142,8 +146,9 @@ def check_finite(weights: Mapping[str, Tensor], inputs: Tree) -> None:
                 f"the weights are not finite: {name} has {count} NaN or infinite entries; "
                 "the training diverged, analyze an earlier checkpoint"
             )
-    if not all(leaf.isfinite().all() for leaf in leaves(inputs)):
-        raise NonFiniteError("the inputs have NaN or infinite entries")
+    finite = all(leaf.isfinite().all() for leaf in leaves(inputs))
+    if not finite and not math.isfinite(found := loss()):
+        raise NonFiniteError(f"the inputs have NaN or infinite entries, and the loss is {found}")
 
 
 def check_slope(loss: float, gradient: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, NonAdditiveLossError
+from flatkit.objective.model.habits import own_weights
 from flatkit.objective.pytree import Bundle, named_leaves
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def find_own_weights(function: "Objective") -> tuple[Tensor, str]:
             size,
             tolerance=0.1 * function.slack,
         )
-    elif hasattr(loss, "weights"):
-        weights = loss.weights(targets).double().cpu()
+    elif (of_loss := own_weights(loss)) is not None:
+        weights = of_loss(targets).double().cpu()
         alike = bool(((weights == 1) | (weights == 0)).all())
         what = "samples" if alike else getattr(loss, "mean_over", "loss")
     else:
@@ -66,9 +67,10 @@ def _of_batches(loss: Any, targets: Bundle, counts: Tensor) -> tuple[Tensor, str
         raise NonAdditiveLossError(
             "the loss is a sum, and these batches count by their means; give reduction='mean'"
         )
-    if not hasattr(loss, "weights"):
+    of_loss = own_weights(loss)
+    if of_loss is None:
         return counts.double(), "samples, batch by batch"
-    sums = [float(loss.weights(part).sum()) for part in targets.units]
+    sums = [float(of_loss(part).sum()) for part in targets.units]
     return torch.tensor(sums, dtype=torch.float64), getattr(loss, "mean_over", "loss")
 
 

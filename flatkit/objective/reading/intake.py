@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
+from flatkit.objective.model.habits import own_weights
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, take
 from flatkit.objective.reading.division import (
     InputWay,
@@ -244,7 +245,7 @@ def _check_means(
     drawn: Samples, way: InputWay, ending: TargetWay, loss: Any, converted: str, taker: Taker
 ) -> None:
     """Refuse batches whose loss is not the mean of those of their samples."""
-    if converted or isinstance(loss, Weighted) or hasattr(loss, "weights"):
+    if converted or isinstance(loss, Weighted) or own_weights(loss):
         return  # losses of flatkit's own, or of targets in another form: one value a sample
     picks: list[Pick] = [way.inputs, lambda batch: ending.targets(way.rest(batch))]
     inputs, targets = (drawn.probe.map(pick) for pick in picks)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
+from flatkit.objective.model.habits import Guarded
 from flatkit.objective.pytree import Tree, leaves, main_tensor, map_object, map_tree
 from flatkit.objective.users_code import users_code
 
@@ -77,7 +78,8 @@ def check_classes(loss: Any, outputs: Any, targets: Tree) -> None:
     """Refuse classes that the outputs have no score for, where the loss says what classes are.
 
     Args:
-        loss: those that have an `ignore_index` take classes.
+        loss: of torch's or flatkit's own those that have an `ignore_index` take classes; what one
+            of a user means by it, as for pixels of one score or for counts, nobody knows.
         outputs: of some samples; scores [B, C, ...], of tokens [B, T, C].
         targets: of all samples.
 
@@ -86,7 +88,9 @@ def check_classes(loss: Any, outputs: Any, targets: Tree) -> None:
 
     >>> check_classes(torch.nn.NLLLoss(), torch.zeros(2, 3), torch.tensor([0, 2, -100]))
     """
-    scores, ignored = main_tensor(outputs), getattr(loss, "ignore_index", None)
+    inner = loss.inner if isinstance(loss, Guarded) else loss
+    known = isinstance(inner, (nn.CrossEntropyLoss, nn.NLLLoss)) or inner is loss
+    scores, ignored = main_tensor(outputs), getattr(loss, "ignore_index", None) if known else None
     if scores is None or ignored is None or not isinstance(targets, Tensor) or scores.ndim < 2:
         return
     classes = scores.shape[getattr(loss, "class_dim", 1)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError
-from flatkit.objective.model.habits import Around
+from flatkit.objective.model.habits import Around, own_weights
 
 
 class WeightedTargets(NamedTuple):
@@ -47,10 +47,8 @@ class Weighted(Around):
 
     def weights(self, targets: WeightedTargets) -> Tensor:
         """Return what the mean divides by, of each sample, [B] in float64."""
-        own = targets.weights.double().cpu()
-        if hasattr(self.loss, "weights"):
-            return own * self.loss.weights(targets.targets).double().cpu()
-        return own
+        own, of_loss = targets.weights.double().cpu(), own_weights(self.loss)
+        return own if of_loss is None else own * of_loss(targets.targets).double().cpu()
 
 
 def weighted(loss: Any) -> Any:
