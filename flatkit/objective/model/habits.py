@@ -157,7 +157,7 @@ def own_weights(loss: Any) -> Callable[[Any], Tensor] | None:
     >>> own_weights(torch.nn.MSELoss()) is None
     True
     """
-    found = getattr(loss, "weights", None)
+    found: Any = getattr(loss, "weights", None)
     return None if isinstance(found, (torch.nn.Module, type)) or not callable(found) else found
 
 
