@@ -158,7 +158,8 @@ def own_weights(loss: Any) -> Callable[[Any], Tensor] | None:
     True
     """
     found: Any = getattr(loss, "weights", None)
-    return None if isinstance(found, (torch.nn.Module, type)) or not callable(found) else found
+    is_method = callable(found) and not isinstance(found, (torch.nn.Module, type))
+    return loss.weights if is_method else None
 
 
 def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
