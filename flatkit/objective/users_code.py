@@ -1,15 +1,16 @@
-"""What the user's own code raises, told with its file and line: no fault of flatkit's."""
+"""The user's own code: what it raises, with its file and line, and what a loss says of itself."""
 
 import re
 import sysconfig
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatkit.errors import FlatkitError, UserCodeError
 
@@ -84,6 +85,19 @@ def users_error(what: str, error: BaseException, model: nn.Module | None = None)
     ranks = current()
     here = f" on rank {ranks.rank} of {ranks.count}" if ranks.count > 1 else ""
     return UserCodeError(f"{what} fails{here}{_where(error, model)}: {_said(error)}{advice}")
+
+
+def own_weights(loss: Any) -> Callable[[Any], Tensor] | None:
+    """Return by what a loss says how much each sample counts, its method `weights(targets)`.
+
+    What else goes by that name, as the weights of classes that many losses of users keep, is none.
+
+    >>> own_weights(nn.MSELoss()) is None
+    True
+    """
+    found: Any = getattr(loss, "weights", None)
+    is_method = callable(found) and not isinstance(found, (nn.Module, type))
+    return loss.weights if is_method else None
 
 
 def _said(error: BaseException) -> str:

@@ -149,19 +149,6 @@ def guarded(loss: Any) -> Any:
     return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss)
 
 
-def own_weights(loss: Any) -> Callable[[Any], Tensor] | None:
-    """Return by what a loss says how much each sample counts, its method `weights(targets)`.
-
-    What else goes by that name, as the weights of classes that many losses of users keep, is none.
-
-    >>> own_weights(torch.nn.MSELoss()) is None
-    True
-    """
-    found: Any = getattr(loss, "weights", None)
-    is_method = callable(found) and not isinstance(found, (torch.nn.Module, type))
-    return loss.weights if is_method else None
-
-
 def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
     """Return a loss, guarded or not, with a copy of what the user gave.
 

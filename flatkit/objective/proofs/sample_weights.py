@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import InvalidArgumentError, NonAdditiveLossError
-from flatkit.objective.model.habits import own_weights
 from flatkit.objective.pytree import Bundle, named_leaves
+from flatkit.objective.users_code import own_weights
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
-from flatkit.objective.model.habits import own_weights
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, take
 from flatkit.objective.reading.division import (
     InputWay,
@@ -31,7 +30,7 @@ from flatkit.objective.reading.weighted_samples import (
     check_weights,
     weighted,
 )
-from flatkit.objective.users_code import users_code
+from flatkit.objective.users_code import own_weights, users_code
 
 
 class Taken(NamedTuple):
