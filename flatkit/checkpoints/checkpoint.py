@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flatkit.checkpoints.adapters import with_base
 from flatkit.checkpoints.conversions import in_numbers
 from flatkit.checkpoints.placing import Stored, Wishes, place
+from flatkit.checkpoints.readers.folders import stem
 from flatkit.checkpoints.recipe import Recipe, build_data, build_loss, build_model
 from flatkit.data.dataset import Dataset
 from flatkit.errors import CheckpointError, InvalidArgumentError
@@ -86,7 +87,7 @@ class Checkpoint(Shown):
     def name(self) -> str:
         """The folder of a `ckpt.pt`, else folder and file: `gam`, `gam/epoch-0010`."""
         path = Path(self.path).absolute()
-        return path.parent.name if path.stem == "ckpt" else f"{path.parent.name}/{path.stem}"
+        return path.parent.name if path.stem == "ckpt" else f"{path.parent.name}/{stem(path)}"
 
     def load_into(
         self,

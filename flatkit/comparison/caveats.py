@@ -86,12 +86,14 @@ def _sloping(runs: Mapping[str, Mapping[str, Reading]]) -> list[str]:
     """Say where R1/ρ² shows the gradient that is left, as max ‖∇L‖ over the ball is at least it."""
     found: dict[str, tuple[float, float]] = {}  # the largest part in each run, and its radius
     for name, run in runs.items():
-        # R1/ρ² is max ‖∇L‖ / ρ, and the centre is a point of the ball: the part is 1 at most.
+        # R1/ρ² is max ‖∇L‖ / ρ, and the centre is a point of the ball: the part is 1 at most. In
+        # balls of other shapes the gradient has another norm, and the part could be 3.
         gradient = run.get("gradient_norm")
         parts = [
             (gradient.value / (reading.value * reading.rho), reading.rho)
             for reading in run.values()
             if reading.measure == "first_order_flatness" and reading.role == "flatness"
+            if reading.is_round
             if gradient is not None and reading.rho and reading.value > 0
         ]
         if parts and max(parts)[0] >= _MOSTLY:

@@ -1,8 +1,9 @@
 """The checkpoints of a training: which files of a folder they are, and of which epochs."""
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flatkit.checkpoints.checkpoint import Checkpoint
@@ -12,8 +13,12 @@ from flatkit.errors import InvalidArgumentError
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".npz")
 # The last number: `resnet18-cifar10-epoch-20` is of epoch 20.
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
-# The average of a run of flatkit, of the same epoch as `ckpt.pt` beside it.
-_NOT_OF_EPOCHS = ("ema.pt",)
+# The average of a run of flatkit, of the same epoch as `ckpt.pt` beside it; and what the trainer of
+# Hugging Face puts beside weights.
+_NOT_OF_EPOCHS = (
+    "ema.pt",
+    *("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt"),
+)
 _STEPS = re.compile(r"(step|iter|iteration|batch|update|checkpoint|ckpt)s?[-_=. ]*$", re.IGNORECASE)
 """What stands before a number that counts something finer than epochs."""
 _COUNTS = ("global_step", "step", "iteration", "iter")
@@ -26,15 +31,20 @@ class Stop:
     Attributes:
         path: of the file or folder.
         run: what the training is called.
-        epoch: of the training, or what its program counts in the name of the file.
+        epoch: of the training, or what its program counts in the name of the file; None where
+            neither the name nor the file says.
         inside: the epoch that the file itself holds, where its name has another number, and nothing
             says that this one counts steps.
+        named: whether the name has a number.
+        counts: what a file of another program counts itself, by name: epochs, steps.
     """
 
     path: str
     run: str
     epoch: float
     inside: float | None = None
+    named: bool = True
+    counts: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list[Stop]:
@@ -42,7 +52,9 @@ def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list
 
     In a folder of flatkit those are `epoch-*.pt`, and `ckpt.pt` where it is of a later epoch; in
     another one all files of weights, and folders such as `checkpoint-500`. A file that flatkit
-    wrote knows its epoch. Of others it is the last number in the name, or what stands in the file.
+    wrote knows its epoch. Of others it is the last number in the name, or what stands in the file:
+    where names count steps, `last.ckpt` beside them is placed by its step, and is left out where it
+    is one of them again. In a folder with two such names, a file that says nothing is left out too.
 
     Args:
         sources: folders, patterns or files.
@@ -55,9 +67,9 @@ def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list
     """
     stops: dict[str, Stop] = {}
     for source in sources:
-        for path in _files(Path(source)):
-            stop = _stop(path, entry)
-            stops.setdefault(str(path.resolve()), stop)
+        read = [_stop(path, entry) for path in _files(Path(source))]
+        for stop in _in_one_unit(read, in_folder=Path(source).is_dir()):
+            stops.setdefault(str(Path(stop.path).resolve()), stop)
     found = sorted(stops.values(), key=lambda stop: (_order(stop, stops), stop.epoch, stop.path))
     return _checked(found)
 
@@ -96,19 +108,53 @@ def _holds_weights(path: Path) -> bool:
 
 
 def _stop(path: Path, entry: str | None) -> Stop:
+    """Return a checkpoint, of epoch NaN where nothing says of which it is."""
     checkpoint = load(path, entry=entry)
     run = path.resolve().parent.name
     if checkpoint.model:
         return Stop(str(path), run, checkpoint.epoch)
-    number, beside = _NUMBER.search(path.stem), checkpoint.beside.get("epoch")
-    if number is not None:
-        return Stop(str(path), run, float(number[1]), _inside(path, checkpoint))
-    if isinstance(beside, int | float):
-        return Stop(str(path), run, float(beside))
-    raise InvalidArgumentError(
-        f"nothing says of which epoch {path} is: put its number into the name, e.g. "
-        f"epoch-0010{path.suffix}"
-    )
+    number, beside = _NUMBER.search(path.stem), checkpoint.beside
+    counts = {
+        name: float(beside[name])
+        for name in ("epoch", *_COUNTS)
+        if isinstance(beside.get(name), int | float)
+    }
+    if number is None:
+        epoch = counts.get("epoch", math.nan)
+        return Stop(str(path), run, epoch, named=False, counts=counts)
+    return Stop(str(path), run, float(number[1]), _inside(path, checkpoint), counts=counts)
+
+
+def _in_one_unit(stops: Sequence[Stop], *, in_folder: bool) -> list[Stop]:
+    """Return the checkpoints of a source, those without a number by what the names of others count.
+
+    Raises:
+        InvalidArgumentError: nothing says of which epoch one is.
+    """
+    numbered = [stop for stop in stops if stop.named]
+    units = [
+        name
+        for name in ("epoch", *_COUNTS)
+        if all(stop.counts.get(name) == stop.epoch for stop in numbered)
+    ]
+    known = {stop.epoch for stop in numbered}
+    found: list[Stop] = []
+    for stop in stops:
+        if stop.named:
+            found.append(stop)
+            continue
+        # Lightning names files by steps and keeps epochs inside: never both on one axis.
+        here = [stop.counts[name] for name in units if name in stop.counts]
+        epoch = stop.epoch if not numbered else here[0] if here else math.nan
+        if epoch not in known and not math.isnan(epoch):
+            found.append(replace(stop, epoch=epoch))
+        elif math.isnan(epoch) and not (in_folder and len(numbered) > 1):
+            path = Path(stop.path)
+            raise InvalidArgumentError(
+                f"nothing says of which epoch {path} is: put its number into the name, e.g. "
+                f"epoch-0010{path.suffix}"
+            )
+    return found
 
 
 def _inside(path: Path, checkpoint: Checkpoint) -> float | None:

@@ -9,6 +9,7 @@ from itertools import islice, takewhile, zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from flatkit.checkpoints.readers.folders import stem
 from flatkit.checks import nearest
 from flatkit.errors import InvalidArgumentError
 
@@ -318,7 +319,7 @@ def _numbered(runs: Sequence[Run]) -> list[str]:
 
 def _parts(path: str) -> list[str]:
     whole = Path(path).absolute()
-    return [*whole.parts[:-1], whole.stem if not whole.is_dir() else whole.name]
+    return [*whole.parts[:-1], stem(whole) if not whole.is_dir() else whole.name]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -96,6 +96,9 @@ def _gap(
     if large not in found or small not in found:
         return None
     one, other = found[large], found[small]
+    # What rounding does to the one, it may do to the other the opposite way: bounds add up.
+    bounds = [reading.error for reading in (one, other) if reading.error is not None]
+    worse = other if one.converged else one
     errors = [r.sampling_error for r in (one, other) if r.sampling_error is not None]
     blocks = [one.influence, other.influence]
     paired = zip(*blocks, strict=True) if len(blocks[0]) == len(blocks[1]) else ()
@@ -104,6 +107,8 @@ def _gap(
         key=key,
         title=title,
         value=one.value - other.value,
+        error=sum(bounds) if len(bounds) == 2 else None,
+        status=worse.status,
         better="lower",
         drawn=False,
         place=2,

@@ -9,6 +9,7 @@ from torch import Tensor
 from flatkit.errors import InvalidArgumentError, MissingDependencyError, NonFiniteError
 from flatkit.objective.function import Objective
 from flatkit.objective.model.copier import duplicate
+from flatkit.objective.reading.randomness import undisturbed
 from flatkit.results.status import Status
 from flatkit.spectrum.estimate import Estimate
 from flatkit.spectrum.operators import check_k
@@ -61,7 +62,7 @@ def pyhessian_eigenvalues(
     def mean_loss(outputs: Tensor, _: Tensor) -> Tensor:
         return objective.share(outputs, chunk)
 
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), undisturbed():  # its starts are drawn on the GPU, if there
         warnings.filterwarnings("ignore", message="Using backward")  # PyHessian does so
         torch.manual_seed(seed)
         second = hessian(model, mean_loss, data=data, cuda=objective.device.type == "cuda")

@@ -73,6 +73,11 @@ class Reading:
         """Whether the measurement did what it was asked."""
         return self.status == Status.CONVERGED
 
+    @property
+    def is_round(self) -> bool:
+        """Whether its ball, if it has one, is the round one, to which λmax and ‖∇L‖ belong."""
+        return "," not in self.key.partition("[")[2]
+
 
 Reader: TypeAlias = Callable[[Result], list[Reading]]
 

@@ -118,19 +118,28 @@ def explanation(surfaces: Sequence[Surface]) -> str:
     >>> explanation([Surface({"t": [0.0, 1.0]}, {}, {"directions": said})])
     'along a random filter-normalised direction d; biases and BatchNorm parameters stay'
     """
-    first = surfaces[0]
-    parts = [directions_of(first).footnote(first, significant)]
-    if about(first).get("one_dimensional") == "zero":
-        parts.append("biases and BatchNorm parameters stay")
-    statistics = first.header.get("statistics")
-    if statistics in _STATISTICS:
-        parts.append(_STATISTICS[statistics])
+    # Files of several commands may stand side by side: what holds of some is said of these alone.
+    told: dict[str, list[str]] = {}
+    for surface in surfaces:
+        told.setdefault("; ".join(_made(surface)), []).append(surface.name)
+    parts = list(told)
+    if len(told) > 1:
+        parts = [f"{', '.join(names)}: {text}" for text, names in told.items()]
     measured = sum(int(surface.measured.sum()) for surface in surfaces)
     everything = sum(surface.measured.size for surface in surfaces)
     if measured < everything:
         parts.append(f"{measured} of {everything} points measured, the others interpolated")
     ended = coarse(str(surface.header.get("status", "")) for surface in surfaces)
     return "; ".join(parts) + ended + over_surfaces(surfaces)
+
+
+def _made(surface: Surface) -> list[str]:
+    """Return in words along what a surface goes, and what stands still or moves along."""
+    parts = [directions_of(surface).footnote(surface, significant)]
+    if about(surface).get("one_dimensional") == "zero":
+        parts.append("biases and BatchNorm parameters stay")
+    statistics = surface.header.get("statistics")
+    return [*parts, _STATISTICS[statistics]] if statistics in _STATISTICS else parts
 
 
 def tick_text(value: float) -> str:

@@ -13,6 +13,8 @@ def significant(value: float, digits: int = 4, *, rounding: str = ROUND_HALF_EVE
 
     >>> significant(0.123456), significant(1234567.0), significant(1.2e-7, 2)
     ('0.1235', '1.235e6', '1.2e-7')
+    >>> significant(math.inf - math.inf)
+    'no number'
     """
     if value == 0 or not math.isfinite(value):
         return _special(value)
@@ -104,6 +106,8 @@ def duration(seconds: float) -> str:
 
 
 def _special(value: float) -> str:
+    if math.isnan(value):  # as the difference of two losses that are infinite
+        return "no number"
     return "0" if value == 0 else f"{'-' if value < 0 else ''}∞"
 
 

@@ -61,7 +61,7 @@ def save_page(surfaces: Sequence[Surface], path: str | Path, *, quantity: str = 
     figure = make_subplots(
         cols=len(planes),
         specs=[[{"type": "surface"}] * len(planes)],
-        subplot_titles=[plane.name for plane in planes],
+        subplot_titles=[escape(plane.name) for plane in planes],  # plotly reads tags in texts
         horizontal_spacing=0.02,
     )
     _fill(figure, graph, planes, values, quantity)
@@ -138,7 +138,7 @@ def _points(graph: Any, plane: Surface, array: Any, scale: Scale) -> list[Any]:
             x=[x for x, _ in at],
             y=[y for _, y in at],
             z=_on_surface(plane, array, scale, at),
-            text=[short_name(name) for name in names],
+            text=[escape(short_name(name)) for name in names],
             mode=mode,
             marker={"size": size, "color": "white", "line": {"color": "black", "width": 2}},
             line={"color": "black", "width": 4},

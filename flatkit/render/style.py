@@ -27,6 +27,7 @@ from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError
+from flatkit.render.written import take_as_written
 
 Width: TypeAlias = Literal["column", "text", "slide"]
 Line: TypeAlias = Literal["-", "--", "-.", ":"]
@@ -48,9 +49,7 @@ _MOST_TICKS = 5
 _NOTE_SIZE, _NOTE_LINES = 8.0, 2
 _LINE_HEIGHT = 0.145
 """Inches of a line of a note of 8 points."""
-# In DejaVu Sans 32 characters of 9.5 pt take about 2.4 inches, and the narrowest panel with a name
-# for a title has 2.6. A character of 8 pt takes less than 0.075 inches.
-_TITLE_WIDTH = 32
+# In DejaVu Sans a character of 8 pt takes less than 0.075 inches.
 _INCHES_PER_CHARACTER = 0.075
 _LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "D", "P", "X", "v")
@@ -212,8 +211,8 @@ def _apply(name: str, settings: Mapping[Any, Any]) -> None:
 def styled() -> Generator[None, None, None]:
     """Draw in flatkit's style inside the block; afterwards matplotlib is as it was.
 
-    Lines and marks of the figures that `panels` made inside are scaled at the end to the width
-    that is asked for; letters are from the beginning.
+    At the end lines and marks of the figures that `panels` made inside are scaled to the width that
+    is asked for, as letters are from the beginning.
 
     >>> before = dict(matplotlib.rcParams)
     >>> with styled():
@@ -232,6 +231,7 @@ def styled() -> Generator[None, None, None]:
         with matplotlib.rc_context(settings):
             yield
         for figure in _drawn.get():
+            take_as_written(figure)
             _scale_marks(figure, style.scale)
     finally:
         _drawn.reset(token)
@@ -383,15 +383,6 @@ def tidy(axes: Sequence[Axes]) -> None:
         seaborn.despine(ax=axis)
         if type(axis.xaxis.get_major_locator()) is AutoLocator:
             axis.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, steps=[1, 2, 2.5, 5, 10]))
-
-
-def title(name: str) -> str:
-    """Return a name in lines short enough for the title of a panel.
-
-    >>> title("gam")
-    'gam'
-    """
-    return "\n".join(wrap(name, _TITLE_WIDTH)) or name
 
 
 def footnote(figure: Figure, text: str) -> None:

@@ -129,3 +129,12 @@ def test_an_index_and_a_file_of_another_name_are_found(tmp_path):
     text = "\ufeff" + json.dumps({"weight_map": names})  # with the mark of some editors before it
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(text, "utf-8")
     assert_reads(tmp_path)
+
+
+def test_a_folder_with_a_number_in_its_name_keeps_the_whole_of_it(tmp_path):
+    """`runs/lr0.1` and `runs/lr0.01` were both called `lr0`."""
+    for name in ("lr0.1", "lr0.01"):
+        (tmp_path / name).mkdir()
+        torch.save({"w": torch.ones(1)}, tmp_path / name / "pytorch_model.bin")
+    names = [flatkit.load(tmp_path / name).name for name in ("lr0.1", "lr0.01")]
+    assert names == [f"{tmp_path.name}/lr0.1", f"{tmp_path.name}/lr0.01"]

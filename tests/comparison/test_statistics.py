@@ -9,6 +9,7 @@ from scipy import stats
 
 from flatkit.comparison.correlation import kendall, rank_correlations
 from flatkit.comparison.intervals import Part, combined, holm, interval, of_difference
+from flatkit.comparison.readings import compared
 from flatkit.measures.catchment import Catchment
 from flatkit.results import Comparison, Entry, Report, Result
 
@@ -291,6 +292,17 @@ def test_the_gap_is_test_minus_train_with_the_errors_of_both():
     assert gap.rows[0].mean == 0.5 and gap.rows[0].sampling == pytest.approx(0.5)
 
 
+def test_the_gap_is_as_wrong_as_both_of_its_losses_together():
+    losses = [
+        Result("loss", value, error, "rounding", status=status, settings={"split": split})
+        for split, value, error, status in (
+            ("train", 1.0, 0.3, "rounding"), ("test", 1.5, 0.2, "converged")
+        )
+    ]  # fmt: skip
+    gap = compared(Report(losses))["loss_gap"]
+    assert gap.error == 0.5 and not gap.converged
+
+
 def test_caveats_are_said_where_they_apply():
     def of(loss, objective):
         found = report(1.0, train=loss)
@@ -310,12 +322,14 @@ def test_caveats_are_said_where_they_apply():
 
 
 def test_a_gradient_that_decides_r1_is_said_with_its_part_and_where():
-    def run(gradient):
+    def run(gradient, shape="l2"):
         # of a quadratic with curvature 4 along the gradient, max ‖∇L‖ in the ball is ‖∇L‖ + 4 ρ
         searched = [
             Result(
                 "first_order_flatness", rho * (gradient + 4 * rho), None, "lower_bound",
-                settings={"rho": rho, "value_over_rho_squared": gradient / rho + 4},
+                settings={
+                    "rho": rho, "geometry": shape, "value_over_rho_squared": gradient / rho + 4,
+                },
             )
             for rho in (0.01, 0.1)
         ]  # fmt: skip
@@ -329,6 +343,9 @@ def test_a_gradient_that_decides_r1_is_said_with_its_part_and_where():
     assert "gradient of b is not near zero" in said(a=0.03, b=0.36)
     assert "90% of R1/ρ² (b, ρ = 0.01)" in said(a=0.03, b=0.36)
     assert "gradient of a, b is not" in said(a=0.3, b=0.36)
+    # In another ball the gradient has another norm: its part of R1/ρ² was said to be 317 %.
+    entries = [Entry(name, name, run(0.36, "adaptive")) for name in "ab"]
+    assert not Comparison(entries).statistics().caveats
 
 
 def test_a_verdict_names_all_that_did_not_converge_and_contradicts_itself_nowhere():

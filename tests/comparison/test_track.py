@@ -234,6 +234,32 @@ def test_what_is_no_run_is_refused_with_what_would_be_one(run, tmp_path):
     assert [stop.epoch for stop in found] == [3, 12]  # by number, not by name
 
 
+def test_the_last_one_again_is_no_epoch_among_steps(tmp_path):
+    """`last.ckpt` of Lightning was drawn at its epoch, on an axis of steps."""
+    lightning = tmp_path / "lightning"
+    lightning.mkdir()
+
+    def save(name, epoch, step):
+        content = {"epoch": epoch, "global_step": step, "state_dict": {"w": torch.ones(1)}}
+        torch.save(content, lightning / name)
+
+    for epoch in range(3):
+        save(f"epoch={epoch}-step={100 * (epoch + 1)}.ckpt", epoch, 100 * (epoch + 1))
+    save("last.ckpt", 2, 300)
+    for source in (lightning, lightning / "*.ckpt"):
+        assert [stop.epoch for stop in stops_of([source])] == [100, 200, 300]
+    save("last.ckpt", 3, 350)  # stopped between two that are kept
+    assert [stop.epoch for stop in stops_of([lightning])] == [100, 200, 300, 350]
+
+
+def test_weights_beside_the_checkpoints_of_a_trainer_are_let_be(tmp_path):
+    for folder in ("checkpoint-500", "checkpoint-1000", "."):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        torch.save({"w": torch.ones(1)}, tmp_path / folder / "pytorch_model.bin")
+        torch.save({"lr": 1e-3}, tmp_path / folder / "training_args.bin")
+    assert [stop.epoch for stop in stops_of([tmp_path])] == [500, 1000]
+
+
 TASK = """
 import torch
 import flatkit

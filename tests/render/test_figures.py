@@ -496,6 +496,37 @@ def test_the_top_eigenvalue_is_the_limit_in_round_balls_only():
     assert figure_of("filter").get_xlabel() == "radius ρ, filter"
 
 
+def test_what_rounding_hides_is_no_point_of_flatness():
+    settings = [{"rho": rho} for rho in (1e-6, 0.1)]
+    flat = [
+        Result("zeroth_order_sharpness", value, None, "lower_bound", status=status, settings=own)
+        for value, status, own in zip(
+            (2.4e-7, 0.015), ("rounding", "budget"), settings, strict=True
+        )
+    ]
+    figure = flatness_figure(alone(gam=Report(flat)))
+    assert [xdata(line).tolist() for line in figure.axes[0].lines if len(xdata(line))] == [[0.1]]
+    assert "rounding of the dtype hides it" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("name", ["cost$1 and $2", "c$\\foo$", "a$x_{$b"])
+def test_a_name_with_dollars_is_no_formula(name, tmp_path):
+    layers = {"layer": [name, "last"], "top": [2.0, 1.0], "trace": [4.0, 2.0]}
+    error = {"top": [0.1, 0.1], "trace": [0.3, 0.2]}
+    blocks = Result("layer_curvature", layers, error, "standard_error")
+    named = {key: Report([*report().results, blocks]) for key in (name, "gam")}
+    for path in save_figures(alone(**named), tmp_path, ["svg"]):
+        assert name in path.read_text("utf-8")
+
+
+def test_layers_of_many_runs_stay_on_a_page_that_can_be_drawn():
+    numbers = dict.fromkeys(("top", "trace"), [1.0] * 100)
+    value = {"layer": [f"layer{n}" for n in range(100)], **numbers}
+    blocks = Result("layer_curvature", value, numbers, "standard_error")
+    figure = layer_figure(alone(**{str(n): Report([blocks]) for n in range(12)}))
+    assert figure.get_figwidth() * 160 < 2**16
+
+
 @pytest.mark.parametrize("draw", [slice_figure, plane_figure, flatness_figure])
 def test_a_figure_without_data_is_an_error_that_names_the_measure(draw):
     with pytest.raises(ResultError, match="`measures`"):

@@ -87,6 +87,11 @@ def tabulars(text):
     return found
 
 
+def test_the_name_of_a_file_with_a_line_break_ends_no_table_of_markdown():
+    text = comparison(("a\nb", "c")).table("markdown")
+    assert "\n| a b | " in text
+
+
 @pytest.mark.parametrize("names", [NAMES, tuple("abcdefghi")])
 def test_csv_is_a_tidy_table_in_full_precision(names):
     shown = comparison(names)

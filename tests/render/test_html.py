@@ -204,6 +204,14 @@ def test_a_summary_says_why_flatness_and_curvature_differ(norm, r1_over, words):
     assert words in " ".join(summary(found))
 
 
+@pytest.mark.parametrize("shape", ["adaptive", "filter", "linf"])
+def test_balls_that_are_not_round_are_not_held_against_the_top_eigenvalue(shape):
+    settings = {"rho": 0.1, "geometry": shape}
+    flat = Result("first_order_flatness", 0.09, None, "lower_bound", settings=settings)
+    found = Report([Result("top_eigenvalues", [3.0], [1e-6], "residual"), flat])
+    assert "λmax, a" not in " ".join(summary(found))
+
+
 def test_the_three_errors_of_a_group_stand_apart():
     cells = Parts(shown("several")).cells
     rows = SEVERAL.statistics().quantities["trace"].rows

@@ -246,6 +246,24 @@ def test_what_was_held_and_interpolated_is_said_below():
     assert preview.axes[0].get_title() == "gam (preview)"
 
 
+def test_files_that_were_made_otherwise_are_explained_apart():
+    raw = {**RANDOM, "normalization": "none", "one_dimensional": "whole"}
+    text = map_figure([plane("a"), plane("b", directions=raw)]).get_supxlabel().replace("\n", " ")
+    assert "a: along random filter-normalised directions" in text
+    assert "b: along random unit directions" in text
+    assert text.count("biases and BatchNorm parameters stay") == 1
+    alike = map_figure([plane("a"), plane("b")]).get_supxlabel()
+    assert "a: " not in alike and alike.count("along") == 1
+
+
+def test_the_centre_of_a_relief_is_marked_also_at_height_zero():
+    surface = plane()
+    values = surface.quantities["loss"] - 0.01
+    at_zero = Surface(surface.axes, {"loss": values}, surface.header)
+    axis: Any = surface_3d_figure([at_zero]).axes[0]
+    assert [line.get_data_3d()[2].tolist() for line in axis.lines] == [[0.0]]
+
+
 def test_a_relief_has_the_height_of_the_loss_and_holes_where_it_is_infinite():
     surface = plane()
     surface.quantities["loss"][0, 0] = math.inf
@@ -305,6 +323,13 @@ def test_the_page_holds_everything_and_asks_no_network(tmp_path):
         assert words in body
     assert '"showSendToCloud": false' in body  # no button that would ask for one
     assert "<title>loss: " in first and "Plotly" in first and len(first) > 2e6  # the library itself
+
+
+def test_a_name_is_no_tag_of_the_page(tmp_path):
+    pytest.importorskip("plotly")
+    page = save_page([plane("<i>gam</i>")], tmp_path / "a.html").read_text("utf-8")
+    body = page[page.rindex("Plotly.newPlot") :].replace("\\u003c", "<")
+    assert "gam" in body and "<i>" not in body
 
 
 def test_pictures_are_the_same_bytes_again_and_vectors_are_written(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,12 @@ def test_a_series_is_measured_at_the_radii_of_its_last_checkpoint(tmp_path, caps
     figure = series_figure(Comparison(entries))
     upper, lower = figure.axes
     assert lower.get_xlabel() == "epoch" and "λmax" in upper.get_ylabel()
+    assert lower.get_yscale() == "log"
+    # A loss of zero has no place on a logarithmic axis: its point was not drawn.
+    first = reports[0].results
+    nothing = [replace(r, value=0.0) if r.measure == "loss" else r for r in first]
+    fitted = [Entry("1", "run", replace(reports[0], results=nothing)), entries[1]]
+    assert series_figure(Comparison(fitted)).axes[1].get_yscale() == "linear"
     drawn = [tuple(np.asarray(line.get_ydata())) for line in upper.lines]
     assert tuple(r.result("top_eigenvalues").value[0] for r in reports) in drawn
     with pytest.raises(ResultError, match="two epochs"):

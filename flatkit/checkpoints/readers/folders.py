@@ -49,6 +49,16 @@ def member(folder: Path, name: str) -> Path:
     return target
 
 
+def stem(path: Path) -> str:
+    """Return the name of a file without its suffix, and that of `lr0.1` or `opt-1.3b` whole.
+
+    >>> stem(Path("gam/epoch-0.5.pt")), stem(Path("runs/lr0.1")), stem(Path("opt-1.3b"))
+    ('epoch-0.5', 'lr0.1', 'opt-1.3b')
+    """
+    # What follows a dot and begins with a digit is the rest of a number.
+    return path.name if path.suffix[1:2].isdigit() else path.stem
+
+
 def read_json(file: BinaryIO, path: Path) -> dict[str, Any]:
     """Return a JSON object.
 

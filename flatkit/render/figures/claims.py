@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from flatkit.errors import NothingToDrawError
 from flatkit.render.axes import tick_text
 from flatkit.render.figures.legend import legend_above
-from flatkit.render.style import MUTED, footnote, looks, panels, styled, tidy, title
+from flatkit.render.style import MUTED, footnote, looks, panels, styled, tidy
+from flatkit.render.written import title
 from flatkit.studies.claims import Claim
 from flatkit.studies.outcome import Outcome
 
@@ -70,9 +71,19 @@ def claims_figure(outcome: Outcome, *, condition: str | None = None) -> Figure:
             axis.tick_params(axis="y", length=0)
         legend_above(figure, _handles([claim.verdict for claim in found]))
         where = f"{chosen}: " if chosen else ""
-        pairs = max(claim.pairs for claim in found)
-        footnote(figure, f"{where}mean over {pairs} seeds with its 95 % interval; line: no effect")
+        seeds = _seeds_text([claim.pairs for claim in found])
+        footnote(figure, f"{where}mean over {seeds} with its 95 % interval; line: no effect")
     return figure
+
+
+def _seeds_text(pairs: Sequence[int]) -> str:
+    """Return over how many seeds the effects are means; a run that diverged leaves one out.
+
+    >>> _seeds_text([3, 3]), _seeds_text([2, 3]), _seeds_text([1])
+    ('3 seeds', '2 to 3 seeds', '1 seed')
+    """
+    low, high = min(pairs), max(pairs)
+    return f"{low} to {high} seeds" if low < high else f"{low} seed{'s' * (low != 1)}"
 
 
 def _row(claim: Claim) -> str:

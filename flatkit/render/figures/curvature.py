@@ -22,17 +22,8 @@ from flatkit.render.figures.heights import spans_decades
 from flatkit.render.figures.legend import legend_above
 from flatkit.render.readings import compared
 from flatkit.render.samples import over_runs
-from flatkit.render.style import (
-    MUTED,
-    Look,
-    footnote,
-    looks,
-    panels,
-    points,
-    styled,
-    tidy,
-    title,
-)
+from flatkit.render.style import MUTED, Look, footnote, looks, panels, points, styled, tidy
+from flatkit.render.written import title
 from flatkit.results.comparison import Comparison
 
 _NAME_WIDTH = 26

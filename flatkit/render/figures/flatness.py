@@ -15,15 +15,18 @@ from flatkit.render.figures.heights import scale_heights
 from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius, significant
 from flatkit.render.samples import over_runs
-from flatkit.render.style import MUTED, Look, footnote, looks, panels, styled, tidy, title
+from flatkit.render.style import MUTED, Look, footnote, looks, panels, styled, tidy
+from flatkit.render.written import title
 from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
+from flatkit.results.status import Status
 
 _NOTE = (
     "carets: lower bounds, the best points that searches in the ball found; the gradient that is "
     "left lifts R1/ρ² by up to ‖∇L‖/ρ, 2 R0/ρ² by up to twice that; upper estimate: no bound"
 )
 
+_HIDDEN = "; none where rounding of the dtype hides it"
 
 _UPPER: dict[str, Any] = {
     "color": MUTED,
@@ -75,12 +78,19 @@ def flatness_figure(comparison: Comparison) -> Figure:
         _scale_axes(axes, [entry.report for entries in groups.values() for entry in entries])
         tidy(axes)
         legend_above(figure, _handles(axes), columns=4 if len(axes) > 2 else 2)
-        footnote(figure, _NOTE + over_runs(comparison))
+        hidden = _HIDDEN if any(_is_hidden(entry.report) for entry in comparison.entries) else ""
+        footnote(figure, _NOTE + hidden + over_runs(comparison))
     return figure
 
 
 def _has_flatness(report: Report) -> bool:
     return any(report.find(measure) is not None for measure in SYMBOLS)
+
+
+def _is_hidden(report: Report) -> bool:
+    """Whether rounding hides R0 or R1 at some radius."""
+    found = (result for measure in SYMBOLS for result in report.all(measure))
+    return any(result.status == Status.ROUNDING for result in found)
 
 
 def _draw_run(axis: Axes, report: Report, look: Look) -> None:
@@ -129,8 +139,12 @@ def _shape(report: Report) -> str:
 
 
 def _over_rho_squared(report: Report, measure: str) -> tuple[list[float], list[float]]:
-    """Return the radii, ascending, and R1/ρ² or 2 R0/ρ² there."""
-    found = {result.settings["rho"]: over_rho_squared(result) for result in report.all(measure)}
+    """Return the radii, ascending, and R1/ρ² or 2 R0/ρ² there; none where rounding hides it."""
+    found = {
+        result.settings["rho"]: over_rho_squared(result)
+        for result in report.all(measure)
+        if result.status != Status.ROUNDING
+    }
     radii = sorted(found)
     return radii, [found[rho] for rho in radii]
 

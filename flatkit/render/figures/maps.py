@@ -26,7 +26,8 @@ from flatkit.render.axes import (
 )
 from flatkit.render.figures.colour_scale import COLOURS, Scale, scale_of
 from flatkit.render.figures.legend import legend_above
-from flatkit.render.style import footnote, panels, points, styled, title
+from flatkit.render.style import footnote, panels, points, styled
+from flatkit.render.written import title
 
 MapStyle: TypeAlias = Literal["contour", "heat"]
 

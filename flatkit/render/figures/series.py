@@ -1,5 +1,6 @@
 """The figure of curvature and flatness over the training: a series of checkpoints by epoch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -22,7 +23,8 @@ from flatkit.render.figures.legend import flatness_handles, legend_above
 from flatkit.render.notation import radius
 from flatkit.render.samples import over_runs
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
-from flatkit.render.style import footnote, panels, styled, tidy, title
+from flatkit.render.style import footnote, panels, styled, tidy
+from flatkit.render.written import title
 from flatkit.results.comparison import Comparison
 from flatkit.results.report import Report
 from flatkit.results.status import Status
@@ -63,6 +65,7 @@ def series_figure(comparison: Comparison) -> Figure:
             above.set_title(title(PurePath(run).name or run))
             _draw_curvature(above, reports, colours)
             _draw_fit(below, reports)
+        _scale_fit(lower)
         upper[0].set_ylabel("curvature: R1/ρ², 2 R0/ρ², λmax")
         lower[0].set_ylabel("loss and gradient norm")
         scale_heights(upper[0], [height for axis in upper for height in _heights(axis)])
@@ -109,9 +112,15 @@ def _draw_fit(axis: Axes, reports: Sequence[Report]) -> None:
         axis.plot(
             epochs(reports), values, line, color="0.25", marker="o", markersize=3, linewidth=1.1
         )
-    axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _scale_fit(axes: Sequence[Axes]) -> None:
+    """Let loss and gradient norm be logarithmic, unless one is not positive and would be lost."""
+    heights = [height for axis in axes for height in _heights(axis) if not math.isnan(height)]
+    if heights and min(heights) > 0:
+        axes[0].set_yscale("log")
 
 
 def _heights(axis: Axes) -> list[float]:

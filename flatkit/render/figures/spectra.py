@@ -17,6 +17,8 @@ from flatkit.results.result import Result
 
 _FLOOR = 1e-7
 """Smallest density that the logarithmic panel shows, relative to the highest."""
+_WIDEST = 0.6
+"""Inches of a layer; a dozen runs of a hundred layers would else fill thirty metres."""
 _BLOCKS = {"top": "top eigenvalue of the block", "trace": "trace of the block"}
 
 
@@ -85,7 +87,7 @@ def layer_figure(comparison: Comparison) -> Figure:
     style = looks(list(found))
     layers = list(dict.fromkeys(x for result in found.values() for x in result.value["layer"]))
     with styled():
-        width = max(2.6, 0.3 * len(layers) * len(found))
+        width = max(2.6, min(0.3 * len(found), _WIDEST) * len(layers))
         figure, axes = panels(2, width=width, height=2.9, margins=(0.2, 0.5))
         for axis, (key, name) in zip(axes, _BLOCKS.items(), strict=True):
             _draw_blocks(axis, found, key, layers, style)

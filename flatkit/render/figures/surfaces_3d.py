@@ -21,7 +21,8 @@ from flatkit.render.axes import (
     tick_text,
 )
 from flatkit.render.figures.colour_scale import COLOURS, Scale, scale_of
-from flatkit.render.style import footnote, panels, styled, title
+from flatkit.render.style import footnote, panels, styled
+from flatkit.render.written import title
 
 _FINE = 121
 """Facets along an axis, interpolated linearly, so that colours follow the levels."""
@@ -97,7 +98,9 @@ def _draw(axis: Axes3D, plane: Surface, array: Any, scale: Scale) -> None:
     if path:
         _line(axis, numpy.array(path["at"], dtype=float), smooth, x, y)
     centre = float(smooth([[0.0, 0.0]])[0]) if x[0] <= 0 <= x[-1] and y[0] <= 0 <= y[-1] else None
-    for marker in plane.header.get("markers", ()) or ([{"at": [0.0, 0.0]}] if centre else []):
+    for marker in plane.header.get("markers", ()) or (
+        [] if centre is None else [{"at": [0.0, 0.0]}]
+    ):
         _line(axis, numpy.array([marker["at"]], dtype=float), smooth, x, y)
 
 

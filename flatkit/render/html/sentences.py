@@ -99,7 +99,8 @@ def _sentence(one: Reading) -> str:
 def _theory(found: Sequence[Reading]) -> str:
     """Return what R1/ρ² beside λmax says of the smallest ball, where both are known."""
     top = next((one for one in found if one.key == "top_eigenvalues"), None)
-    ball = next((one for one in found if one.title.startswith("R1/ρ²")), None)
+    # R1/ρ² tends to λmax in round balls alone; in others it does to another maximum of curvature.
+    ball = next((one for one in found if one.title.startswith("R1/ρ²") and one.is_round), None)
     if top is None or ball is None or top.value <= 0 or ball.rho is None:
         return ""
     ratio = ball.value / top.value

@@ -140,7 +140,9 @@ def _html_cell(text: Text, number: bool) -> str:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    # A line break, which the name of a file may hold, would end the table.
+    lines = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+    return "| " + " | ".join(lines) + " |"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
