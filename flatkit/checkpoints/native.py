@@ -115,6 +115,11 @@ def check_content(content: Mapping[str, Any], *, path: str | Path) -> None:
     for key, value in content["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path} is malformed: state_dict[{key!r}] is not a tensor")
+        if value.layout is not torch.strided:
+            raise CheckpointError(
+                f"{path} cannot hold {key}, a sparse tensor: make it dense, or, of a buffer that "
+                "the code of the model makes anew, register_buffer(name, tensor, persistent=False)"
+            )
     if not all(isinstance(row, Mapping) for row in content["history"]):
         raise CheckpointError(f"{path} is malformed: a row of its history is not a dictionary")
 

@@ -116,4 +116,7 @@ def read_history(path: str | Path) -> tuple[EpochRow, ...]:
         raise ResultError(f"{path} is not a history: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise ResultError(f"{path} is not a history of schema {SCHEMA}")
-    return tuple(EpochRow.from_dict(row) for row in data.get("rows", ()))
+    rows = data.get("rows", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ResultError(f"{path} is not a history: its `rows` are no list of epochs")
+    return tuple(EpochRow.from_dict(row) for row in rows)

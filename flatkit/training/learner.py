@@ -1,7 +1,8 @@
 """The inner loop: a model, its optimizer, and epochs of steps that stop at the first NaN."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,10 +53,12 @@ class Learner:
         self._config = config
         self._augmentation: Augmentation | None = None
         self._rho_schedule = build_rho_schedule(config, optimizer)
+        # Masks of attention are minus infinity from the start, and adjacencies of graphs sparse.
+        self._constants = {name for name, buffer in model.named_buffers() if not _is_finite(buffer)}
         self._averaged: AveragedModel | None = None
         if config.ema:
-            average = get_ema_multi_avg_fn(config.ema)
             # Statistics of BatchNorm are averaged too: those of the last weights fit no average.
+            average = _average_of(config.ema)
             self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
     @property
@@ -112,7 +115,7 @@ class Learner:
         for step, batch in enumerate(batches):
             losses[step] = self._step(batch, epoch=epoch, number=step + 1)
             if self._averaged is not None:
-                self._averaged.update_parameters(self.model)
+                self._average(self._averaged)
             if self.on_step is not None:
                 self._report((epoch - 1) * len(batches) + step + 1, epoch)
             if step % _CHECK_EVERY == 0:
@@ -176,6 +179,13 @@ class Learner:
         except NonFiniteError as error:
             raise self.diverged(f"{error} at step {number}", epoch) from error
 
+    def _average(self, averaged: AveragedModel) -> None:
+        averaged.update_parameters(self.model)
+        own = dict(self.model.named_buffers())
+        for name, buffer in averaged.module.named_buffers():
+            if name in self._constants:  # between two infinite entries there is no number
+                buffer.copy_(own[name])
+
     def _check_losses(self, losses: Tensor, epoch: int) -> None:
         finite = losses.isfinite()
         if not finite.all():
@@ -183,6 +193,21 @@ class Learner:
             raise self.diverged(f"the loss is {losses[step]:g} at step {step + 1}", epoch)
 
     def _check_weights(self, epoch: int) -> None:
-        for name, tensor in self.model.state_dict().items():
-            if not tensor.isfinite().all():
+        for name, tensor in chain(self.model.named_parameters(), self.model.named_buffers()):
+            if name not in self._constants and not _is_finite(tensor):
                 raise self.diverged(f"{name} is NaN or infinite at the last step", epoch)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and bool(tensor.isfinite().all())
+
+
+def _average_of(decay: float) -> Callable[..., None]:
+    """Return what moves an average towards a model; sparse buffers, which torch moves not, stay."""
+    plain = get_ema_multi_avg_fn(decay)
+
+    def move(averages: Sequence[Tensor], tensors: Sequence[Tensor], count: Any) -> None:
+        pairs = [p for p in zip(averages, tensors, strict=True) if p[1].layout is torch.strided]
+        plain([mine for mine, _ in pairs], [own for _, own in pairs], count)
+
+    return move

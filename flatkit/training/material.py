@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.parts import file_digest
@@ -146,7 +146,8 @@ def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -
     splits = {"train": found.train, "test": whole.test}
     if found.validation is not None:
         splits["validation"] = found.validation
-    rows = {name: _rows(found, own, examine=name == "train") for name, own in splits.items()}
+    counted = {name: _counted(found, own, examine=name == "train") for name, own in splits.items()}
+    rows = {name: own for name, (own, _) in counted.items()}
     clean = found.clean_targets
     task_file = {
         "function": function,
@@ -159,7 +160,7 @@ def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -
         found.loss,
         found.decision,
         rows,
-        None if clean is None else replace(rows["train"], targets=clean),
+        None if clean is None else replace(rows["train"], targets=clean[counted["train"][1]]),
         lambda: found.task.model,
         function,
     )
@@ -202,8 +203,11 @@ def taken_task(config: TrainingConfig, function: str) -> TakenTask:
         return taken(load_task(function))
 
 
-def _rows(found: TakenTask, samples: Samples, *, examine: bool) -> Rows:
-    """Return samples as they are trained on; the objective proves that the loss is their mean."""
+def _counted(found: TakenTask, samples: Samples, *, examine: bool) -> tuple[Rows, Tensor]:
+    """Return samples as they are trained on, those that count, and which these are, bool [N].
+
+    The objective proves that the loss is their mean.
+    """
     task = found.task
     own = Objective(task.model, task.loss, samples, examine=examine)
     if not own.divisible:
@@ -214,9 +218,8 @@ def _rows(found: TakenTask, samples: Samples, *, examine: bool) -> Rows:
             "`flatkit analyze --task`"
         )
     alike = bool((own.weights == 1).all())
-    return Rows(
-        samples.inputs,
-        samples.targets,
-        None if alike else own.weights.float(),
-        default_chunk_size(samples),
-    )
+    # The objective leaves out samples without a target that counts: its weights are of the others.
+    counts = torch.isin(samples.indices, own.indices)
+    some = samples if bool(counts.all()) else samples.rows(counts.nonzero().squeeze(1))
+    weights = None if alike else own.weights.float()
+    return Rows(some.inputs, some.targets, weights, default_chunk_size(some)), counts

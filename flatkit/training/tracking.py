@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.hessian import HessianOperator
 from flatkit.objective.function import Objective
 from flatkit.objective.losses import LossFunction
+from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.reading.samples import Data, TooFewSamplesError
 from flatkit.spectrum import lanczos
 from flatkit.spectrum.xtrace import trace
@@ -65,6 +66,15 @@ class TrackedCurvature:
             if value is not None:
                 found[name] = value
         return {f"curvature/{name}": value for name, value in found.items()}
+
+
+class _Found(NamedTuple):
+    """What an examination finds of a function that is no plain mean over its samples."""
+
+    samples: Samples
+    weights: Tensor
+    chunk_size: int
+    divisible: bool
 
 
 @final
@@ -133,6 +143,8 @@ class CurvatureTracker:
         self._measures, self._samples = tuple(measures), samples
         self._allowance = Allowance(max_share, clock=clock)
         self._vectors: Tensor | None = None
+        self._examined = False
+        self._found: _Found | None = None
         self._said: set[str] = set()
         self.history: list[TrackedCurvature] = []
 
@@ -219,15 +231,28 @@ class CurvatureTracker:
         return TrackedCurvature(step, *self._eigenvalues(hessian, step), **found)
 
     def _objective(self, model: nn.Module) -> Objective:
-        return Objective(
+        """Return the function at the weights as they are: it stays the same, only its point moves.
+
+        Examined once. How samples count, and whether all are one batch, is what that found.
+        """
+        known = self._found
+        data = self._data if known is None else known.samples
+        found = Objective(
             model,
             self._loss,
-            self._data,
-            samples=self._samples,
+            data,
+            samples=self._samples if known is None else None,
             seed=self._seed,
-            # The function stays the same, only its point moves: examined once.
-            examine=not self.history,
+            examine=not self._examined,
         )
+        if known is not None:
+            found.weigh(known.weights)
+            found.chunk_size, found.divisible = known.chunk_size, known.divisible
+        elif not found.divisible or bool((found.weights != 1).any()):
+            samples = found.samples.to(found.dtype, torch.device("cpu"))
+            self._found = _Found(samples, found.weights, found.chunk_size, found.divisible)
+        self._examined = True
+        return found
 
     def _eigenvalues(
         self, hessian: HessianOperator, step: int

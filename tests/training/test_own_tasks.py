@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from flatkit import checkpoints
-from flatkit.errors import FlatkitError
+from flatkit.checkpoints.task_file import load_task
+from flatkit.errors import CheckpointError, FlatkitError
 from flatkit.results import Report
 from flatkit.studies.settings import Arm, Study
 from flatkit.studies.study import study
@@ -129,6 +130,34 @@ class Breaks(nn.Module):
 
 def breaks():
     return flatkit.Task(Breaks(), "cross_entropy", pairs(60, 1), pairs(30, 2))
+
+
+def ignoring():
+    (x, y), test = pairs(60, 1), pairs(30, 2)
+    y[::4] = -100
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 4.0]))
+    return flatkit.Task(nn.Linear(4, 3), loss, (x, y), test)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        self.register_buffer("adjacency", torch.eye(4).to_sparse(), persistent=False)
+
+    def forward(self, x):
+        return self.layer((self.adjacency @ x.T).T) @ self.mask.softmax(-1)
+
+
+def sparse():
+    model = Masked()
+    model.register_buffer("adjacency", model.adjacency)
+    return flatkit.Task(model, "cross_entropy", pairs(60, 1), pairs(30, 2))
+
+
+def masked():
+    return flatkit.Task(Masked(), "cross_entropy", pairs(60, 1), pairs(30, 2))
 """
 
 
@@ -345,6 +374,30 @@ def test_the_ways_out_of_a_loss_with_weights_of_its_own_train(folder):
     train(settings("frozen", epochs=1), "frozen")
     train(settings("in_the_model", epochs=1), "inside")
     assert weights("inside/ckpt.pt")["temperature"] != 1
+
+
+def test_samples_without_a_target_that_counts_are_neither_trained_on_nor_counted(folder):
+    train(settings("ignoring", lr=1e-6, momentum=0.0, epochs=1), folder / "run")
+    task, (row,) = load_task("mine.py:ignoring"), read_history(folder / "run" / "history.json")
+    model, state = task.model, weights(folder / "run" / "ckpt.pt")
+    model.load_state_dict(state)
+    for (x, y), found in ((task.data, row.train_loss), (task.test_data, row.test_loss)):
+        assert found == pytest.approx(float(task.loss(model(x), y).detach()), rel=1e-6)
+
+
+def test_masks_of_minus_infinity_and_sparse_buffers_are_no_divergence(folder):
+    train(settings("masked", ema=0.5), folder / "run")
+    *_, row = read_history(folder / "run" / "history.json")
+    averaged, last = (weights(folder / "run" / name) for name in ("ema.pt", "ckpt.pt"))
+    assert torch.equal(averaged["mask"], last["mask"]) and averaged["mask"].isinf().any()
+    model = load_task("mine.py:masked").model
+    model.load_state_dict(averaged)
+    x, y = load_task("mine.py:masked").test_data
+    expected = float(nn.functional.cross_entropy(model(x), y).detach())
+    assert row.average_test_loss == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(CheckpointError, match=r"cannot hold adjacency.*persistent=False"):
+        train(settings("sparse"), folder / "other")
+    assert not (folder / "other" / "ckpt.pt").exists()
 
 
 def test_a_file_that_is_not_there_is_named(folder):

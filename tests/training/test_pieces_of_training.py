@@ -12,7 +12,7 @@ from flatkit.devices import resolve_device
 from flatkit.errors import InvalidArgumentError, ResultError
 from flatkit.objective.losses import CrossEntropy
 from flatkit.training.batches import epoch_batches
-from flatkit.training.evaluation import evaluate
+from flatkit.training.evaluation import evaluate, gradient_norm
 from flatkit.training.history import EpochRow, read_history, write_history
 
 ROW = EpochRow(1, 0.1, 2.0, 0.5, 2.5, 0.25, gradients=23, seconds=0.5)
@@ -80,3 +80,29 @@ def test_files_that_are_no_history_are_refused(tmp_path, text, message):
         file.write_text(text)
     with pytest.raises(ResultError, match=message):
         read_history(file)
+
+
+def test_the_norm_of_a_gradient_of_complex_weights_is_that_of_its_reals():
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (x.to(self.weight.dtype) @ self.weight).abs()
+
+    torch.manual_seed(0)
+    model, x, y = Waves(), torch.randn(9, 4), torch.arange(9) % 3
+    real = torch.view_as_real(model.weight.detach()).clone().requires_grad_()
+    outputs = torch.func.functional_call(model, {"weight": torch.view_as_complex(real)}, (x,))
+    (slope,) = torch.autograd.grad(nn.functional.cross_entropy(outputs, y), real)
+    found = gradient_norm(model, CrossEntropy(), Split(x, y), chunk=4)
+    assert found == pytest.approx(float(slope.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("content", ["5", '{"schema": 1, "rows": 5}', '{"schema": 1, "rows": [5]}'])
+def test_a_history_of_another_form_is_refused_in_a_line(tmp_path, content):
+    path = tmp_path / "history.json"
+    path.write_text(content)
+    with pytest.raises(ResultError, match="history"):
+        read_history(path)

@@ -210,6 +210,32 @@ def test_trace_and_gradient_norm_are_those_of_the_dense_hessian():
     assert row.scalars()["curvature/eigenvalue_2"] == row.values[1]
 
 
+def contrastive(outputs, targets):
+    pairs = torch.nn.functional.normalize(outputs, dim=1)
+    return torch.nn.functional.cross_entropy(4 * pairs @ pairs.T, torch.arange(len(pairs)))
+
+
+def over_words(outputs, targets):
+    return torch.nn.functional.cross_entropy(outputs[:, :, None].expand(-1, -1, 4), targets)
+
+
+@pytest.mark.parametrize("loss", [contrastive, over_words])
+def test_every_measurement_is_of_the_function_that_the_first_one_examined(loss):
+    """Of many features few samples go through at once, and a mean of their means is another."""
+    draw = torch.Generator().manual_seed(0)
+    x, words = torch.randn(400, 4096, generator=draw), torch.randint(3, (400, 4), generator=draw)
+    words[torch.arange(400)[:, None] > 100 * torch.arange(1, 5)] = -100  # the first have most
+    model = seeded(lambda: nn.Linear(4096, 3))().float()
+    tracker = CurvatureTracker(loss, (x, words), every=1, measures=["gradient_norm"])
+    for step in (1, 2, 3):
+        tracker.step(model, step)
+    expected = loss(model(x), words)
+    slope = torch.cat([p.flatten() for p in torch.autograd.grad(expected, [*model.parameters()])])
+    for found in tracker.history:
+        assert found.loss == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert found.gradient_norm == pytest.approx(float(slope.norm()), rel=1e-4)
+
+
 def test_weights_that_are_shared_out_are_not_measured_as_if_they_were_whole():
     model = nn.Linear(2, 2)
     model.weight.ds_id = 3  # type: ignore[attr-defined]  # of DeepSpeed's third stage
