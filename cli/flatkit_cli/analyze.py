@@ -69,13 +69,8 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
         report, interrupted = error.report, True
     name = report.checkpoint.get("name") or "checkpoint"
     _say_journal(output.journal, report)
-    # Saved before anything is read from the results, which the code of others may do, and fail.
-    output.save(report)
-    try:
-        output.draw(Comparison([Entry(name, name, report)]))
-    finally:
-        if output.json_file != "-":
-            output.show(report, lambda: report_table(report))
+    drawn = Comparison([Entry(name, name, report)])
+    output.write(report, drawn, lambda: output.show(report, lambda: report_table(report)))
     if interrupted:
         raise KeyboardInterrupt
 

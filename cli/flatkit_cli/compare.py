@@ -12,7 +12,6 @@ from flatkit.checkpoints.parts import Parts
 from flatkit.comparison.entries import saved
 from flatkit.errors import InvalidArgumentError
 from flatkit.measures.settings import AnalysisSettings
-from flatkit_cli.launched import speaks
 from flatkit_cli.measuring import given_settings, measuring_options
 from flatkit_cli.options import option, take_settings
 from flatkit_cli.output import pairs_option, take_output
@@ -79,18 +78,14 @@ def compare(
     repeats: bool,
     jobs: int | None,
     fresh: bool,
-    markdown: Path | None,
     **options: Any,
 ) -> None:
     """Measure or merge, and show; the help text is that of the command."""
-    from flatkit.files import check_writable
     from flatkit.render import comparison_table
 
     output = take_output(options)
     given = {"entry": options.pop("entry"), **take_settings(Parts, options)}
     settings = given_settings(options)
-    if markdown is not None and speaks():
-        check_writable(markdown)
     output.check()
     if all(subject.endswith(".json") for subject in subjects):
         if given["entry"] or len(given) > 1 or settings != AnalysisSettings():
@@ -120,12 +115,13 @@ def compare(
             settings=settings,
             **given,
         )
-    output.write(comparison, lambda: output.show(comparison, lambda: comparison_table(comparison)))
     if output.json_file == "-":
         warn(comparison)
-    if markdown is not None and speaks():
-        _write_markdown(comparison, markdown)
-    output.draw(comparison)
+
+    def show() -> None:
+        output.show(comparison, lambda: comparison_table(comparison))
+
+    output.write(comparison, comparison, show)
 
 
 def warn(comparison: "Comparison") -> None:
@@ -146,11 +142,3 @@ def _spoken(make: "Callable[..., Comparison]", *given: Any, **more: Any) -> "Com
 
 def _say(message: Warning | str, *_: Any) -> None:
     click.echo(f"warning: {message}", err=True)
-
-
-def _write_markdown(comparison: "Comparison", path: Path) -> None:
-    from flatkit.files import write_text_atomically
-    from flatkit.render import comparison_markdown
-
-    write_text_atomically(path, comparison_markdown(comparison) + "\n")
-    click.echo(f"table: {path}", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatkit.files import check_writable
+from flatkit.files import check_writable, write_text_atomically
 from flatkit_cli.drawing import Drawing, drawing_options, take_drawing
 from flatkit_cli.launched import speaks
 from flatkit_cli.options import F, Names, option
@@ -29,6 +29,7 @@ class Output:
         page: where to write the page of HTML.
         drawing: how figures are drawn.
         pairs: whether the differences between groups are shown below.
+        markdown: where to write the table of a comparison.
     """
 
     json_file: str | None
@@ -37,6 +38,7 @@ class Output:
     page: Path | None = None
     drawing: Drawing = field(default_factory=Drawing)
     pairs: bool = False
+    markdown: Path | None = None
 
     @property
     def journal(self) -> Path | None:
@@ -58,29 +60,37 @@ class Output:
         if self.figures is not None:
             self.drawing.check()
             check_writable(self.figures / "figure.png")
-        if self.page is not None:
-            check_writable(self.page)
+        for file in (self.page, self.markdown):
+            if file is not None:
+                check_writable(file)
 
-    def write(self, result: "Report | Comparison", show: Callable[[], object]) -> None:
-        """Save the result, then print it, as JSON or as `show` does."""
-        self.save(result)
-        if self.json_file != "-":
-            show()
+    def write(
+        self, result: "Report | Comparison", drawn: "Comparison", show: Callable[[], object]
+    ) -> None:
+        """Save the result, draw what is asked for, then print it, as JSON or as `show` does.
 
-    def save(self, result: "Report | Comparison") -> None:
-        """Save the result, or print it as JSON, if that is asked for."""
+        Args:
+            result: what was measured.
+            drawn: the same as a comparison, for figures and the page.
+            show: prints it otherwise.
+        """
         if not speaks():
             return
-        if self.json_file == "-":
-            click.echo(json_here(result.to_json()))
-        elif self.json_file is not None:
+        # Saved before anything is read from the results, which the code of others may do, and fail.
+        if self.json_file not in (None, "-"):
             saved = result.save(self.json_file)
             click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)
+        try:
+            self.draw(drawn)
+        finally:
+            # Last, as the reader of a pipe may be gone, and takes no file along then.
+            if self.json_file == "-":
+                click.echo(json_here(result.to_json()))
+            else:
+                show()
 
     def show(self, result: "Report | Comparison", text: Callable[[], Any]) -> None:
         """Print a table of the result: `text()` for the terminal, or in the format asked for."""
-        if not speaks():
-            return
         if self.format == "text":
             show(text())
         else:
@@ -91,9 +101,10 @@ class Output:
             click.echo(f"\n{table(result, self.format, pairs=True)}")
 
     def draw(self, comparison: "Comparison") -> None:
-        """Write the figures and the page, if they are asked for; say why there are no figures."""
-        if not speaks():
-            return
+        """Write table, figures and page, if they are asked for; say why there are no figures."""
+        if self.markdown is not None:
+            text = comparison.table("markdown") + "\n"
+            click.echo(f"table: {write_text_atomically(self.markdown, text)}", err=True)
         if self.figures is not None and not draw(comparison, self.figures, self.drawing):
             from flatkit.render.plots import what_is_drawn
 
@@ -166,6 +177,7 @@ def take_output(options: dict[str, Any]) -> Output:
         options.pop("page"),
         take_drawing(options),
         options.pop("pairs", False),
+        options.pop("markdown", None),
     )
 
 

@@ -63,5 +63,8 @@ def track(
         **more,
         **given,
     )
-    output.write(comparison, lambda: output.show(comparison, lambda: track_table(comparison)))
-    output.draw(comparison)
+
+    def show() -> None:
+        output.show(comparison, lambda: track_table(comparison))
+
+    output.write(comparison, comparison, show)

@@ -71,8 +71,8 @@ def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: 
         raise stopped
     comparison = Comparison(entries)
     single = len(checkpoints) == 1
-    output.write(entries[0].report if single else comparison, lambda: _show(comparison))
-    output.draw(comparison)
+    result = entries[0].report if single else comparison
+    output.write(result, comparison, lambda: _show(comparison))
     if stopped is not None:
         raise stopped
 

@@ -181,3 +181,22 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     train(TrainingConfig(data="gaussians", epochs=1, device="cpu"), folder)
     return folder
+
+
+def test_who_closes_the_pipe_has_the_files_all_the_same(run_folder):
+    """`flatkit compare ... --markdown table.md | true` wrote no table and no figures."""
+    assert flatkit_in(run_folder, "analyze", "ckpt.pt", "--json", "r.json").returncode == 0
+    read, write = os.pipe()
+    os.close(read)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
+    files = ["--markdown", "t.md", "--html", "p.html", "--json", "c.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flatkit_cli.main", "compare", "r.json", *files],
+        cwd=run_folder,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=write,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 1
+    assert all((run_folder / name).is_file() for name in ("t.md", "p.html", "c.json"))

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from flatkit.errors import ResultError
@@ -15,6 +16,7 @@ from flatkit.render import (
     comparison_table,
     objective_differences,
     report_table,
+    track_table,
 )
 from flatkit.render.notation import at_least, bound, significant, to_error, with_spread
 from flatkit.render.readings import readings
@@ -375,3 +377,33 @@ def test_layers_density_and_cross_check_are_in_the_table_with_their_own_errors()
     text = stream.getvalue()
     assert "it stops before it is right" in text and "see figures" not in text
     assert "differ by more than their residuals allow" in text
+
+
+@pytest.mark.parametrize("width", [36, 40, 50, 66, 80, 120])
+def test_no_table_cuts_a_number_or_leaves_out_a_name_however_narrow_the_terminal(width):
+    def run(epoch):
+        flat = [
+            Result("first_order_flatness", 1.234 * rho**2, None, "lower_bound",
+                   settings={"rho": rho, "value_over_rho_squared": 1.234})
+            for rho in (0.01, 0.02, 0.05, 0.1)
+        ]  # fmt: skip
+        top = Result("top_eigenvalues", [3.217], [0.01], "residual", status="budget")
+        trace = Result("trace", 15.33, 0.29, "standard_error")
+        about = {"path": f"gam/{epoch}.pt", "epoch": epoch}
+        results = [Result("loss", 0.8687, 0.0, settings={"split": "train"}), top, trace, *flat]
+        return Report(results, checkpoint=about)
+
+    def words(shown):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(shown)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        assert max(map(cell_len, text.splitlines())) <= width
+        return " ".join(text.split())
+
+    told = words(report_table(run(1)))
+    for part in ("train loss", "trace tr H", "15.33", "± 0.29", "budget", "0.8687", "Hv"):
+        assert part in told
+    entries = [Entry(f"gam, {n}", "gam", run(n), epoch=n) for n in (1, 2)]
+    told = words(track_table(Comparison(entries)))
+    assert told.count("≥ 1.23") == 8 and told.count("15.33 ± 0.29") == 2 and "1.…" not in told

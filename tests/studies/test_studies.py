@@ -19,7 +19,7 @@ from flatkit.errors import FlatkitError, InvalidArgumentError, ResultError
 from flatkit.render.notation import significant
 from flatkit.render.screen import TerminalScreen
 from flatkit.render.studies import StudyLines, StudyProgress, StudyTable
-from flatkit.render.tables.comparison import SheetTable
+from flatkit.render.tables.folded import SheetTable
 from flatkit.render.tables.study import correlation_sheet, study_markdown, study_tables
 from flatkit.results import Comparison, Entry, Report, Result, load_results
 from flatkit.studies.forecast import _timed

@@ -1,15 +1,8 @@
 """Runs side by side: as a table, as plain data, as Markdown."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.table import Table
-from rich.text import Text as Line
+from rich.console import RenderableType
 
 from flatkit.comparison.functions import objective_differences
 from flatkit.comparison.statistics import statistics
@@ -17,22 +10,18 @@ from flatkit.comparison.summary import Cell, Summary, summarise
 from flatkit.measures.reading import Reading
 from flatkit.render.notation import with_spread
 from flatkit.render.readings import value_text
+from flatkit.render.tables.folded import SheetTable
 from flatkit.render.tables.report import objective_text
 from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.results.comparison import Comparison
 
 __all__ = [
-    "SheetTable",
     "comparison_markdown",
     "comparison_rows",
     "comparison_sheet",
     "comparison_table",
     "objective_differences",
 ]
-
-_WIDEST_NAME = 30
-_EDGES = 2
-"""Characters that a table of rich has left and right."""
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
@@ -50,6 +39,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     >>> from flatkit.results.result import Result
     >>> reports = {name: Report([Result("trace", trace, 0.5, "standard_error")])
     ...            for name, trace in {"sgd": 9.0, "gam": 2.0}.items()}
+    >>> from rich.console import Console
     >>> table = comparison_table(
     ...     Comparison([Entry(name, name, report) for name, report in reports.items()])
     ... )
@@ -157,54 +147,6 @@ def comparison_sheet(comparison: Comparison) -> Sheet:
     )
 
 
-@dataclass(frozen=True)
-class SheetTable:
-    """Tables of as many columns as fit beside the names, one below the other, for rich."""
-
-    sheet: Sheet
-
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
-        """Yield the tables for the width at hand, then the notes."""
-        for line in self.sheet.head:
-            yield Line(line)
-        widths = self._widths()
-        for part in self.sheet.folded(options.max_width - _EDGES, widths):
-            yield self._table(part)
-        for line in self.sheet.warnings:
-            yield Line(line, style="bold yellow")
-        for line in self.sheet.notes:
-            yield Line(line, style="dim")
-
-    def _widths(self) -> list[int]:
-        found: list[int] = []
-        for place, column in enumerate(self.sheet.columns):
-            cells = [row[place].marked() for row in self.sheet.rows]
-            wide = max(cell_len(line) for line in [*_title(column, cells).split("\n"), *cells])
-            found.append(wide if column.number else min(wide, _WIDEST_NAME))
-        return found
-
-    def _table(self, part: Sheet) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for place, column in enumerate(part.columns):
-            title = _title(column, [row[place].marked() for row in part.rows])
-            if column.number:
-                table.add_column(Line(title), justify="right", no_wrap=True)
-            else:
-                table.add_column(Line(title), overflow="fold", max_width=_WIDEST_NAME)
-        for row in part.rows:
-            table.add_row(*(_styled(text) for text in row))
-        return table
-
-
-def _title(column: Column, cells: Sequence[str]) -> str:
-    """Return a title, broken into lines that are no wider than they must be."""
-    widest = max(len("eigenvalue"), *(cell_len(text) for text in cells))
-    lines = wrap(column.title.replace(" = ", "\0=\0"), widest, break_long_words=False)
-    return "\n".join(lines).replace("\0", " ")
-
-
 def _measure(summary: Summary, key: str) -> str:
     return summary.rows[0].cells[key].readings[0].measure
 
@@ -230,11 +172,6 @@ def _plain(cell: Cell) -> str:
     if first.error_kind == "standard_error" and first.error is not None:
         return with_spread(first.value, first.error)
     return value_text(first).removeprefix("≥ ")  # the title of the column says it
-
-
-def _styled(text: Text) -> Line:
-    style = "bold green" if text.strong else "yellow" if text.doubtful else ""
-    return Line(text.marked(), style=style)
 
 
 def _functions(comparison: Comparison) -> list[str]:

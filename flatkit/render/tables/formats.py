@@ -10,7 +10,8 @@ from rich.console import Console
 
 from flatkit.checks import check_choice
 from flatkit.render.frames import COLUMNS, as_comparison, tidy_rows
-from flatkit.render.tables.comparison import SheetTable, comparison_sheet, comparison_table
+from flatkit.render.tables.comparison import comparison_sheet, comparison_table
+from flatkit.render.tables.folded import SheetTable
 from flatkit.render.tables.latex import latex
 from flatkit.render.tables.pairs import PAIR_COLUMNS, pairs_rows, pairs_sheet
 from flatkit.render.tables.report import report_sheet, report_table

@@ -11,6 +11,7 @@ from rich.text import Text
 from flatkit.measures.registry import MEASURES
 from flatkit.render.readings import error_text, readings, value_text
 from flatkit.render.samples import count_text, samples_text, subsets
+from flatkit.render.tables.folded import Folded
 from flatkit.render.tables.sheet import Column, Sheet
 from flatkit.render.tables.sheet import Text as Cell
 from flatkit.results.cost import Cost
@@ -25,6 +26,8 @@ _GEOMETRIES = {
 }
 """What ρ means in balls other than the round one."""
 
+_NAME, _STATUS = 18, 12
+"""Characters of a name, and of a status with its mark, that is still read at a glance."""
 _LEGEND = (
     "exact: no solver or sampling error over these samples. residual: an eigenvalue lies within "
     "it. ±: one standard error. ≥: lower bound, the best point that a search found.",
@@ -44,10 +47,9 @@ def report_table(report: Report) -> RenderableType:
      ──────────...
       trace tr H  8.04   ± 0.10   converged   0    0    0   0.0...
     """
-    table = _frame()
-    for result in report:
-        for cells in _rows(result):
-            table.add_row(*cells)
+    table, rows = _frame(), [cells for result in report for cells in _rows(result)]
+    for cells in rows:
+        table.add_row(*cells)
     notes = [
         *_status_notes(report),
         *_remarks(report),
@@ -55,7 +57,7 @@ def report_table(report: Report) -> RenderableType:
         *(Text(f"! {note}", style="yellow") for note in _engine_remarks(report)),
         *(Text(line, style="dim") for line in (*_LEGEND, *_rounding_note(report))),
     ]
-    return Group(*_header(report), table, *notes)
+    return Group(*_header(report), Folded(table, slack=_slack(rows)), *notes)
 
 
 def report_sheet(report: Report) -> Sheet:
@@ -169,6 +171,15 @@ def _frame() -> Table:
     for name in ("L", "∇L", "Hv", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _slack(rows: Sequence[Sequence[str]]) -> int:
+    """Return by how many characters names and statuses can be broken before words are."""
+    found = 0
+    for place, least in ((0, _NAME), (3, _STATUS)):
+        widths = (Text.from_markup(row[place]).cell_len for row in rows)
+        found += max(0, max(widths, default=0) - least)
+    return found
 
 
 def _rows(result: Result) -> Iterator[Sequence[str]]:

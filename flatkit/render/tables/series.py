@@ -12,6 +12,7 @@ from rich.table import Table
 from flatkit.render.curvature_scale import SYMBOLS, over_rho_squared, top_eigenvalue
 from flatkit.render.notation import at_least, radius, significant
 from flatkit.render.series import epochs, required_series, shared_radii, value_of
+from flatkit.render.tables.folded import Folded
 from flatkit.results.comparison import Comparison
 from flatkit.results.report import Report
 from flatkit.results.status import Status
@@ -29,9 +30,9 @@ def series_table(comparison: Comparison) -> RenderableType:
     for run, reports in runs.items():
         first, *_, last = epochs(reports)
         parts.append(escape(f"{PurePath(run).name or run}, epochs {first} … {last}"))
-        parts.append(_table_of_states(reports))
+        parts.append(Folded(_table_of_states(reports)))
         if radii:
-            parts.append(_table_of_radii(reports, radii))
+            parts.append(Folded(_table_of_radii(reports, radii)))
     return Group(*parts)
 
 

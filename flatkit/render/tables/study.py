@@ -10,7 +10,8 @@ from rich.table import Table
 
 from flatkit.comparison.statistics import statistics
 from flatkit.render.notation import significant
-from flatkit.render.tables.comparison import SheetTable, comparison_markdown, comparison_table
+from flatkit.render.tables.comparison import comparison_markdown, comparison_table
+from flatkit.render.tables.folded import SheetTable
 from flatkit.render.tables.formats import markdown
 from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.render.tables.verdict import VERDICT_COLOURS

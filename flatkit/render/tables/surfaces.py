@@ -12,6 +12,7 @@ from rich.text import Text
 from flatkit.landscape.numbers import barriers, surface_numbers
 from flatkit.landscape.surface import Surface
 from flatkit.render.notation import significant
+from flatkit.render.tables.folded import Folded
 
 _LOSSES = {"loss": "", "test_loss": " (test)"}
 
@@ -51,10 +52,10 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
         "above the centre. asymmetry: of the two sides, from -1 to 1. roughness: how much further "
         "the curve goes up and down than one valley would, 0 for one valley."
     )
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [Folded(table, leading=2)]
     if between.row_count:
         note += " barrier: the largest rise of the loss above the straight line between the two."
-        parts.append(between)
+        parts.append(Folded(between, leading=2))
     return Group(*parts, Text(note, style="dim"))
 
 

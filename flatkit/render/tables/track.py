@@ -12,6 +12,7 @@ from flatkit.comparison.curves import OVERLAP, curves, number, stability_of
 from flatkit.errors import NothingToDrawError
 from flatkit.render.curvature_scale import FIRST_ORDER
 from flatkit.render.notation import at_least, radius, significant, with_spread
+from flatkit.render.tables.folded import Folded
 from flatkit.results.comparison import Comparison, Entry
 
 _NOTES = {
@@ -42,7 +43,7 @@ def track_table(comparison: Comparison) -> RenderableType:
             cells = {name: [cell(entry) for entry in entries] for name, cell in columns.items()}
             filled = {name: column for name, column in cells.items() if any(column)}
             if len(filled) > 1:  # more than the epochs
-                parts.append(_table(filled))
+                parts.append(Folded(_table(filled)))
             shown |= filled.keys()
     note = "; ".join(text for name, text in _NOTES.items() if name in shown)
     return Group(*parts, f"[dim]{note}[/dim]") if note else Group(*parts)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from flatkit.render.curvature_scale import over_rho_squared
 from flatkit.render.notation import at_least, significant
+from flatkit.render.tables.folded import Folded
 from flatkit.results.report import Report
 from flatkit.results.status import Status
 
@@ -44,7 +45,7 @@ def verdict_table(name: str, report: Report) -> RenderableType:
         colour = VERDICT_COLOURS[claim["verdict"]]
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         claims.add_row(claim["claim"], verdict, escape(claim["reason"]))
-    return Group(escape(name), *_facts(report), *([radii] if radii.rows else []), claims)
+    return Group(escape(name), *_facts(report), *([Folded(radii)] if radii.rows else []), claims)
 
 
 def _facts(report: Report) -> list[str]:
