@@ -2,8 +2,12 @@
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from flatkit.errors import (
     MissingDependencyError,
@@ -64,6 +68,44 @@ def test_nan_is_never_a_result(wrong):
 def test_an_unknown_kind_of_error_is_refused():
     with pytest.raises(ResultError, match="error_kind"):
         Result("loss", 1.0, error_kind="guess")  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_become_plain_and_the_rest_is_refused_by_its_place():
+    given = {"a": np.float32(0.5), "b": np.arange(2), "c": torch.ones(()), "d": (np.int64(1),)}
+    result = Result("mine", np.float32(1.5), torch.tensor(0.25), settings=given)
+    assert result.value == 1.5 and result.error == 0.25
+    plain = {"a": 0.5, "b": [0, 1], "c": 1.0, "d": [1]}
+    assert json.loads(Report([result]).to_json())["results"][0]["settings"] == plain
+    with pytest.raises(ResultError, match="settings of mine, where holds a PosixPath"):
+        Result("mine", 1.0, settings={"where": Path("/tmp")})
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("results",), 5),
+        (("results", 0), "loss"),
+        (("results", 0, "measure"), None),
+        (("results", 0, "status"), []),
+        (("results", 0, "settings"), "text"),
+        (("results", 0, "cost", "seconds"), [1.0]),
+        (("command",), None),
+        (("objective", "examination"), {}),
+        (("objective", "examination", 0), {"name": "additive", "seconds": 0.1}),
+        (("objective", "examination", 0, "seconds"), "long"),
+    ],
+)
+def test_parts_of_another_form_are_refused_by_name(place, value):
+    data: Any = REPORT.to_dict()
+    data["objective"]["examination"] = [{"name": "additive", "passed": True, "seconds": 0.1}]
+    assert Report.from_dict(data)
+    *way, last = place
+    part = data
+    for key in way:
+        part = part[key]
+    part[last] = value
+    with pytest.raises(ResultError):
+        Report.from_dict(data)
 
 
 def test_settings_cannot_be_changed_afterwards():

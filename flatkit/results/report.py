@@ -174,11 +174,18 @@ class Report(Shown):
             for part in ("checkpoint", "objective", "environment", "analysis")
         }
         check_kind(about["checkpoint"].get("training", {}), dict, "training of a report")
+        for check in check_kind(about["objective"].get("examination", []), list, "examination"):
+            own = check_kind(check, dict, "entry of an examination")
+            check_kind(own.get("name"), str, "name of a check")
+            check_kind(own.get("seconds"), int | float, "seconds of a check")
+            if "passed" not in own:
+                raise ResultError(f"the check {own['name']} of a report does not say if it passed")
+        results = check_kind(data["results"], list, "results of a report")
         return cls(
-            results=[Result.from_dict(result) for result in data["results"]],
-            command=data.get("command", ()),
+            results=[Result.from_dict(check_kind(one, dict, "result")) for one in results],
+            command=check_kind(data.get("command", []), list, "command of a report"),
             **about,
-            flatkit=data.get("flatkit", "unknown"),
+            flatkit=str(data.get("flatkit", "unknown")),
         )
 
     def to_json(self) -> str:

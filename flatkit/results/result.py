@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from flatkit.errors import ResultError
 from flatkit.results.cost import Cost
-from flatkit.results.schema import decode, encode, refuse_nan
+from flatkit.results.schema import check_kind, decode, encode, plain_value, refuse_nan
 from flatkit.results.showing import Shown, in_short
 from flatkit.results.status import Status, known_status
 
@@ -35,7 +35,7 @@ class Result(Shown):
         cost: gradients, products, seconds.
 
     Raises:
-        ResultError: the value or error is NaN, or the kind of error is unknown.
+        ResultError: the value or error is NaN or no plain data, or the kind of error is unknown.
 
     >>> result = Result("trace", 0.5, error=0.1, error_kind="standard_error")
     >>> result.value, result
@@ -55,7 +55,9 @@ class Result(Shown):
         if self.error_kind not in get_args(ErrorKind):
             raise ResultError(f"unknown error_kind {self.error_kind!r} of {self.measure}")
         for name in ("value", "error", "settings"):
-            refuse_nan(getattr(self, name), f"{name} of {self.measure}")
+            where = f"{name} of {self.measure}"
+            object.__setattr__(self, name, plain_value(getattr(self, name), where))
+            refuse_nan(getattr(self, name), where)
         object.__setattr__(self, "status", known_status(self.status))
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
@@ -92,14 +94,20 @@ class Result(Shown):
             ResultError: a key is missing or malformed.
         """
         try:
-            known = {key: data["cost"][key] for key in asdict(Cost()) if key in data["cost"]}
+            measure = check_kind(data["measure"], str, "measure of a result")
+            spent = check_kind(data["cost"], dict, f"cost of {measure}")
+            known = {
+                key: check_kind(spent[key], int | float, f"{key} of {measure}")
+                for key in asdict(Cost())
+                if key in spent
+            }
             return cls(
-                measure=data["measure"],
+                measure=measure,
                 value=decode(data["value"]),
                 error=decode(data["error"]),
                 error_kind=data["error_kind"],
-                status=data["status"],
-                settings=decode(data["settings"]),
+                status=check_kind(data["status"], str, f"status of {measure}"),
+                settings=decode(check_kind(data["settings"], dict, f"settings of {measure}")),
                 cost=Cost(**known),
             )
         except (KeyError, TypeError) as error:

@@ -86,6 +86,32 @@ def json_text(data: Any) -> str:
     return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
 
 
+def plain_value(value: Any, where: str) -> Any:
+    """Return a value as JSON can hold it: numbers of NumPy and torch, and their arrays, become plain.
+
+    Measures of other packages give them; unchecked, the report would be lost when it is written.
+
+    Raises:
+        ResultError: something else is in it; `where` names the place.
+
+    >>> import numpy
+    >>> plain_value({"loss": numpy.float32(0.5), "curve": numpy.ones(2)}, "value")
+    {'loss': 0.5, 'curve': [1.0, 1.0]}
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if hasattr(value, "tolist"):
+        return plain_value(value.tolist(), where)
+    if isinstance(value, Mapping):
+        return {key: plain_value(item, f"{where}, {key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item, where) for item in value]
+    raise ResultError(
+        f"the {where} holds a {type(value).__name__}, and JSON numbers, texts, lists and "
+        "dictionaries alone; convert it"
+    )
+
+
 def refuse_nan(value: Any, where: str) -> None:
     """Refuse a NaN anywhere in a value.
 

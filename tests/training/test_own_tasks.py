@@ -379,10 +379,11 @@ def test_the_ways_out_of_a_loss_with_weights_of_its_own_train(folder):
 def test_samples_without_a_target_that_counts_are_neither_trained_on_nor_counted(folder):
     train(settings("ignoring", lr=1e-6, momentum=0.0, epochs=1), folder / "run")
     task, (row,) = load_task("mine.py:ignoring"), read_history(folder / "run" / "history.json")
-    model, state = task.model, weights(folder / "run" / "ckpt.pt")
-    model.load_state_dict(state)
-    for (x, y), found in ((task.data, row.train_loss), (task.test_data, row.test_loss)):
-        assert found == pytest.approx(float(task.loss(model(x), y).detach()), rel=1e-6)
+    model, loss, test = task.model, task.loss, task.test_data
+    assert callable(loss) and test is not None
+    model.load_state_dict(weights(folder / "run" / "ckpt.pt"))
+    for (x, y), found in ((task.data, row.train_loss), (test, row.test_loss)):
+        assert found == pytest.approx(float(loss(model(x), y).detach()), rel=1e-6)
 
 
 def test_masks_of_minus_infinity_and_sparse_buffers_are_no_divergence(folder):
@@ -390,10 +391,11 @@ def test_masks_of_minus_infinity_and_sparse_buffers_are_no_divergence(folder):
     *_, row = read_history(folder / "run" / "history.json")
     averaged, last = (weights(folder / "run" / name) for name in ("ema.pt", "ckpt.pt"))
     assert torch.equal(averaged["mask"], last["mask"]) and averaged["mask"].isinf().any()
-    model = load_task("mine.py:masked").model
-    model.load_state_dict(averaged)
-    x, y = load_task("mine.py:masked").test_data
-    expected = float(nn.functional.cross_entropy(model(x), y).detach())
+    task = load_task("mine.py:masked")
+    task.model.load_state_dict(averaged)
+    assert task.test_data is not None
+    x, y = task.test_data
+    expected = float(nn.functional.cross_entropy(task.model(x), y).detach())
     assert row.average_test_loss == pytest.approx(expected, rel=1e-6)
     with pytest.raises(CheckpointError, match=r"cannot hold adjacency.*persistent=False"):
         train(settings("sparse"), folder / "other")
