@@ -87,7 +87,7 @@ def json_text(data: Any) -> str:
 
 
 def plain_value(value: Any, where: str) -> Any:
-    """Return a value as JSON can hold it: numbers of NumPy and torch, and their arrays, become plain.
+    """Return a value as JSON can hold it: numbers and arrays of NumPy and torch become plain.
 
     Measures of other packages give them; unchecked, the report would be lost when it is written.
 
