@@ -395,6 +395,30 @@ def test_models_without_values_or_code_are_refused_by_name():
             Objective(model, "cross_entropy", DATA)
 
 
+class Scaled(Plain):
+    """As libraries do for µP, it reads what is noted on a parameter."""
+
+    def __init__(self, *, noted=True):
+        super().__init__()
+        self.noted = noted
+        if noted:
+            self.second.weight.width = argparse.Namespace(ratio=2.0)
+
+    def forward(self, x):
+        ratio = self.second.weight.width.ratio if self.noted else 2.0
+        return super().forward(x) / ratio
+
+
+@pytest.mark.parametrize("engine", ["auto", "layers", "double_backward"])
+def test_what_is_noted_on_a_parameter_can_be_read_wherever_it_stands(engine):
+    value, gradient, hessian = dense(Scaled(noted=False), F.cross_entropy, DATA)
+    objective = Objective(Scaled(), "cross_entropy", DATA, dtype=torch.float64)
+    assert objective.loss() == pytest.approx(float(value), rel=1e-12)
+    torch.testing.assert_close(objective.gradient(), gradient)
+    found = HessianOperator(objective, engine=engine).matmat(torch.eye(len(gradient)).double())
+    torch.testing.assert_close(found, hessian, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("engine", ["auto", "layers"])
 def test_complex_weights_count_as_two_reals(engine):
     model = Circulant()

@@ -111,7 +111,7 @@ class QuietTracer(fx.Tracer):
         kept = [(vars(m)["_parameters"], dict(vars(m)["_parameters"])) for m in root.modules()]
         named: list[tuple[dict[str, Any], str, Any]] = []
         proxies: dict[int, fx.Proxy] = {
-            id(parameter): self.create_proxy("get_attr", name, (), {})
+            id(parameter): self._noted(self.create_proxy("get_attr", name, (), {}), parameter)
             for name, parameter in root.named_parameters()
         }
         try:
@@ -131,6 +131,11 @@ class QuietTracer(fx.Tracer):
             for attributes, name, before in named:
                 attributes.pop(name, None)
                 attributes |= {} if before is None else {name: before}
+
+    def _noted(self, proxy: fx.Proxy, parameter: nn.Parameter) -> fx.Proxy:
+        """Return a proxy with what a library has noted on a parameter, constants of the graph."""
+        vars(proxy).update({**vars(parameter), **vars(proxy)})
+        return proxy
 
     def _stand_ins(self, module: nn.Module, *, is_root: bool) -> dict[str, Any]:
         """Return what is to stand for the methods of a module."""

@@ -191,6 +191,7 @@ class Copier:
         twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)
         if isinstance(tensor, nn.Parameter):
             twin = type(tensor)(twin, tensor.requires_grad)
+            vars(twin).update(vars(tensor))
         else:
             # Also where it was computed: should the model use it, it is found among the leaves.
             twin.requires_grad_(tensor.requires_grad)
@@ -298,6 +299,17 @@ def _refuse_sparse(parameter: Tensor, name: str) -> None:
             "self.values, shape); make it dense, tensor.to_dense(); or hold it constant, "
             "requires_grad_(False)"
         )
+
+
+def notes_on(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what libraries note on parameters, by their names; the forward pass may read it.
+
+    So does that of µP (`weight.infshape`): what stands in the place of a parameter has it too.
+
+    >>> notes_on(nn.Linear(1, 1))
+    {}
+    """
+    return {name: dict(vars(p)) for name, p in model.named_parameters() if vars(p)}
 
 
 def registered(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map as torch_tree_map
 from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
 from flatkit.objective.kept import Passes
-from flatkit.objective.model.copier import Copier
+from flatkit.objective.model.copier import Copier, notes_on
 from flatkit.objective.model.elsewhere import Elsewhere
 from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
 from flatkit.objective.model.sharded import ShardedModel
@@ -138,10 +138,8 @@ class PlacedModel(ABC):
     @contextmanager
     def placed_again(self, point: Tensor, *, smooth: bool = True) -> Generator[None]:
         """Let a point that `placed` gave stand in the model again, for further derivatives."""
-        with (
-            self._places.ready(smooth),
-            self._places.holding(point, self.space, self._own_parts(point)),
-        ):
+        places = self._places
+        with places.ready(smooth), places.holding(point, self.space, self._own_parts(point)):
             yield
 
     def stands(self, theta: Tensor) -> bool:
@@ -323,6 +321,7 @@ class Places:
         self._slots: list[tuple[dict[str, Tensor | None], str, str]] = [
             (slots[prefix], own, name) for (prefix, own), name in parameter_places(model).items()
         ]
+        self._notes = notes_on(model)
         self._has_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
         self._standing: tuple[Tensor, ParameterSpace] | None = None
         self.habits = Habits(draws=False)  # until it is known whether two values are the same
@@ -356,6 +355,8 @@ class Places:
                 return
             for slot, own, part in taken:
                 slot[own] = part
+            for name in self._notes.keys() & parts.keys():
+                vars(parts[name]).update(self._notes[name])
             with nullcontext() if self.elsewhere is None else self.elsewhere.standing(parts):
                 yield
         finally:
