@@ -1,6 +1,6 @@
 """`flatkit info`: what a checkpoint is, without running anything in it."""
 
-import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flatkit.results.schema import encode, json_text
 from flatkit_cli.options import Command
 from flatkit_cli.spelling import json_here
 
@@ -46,8 +47,20 @@ def info(checkpoint: Path, entry: str | None, as_json: bool) -> None:
         text = as_text(facts)
     else:
         text = foreign_text(facts)
-    whole = json.dumps(facts, indent=1, ensure_ascii=False)
-    click.echo(json_here(whole) if as_json else text)
+    click.echo(_as_json(facts) if as_json else text)
+
+
+def _as_json(facts: Mapping[str, Any]) -> str:
+    """Return facts as JSON. A best loss may be infinite or NaN, which JSON has no numbers for."""
+
+    def held(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: held(item) for key, item in value.items()}  # pyright: ignore
+        if isinstance(value, list | tuple):
+            return [held(item) for item in value]  # pyright: ignore
+        return "NaN" if isinstance(value, float) and math.isnan(value) else encode(value)
+
+    return json_here(json_text(held(facts)))
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -169,7 +182,8 @@ def _call(spec: Mapping[str, Any]) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     texts = (
-        f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
+        # A note of several lines would break the table.
+        f"{key} {value:.6g}" if isinstance(value, float) else " ".join(f"{key} {value}".split())
         for key, value in values.items()
     )
     return ", ".join(texts) or "-"

@@ -75,6 +75,8 @@ def with_spread(value: float, spread: float) -> str:
 
     >>> with_spread(123.456, 2.34), with_spread(1.2345e-6, 3.21e-8), with_spread(0.5, 0.0)
     ('123.5 ± 2.3', '(1.234 ± 0.032)e-6', '0.5000 ± 0')
+    >>> with_spread(3.0, 1e-40)
+    '3.000000000000000 ± 0.000000000000000'
     """
     if not math.isfinite(spread):
         return f"{significant(value)} ± ?"
@@ -83,7 +85,8 @@ def with_spread(value: float, spread: float) -> str:
     if not math.isfinite(value):
         return f"{_special(value)} ± {significant(spread, 2)}"
     power = max(_power(value) if value else _power(spread), _power(spread))
-    decimals = 1 - _power(spread)
+    # float64 holds 16 digits; more would be made up, and Decimal counts 28 at most.
+    decimals = min(1 - _power(spread), 15 - power)
     scale = 0 if power in _FIXED else power
     texts = [
         _fixed(Decimal(repr(float(number))).scaleb(-scale), decimals + scale, ROUND_HALF_EVEN)

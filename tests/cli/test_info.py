@@ -13,6 +13,7 @@ from flatkit import checkpoints
 from flatkit.errors import CheckpointError
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.info import info
+from flatkit_cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -125,3 +126,14 @@ def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path):
     assert isinstance(result.exception, CheckpointError)
     assert "holds no weights: it is a lone list" in str(result.exception)
     assert result.stdout == ""
+
+
+def test_numbers_that_json_lacks_are_words_and_notes_stay_in_their_line(tmp_path, capsys):
+    beside = {"best_loss": float("inf"), "lr": float("nan"), "note": "one\ntwo"}
+    torch.save({"model": torch.nn.Linear(1, 1).state_dict(), **beside}, tmp_path / "a.pt")
+    assert main(["info", str(tmp_path / "a.pt"), "--json"]) == 0
+    text = capsys.readouterr().out
+    facts = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert facts["beside"] == {**beside, "best_loss": "Infinity", "lr": "NaN"}
+    assert main(["info", str(tmp_path / "a.pt")]) == 0
+    assert "note one two" in capsys.readouterr().out

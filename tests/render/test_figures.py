@@ -721,3 +721,17 @@ def test_density_and_layers_are_drawn_as_they_were_measured(tmp_path):
     assert [label.get_text() for label in top.get_xticklabels()] == ["first", "last"]
     names = {path.name for path in save_figures(comparison, tmp_path)}
     assert {"density.png", "density.svg", "layers.png", "layers.svg"} <= names
+
+
+def test_a_curvature_of_zero_and_an_error_without_a_bound_are_drawn(tmp_path):
+    about = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "schedule": "none", "epochs": 3}
+
+    def entry(epoch, top, error):
+        found = Result("top_eigenvalues", [top], [error], "residual")
+        checkpoint = {"path": f"gam/{epoch}.pt", "epoch": epoch, "training": about}
+        return Entry(str(epoch), str(epoch), Report([found], checkpoint=checkpoint), epoch=epoch)
+
+    for top, error in ((0.0, 0.0), (1.0, math.inf)):
+        shown = Comparison([entry(epoch, top, error) for epoch in (1, 2)])
+        names = {path.name for path in save_figures(shown, tmp_path, ["png"])}
+        assert names == {"curvature.png", "track.png"}

@@ -87,6 +87,11 @@ def tabulars(text):
     return found
 
 
+@pytest.mark.parametrize("format", ["text", "markdown", "latex", "html", "csv"])
+def test_one_group_has_no_pairs_and_a_table_without_rows(format):
+    assert "Error" not in comparison(("a",)).table(format, pairs=True)
+
+
 def test_the_name_of_a_file_with_a_line_break_ends_no_table_of_markdown():
     text = comparison(("a\nb", "c")).table("markdown")
     assert "\n| a b | " in text

@@ -1,5 +1,6 @@
 """The figure that tells what came out: flatness and accuracy by group, with every run as a mark."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from textwrap import wrap
@@ -182,7 +183,9 @@ def _scale(axis: Axes, readings: Sequence[Reading]) -> None:
             axis.xaxis.set_minor_locator(NullLocator())
             return
         if min(values) >= 0:
-            axis.set_xlim(0.0, 1.12 * max(r.value + (r.error or 0.0) for r in readings) or 1.0)
+            ends = [r.value + (r.error or 0.0) for r in readings]
+            # An error without a bound reaches beyond any axis.
+            axis.set_xlim(0.0, 1.12 * max(filter(math.isfinite, ends), default=0.0) or 1.0)
     else:
         axis.margins(x=0.12)
         axis.set_xlabel("better →" if first.better != "lower" else "← better")

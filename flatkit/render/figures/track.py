@@ -156,7 +156,8 @@ def _finish(axis: Axes, label: str, heights: Sequence[float]) -> None:
         lines = [float(y) for line in axis.lines for y in line.get_ydata()]  # pyright: ignore
         scale_heights(axis, lines)
         if axis.get_yscale() == "linear" or min(heights) <= 0:
-            axis.set_ylim(top=1.15 * max(*heights, min(lines)))
+            # Of a network whose neurons are dead λmax is 0, and an axis needs a height.
+            axis.set_ylim(top=1.15 * max(*heights, min(lines)) or 1.0)
     elif label != "accuracy":
         scale_heights(axis, heights)
 

@@ -44,7 +44,8 @@ class SheetTable:
         found: list[int] = []
         for place, column in enumerate(self.sheet.columns):
             cells = [row[place].marked() for row in self.sheet.rows]
-            wide = max(cell_len(line) for line in [*_title(column, cells).split("\n"), *cells])
+            lines = [*_title(column, cells).split("\n"), *cells]
+            wide = max(map(cell_len, lines))
             found.append(wide if column.number else min(wide, _WIDEST_NAME))
         return found
 
@@ -115,7 +116,8 @@ def _plain(cell: RenderableType) -> str:
 
 def _title(column: Column, cells: Sequence[str]) -> str:
     """Return a title, broken into lines that are no wider than they must be."""
-    widest = max(len("eigenvalue"), *(cell_len(text) for text in cells))
+    # As a list: a table of pairs of one group has no cells.
+    widest = max([len("eigenvalue"), *(cell_len(text) for text in cells)])
     lines = wrap(column.title.replace(" = ", "\0=\0"), widest, break_long_words=False)
     return "\n".join(lines).replace("\0", " ")
 

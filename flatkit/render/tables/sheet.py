@@ -70,9 +70,11 @@ class Sheet:
         """Return how many characters each column takes: its widest cell or word of its title."""
         return [
             max(
-                *(cell_len(word) for word in column.title.replace(" = ", "=").split()),
-                *(cell_len(row[place].marked()) for row in self.rows),
-                0,
+                [
+                    *(cell_len(word) for word in column.title.replace(" = ", "=").split()),
+                    *(cell_len(row[place].marked()) for row in self.rows),
+                    0,
+                ]
             )
             for place, column in enumerate(self.columns)
         ]
