@@ -26,13 +26,15 @@ from torch import Tensor, nn
 
 import flatkit
 from benchmarks.timing import save_section
+from flatkit.measures.loss_slice import ExtentSettings
 from flatkit.measures.registry import MEASURES as REGISTERED
 from flatkit.measures.shared_settings import BallSettings
 
 MEASURES = tuple(
     name
     for name in REGISTERED
-    if REGISTERED[name].in_bfloat16 and BallSettings not in REGISTERED[name].settings
+    if REGISTERED[name].in_bfloat16
+    and not {BallSettings, ExtentSettings} & {*REGISTERED[name].settings}
 )
 SEARCHES = {"R0": flatkit.max_loss_increase, "R1": flatkit.max_gradient_norm}
 _RHO, _GRADIENTS = 0.1, 60

@@ -28,7 +28,7 @@ from flatkit.devices import ordinary_torch
 from flatkit.hessian.gauss_newton import GaussNewtonOperator
 from flatkit.integrations.pyhessian import pyhessian_eigenvalues
 from flatkit.models.resnet import build_resnet18
-from flatkit.objective.narrowing import measure_noise
+from flatkit.objective.noise import measure_noise
 from flatkit.spectrum.lanczos import lanczos
 
 _RESULTS = Path(__file__).parent / "results" / "gpu.md"

@@ -1,6 +1,7 @@
 """m-sharpness: the mean over small batches of the largest loss increase of each."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 from flatkit.checks import check_count
 from flatkit.devices import ordinary_torch
 from flatkit.errors import InvalidArgumentError
-from flatkit.flatness.ball import maximize_over_ball
+from flatkit.flatness.ball import Search
 from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry, check_radius
+from flatkit.flatness.widened import within
 from flatkit.objective.function import Objective
-from flatkit.objective.narrowing import refuse_narrow
+from flatkit.objective.noise import at_point
 from flatkit.objective.passes import Chunk, differentiate
 
 
@@ -60,6 +62,21 @@ class _BatchLoss:
             loss = loss * (self.objective.total_weight / self.batch.weight)
             return float(loss.detach()), differentiate(loss, point)
 
+    def in_float32(self) -> tuple[Callable[[Tensor], float] | None, float]:
+        """Return the increase at a displacement [P] in float32, if the model computes in 16 bits.
+
+        Beside it by how much these put the loss at the centre off: smaller gains are none.
+        """
+        exact, scale = self.objective.exact, self.objective.total_weight / self.batch.weight
+        if exact is None:
+            return None, 0.0
+
+        def loss(theta: Tensor) -> float:
+            return float(at_point(exact, self.batch, scale, theta, slopes=False)[0])
+
+        base = loss(self.theta)
+        return lambda way: loss(self.theta + way) - base, abs(self.base - base)
+
 
 @ordinary_torch()
 def m_sharpness(
@@ -77,7 +94,8 @@ def m_sharpness(
 
     SAM minimises this with m its batch size (Foret et al., 2021, section 4.1). The samples are
     split at random; what is left of less than m samples is not used. The search in
-    each batch starts from its own gradient, both ways.
+    each batch starts from its own gradient, both ways. A model that computes in 16 bits chooses
+    where to look, and the increases there are those of float32.
 
     Cost: `budget` gradients of each batch, thus of at most all the samples.
 
@@ -100,7 +118,6 @@ def m_sharpness(
     >>> m_sharpness(objective, rho=0.5, m=2, theta=torch.ones(1), generator=torch.Generator()).value
     1.25
     """
-    refuse_narrow(objective, "m-sharpness")
     theta = objective.theta if theta is None else theta
     geometry = geometry or Geometry("l2")
     check_radius(rho, theta, geometry)
@@ -142,6 +159,11 @@ def _ascend(function: _BatchLoss, rho: float, budget: int) -> tuple[float, float
     starts = {"gradient": start, "gradient, reversed": -start} if bool(start.any()) else {}
     if not starts:
         return 0.0, 0.0, 1
-    found = maximize_over_ball(function, radius=rho, starts=starts, budget=budget, tolerance=1e-4)
+    increase, noise = function.in_float32()
+    search = Search(function, rho, starts.items(), 1e-4, noise, None, None)
+    found = within(search, increase, budget)
+    one_step = found.trails["gradient"][0]
+    if increase is not None:
+        one_step = increase(function.geometry.displacement(start))
     # The centre lies in the ball, so that the maximum is 0 at least; 1: the gradient at the centre.
-    return max(0.0, found.value), found.trails["gradient"][0], found.gradients + 1
+    return max(0.0, found.value), one_step, found.gradients + 1

@@ -17,7 +17,7 @@ from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
 from flatkit.hessian.reference import FEW_FOR_ALL, errors_along, total, whole_chunk
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import PRODUCT, Asked, ask, recall
-from flatkit.objective.narrowing import in_other_chunks
+from flatkit.objective.noise import in_other_chunks
 from flatkit.objective.parameters import check_like
 from flatkit.objective.passes import Chunk
 from flatkit.spectrum.operators import SymmetricOperator

@@ -4,8 +4,10 @@
 a clock, so that the same job gives the same bits; the reason is kept in the result.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Protocol, get_args
 
 import torch
@@ -21,7 +23,7 @@ from flatkit.objective.decisions import Decision
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import ask
 from flatkit.objective.model.copier import duplicate
-from flatkit.objective.narrowing import refuse_narrow
+from flatkit.objective.noise import Noise, NoiseOfPoints
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.spectrum.lanczos import lanczos
 
@@ -46,7 +48,8 @@ class Evaluator(Protocol):
     def values(self, steps: Sequence[Steps]) -> list[Values]:
         """Return the quantities at points [n, D], n at most `batch`; the loss is among them.
 
-        The centre itself is always the checkpoint's own number.
+        The centre itself is always the checkpoint's own number. In 16 bits each has its error
+        beside it: `loss_rounding`, `accuracy_rounding`, `gradient_norm_rounding`.
         """
         ...
 
@@ -64,6 +67,9 @@ def evaluator(
     batched: bool = True,
 ) -> Evaluator:
     """Return what evaluates points: several at once where that is possible and gains something.
+
+    In 16 bits points are taken one at a time, and each is held against float32 on some samples
+    (`NoiseOfPoints`); what its numbers may be off stands beside them.
 
     Memory: three vectors [P], and activations of one chunk, or of K points of it where K is
     bounded by `stacked.MEMORY`; it does not grow with the number of points.
@@ -94,7 +100,6 @@ def evaluator(
     >>> found.reason
     'gradient_norm takes one point at a time'
     """
-    refuse_narrow(objective, "a landscape")
     for quantity in quantities:
         check_choice("quantities", quantity, get_args(Quantity))
     check_choice("statistics", statistics, get_args(Statistics))
@@ -121,7 +126,12 @@ def evaluator(
             "statistics of BatchNorm do not move in a sharded model, which is measured in place; "
             "use statistics='fixed'"
         )
-    single = InPlace(model, theta, directions, quantities, settle=settle, memory=memory)
+    noise = None
+    if objective.narrow is not None:
+        noise = NoiseOfPoints(objective, theta, slopes="gradient_norm" in quantities)
+    single = InPlace(
+        model, theta, directions, quantities, settle=settle, memory=memory, noise=noise
+    )
     single.reason = _single_reason(objective, quantities, settle, batched) or ""
     if single.reason:
         return single
@@ -139,6 +149,8 @@ def _single_reason(
     for quantity in ("gradient_norm", "top_eigenvalue"):
         if quantity in quantities:
             return f"{quantity} takes one point at a time"
+    if objective.narrow is not None:
+        return "in 16 bits every point has a noise of its own, which is measured beside it"
     if objective.sharded is not None:
         return "the weights lie in parts on several ranks"
     if settle is not None:
@@ -158,16 +170,18 @@ class MovableModel:
         apart: whether buffers move; a sharded model has no copy, and is measured in place.
 
     Attributes:
-        module: the objective's model, or the copy.
-        objective: L on this.
+        module: the objective's model, or the copy; of one in 16 bits that in float32.
+        wide: L on this.
+        objective: L that is measured, in 16 bits with a model of its own.
         place: the point [P]; empty between calls, as the landscapes of a large network are many.
     """
 
     def __init__(self, objective: Objective, *, apart: bool) -> None:
-        self.module, self.objective = objective.model, objective
+        self.objective, self.wide = objective, objective.exact or objective
         if apart and objective.sharded is None:
-            self.module = duplicate(objective.model)
-            self.objective = objective.with_model(self.module)
+            self.objective = objective.with_model(duplicate(self.wide.model))
+            self.wide = self.objective.exact or self.objective
+        self.module = self.wide.model
         self.place = objective.theta.new_empty(0)
 
     @torch.no_grad()
@@ -191,6 +205,14 @@ class MovableModel:
         """Return what the model makes of a chunk at the point."""
         return self.objective.outputs(self.place, chunk)
 
+    @torch.no_grad()
+    def settled(self) -> None:
+        """Take over the buffers of the module into the model that is measured, if it is another."""
+        if self.objective.model is not self.module:
+            pairs = zip(self.objective.model.buffers(), self.module.buffers(), strict=True)
+            for own, given in pairs:
+                own.copy_(given)
+
 
 class InPlace:
     """One point at a time: its weights are written into a model.
@@ -202,6 +224,7 @@ class InPlace:
         quantities: of `loss`, `accuracy`, `gradient_norm`, `top_eigenvalue`.
         settle: sets statistics at every point, where they move.
         memory: bytes that a Hessian-vector product may hold.
+        noise: what is measured beside every point in 16 bits.
     """
 
     batch = 1
@@ -216,10 +239,11 @@ class InPlace:
         *,
         settle: Settle | None,
         memory: int | None,
+        noise: NoiseOfPoints | None,
     ) -> None:
         self.quantities = tuple(quantities)
         self._model, self._theta, self._directions = model, theta, directions
-        self._settle, self._memory = settle, memory
+        self._settle, self._memory, self._noise = settle, memory, noise
 
     def values(self, steps: Sequence[Steps]) -> list[Values]:
         """Return the quantities at points [n, D]."""
@@ -231,10 +255,26 @@ class InPlace:
         self._model.move(self._theta, self._directions, steps)
         if self._settle is not None:
             self._settle(steps)
+            self._model.settled()
         values = self._first_order()
+        if self._noise is not None:
+            values |= self._roundings(values, self._noise)
         if "top_eigenvalue" in self.quantities:
             values |= self._top_eigenvalue()
         return values
+
+    def _roundings(self, values: Values, noise: NoiseOfPoints) -> Values:
+        """Return by how much 16 bits may have put each value off."""
+        objective, place = self._model.objective, self._model.place
+        asked = ask(objective, f"noise of {', '.join(self.quantities)}", place)
+        seen = Noise(*(asked.answer or asked.keep(*asdict(noise.at(objective, place)).values())))
+        known = {"loss": seen.loss, "gradient_norm": seen.gradient}
+        if seen.accuracy is not None:
+            known["accuracy"] = seen.accuracy
+        return {
+            f"{name}_rounding": known[name] if math.isfinite(value) else math.inf
+            for name, value in values.items()
+        }
 
     def _first_order(self) -> Values:
         """Return loss, accuracy and gradient norm, from one pass."""
@@ -320,9 +360,10 @@ def _reestimation(model: MovableModel, samples: Objective) -> Settle:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.train()
-        with model.objective.placed(model.place) as point:
+        # In float32 also of a model in 16 bits, in which an average of averages loses most digits.
+        with model.wide.placed(model.place) as point:
             for chunk in samples.chunks():
-                model.objective.outputs(point, chunk)
+                model.wide.outputs(point, chunk)
         model.objective.count(losses=1)
         for norm in norms:
             norm.eval()

@@ -352,5 +352,6 @@ def _digest(subspace: Subspace, objectives: Mapping[str, Objective]) -> str:
         for chunk in objective.chunks():
             tensors += [*leaves(chunk.inputs), *leaves(chunk.targets)]
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # By way of bytes: NumPy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

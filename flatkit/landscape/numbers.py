@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -25,6 +25,10 @@ class Numbers:
         asymmetry: of the two sides of that set: 0 if they are equal, towards 1 if the right one
             is longer.
         roughness: how much further the curve goes up and down than a single valley would.
+        width_rounding: how far losses in 16 bits may put the width off: infinitely, if the set may
+            reach the edge; 0 for losses in 32 bits.
+        asymmetry_rounding: the same of the asymmetry.
+        roughness_rounding: the same of the roughness.
 
     >>> Numbers("t", level=0.1, width=None, asymmetry=None, roughness=0.0).axis
     't'
@@ -35,6 +39,9 @@ class Numbers:
     width: float | None
     asymmetry: float | None
     roughness: float
+    width_rounding: float = 0.0
+    asymmetry_rounding: float = 0.0
+    roughness_rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Barrier:
         second: name of the other.
         height: the largest rise above the straight line between the two losses; on a plane, of
             the surface interpolated linearly.
+        rounding: how far losses in 16 bits may put it off; 0 of those in 32 bits.
 
     >>> Barrier("sgd", "gam", 0.25).height
     0.25
@@ -54,6 +62,7 @@ class Barrier:
     first: str
     second: str
     height: float
+    rounding: float = 0.0
 
 
 def surface_numbers(
@@ -69,8 +78,8 @@ def surface_numbers(
     >>> found.width, found.asymmetry
     (2.0, 0.0)
     """
-    measured = _values(surface, quantity)
-    found = []
+    measured, off = _values(surface, quantity), _roundings(surface, quantity)
+    found: list[Numbers] = []
     centres = {name: int(numpy.abs(steps).argmin()) for name, steps in surface.axes.items()}
     for axis, length in zip(surface.axes, surface.lengths, strict=True):
         others = tuple(
@@ -79,7 +88,8 @@ def surface_numbers(
         values = measured[others]
         steps = surface.axes[axis] * length
         width, asymmetry = basin(steps, values, level=level)
-        found.append(Numbers(axis, level, width, asymmetry, roughness(values)))
+        one = Numbers(axis, level, width, asymmetry, roughness(values))
+        found.append(one if off is None else _with_rounding(one, steps, values, off[others]))
     return found
 
 
@@ -92,12 +102,14 @@ def barriers(surface: Surface, *, quantity: str = "loss") -> list[Barrier]:
     >>> markers = [{"name": "a", "at": [0.0]}, {"name": "b", "at": [1.0]}]
     >>> line = Surface({"t": [0.0, 0.5, 1.0]}, {"loss": [1.0, 4.0, 2.0]}, {"markers": markers})
     >>> barriers(line)
-    [Barrier(first='a', second='b', height=2.5)]
+    [Barrier(first='a', second='b', height=2.5, rounding=0.0)]
     """
-    values = _values(surface, quantity)
+    values, off = _values(surface, quantity), _roundings(surface, quantity)
     inside = [marker for marker in surface.header.get("markers", ()) if _lies_in(marker, surface)]
     return [
-        Barrier(first["name"], second["name"], _height(surface, values, first["at"], second["at"]))
+        Barrier(
+            first["name"], second["name"], *_height(surface, values, off, first["at"], second["at"])
+        )
         for first, second in combinations(inside, 2)
     ]
 
@@ -192,10 +204,71 @@ def _lies_in(marker: Mapping[str, Any], surface: Surface) -> bool:
     )
 
 
+def _roundings(surface: Surface, quantity: str) -> numpy.ndarray | None:
+    """Return what 16 bits may have put the values off; None of those in 32 bits."""
+    off = surface.quantities.get(f"{quantity}_rounding")
+    return None if off is None else numpy.abs(off)
+
+
+def _with_rounding(
+    found: Numbers, steps: numpy.ndarray, values: numpy.ndarray, off: numpy.ndarray
+) -> Numbers:
+    """Return numbers with what they may be off where each value may be off by so much [n]."""
+    return replace(
+        found,
+        **_basin_rounding(found, steps, values, off),
+        roughness_rounding=_roughness_rounding(found.roughness, values, off),
+    )
+
+
+def _basin_rounding(
+    found: Numbers, steps: numpy.ndarray, values: numpy.ndarray, off: numpy.ndarray
+) -> dict[str, float]:
+    """Return what width and asymmetry may be off."""
+    if found.width is None or found.asymmetry is None:
+        return {}
+    sides: list[tuple[float, float]] = []
+    for sign in (1.0, -1.0):  # narrowest where all but the centre is higher, then widest
+        moved, centre = values + sign * off, int(numpy.abs(steps).argmin())
+        moved[centre] = values[centre] - sign * off[centre]
+        width, asymmetry = basin(steps, moved, level=found.level)
+        if width is None or asymmetry is None:
+            return {"width_rounding": math.inf, "asymmetry_rounding": math.inf}
+        sides.append((width * (1 - asymmetry) / 2, width * (1 + asymmetry) / 2))
+    (least_left, least_right), (left, right) = sides
+    least = (least_right - left) / (least_right + left)
+    most = (right - least_left) / (right + least_left)
+    widths = (least_left + least_right, left + right)
+    return {
+        "width_rounding": max(abs(width - found.width) for width in widths),
+        "asymmetry_rounding": max(abs(each - found.asymmetry) for each in (least, most)),
+    }
+
+
+def _roughness_rounding(found: float, values: numpy.ndarray, off: numpy.ndarray) -> float:
+    """Return what the roughness may be off; infinity where the valley may be none."""
+    if not (math.isfinite(found) and numpy.isfinite(off).all()):
+        return math.inf
+    least = float(values[0] + values[-1] - 2 * values.min())
+    total = float(numpy.abs(numpy.diff(values)).sum())
+    # Each term of the total changes by what both its ends are off.
+    more = float((off[1:] + off[:-1]).sum())
+    deeper = float(off[0] + off[-1] + 2 * off.max())
+    if least <= deeper:
+        return math.inf
+    most = (total + more) / (least - deeper) - 1.0
+    fewest = max(0.0, (total - more) / (least + deeper) - 1.0)
+    return max(most - found, found - fewest)
+
+
 def _height(
-    surface: Surface, values: numpy.ndarray, start: Sequence[float], end: Sequence[float]
-) -> float:
-    """Return the barrier along the straight way from one point to another."""
+    surface: Surface,
+    values: numpy.ndarray,
+    off: numpy.ndarray | None,
+    start: Sequence[float],
+    end: Sequence[float],
+) -> tuple[float, float]:
+    """Return the barrier along the straight way from one point to another, and what it is off."""
     shares = numpy.linspace(0.0, 1.0, _BETWEEN)
     for steps, a, b in zip(surface.axes.values(), start, end, strict=True):
         if a != b:
@@ -207,7 +280,12 @@ def _height(
     way[0], way[-1] = start, end
     axes = tuple(reversed(list(surface.axes.values())))
     loss = interpn(axes, values, way[:, ::-1], method="linear")
-    return barrier_height(shares, loss)
+    height = barrier_height(shares, loss)
+    if off is None:
+        return height, 0.0
+    wrong = interpn(axes, off, way[:, ::-1], method="linear")
+    known = bool(numpy.isfinite(wrong).all())
+    return height, float(wrong.max() + max(wrong[0], wrong[-1])) if known else math.inf
 
 
 def _crossing(steps: numpy.ndarray, rise: numpy.ndarray) -> float | None:

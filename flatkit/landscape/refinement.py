@@ -31,6 +31,9 @@ _FALL = 2.0
 _NARROWEST, _WIDEST = 1.001, 1e4
 """The least and the most that the largest value counts over the smallest."""
 
+ERRORS = ("_residual", "_rounding")
+"""How the names end of what says how wrong another quantity may be."""
+
 _REACH = 2
 """Refine within so many steps of the coarser grid around a point that missed."""
 
@@ -137,16 +140,24 @@ class Refinement:
         missed = numpy.zeros(self.shape, bool)
         grid = numpy.ix_(*self._levels[number])
         for name in self.values:
-            if name.endswith("_residual"):  # an error, which is as rough as noise
+            if name.endswith(ERRORS):  # as rough as noise
                 continue
             own, predicted = self.values[name][grid], self._predicted(name, number)
             scale = 1.0 if name.endswith("accuracy") else self._range(name, own)
             with numpy.errstate(invalid="ignore"):
-                close = numpy.isfinite(own) & (
-                    numpy.abs(own - predicted) <= _FALL * tolerance * scale
-                )
+                # No finer point tells more than the rounding of 16 bits lets it.
+                allowed = _FALL * tolerance * scale + self._rounding(name, number)
+                close = numpy.isfinite(own) & (numpy.abs(own - predicted) <= allowed)
             missed[grid] |= ~(close | (own == predicted))
         return missed & new
+
+    def _rounding(self, name: str, number: int) -> numpy.ndarray | float:
+        """Return what rounding to 16 bits may put points of a level off their prediction."""
+        error = f"{name}_rounding"
+        if error not in self.values:
+            return 0.0
+        own = self.values[error][numpy.ix_(*self._levels[number])]
+        return own + numpy.abs(self._predicted(error, number))
 
     def _range(self, name: str, own: numpy.ndarray) -> numpy.ndarray | float:
         """Return what a share of 1 is at points with such values."""

@@ -139,10 +139,6 @@ class LandscapeSettings(ObjectiveSettings):
 
     def __post_init__(self) -> None:
         """Check everything."""
-        if self.dtype == "bfloat16":
-            raise InvalidArgumentError(
-                "a landscape cannot say how wrong dtype bfloat16 makes it; choose float32"
-            )
         if self.dimensions not in (1, 2):
             raise InvalidArgumentError(f"dimensions must be 1 or 2, got {self.dimensions!r}")
         for name in ("quantities", "splits"):

@@ -15,6 +15,7 @@ from flatkit.measures.precision import looked_at
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.shared_settings import BallSettings
 from flatkit.objective.function import Objective
+from flatkit.objective.noise import passes_of_point
 from flatkit.objective.passes import differentiate
 from flatkit.spectrum.krylov import KEPT_BYTES
 
@@ -162,9 +163,9 @@ def landscape_forecast(job: "LandscapeJob") -> Forecast:
     curved = "top_eigenvalue" in job.quantities
     passes: dict[str, float] = {}
     for split, objective in job.objectives.items():
-        point = 1.0 if "gradient_norm" in job.quantities else 1 / 3
+        each = 1.0 if "gradient_norm" in job.quantities else 1 / 3
         search = _BASIS * product_cost(objective) if curved else 0
-        passes[split] = job.num_points * (point + search)
+        passes[split] = job.num_points * (each * passes_of_point(objective) + search)
     return forecast_of(next(iter(job.objectives.values())), passes, curved=curved)
 
 

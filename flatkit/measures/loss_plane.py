@@ -13,6 +13,7 @@ from flatkit.measures.loss_slice import (
     about_directions,
     around_checkpoint,
     as_json,
+    price_of_points,
     random_directions,
 )
 from flatkit.results.cost import Cost
@@ -20,6 +21,7 @@ from flatkit.results.result import Result
 from flatkit.settings import setting
 
 if TYPE_CHECKING:
+    from flatkit.landscape.settings import Quantity
     from flatkit.landscape.surface import Surface
     from flatkit.measures.session import Session
 
@@ -33,12 +35,15 @@ class PlaneSettings:
     )
 
 
+_QUANTITIES: "tuple[Quantity, ...]" = ("loss", "accuracy")
+
+
 def run(session: "Session") -> Iterator[Draft]:
     """Measure the plane of two filter-normalised directions, from coarse to fine."""
     subspace = random_directions(session, session.generator("plane"), dimensions=2)
     points = session.own(PlaneSettings).plane_points
     with session.meter() as cost:
-        job = around_checkpoint(session, subspace, points, ("loss", "accuracy"), dimensions=2)
+        job = around_checkpoint(session, subspace, points, _QUANTITIES, dimensions=2)
         plane = job.growing()
         done = 0
 
@@ -56,8 +61,15 @@ def run(session: "Session") -> Iterator[Draft]:
 def _result(session: "Session", plane: "Surface", cost: Cost) -> Result:
     """Return what was found on the plane."""
     value = {name: steps.tolist() for name, steps in plane.axes.items()}
-    value |= {name: as_json(found) for name, found in plane.quantities.items()}
+    found = {name: as_json(values) for name, values in plane.quantities.items()}
+    # Of 16 bits each number has what it may be off.
+    off = {
+        name: found.pop(f"{name}_rounding") for name in _QUANTITIES if f"{name}_rounding" in found
+    }
+    value |= found
     used = {**about_directions(session, [plane]), "cosine": plane.header["directions"]["cosine"]}
+    if off:
+        return Result("loss_plane", value, off, "rounding", settings=used, cost=cost)
     return Result("loss_plane", value, 0.0, settings=used, cost=cost)
 
 
@@ -71,10 +83,13 @@ MEASURE = Measure(
     "loss and accuracy on a random plane",
     run,
     settings=(PlaneSettings, ExtentSettings),
+    in_bfloat16=True,
     figures={"plane": "flatkit.render.figures.planes:plane_figure"},
     size=size,
-    passes=lambda session: session.own(PlaneSettings).plane_points ** 2 / 3,
-    first=lambda session: 3.0,  # three points along each axis
+    passes=lambda session: price_of_points(
+        session, session.own(PlaneSettings).plane_points ** 2 / 3
+    ),
+    first=lambda session: price_of_points(session, 3.0),  # three points along each axis
     about="The loss on the plane of two such random directions. A random plane hardly meets the "
     "few sharp directions of a network: planes are for seeing, λmax and R1 for comparing.",
 )

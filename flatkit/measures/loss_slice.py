@@ -1,10 +1,11 @@
 """Loss, accuracy and gradient norm along random directions through the checkpoint."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy
 
@@ -49,6 +50,9 @@ class SliceSettings:
         group="Landscape",
     )
 
+
+_Rows: TypeAlias = list[list[float | None]]
+"""Of each direction the values at the steps."""
 
 _FEWEST = 2
 """Directions that show a spread, and those of the first look."""
@@ -132,10 +136,15 @@ def _result(session: "Session", lines: "Sequence[Surface]", cost: Cost) -> Resul
     rows = {
         name: [as_json(line.quantities[name]) for line in lines] for name in lines[0].quantities
     }
+    errors = {
+        name: _errors(found, rows.get(f"{name}_rounding"))
+        for name, found in rows.items()
+        if not name.endswith("_rounding")
+    }
     return Result(
         "loss_slice",
         {"coordinate": lines[0].axes["t"].tolist(), **rows},
-        {name: _standard_errors(found) for name, found in rows.items()},
+        errors,
         error_kind="standard_error",
         settings=about_directions(session, lines),
         cost=cost,
@@ -189,6 +198,18 @@ def about_directions(session: "Session", surfaces: "Sequence[Surface]") -> dict[
     }
 
 
+def price_of_points(session: "Session", gradients: float) -> float:
+    """Return what points take, in gradients, with what their noise takes in 16 bits.
+
+    Args:
+        session: at whose checkpoint.
+        gradients: what they take by themselves.
+    """
+    from flatkit.objective.noise import passes_of_point
+
+    return gradients * passes_of_point(session.objective)
+
+
 def as_json(values: numpy.ndarray) -> Any:
     """Return values as lists, with None where one is no number; infinity stays.
 
@@ -200,19 +221,23 @@ def as_json(values: numpy.ndarray) -> Any:
     return found.tolist()
 
 
-def _standard_errors(rows: "list[list[float | None]]") -> "list[float | None]":
-    """Return, for each step, the standard error of the mean over the directions."""
+def _errors(rows: _Rows, roundings: "_Rows | None") -> "list[float | None]":
+    """Return, for each step, the standard error of the mean over the directions.
+
+    Where single values are off by the rounding to 16 bits, the mean of that adds to it in squares.
+    """
     import torch
 
     errors: list[float | None] = []
-    for column in zip(*rows, strict=True):
+    for step, column in enumerate(zip(*rows, strict=True)):
         numbers = [x for x in column if x is not None and math.isfinite(x)]
         # Where the loss of one direction is no number, there is no error of the mean.
         if len(numbers) < max(_FEWEST, len(column)):
             errors.append(None)
             continue
         spread = torch.tensor(numbers, dtype=torch.float64).std()
-        errors.append(float(spread) / math.sqrt(len(numbers)))
+        off = 0.0 if roundings is None else statistics.fmean(row[step] or 0.0 for row in roundings)
+        errors.append(math.hypot(float(spread) / math.sqrt(len(numbers)), off))
     return errors
 
 
@@ -226,14 +251,16 @@ MEASURE = Measure(
     "loss, accuracy and gradient norm along random directions",
     run,
     settings=(SliceSettings, ExtentSettings),
+    in_bfloat16=True,
     figures={"slice": "flatkit.render.figures.slices:slice_figure"},
     size=size,
-    first=lambda session: 5 * _FEWEST / 3,
-    passes=lambda session: math.prod(
-        (session.own(SliceSettings).slice_directions, session.own(SliceSettings).slice_points)
+    first=lambda session: price_of_points(session, 5 * _FEWEST / 3),
+    passes=lambda session: price_of_points(
+        session,
+        session.own(SliceSettings).slice_directions * session.own(SliceSettings).slice_points,
     ),
     about="The loss along random lines through the weights, in steps measured by the size of each "
     "filter, so that networks of different weight norms compare. The band is the standard "
-    "error over the lines. Wider valleys are flatter along the directions drawn, which are "
-    "not the sharpest ones.",
+    "error over the lines, with the rounding of every value where the model computes in 16 bits. "
+    "Wider valleys are flatter along the directions drawn, which are not the sharpest ones.",
 )

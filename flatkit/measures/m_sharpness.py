@@ -96,6 +96,7 @@ MEASURE = Measure(
     settings=(BallSettings, MSharpnessSettings),
     on_request=True,
     asked_by="m_sharpness",
+    in_bfloat16=True,
     about="R0 of batches of m samples, each with a worst point of its own, on average: closer "
     "than R0 to what SAM does in training, which perturbs batch by batch. Lower is flatter; "
     "a lower bound.",

@@ -9,7 +9,8 @@ from torch import Tensor
 from flatkit.errors import UserCodeError
 from flatkit.flatness.geometry import Geometry
 from flatkit.objective.function import Objective
-from flatkit.objective.narrowing import measure_noise, name_of_dtype
+from flatkit.objective.narrowing import name_of_dtype
+from flatkit.objective.noise import measure_noise
 from flatkit.objective.passes import differentiate
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.settings import ObjectiveSettings

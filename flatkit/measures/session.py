@@ -29,7 +29,8 @@ from flatkit.measures.shared_settings import (
 )
 from flatkit.measures.watching import Progress
 from flatkit.objective.function import Objective
-from flatkit.objective.narrowing import Noise, narrow_words, why_not_finite
+from flatkit.objective.narrowing import narrow_words, why_not_finite
+from flatkit.objective.noise import Noise
 from flatkit.objective.passes import Evaluation
 from flatkit.objective.proofs.prove import check_slope
 from flatkit.objective.settings import ObjectiveSettings
@@ -331,7 +332,7 @@ class Session:
         found = [first, *(measure(self._draw(number)) for number in range(1, draws))]
         values = [float(estimate.value.reshape(-1)[0]) for estimate in found]
         return {
-            "draws": len(values),
+            "draws": draws,
             "draw_values": values,
             "sampling_error": statistics.stdev(values),
             "sampling_error_is": "standard deviation of the value over draws of the samples",
@@ -404,12 +405,8 @@ class Session:
 
         What other processes spend in between is not counted: `outside` holds it.
         """
-
-        def own() -> Cost:
-            return self.objective.cost - self.outside
-
-        before = own()
-        yield lambda: own() - before
+        before = self.objective.cost - self.outside
+        yield lambda: self.objective.cost - self.outside - before
 
     def _draw(self, number: int) -> HessianOperator:
         """Return the curvature over another draw of the samples."""

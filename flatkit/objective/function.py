@@ -33,7 +33,7 @@ from flatkit.objective.narrowing import (
     compute_narrowly,
     compute_widely,
     name_of_dtype,
-    refuse_narrow,
+    narrowed_like,
     start_widely,
 )
 from flatkit.objective.over_samples import OverSamples, sums
@@ -309,8 +309,12 @@ class Objective(PlacedModel, OverSamples):
         return part
 
     def with_model(self, model: nn.Module) -> "Objective":
-        """Return the same function of θ with the buffers of a model of the same parameters."""
-        refuse_narrow(self, "a function with the buffers of another model")
+        """Return the same function of θ with the buffers of a model of the same parameters.
+
+        Of an objective in 16 bits they are those of its `exact`, and copied when it is made.
+        """
+        if self.exact is not None:
+            return narrowed_like(self.exact.with_model(model), self)
         other, copier = copy.copy(self), Copier()
         copier.adopt(self._model, model)
         other._put_into(model)

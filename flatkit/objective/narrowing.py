@@ -1,18 +1,18 @@
-"""Objectives that compute in 16 bits, and by how much their numbers are off."""
+"""Objectives that compute in 16 bits: which may, and what they are called."""
 
 import copy
 import math
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatkit.checks import check_choice
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.model.widening import is_narrower
-from flatkit.objective.passes import Chunk, differentiate
-from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
+from flatkit.objective.noise import FEWEST, at_point
+from flatkit.objective.passes import Chunk
+from flatkit.objective.proofs.spread import spread_rows
 from flatkit.objective.reading.sample_set import Samples
 from flatkit.objective.settings import DType
 
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 NARROW = (torch.bfloat16,)
 """The dtypes in which a model may compute while θ stays in float32. float16 is none of them: what
 lies below 6e-8, as most second derivatives do, vanishes there."""
-_FEWEST, _SHARE, _MOST, _GROUPS = 128, 20, 512, 16
-"""Samples on which bfloat16 is held against float32: so many at least, one in so many if that is
-more, and so many at most; and into how many groups they are cut, whose spread says how far all
-samples may be from these."""
-_QUANTILE = 2.5
-"""Standard errors of 16 groups that a mean is off in one case of forty (Student's t)."""
-_TIES = 2.0
-"""Samples whose two best scores may tie in 16 bits; they fall with what they go through beside."""
-_UNSEEN = 3.0
-"""Of what none of n samples shows there are at most 3/n, at 95 % (the rule of three)."""
 
 
 def check_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
@@ -47,23 +37,6 @@ def check_dtype(given: torch.dtype | str | None) -> torch.dtype | None:
         return given
     name = str(given).removeprefix("torch.")
     return getattr(torch, check_choice("dtype", name, get_args(DType)))
-
-
-@dataclass(frozen=True)
-class Noise:
-    """By how much numbers in 16 bits may be off, against the weights and the sums in float32.
-
-    Attributes:
-        loss: |L̃ − L|.
-        gradient: ‖∇L̃ − ∇L‖.
-        accuracy: of the fraction of samples that are classified correctly; None of no classifier.
-        samples: on so many it was held against float32.
-    """
-
-    loss: float
-    gradient: float
-    accuracy: float | None
-    samples: int
 
 
 def compute_narrowly(
@@ -90,6 +63,15 @@ def compute_narrowly(
     objective.narrow_to(narrow, by_itself=asked is None)
     objective.engine_choices = {}
     try_out(objective)
+
+
+def narrowed_like(wide: "Objective", other: "Objective") -> "Objective":
+    """Return a function in float32 as it is in the 16 bits of another, beside which it remains."""
+    found, narrow = copy.copy(wide), other.narrow
+    assert narrow is not None
+    found.exact, found.engine_choices = wide, other.engine_choices
+    found.narrow_to(narrow, by_itself=other.by_itself)
+    return found
 
 
 def _refuse_what_needs_width(objective: "Objective", narrow: torch.dtype) -> None:
@@ -180,7 +162,7 @@ def try_out(objective: "Objective") -> None:
     name = _name(objective)
     rows = slice(objective.chunk_size)
     if objective.divisible:
-        size = min(_FEWEST, objective.chunk_size)
+        size = min(FEWEST, objective.chunk_size)
         rows = spread_rows(objective.num_rows, size).to(objective.device)
     chunk = objective.rows(rows)
     try:
@@ -198,7 +180,7 @@ def try_out(objective: "Objective") -> None:
 
 
 def _is_finite(objective: "Objective", chunk: Chunk) -> bool:
-    loss, slope = _at(objective, chunk, 1.0)
+    loss, slope = at_point(objective, chunk, 1.0, None)
     return math.isfinite(float(loss)) and bool(slope.isfinite().all())
 
 
@@ -207,166 +189,6 @@ def why_not_finite(objective: "Objective") -> str:
     if objective.exact is not None and math.isfinite(objective.exact.loss()):
         return f" in {_name(objective)}, and a number in float32; choose dtype float32"
     return "; the training diverged, analyze an earlier checkpoint"
-
-
-def measure_noise(objective: "Objective") -> Noise:
-    """Return by how much loss, gradient and accuracy at the model's own point are off.
-
-    Three things are measured. On samples spread over all the data 16 bits are held against float32:
-    this sees the rounding of weights and activations, also what it has in common for all samples.
-    So is one whole chunk, for sums within it that lose small terms. And loss and gradient of all
-    samples are computed once more in chunks of another size.
-
-    The mean of few samples is itself uncertain: 2.5 standard errors over their groups are added,
-    also where these are all, as kernels round otherwise in chunks of another size. Cost: two
-    gradients and two losses, and two gradients of a chunk and of a twentieth of the samples.
-    """
-    found = Noise(**objective.ranks.decided(lambda: asdict(_against_wide(objective))))
-    if not objective.divisible or objective.num_rows < 2:  # chunks are part of the function
-        return found
-    # For another size of a batch kernels round otherwise: what changes is rounding.
-    again = in_other_chunks(objective)
-    usual, other = (one.loss_and_gradient() for one in (objective, again))
-    values = objective.evaluate().accuracy, again.evaluate().accuracy
-    known = None not in (found.accuracy, *values)
-    return Noise(
-        found.loss + abs(usual[0] - other[0]),
-        found.gradient + float((usual[1] - other[1]).double().norm()),
-        found.accuracy + abs(values[0] - values[1]) if known else None,  # pyright: ignore
-        found.samples,
-    )
-
-
-def in_other_chunks(objective: "Objective") -> "Objective":
-    """Return the same function, computed in chunks of about half the size."""
-    other = copy.copy(objective)
-    other.chunk_size = max(1, -(-min(objective.chunk_size, objective.num_rows) // 2))
-    other.kept = None
-    return other
-
-
-def some_chunks(objective: "Objective", *, by_weight: bool) -> list[Chunk]:
-    """Return the samples on which 16 bits are held against float32, in groups that count alike.
-
-    Args:
-        objective: whose samples.
-        by_weight: as often as they count in the loss; without, each alike.
-    """
-    count = objective.num_rows
-    wanted = min(_MOST, max(_FEWEST, count // _SHARE))
-    if not objective.divisible:  # some whole chunks
-        size = objective.chunk_size
-        # Two at least: one alone has no spread.
-        chosen = spread_rows(objective.num_chunks, max(2, wanted // size)).tolist()
-        return [objective.rows(slice(size * number, size * (number + 1))) for number in chosen]
-    weights = objective.weights if by_weight else torch.ones(count, dtype=torch.float64)
-    rows = spread_by_weight(weights, wanted).to(objective.device)
-    return [objective.rows(part) for part in rows.tensor_split(min(_GROUPS, len(rows)))]
-
-
-@dataclass
-class Spread:
-    """The mean of some vectors, one a group of samples, and how far that of all may be from it.
-
-    >>> spread = Spread()
-    >>> for value in (1.0, 3.0):
-    ...     spread.add(torch.tensor([value]))
-    >>> spread.bound()  # 2, and 2.5 · √(2/2) more
-    4.5
-    """
-
-    count: int = 0
-    total: Tensor | None = None
-    squares: float = 0.0
-
-    def add(self, vector: Tensor) -> None:
-        """Add that of a group."""
-        vector = vector.detach().double()
-        self.total = vector if self.total is None else self.total + vector
-        self.squares += float(vector.square().sum())
-        self.count += 1
-
-    def bound(self) -> float:
-        """Return what the length of the mean of all samples hardly exceeds."""
-        if self.total is None:
-            return 0.0
-        mean = self.total / self.count
-        size = float(mean.norm())
-        if self.count < 2:
-            # One group says nothing of the spread: it is taken to be as large as the mean.
-            return size * (1 + _QUANTILE)
-        scatter = max(0.0, self.squares - self.count * size * size) / (self.count - 1)
-        return size + _QUANTILE * math.sqrt(scatter / self.count)
-
-
-def _against_wide(objective: "Objective") -> Noise:
-    """Return what 16 bits and float32 differ by on some samples, and may on all."""
-    exact = objective.exact
-    assert exact is not None  # it computes in 16 bits
-    losses, slopes = Spread(), Spread()
-    size = length = 0.0
-    chunks = some_chunks(objective, by_weight=True)
-    for chunk in chunks:
-        (loss, slope), (true_loss, true_slope) = (
-            _at(one, chunk, objective.total_weight / chunk.weight) for one in (objective, exact)
-        )
-        losses.add(loss - true_loss)
-        slopes.add(slope.double() - true_slope.double())
-        size, length = max(size, abs(float(true_loss))), max(length, float(true_slope.norm()))
-    whole = _whole_chunk(objective)
-    eps = 4 * torch.finfo(objective.dtype).eps  # what is left of rounding in float32
-    return Noise(
-        max(losses.bound(), whole[0]) + eps * size,
-        max(slopes.bound(), whole[1]) + eps * length,
-        _accuracy_against_wide(objective, exact),
-        sum(chunk.size for chunk in chunks),
-    )
-
-
-def _accuracy_against_wide(objective: "Objective", exact: "Objective") -> float | None:
-    """Return what accuracies differ by on some samples, and may on all; None of no classifier."""
-    if objective.decision is None:
-        return None
-    spread, count = Spread(), 0
-    for chunk in some_chunks(objective, by_weight=False):
-        rights = [_right(one, chunk) for one in (objective, exact)]
-        spread.add(torch.tensor((rights[0] - rights[1]) / chunk.size))
-        count += chunk.size
-    # Nothing is unseen where these are all samples.
-    unseen = _UNSEEN / count * (1 - count / objective.num_samples)
-    return spread.bound() + unseen + _TIES / objective.num_samples
-
-
-def _right(objective: "Objective", chunk: Chunk) -> int:
-    with torch.no_grad(), objective.placed(smooth=False) as point:
-        decision = objective.decision
-        assert decision is not None
-        return decision.correct(objective.outputs(point, chunk), chunk.targets)
-
-
-def _whole_chunk(objective: "Objective") -> tuple[float, float]:
-    """Return by how much loss and gradient of as many samples as a chunk has are off."""
-    exact, size = objective.exact, min(objective.chunk_size, objective.num_rows)
-    if exact is None or not objective.divisible:  # then the groups are whole chunks
-        return 0.0, 0.0
-    rows = spread_rows(objective.num_rows, size).to(objective.device)
-    whole = objective.rows(rows)
-    scale = objective.total_weight / whole.weight
-    loss, slope = _at(objective, whole, scale)
-    slope = slope.double()
-    # In parts: in float32 a sample takes twice the memory.
-    for part in rows.split(-(-len(rows) // 2)):
-        true_loss, true_slope = _at(exact, objective.rows(part), scale)
-        loss, slope = loss - true_loss, slope - true_slope
-    return abs(float(loss)), float(slope.norm())
-
-
-def _at(objective: "Objective", chunk: Chunk, scale: float) -> tuple[Tensor, Tensor]:
-    """Return mean loss and gradient [P] of a group at the own point."""
-    with objective.placed(smooth=False) as point:
-        share = objective.chunk_loss(point, chunk)
-        slope = differentiate(share, point)
-    return share.detach().double() * scale, slope * scale
 
 
 def name_of_dtype(objective: "Objective") -> str:

@@ -1,6 +1,7 @@
 """What quantities, axes and directions are called in pictures of surfaces."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from flatkit.landscape.directions import DIRECTIONS, kind_named
@@ -47,7 +48,7 @@ def in_units(surface: Surface, quantity: str) -> Any:
     >>> in_units(Surface({"t": [0.0, 1.0]}, {"accuracy": [0.5, 1.0]}), "accuracy").tolist()
     [50.0, 100.0]
     """
-    factor = 100.0 if quantity.endswith("accuracy") else 1.0
+    factor = 100.0 if "accuracy" in quantity else 1.0
     return factor * surface.quantities[quantity]
 
 
@@ -129,6 +130,7 @@ def explanation(surfaces: Sequence[Surface]) -> str:
     everything = sum(surface.measured.size for surface in surfaces)
     if measured < everything:
         parts.append(f"{measured} of {everything} points measured, the others interpolated")
+    parts += _roundings(surfaces)
     ended = coarse(str(surface.header.get("status", "")) for surface in surfaces)
     return "; ".join(parts) + ended + over_surfaces(surfaces)
 
@@ -140,6 +142,17 @@ def _made(surface: Surface) -> list[str]:
         parts.append("biases and BatchNorm parameters stay")
     statistics = surface.header.get("statistics")
     return [*parts, _STATISTICS[statistics]] if statistics in _STATISTICS else parts
+
+
+def _roundings(surfaces: Sequence[Surface]) -> list[str]:
+    """Return by how much 16 bits may have put off what is drawn, at most, where they may have."""
+    found: list[str] = []
+    for name in quantities_of(surfaces):
+        own = [s for s in surfaces if f"{name}_rounding" in s.quantities]
+        known = [x for s in own for x in in_units(s, f"{name}_rounding").ravel() if isfinite(x)]
+        if known:
+            found.append(f"{name.replace('_', ' ')} ± {significant(float(max(known)), 2)}")
+    return [f"rounding to 16 bits at most: {', '.join(found)}"] if found else []
 
 
 def tick_text(value: float) -> str:

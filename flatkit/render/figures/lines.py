@@ -45,8 +45,8 @@ def curve_figure(surfaces: Sequence[Surface], *, log_scale: bool | None = None) 
     """Draw lines of several checkpoints on one axis, a colour each.
 
     Solid: the loss, on the left axis. Dashed: the gradient norm, on the right axis. Accuracy and
-    top eigenvalue have panels of their own. Dash-dotted and dotted: the same on test data. Where
-    a value is infinite the upper edge has a mark.
+    top eigenvalue have panels of their own. Dash-dotted and dotted: the same on test data. A band
+    holds what 16 bits may have put values off. Where a value is infinite the upper edge has a mark.
 
     Args:
         surfaces: with the axis t; others are left out.
@@ -139,6 +139,10 @@ def _draw(
             colour = _colour(name, look, alone=len(lines) == 1)
             own = marks(look, len(steps), number) if len(lines) > 1 else {}
             axis.plot(steps, drawn, color=colour, linestyle=dash, linewidth=width, **own)
+            if f"{quantity}_rounding" in line.quantities:
+                off = in_units(line, f"{quantity}_rounding")
+                band = drawn - off, drawn + off
+                axis.fill_between(steps, *band, color=colour, alpha=0.22, linewidth=0)
             beyond = ~numpy.isnan(values) & numpy.isnan(drawn)
             mark_above(axis, steps[beyond].tolist(), marker="^", colour=colour)
             mark_above(axis, steps[numpy.isnan(values)].tolist(), marker="x", colour=colour)

@@ -1,6 +1,6 @@
 """The figure of the loss on random planes of analysed runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy
 from matplotlib.figure import Figure
@@ -73,9 +73,12 @@ def _surface(entry: Entry, result: Result) -> Surface:
         "normalization": settings.get("normalization"),
         "one_dimensional": settings.get("one_dimensional"),
     }
+    values = {"loss": numpy.array(result.value["loss"], dtype=float)}  # None becomes NaN
+    if isinstance(result.error, Mapping):  # of 16 bits
+        values["loss_rounding"] = numpy.array(result.error["loss"], dtype=float)
     return Surface(
         {"x": result.value["x"], "y": result.value["y"]},
-        {"loss": numpy.array(result.value["loss"], dtype=float)},  # None becomes NaN
+        values,
         {
             "name": entry.name,
             "directions": directions,

@@ -171,5 +171,11 @@ def _explanation(results: Sequence[Result]) -> str:
     thin = "; thin: single directions" if len(results) <= _MOST_WITH_DRAWS else ""
     return (
         f"mean over {number} random filter-normalised directions; {_STEP}; "
-        f"band: ± one standard error{thin}"
+        f"band: ± one standard error{_rounding(results)}{thin}"
     )
+
+
+def _rounding(results: Sequence[Result]) -> str:
+    """Say that errors hold the rounding to 16 bits, where they do."""
+    narrow = any("loss_rounding" in result.value for result in results)
+    return " and the rounding to 16 bits" if narrow else ""

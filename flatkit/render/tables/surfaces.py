@@ -30,23 +30,30 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
     ...
     """
     table = _table("surface", "axis", "loss at 0", "width", "asymmetry", "roughness")
-    between = _table("from", "to", "barrier")
+    between, rounded = _table("from", "to", "barrier"), False
     for surface in surfaces:
         for quantity, suffix in _LOSSES.items():
             if quantity not in surface.quantities:
                 continue
+            off = f"{quantity}_rounding"
+            centre = _off(surface.at_centre(off)) if off in surface.quantities else ""
+            rounded = rounded or bool(centre)
             for row in surface_numbers(surface, level=level, quantity=quantity):
+                width, asymmetry, roughness = map(
+                    _off, (row.width_rounding, row.asymmetry_rounding, row.roughness_rounding)
+                )
                 table.add_row(
                     escape(surface.name + suffix),
                     row.axis,
-                    _text(surface.at_centre(quantity)),
-                    "beyond the range" if row.width is None else _text(row.width),
-                    "" if row.asymmetry is None else _signed(row.asymmetry),
-                    _text(row.roughness),
+                    _text(surface.at_centre(quantity)) + centre,
+                    "beyond the range" if row.width is None else _text(row.width) + width,
+                    "" if row.asymmetry is None else _signed(row.asymmetry) + asymmetry,
+                    _text(row.roughness) + roughness,
                 )
             for barrier in barriers(surface, quantity=quantity):
                 names = (barrier.first + suffix, barrier.second + suffix)
-                between.add_row(*map(escape, names), _text(barrier.height))
+                height = _text(barrier.height) + _off(barrier.rounding)
+                between.add_row(*map(escape, names), height)
     note = (
         f"width: how far the weights move between the sides where the loss has risen by {level:g} "
         "above the centre. asymmetry: of the two sides, from -1 to 1. roughness: how much further "
@@ -56,6 +63,8 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
     if between.row_count:
         note += " barrier: the largest rise of the loss above the straight line between the two."
         parts.append(Folded(between, leading=2))
+    if rounded:
+        note += " ±: what computing in 16 bits may have put off."
     return Group(*parts, Text(note, style="dim"))
 
 
@@ -63,6 +72,10 @@ def _text(value: float) -> str:
     if math.isnan(value):
         return "no number"
     return significant(value, 3) if value and math.isfinite(value) else ("∞" if value else "0")
+
+
+def _off(rounding: float) -> str:
+    return f" ± {significant(rounding, 2) if math.isfinite(rounding) else '∞'}" if rounding else ""
 
 
 def _signed(value: float) -> str:
