@@ -12,6 +12,7 @@ from flatkit.spectrum.standard_error import freedom_of, stretch
 # Draws that all agree are believed from here on: two coupled coordinates give the same value so
 # many times once in 500,000 runs.
 AGREED = 20
+_COORDINATES = 2**17  # that are added up in float64 at once: of all, a large network has no room
 
 
 def random_signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
@@ -45,7 +46,7 @@ class SignDraws:
     def __init__(self) -> None:
         self._count = 0
         self._scale = 0.0  # squares of large numbers overflow
-        self._average: Tensor | None = None
+        self._average: Tensor | None = None  # [P], in the dtype of the products
         self._sum = self._lengths = self._steps = self._fourth = 0.0
 
     def __len__(self) -> int:
@@ -55,24 +56,27 @@ class SignDraws:
         """Take a draw.
 
         Args:
-            probe: z [P], of signs.
+            probe: z [P], of signs, in any dtype.
             product: Az [P].
         """
-        draw = (probe * product).double()  # [P]
-        self._scale = self._scale or _power_of_two(norm(draw))
-        if self._scale > 0:
-            draw /= self._scale
-        self._count += 1
-        self._sum += float(draw.sum())
-        self._lengths += float(draw @ draw)
+        self._scale = self._scale or _power_of_two(norm(product))
         if self._average is None:
-            self._average = draw
-            return
-        draw -= self._average  # in place: of a large network there is no room for more of these
+            self._average = torch.zeros_like(product)
+        self._count += 1
+        square = 0.0
+        for first in range(0, len(product), _COORDINATES):
+            some = slice(first, first + _COORDINATES)
+            draw, average = (probe[some] * product[some]).double(), self._average[some]
+            if self._scale > 0:
+                draw /= self._scale
+            self._sum += float(draw.sum())
+            self._lengths += float(draw @ draw)
+            draw -= average
+            square += float(draw @ draw)
+            draw /= self._count
+            average += draw  # Welford, 1962
         # Welford's ‖step‖² (n - 1)/n: its expectation is the sum of the P variances, whatever n is.
-        square = float(draw @ draw) * (self._count - 1) / self._count
-        draw /= self._count
-        self._average += draw  # Welford, 1962
+        square *= (self._count - 1) / self._count
         self._steps += square
         self._fourth += square * square
 

@@ -135,7 +135,7 @@ class StratifiedProbes:
 
     def _drawing_each(self) -> Iterator[None]:
         probe = random_signs(self._operator, self._generator)
-        total = torch.zeros_like(probe)
+        total, probe = torch.zeros_like(probe), probe.to(torch.int8)  # it waits for others
         for number in range(len(self._parts)):
             total += self._probe_part(number, probe)
             if number == len(self._parts) - 1:
@@ -144,7 +144,8 @@ class StratifiedProbes:
 
     def _probe_part(self, number: int, probe: Tensor) -> Tensor:
         """Return the product with the piece of a probe on a part."""
-        part, piece = self._parts[number], torch.zeros_like(probe)
+        operator, part = self._operator, self._parts[number]
+        piece = torch.zeros(len(probe), dtype=operator.dtype, device=operator.device)
         piece[part] = probe[part]
         product = self._multiply(piece)
         self._own[number].add(probe[part], product[part])
