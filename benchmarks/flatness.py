@@ -255,7 +255,7 @@ def projected_ascent(objective: Objective, rho: float, seed: int) -> float:
     for step in range(STEPS_RESNET):
         found = norm(u)
         best = max(best, float(found.values[0]))
-        ascent = found.ascents()
+        ascent = found.ascents(u)
         u = u + rho * 0.85**step * ascent / ascent.norm()
         u = u * (rho / u.norm()).clamp(max=1.0)
     return max(best, float(norm(u).values[0]))

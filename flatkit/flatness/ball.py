@@ -1,6 +1,7 @@
 """Maximise a function over a ball, a gradient at a time: the best point that is known so far."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -215,7 +216,7 @@ class Search:
             pieces = self._rounds.run()
         while True:
             # Around each piece: a context around the `yield` below would hold in the caller, too.
-            with ordinary_torch():
+            with ordinary_torch(), self._awake():
                 # Pieces are None; `self` stands for the end.
                 if next(pieces, self) is self:
                     return
@@ -230,9 +231,21 @@ class Search:
                 return ask()
         return self.summary()
 
-    @ordinary_torch()
+    @contextmanager
+    def _awake(self) -> Generator[None]:
+        """Keep all points meanwhile; where few have room, those that are made anew no longer."""
+        try:
+            yield
+        finally:
+            if not self._rounds.has_room:
+                self._search.rest()
+
     def summary(self) -> BallMaximum:
         """Return the best point that is known."""
+        with ordinary_torch(), self._awake():
+            return self._summary()
+
+    def _summary(self) -> BallMaximum:
         search, best = self._search, self._search.best
         geometry, radius = search.function.geometry, search.radius
         angular = gap = None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ _HALVINGS = 8
 
 @dataclass(frozen=True)
 class FunctionValues:
-    """A function at K points.
+    """A function at K points u [K, P], which are given once more where more of it is asked.
 
     Attributes:
         values: of the function, float64 [K].
@@ -27,8 +28,8 @@ class FunctionValues:
     """
 
     values: Tensor
-    ascents: Callable[[], Tensor]
-    secants: Callable[[float], Tensor] | None = None
+    ascents: Callable[[Tensor], Tensor]
+    secants: Callable[[Tensor, float], Tensor] | None = None
 
 
 class BallFunction(Protocol):
@@ -72,48 +73,74 @@ class Precision:
 EXACT = Precision()
 
 
-@dataclass(eq=False)
-class Iterate:
-    """The current point of one ascent, which way is up there, and the values on the way.
+class Point:
+    """A point [P] of a search: what makes it anew, always the same, need not be kept beside it.
 
-    `begun_at` makes the point where it began anew, as long as it `rests` there.
+    Args:
+        u: the point, or what makes it.
+
+    >>> point = Point(lambda: torch.ones(2))
+    >>> point.rest()
+    >>> point.u
+    tensor([1., 1.])
     """
 
+    def __init__(self, u: Tensor | Callable[[], Tensor]) -> None:
+        self._make, self._u = (u, None) if callable(u) else (None, u)
+
+    @property
+    def u(self) -> Tensor:
+        """The point, kept from now on."""
+        if self._u is None:
+            assert self._make is not None
+            self._u = self._make()
+        return self._u
+
+    def rest(self) -> None:
+        """Keep no vector that can be made anew."""
+        if self._make is not None:
+            self._u = None
+
+
+@dataclass(eq=False)
+class Iterate:
+    """The current point of one ascent, which way is up there, and the values on the way."""
+
     name: str
-    u: Tensor
+    point: Point
     value: float = -math.inf
     ascent: Tensor = field(default_factory=lambda: torch.empty(0))
     trail: list[float] = field(default_factory=list[float])
     done: bool = False
     at: FunctionValues | None = None
-    begun_at: Callable[[], Tensor] | None = None
+
+    @property
+    def u(self) -> Tensor:
+        """The point [P]."""
+        return self.point.u
 
     def move(self, u: Tensor, at: FunctionValues, least_gain: float = -math.inf) -> None:
         """Go to a higher point; a gain of no more than the least ends the ascent."""
         value = float(at.values[0])
         self.done = value - self.value <= least_gain
-        self.u, self.value, self.at, self.begun_at = u, value, at, None
+        self.point, self.value, self.at = Point(u), value, at
         self.trail.append(value)
 
     def follow(self, other: "Iterate") -> None:
         """Go to where a higher iterate is."""
         if other.value > self.value:
-            self.u, self.value, self.ascent = other.u, other.value, other.ascent
+            self.point, self.value, self.ascent = other.point, other.value, other.ascent
             self.at, self.done = other.at, other.done
 
     def rest(self) -> None:
-        """Keep no vector until `wake`, where it began; its next ascent costs a value."""
-        self.at, self.u, self.ascent = None, torch.empty(0), torch.empty(0)
-
-    def wake(self) -> None:
-        """Be at the point again, after a rest."""
-        if self.begun_at is not None and not self.u.numel():
-            self.u = self.begun_at()
+        """Keep no vector where it began; its next ascent costs a value."""
+        self.at, self.ascent = None, torch.empty(0)
+        self.point.rest()
 
     def forget(self) -> None:
         """Give up the point and what is kept for going on; its value stays."""
+        self.point = Point(torch.empty(0))
         self.rest()
-        self.begun_at = None
 
 
 class BallSearch:
@@ -130,7 +157,9 @@ class BallSearch:
         evaluations: of φ so far.
         ascents: of its gradient so far.
         secants: instead of its gradient.
+        trial: the point that is tried now, if one is.
         explored: gradients of the loss that starts and directions to walk in took.
+        size: P, once a point was evaluated.
     """
 
     def __init__(
@@ -145,6 +174,8 @@ class BallSearch:
         self.tolerance = tolerance
         self.iterates: list[Iterate] = []
         self.evaluations = self.ascents = self.secants = self.explored = 0
+        self.trial: Point | None = None
+        self.size = 0
 
     def least_gain(self, value: float, precision: Precision) -> float:
         """Return the gain over a value that is none: within the tolerance, or the rounding."""
@@ -169,6 +200,7 @@ class BallSearch:
         """
         found = self.function(u)
         self.evaluations += len(u)
+        self.size = u.shape[1]
         if not bool(found.values.isfinite().all()):
             raise NonFiniteError(
                 f"the loss or its gradient is NaN or infinite within rho = {self.radius:g} of "
@@ -176,20 +208,31 @@ class BallSearch:
             )
         return found
 
-    def ascents_of(self, found: FunctionValues, precision: Precision = EXACT) -> Tensor:
-        """Return the ascents [K, P] at points that were evaluated."""
+    def ascents_of(self, u: Tensor, found: FunctionValues, precision: Precision = EXACT) -> Tensor:
+        """Return the ascents [K, P] at the rows of u [K, P], which were evaluated."""
         if found.secants is None or precision.secant is None:
-            self.ascents += len(found.values)
-            return found.ascents()
-        self.secants += len(found.values)
-        return found.secants(precision.secant * self.radius)
+            self.ascents += len(u)
+            return found.ascents(u)
+        self.secants += len(u)
+        return found.secants(u, precision.secant * self.radius)
+
+    def attempt(self, make: Callable[[], Tensor]) -> tuple[Point, FunctionValues]:
+        """Evaluate the function at a point that may become that of an iterate. Cost: a value."""
+        self.trial = trial = Point(make)
+        return trial, self.evaluate(trial.u[None])
+
+    def rest(self) -> None:
+        """Keep no point that can be made anew."""
+        for iterate in self.iterates:
+            iterate.point.rest()
+        if self.trial is not None:
+            self.trial.rest()
 
     def begin(self, name: str, make: Callable[[], Tensor]) -> Iterate:
         """Return a new ascent from a point [P], whose value is known. Cost: a value."""
-        u = make()
-        iterate = Iterate(name, u)
-        iterate.move(u, self.evaluate(u[None]))
-        iterate.begun_at = make
+        iterate = Iterate(name, begun := Point(make))
+        iterate.move(begun.u, self.evaluate(begun.u[None]))
+        iterate.point = begun
         self.iterates.append(iterate)
         return iterate
 
@@ -197,7 +240,7 @@ class BallSearch:
         """Find which way is up. Cost: an ascent, or a value for a secant."""
         at = iterate.at or self.evaluate(iterate.u[None])
         # `at` holds the gradient at the point: the next secant or ascent starts from it.
-        iterate.at, iterate.ascent = at, self.ascents_of(at, precision)[0]
+        iterate.at, iterate.ascent = at, self.ascents_of(iterate.u[None], at, precision)[0]
 
     def step(self, iterate: Iterate, precision: Precision) -> Iterator[None]:
         """Move an iterate to the maximiser of the linearised function, or part of the way.
@@ -209,15 +252,19 @@ class BallSearch:
             iterate.done = True
             return
         for halving in range(_HALVINGS):
-            target = self.function.geometry.maximiser(iterate.ascent, self.radius)
-            u = torch.lerp(iterate.u, target, 0.5**halving)
-            del target  # which other searches would wait beside
-            at = self.evaluate(u[None])
+            geometry, part = self.function.geometry, 0.5**halving
+            trial, at = self.attempt(partial(_towards, geometry, self.radius, iterate, part))
             yield
             if float(at.values[0]) > iterate.value:
-                iterate.move(u, at, self.least_gain(float(at.values[0]), precision))
-                del u, at  # from now on the iterate alone has them
+                iterate.move(trial.u, at, self.least_gain(float(at.values[0]), precision))
+                del trial, at  # from now on the iterate alone has them
+                self.trial = None
                 self.aim(iterate, precision)
                 yield
                 return
         iterate.done = True
+
+
+def _towards(geometry: Geometry, radius: float, iterate: Iterate, part: float) -> Tensor:
+    """Return the point [P] that lies a part of the way to the maximiser of the linearised φ."""
+    return torch.lerp(iterate.u, geometry.maximiser(iterate.ascent, radius), part)

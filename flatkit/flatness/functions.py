@@ -60,7 +60,7 @@ class LossIncrease:
             losses, gradients = torch.tensor([loss], dtype=torch.float64), gradient[None]
         else:
             losses, gradients = _gradients(self.objective, points)
-        return FunctionValues(losses - self.base, lambda: self.geometry.displacement(gradients))
+        return FunctionValues(losses - self.base, lambda _: self.geometry.displacement(gradients))
 
 
 @final
@@ -102,12 +102,12 @@ class GradientNorm:
         def steepest() -> Tensor:  # not kept: of a large network it is as much as the gradients
             return self.geometry.maximiser(self.geometry.displacement(gradients), 1.0)
 
-        def secants(step: float) -> Tensor:
+        def secants(u: Tensor, step: float) -> Tensor:
             # Backwards, to where φ was lower: the docstring of `FunctionValues.secants`.
             change = gradients - self._gradients(u - step * steepest())
             return self.geometry.displacement(change) / step
 
-        def ascents() -> Tensor:
+        def ascents(u: Tensor) -> Tensor:
             return torch.stack([self._ascent(*rows) for rows in zip(u, steepest(), strict=True)])
 
         values = self.geometry.dual_norm(self.geometry.displacement(gradients))

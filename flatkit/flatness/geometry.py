@@ -13,6 +13,10 @@ from flatkit.objective.parameters import ParameterSpace
 GeometryName: TypeAlias = Literal["l2", "adaptive", "filter", "linf"]
 GEOMETRIES = get_args(GeometryName)
 
+_PART = 2**17
+"""Coordinates that are scaled in float64 at once, as all of a large network take long and no little
+memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -48,11 +52,11 @@ class Geometry:
 
     def norm(self, u: Tensor) -> Tensor:
         """Return ‖u‖, in float64, of u [..., P]."""
-        return torch.linalg.vector_norm(u.double(), ord=2 if self.is_round else torch.inf, dim=-1)
+        return _norm(u, 2 if self.is_round else torch.inf)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """Return the norm of a gradient with respect to u [..., P], in float64."""
-        return torch.linalg.vector_norm(gradient.double(), ord=2 if self.is_round else 1, dim=-1)
+        return _norm(gradient, 2 if self.is_round else 1)
 
     def maximiser(self, gradient: Tensor, radius: float) -> Tensor:
         """Return the u of length ρ along which a linear function grows most; 0 for a zero one.
@@ -64,9 +68,15 @@ class Geometry:
         """
         if not self.is_round:
             return radius * gradient.sign()
-        norm = torch.linalg.vector_norm(gradient.double(), dim=-1, keepdim=True)
+        norm = _norm(gradient, 2)[..., None]
         # The least positive number stands for a norm of zero: 0 times anything finite is 0.
-        return (gradient * (radius / norm.clamp(min=torch.finfo(torch.float64).tiny))).to(gradient)
+        scale = radius / norm.clamp(min=torch.finfo(torch.float64).tiny)
+        if gradient.shape[-1] <= _PART:
+            return (gradient * scale).to(gradient)
+        u = torch.empty_like(gradient)
+        for part, own in zip(gradient.split(_PART, -1), u.split(_PART, -1), strict=True):
+            own.copy_(part * scale)
+        return u
 
     def retract(self, u: Tensor, radius: float) -> Tensor:
         """Return the points [..., P] brought back to the sphere of radius ρ, or into the cube.
@@ -75,6 +85,11 @@ class Geometry:
         tensor([6., 8.])
         """
         return self.maximiser(u, radius) if self.is_round else u.clamp(-radius, radius)
+
+
+def _norm(vectors: Tensor, order: float) -> Tensor:
+    """Return the norms of [..., P] in float64, without a copy of them."""
+    return torch.linalg.vector_norm(vectors, ord=order, dim=-1, dtype=torch.float64)
 
 
 def geometry_of(name: str, space: ParameterSpace, theta: Tensor) -> Geometry:

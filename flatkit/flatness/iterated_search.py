@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from flatkit.flatness.frank_wolfe import BallSearch, Iterate, Precision
+from flatkit.flatness.frank_wolfe import BallSearch, Iterate, Point, Precision
 
 NAME = "walks"
 DirectionSampler: TypeAlias = Callable[[torch.Generator], Tensor]
@@ -179,16 +179,18 @@ def _advance(
         for _ in range(steps):
             values = search.evaluate(torch.stack([walk.u for walk in batch]))
             yield
-            ascents = search.ascents_of(values, _PRECISION)
+            points = torch.stack([walk.u for walk in batch])
+            ascents = search.ascents_of(points, values, _PRECISION)
             for row, walk in enumerate(batch):
                 value = float(values.values[row])
                 walk.best = max(walk.best, value)
                 if value > found.value:
-                    found.u, found.value, found.ascent = walk.u, value, ascents[row]
+                    found.point, found.value, found.ascent = Point(walk.u), value, ascents[row]
                     found.at, found.done = None, False
                 # Steps of a given length, whatever the slope: a subgradient
                 # does not shrink towards a maximum.
                 onward = walk.step * geometry.maximiser(ascents[row], radius)
                 walk.u = geometry.retract(walk.u + onward, radius)
                 walk.step *= decay
+            del points, values, ascents  # which other searches would wait beside
             yield

@@ -53,7 +53,7 @@ class _BatchLoss:
     def __call__(self, u: Tensor) -> FunctionValues:
         loss, gradient = self._evaluate(self.theta + self.geometry.displacement(u[0]))
         values = torch.tensor([loss - self.base], dtype=torch.float64)
-        return FunctionValues(values, lambda: self.geometry.displacement(gradient)[None])
+        return FunctionValues(values, lambda _: self.geometry.displacement(gradient)[None])
 
     def _evaluate(self, theta: Tensor) -> tuple[float, Tensor]:
         with self.objective.placed(theta) as point:

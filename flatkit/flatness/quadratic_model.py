@@ -13,10 +13,13 @@ from flatkit.checks import check_choice, check_count, check_positive
 from flatkit.devices.ranks import Ranks
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.trust_region import QuadraticMaximum, quadratic_maximum
-from flatkit.spectrum.dot import dot, new_direction, norm
+from flatkit.spectrum.dot import dot, new_direction, norm, norms
 from flatkit.spectrum.operators import DerivedOperator, SymmetricOperator
 from flatkit.spectrum.shards import Shards
 from flatkit.spectrum.space import Space
+
+_ROUNDINGS = 10
+"""Units of rounding of the longest image within which a part of an image is none."""
 
 Quantity: TypeAlias = Literal["loss", "gradient_norm"]
 
@@ -76,7 +79,10 @@ class QuadraticModel:
     Within it, both maxima over a round ball are exact (`quadratic_maximum`); one more product tells
     how far the maximum over the whole space can be away.
 
-    Cost: a product for each vector of the basis; memory 2·M vectors.
+    H Q is kept as its parts along Q and along what lies beside it: one direction of a Krylov space,
+    and one of the newest vector.
+
+    Cost: a product for each vector of the basis; memory M vectors and these few.
 
     Args:
         operator: H.
@@ -108,10 +114,13 @@ class QuadraticModel:
         known = 0 if space is None else space.size
         room = min(operator.size, max(max_basis, known + len(vectors)))
         self._rows = gradient.new_empty(room, gradient.numel())
-        self._products = torch.empty_like(self._rows)
-        self._count = known
+        self._count, self._size = 0, 0.0  # of the longest image
+        # Q H = inside Q + outside U, with U [J, P] orthogonal to Q.
+        self._inside, self._outside = torch.zeros(2, 0, 0, dtype=torch.float64)
+        self._beside = gradient.new_empty(0, gradient.numel())
         if space is not None:
-            self._rows[:known], self._products[:known] = space.vectors, space.images
+            self._take(space.vectors)
+            self._keep(space.images)
         self._generator = torch.Generator().manual_seed(0)
         for vector in vectors:
             self._add(vector)
@@ -125,12 +134,11 @@ class QuadraticModel:
         if room > 0:
             more = self._rows.new_empty(room, self._rows.shape[1])
             self._rows = torch.cat([self._rows, more])
-            self._products = torch.cat([self._products, torch.empty_like(more)])
         while self._count < min(max_basis, len(self._rows)):
             # H times the newest direction spans what Hᵏg would, without the powers that overflow.
-            newest = self.products[-1] if self._holds_gradient and self._count else self.gradient
+            goes_on = self._holds_gradient and self._count
             self._holds_gradient = True
-            if self._add(newest):
+            if self._add(self._images(_last(self._count)) if goes_on else self.gradient):
                 continue
             drawn = torch.randn(self.gradient.numel(), generator=self._generator)
             if not self._add(drawn.to(self.gradient)):
@@ -148,8 +156,24 @@ class QuadraticModel:
 
     @property
     def products(self) -> Tensor:
-        """Q H [M, P]."""
-        return self._products[: self._count]
+        """Q H [M, P], made anew."""
+        return self.space.images
+
+    @property
+    def space(self) -> Space:
+        """Q, not copied, and Q H."""
+        return self.first()
+
+    def first(self, size: int | None = None, matvecs: int = 0) -> Space:
+        """Return the first vectors of Q, not copied, and their images.
+
+        Args:
+            size: how many; by default all.
+            matvecs: what their images took.
+        """
+        first = slice(size)
+        every = torch.eye(self._count, dtype=torch.float64)
+        return Space(self.basis[first], self._images(every[first]), matvecs)
 
     def _add(self, vector: Tensor) -> bool:
         """Extend the basis by what is new in a vector; return whether there was anything."""
@@ -158,15 +182,48 @@ class QuadraticModel:
         direction = new_direction(self.basis, vector, roundings=100)
         if direction is None:
             return False
-        self._rows[self._count] = direction
-        self._products[self._count] = self.operator.matvec(self._rows[self._count])
-        self._count += 1
+        self._take(direction[None])
+        self._keep(self.operator.matvec(direction)[None])
         return True
 
+    def _take(self, directions: Tensor) -> None:
+        """Add orthonormal directions [K, P] to the basis, whose parts lie beside it no more."""
+        before, self._count = self._count, self._count + len(directions)
+        self._rows[before : self._count] = directions
+        along = dot(self._beside, directions)  # [J, K]
+        self._inside = torch.cat([self._inside, self._outside @ along], dim=1)
+        self._beside -= along.to(directions) @ directions
+        lengths = norms(self._beside) * norms(self._outside.T)
+        if not bool((kept := lengths > self._rounding).all()):
+            self._beside, self._outside = self._beside[kept], self._outside[:, kept]
+
+    def _keep(self, images: Tensor) -> None:
+        """Take apart the images [K, P] of the newest directions: along the basis, and beside it."""
+        parts = dot(images, self.basis)  # [K, M]
+        self._inside = torch.cat([self._inside, parts])
+        self._size = max(self._size, *norms(images).tolist())
+        rest = (images - parts.to(images) @ self.basis) / (self._size or 1.0)
+        # Of a Krylov space all of these lie along one direction, but for rounding.
+        turn = torch.linalg.eigh(dot(rest, rest))[1]
+        rest = turn.T.to(rest) @ rest
+        lengths = norms(rest)
+        kept = self._size * lengths > self._rounding
+        outside = self._size * (turn * lengths)[:, kept]
+        self._beside = torch.cat([self._beside, (rest / lengths.to(rest)[:, None])[kept]])
+        self._outside = torch.block_diag(self._outside, outside)
+
     @property
-    def space(self) -> Space:
-        """Q and Q H, not copied."""
-        return Space(self.basis, self.products)
+    def _rounding(self) -> float:
+        """Length of what counts as rounding of an image."""
+        return _ROUNDINGS * torch.finfo(self._rows.dtype).eps * self._size
+
+    def _images(self, weights: Tensor) -> Tensor:
+        """Return W Q H [K, P] of weights W [K, M]."""
+        rows, beside = self.basis, self._beside
+        weights = weights.double().cpu()
+        return (weights @ self._inside).to(rows) @ rows + (weights @ self._outside).to(
+            rows
+        ) @ beside
 
     def ritz_weights(self, count: int) -> Tensor:
         """Return weights [K, M] whose products with Q are the Ritz vectors of largest |λ|.
@@ -180,7 +237,9 @@ class QuadraticModel:
         >>> (model.ritz_weights(1) @ model.basis).abs().round(decimals=4)
         tensor([[1., 0.]])
         """
-        return self.space.ritz_weights(count)[1].to(self.basis)
+        values, parts = np.linalg.eigh(_symmetric(self._inside))
+        order = np.argsort(-np.abs(values), kind="stable")[:count]
+        return torch.from_numpy(parts.T[order].copy()).to(self.basis)
 
     def maximum(self, quantity: Quantity, *, rho: float, slope: float = math.inf) -> ModelMaximum:
         """Return the maximum of the model over ‖u‖ ≤ ρ, within the basis, and what it may lack.
@@ -221,15 +280,23 @@ class QuadraticModel:
 
     def image(self, vector: Tensor) -> Tensor:
         """Return H v [P] of a vector within the basis. Cost: no product."""
-        return dot(self.basis, vector).to(vector) @ self.products
+        return self._images(dot(self.basis, vector))
 
     def _secular(self, quantity: Quantity, rho: float) -> tuple[QuadraticMaximum, Tensor]:
         check_choice("quantity", quantity, ("loss", "gradient_norm"))
         check_positive("rho", rho)
-        rows = self.basis if quantity == "loss" else self.products  # of Q H Qᵀ, or of Q H² Qᵀ
-        linear = dot(rows, self.gradient).numpy()
-        found = quadratic_maximum(_symmetric(dot(rows, self.products)), linear, rho)
+        inside, outside, linear = self._inside, self._outside, dot(self.basis, self.gradient)
+        matrix = inside  # of Q H Qᵀ, or of Q H² Qᵀ
+        if quantity == "gradient_norm":
+            matrix = inside @ inside.T + outside @ dot(self._beside, self._beside) @ outside.T
+            linear = inside @ linear + outside @ dot(self._beside, self.gradient)
+        found = quadratic_maximum(_symmetric(matrix), linear.numpy(), rho)
         return found, torch.from_numpy(found.point).to(self.basis)
+
+
+def _last(count: int) -> Tensor:
+    """Return the weights [M] of the last of some vectors."""
+    return torch.eye(count, dtype=torch.float64)[-1]
 
 
 def _symmetric(matrix: Tensor) -> np.ndarray:

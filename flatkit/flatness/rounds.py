@@ -69,7 +69,7 @@ class Rounds:
         yield from self._look(1, waiting)  # which tells how many fit
         yield from self._look(min(_LOOKS, self._room) - 1, waiting)
         waiting.remove(first := self.search.best)
-        if self._room < _LOOKS:
+        if not self.has_room:
             for iterate in waiting:  # beside an ascent, and those of searches in other balls
                 iterate.rest()
         yield from self._ascend(first)
@@ -106,12 +106,17 @@ class Rounds:
         return between > _KINK_ANGLE
 
     @property
+    def has_room(self) -> bool:
+        """Whether a search may keep points that can be made anew, beside those in other balls."""
+        return self._room >= _LOOKS
+
+    @property
     def _room(self) -> int:
         """How many starts fit in memory at once."""
-        if not self.search.iterates:
+        if not self.search.size:
             return 2
         # Three vectors a start: its point, the gradient that was evaluated there, and the ascent.
-        return max(2, _MOST_NUMBERS // (3 * self.search.best.u.numel()))
+        return max(2, _MOST_NUMBERS // (3 * self.search.size))
 
     def _look(self, count: int, looked: list[Iterate]) -> Iterator[None]:
         """Evaluate the next starts and add them to those that were looked at."""
@@ -150,7 +155,6 @@ class Rounds:
     def _round(self, waiting: list[Iterate]) -> Iterator[None]:
         """Let the better half of some starts take a step, and ascend from the best quarter."""
         for iterate in _best_part(waiting, _STEPPED):
-            iterate.wake()
             self.search.aim(iterate, _FIRST_STEP)
             yield
             yield from self.search.step(iterate, _FIRST_STEP)
@@ -172,7 +176,7 @@ class Rounds:
         search = self.search
         walks = next((it for it in search.iterates if it.name == NAME), None)
         if walks is None:
-            search.iterates.append(walks := Iterate(NAME, search.best.u))
+            search.iterates.append(walks := Iterate(NAME, search.best.point))
         walks.follow(search.best)
         before = search.spent
         if self.explore is not None:

@@ -2,11 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flatkit.flatness.frank_wolfe import EXACT, BallSearch, Iterate, Precision
+from flatkit.flatness.geometry import Geometry
 from flatkit.spectrum.dot import inner, norm
 
 # Pairs of steps that approximate the curvature; Nocedal and Wright (2006) advise 3 to 20. Of large
@@ -96,35 +99,33 @@ def _move(
     What follows from the iterate and the pairs is made anew where it is needed: searches in several
     balls wait here for each other, and of a large network none has room for more than these.
     """
+    geometry, radius = search.function.geometry, search.radius
     for shortening in range(_SHORTENINGS):
-        u = _onward(search, iterate, pairs, 3**shortening)
-        at = search.evaluate(u[None])
+        make = partial(_onward, geometry, radius, iterate, pairs, 3**shortening)
+        trial, at = search.attempt(make)
         yield
         if float(at.values[0]) > iterate.value:
             break
     else:
         return False
-    before, slope = iterate.u, _slope(search, iterate)
+    before, slope, u = iterate.u, _tangent(iterate.u, iterate.ascent, radius), trial.u
     iterate.move(u, at, search.least_gain(float(at.values[0]), precision))
     search.aim(iterate, precision)
-    _remember(pairs, iterate, before, slope, search.radius)
-    del u, at, before, slope
+    _remember(pairs, iterate, before, slope, radius)
+    del u, at, before, slope, trial, make
+    search.trial = None
     yield
     return True
 
 
-def _onward(search: BallSearch, iterate: Iterate, pairs: deque[_Pair], shortening: int) -> Tensor:
+def _onward(
+    geometry: Geometry, radius: float, iterate: Iterate, pairs: deque[_Pair], shortening: int
+) -> Tensor:
     """Return the point [P] of the sphere to which a step leads, shortened so many times."""
-    radius = search.radius
     outward = inner(iterate.u, iterate.ascent) / radius
-    slope = _slope(search, iterate)
+    slope = _tangent(iterate.u, iterate.ascent, radius)
     direction = _direction(slope, pairs, outward / radius, _LONGEST_STEP * radius)
-    return search.function.geometry.maximiser(iterate.u + direction / shortening, radius)
-
-
-def _slope(search: BallSearch, iterate: Iterate) -> Tensor:
-    """Return the ascent along the sphere [P]."""
-    return _tangent(iterate.u, iterate.ascent, search.radius)
+    return geometry.maximiser(direction.div_(shortening).add_(iterate.u), radius)
 
 
 def _remember(
@@ -151,20 +152,20 @@ def _direction(slope: Tensor, pairs: deque[_Pair], stiffness: float, longest: fl
     direction, weights = slope.clone(), []
     for pair in reversed(pairs):
         weights.append(inner(pair.step, direction) / pair.curvature)
-        direction -= weights[-1] * pair.change
+        direction.sub_(pair.change, alpha=weights[-1])
     if pairs:
         # yᵀy/sᵀy of the newest pair, the first guess of the curvature (Nocedal and Wright, 7.20).
         stiffness = norm(pairs[-1].change) ** 2 / pairs[-1].curvature
-    direction = direction / stiffness
+    direction /= stiffness
     for pair, weight in zip(pairs, reversed(weights), strict=True):
-        direction += (weight - inner(pair.change, direction) / pair.curvature) * pair.step
+        direction.add_(pair.step, alpha=weight - inner(pair.change, direction) / pair.curvature)
     # Rounding, or pairs that were projected to another tangent space: then along the slope.
     if inner(direction, slope) <= 0:
         direction = slope / stiffness
     size = norm(direction)
-    return direction * min(1.0, longest / size) if size > 0 else direction
+    return direction.mul_(min(1.0, longest / size)) if size > 0 else direction
 
 
 def _tangent(u: Tensor, vector: Tensor, radius: float) -> Tensor:
     """Return the part of a vector that is tangent to the sphere at u."""
-    return vector - u * (inner(u, vector) / radius**2)
+    return torch.sub(vector, u, alpha=inner(u, vector) / radius**2)

@@ -37,7 +37,7 @@ class LandscapeJob:
         objectives: `train` or `test` or both; the names of quantities over the latter start with
             `test_`.
         subspace: the centre and the directions; or what makes the same ones each time, which of a
-            large network are not held but while a level is measured.
+            large network are not held but while a pass is measured.
         axes: `{"t": [n]}` for one direction, `{"x": [nx], "y": [ny]}` for two.
         quantities: of `loss`, `accuracy` (of classifiers), `gradient_norm`, `top_eigenvalue`.
         statistics: of BatchNorm: `fixed`, `reestimate` (on the training samples if they are
@@ -85,10 +85,11 @@ class LandscapeJob:
         self.ranks = next(iter(objectives.values())).ranks
         self._alone = {split: objective.alone() for split, objective in objectives.items()}
         self.objectives, self.quantities = objectives, tuple(quantities)
-        self._memory, now = memory, self._subspace()
+        self._memory, self._batched, now = memory, True, self._subspace()
         self.name, self.kind = str((about or {}).get("name", "surface")), now.kind
         self._markers, self._path = now.markers, now.path
         evaluators = self._evaluators_of(now)
+        self._batched = any(each.batch > 1 for each in evaluators.values())
         # The smaller one: a point goes with the same others through both.
         self.batch = min(each.batch for each in evaluators.values())
         self._evaluation = {
@@ -115,6 +116,7 @@ class LandscapeJob:
                 buffers=subspace.buffers,
                 estimate_on=self._alone.get("train"),
                 memory=self._memory,
+                batched=self._batched,
             )
             for split, objective in self._alone.items()
         }
@@ -312,14 +314,13 @@ class GrowingSurface:
     def measure(self, level: int) -> Iterator[int]:
         """Measure what a level adds to those before; yield how many are new, pass by pass."""
         # Of several ranks each takes one, so that it can stop as soon as a single process.
-        with self._job.holding():
-            for group in batches(self._parts[level], self._job.ranks.count):
-                for part, found in zip(group, self._job.values_of(group), strict=True):
-                    for point, values in zip(part, found, strict=True):
-                        self._points.put(point, values)
-                    if part is self._parts[level][-1]:
-                        self.known = level
-                    yield len(part)
+        for group in batches(self._parts[level], self._job.ranks.count):
+            for part, found in zip(group, self._job.values_of(group), strict=True):
+                for point, values in zip(part, found, strict=True):
+                    self._points.put(point, values)
+                if part is self._parts[level][-1]:
+                    self.known = level
+                yield len(part)
 
     def at(self, level: int) -> Surface:
         """Return a level that was measured, as a surface of its own steps."""

@@ -342,7 +342,7 @@ class Ball:
             fill=False,
         )
         if self._shares_krylov:  # from now on one copy serves both
-            session.seen = replace(space, vectors=model.basis, images=model.products)
+            session.seen = partial(model.first, space.size, space.matvecs)
         return model
 
     @property

@@ -31,7 +31,7 @@ def run(session: "Session") -> "Iterator[Draft]":
         while not session.has_space:
             session.step_space()
             yield Draft(lambda: ())
-        draws, space = session.generator("frobenius"), session.space
+        draws, space = session.generator("frobenius"), session.space.deflation
         for ask in frobenius_steps(session.curvature, **given, generator=draws, space=space):
             yield sampled(ask, given["tolerance"], partial(results, ask))
 

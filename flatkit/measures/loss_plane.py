@@ -13,8 +13,8 @@ from flatkit.measures.loss_slice import (
     about_directions,
     around_checkpoint,
     as_json,
+    drawn_directions,
     price_of_points,
-    random_directions,
 )
 from flatkit.results.cost import Cost
 from flatkit.results.result import Result
@@ -40,7 +40,7 @@ _QUANTITIES: "tuple[Quantity, ...]" = ("loss", "accuracy")
 
 def run(session: "Session") -> Iterator[Draft]:
     """Measure the plane of two filter-normalised directions, from coarse to fine."""
-    subspace = random_directions(session, session.generator("plane"), dimensions=2)
+    subspace = drawn_directions(session, session.generator("plane"), dimensions=2)
     points = session.own(PlaneSettings).plane_points
     with session.meter() as cost:
         job = around_checkpoint(session, subspace, points, _QUANTITIES, dimensions=2)

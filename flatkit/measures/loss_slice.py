@@ -62,8 +62,8 @@ _CHEAP: "tuple[Quantity, ...]" = ("loss", "accuracy")
 _COARSEST = 2
 """Intervals of the first look to each side, about."""
 _LARGE = 2**20
-"""Parameters from which on a line is drawn again for each of its levels: five have no room beside
-the searches, and a draw takes far less than a value of the loss."""
+"""Parameters from which on directions are drawn again for each pass: they have no room beside the
+searches, and a draw takes far less than a value of the loss."""
 
 
 def run(session: "Session") -> Iterator[Draft]:
@@ -75,7 +75,7 @@ def run(session: "Session") -> Iterator[Draft]:
     own, generator = session.own(SliceSettings), session.generator("slice")
     number, points = own.slice_directions, own.slice_points
     with session.meter() as cost:
-        drawn = [_random_line(session, generator) for _ in range(_FEWEST)]
+        drawn = [drawn_directions(session, generator, dimensions=1) for _ in range(_FEWEST)]
 
         def results(lines: "Sequence[GrowingSurface]", level: int) -> list[Result]:
             found = [line.at(level) for line in lines]
@@ -93,7 +93,7 @@ def run(session: "Session") -> Iterator[Draft]:
                 yield look
         # Only now: of a large network the look is often all that there is time for.
         for _ in range(_FEWEST, number):
-            drawn.append(_random_line(session, generator))
+            drawn.append(drawn_directions(session, generator, dimensions=1))
         lines = [around_checkpoint(session, line, points, _QUANTITIES).growing() for line in drawn]
         done = 0
         for level in range(lines[0].num_levels):
@@ -113,22 +113,6 @@ def _finest(lines: "Sequence[GrowingSurface]", level: int) -> "tuple[list[Growin
     if len(whole) >= _FEWEST and (level or len(whole) == len(lines)):
         return whole, level
     return list(lines) if level else [], level - 1
-
-
-def _random_line(session: "Session", generator: "Generator") -> "Subspace | Callable[[], Subspace]":
-    """Return a random line through the checkpoint; of a large network what draws it."""
-    import torch
-
-    state = generator.get_state()
-    line = random_directions(session, generator, dimensions=1)
-    if session.objective.num_parameters < _LARGE:
-        return line
-
-    def draw() -> "Subspace":
-        again = torch.Generator().set_state(state)
-        return random_directions(session, again, dimensions=1)
-
-    return draw
 
 
 def _result(session: "Session", lines: "Sequence[Surface]", cost: Cost) -> Result:
@@ -164,6 +148,24 @@ def random_directions(session: "Session", generator: "Generator", *, dimensions:
         generator=generator,
         may_be_flat=True,  # a model without matrices must not stop the other measures
     )
+
+
+def drawn_directions(
+    session: "Session", generator: "Generator", *, dimensions: int
+) -> "Subspace | Callable[[], Subspace]":
+    """Return a random line or plane through the checkpoint; of a large network what draws it."""
+    import torch
+
+    state = generator.get_state()
+    drawn = random_directions(session, generator, dimensions=dimensions)
+    if session.objective.num_parameters < _LARGE:
+        return drawn
+
+    def draw() -> "Subspace":
+        again = torch.Generator().set_state(state)
+        return random_directions(session, again, dimensions=dimensions)
+
+    return draw
 
 
 def around_checkpoint(

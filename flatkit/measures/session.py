@@ -70,7 +70,7 @@ class Session:
         seconds_of_setup: what copying the model and examining the function took.
         krylov_by_others: what the search of the largest eigenvalues spent for other measures.
         keep: lets the passes of a further objective be kept, where there is a journal.
-        seen: the vectors of `space`, once there are any.
+        seen: makes `space`, once there are vectors.
         bottom: the search of the smallest eigenvalues, if there was one.
         outside: what was spent by others than the process that is at work.
     """
@@ -82,7 +82,7 @@ class Session:
         self.noise: dict[str, float] = {}
         self.noises: dict[str, Noise] = {}
         self.noise_from, self.outside, self.krylov_by_others = "", Cost(), Cost()
-        self.seen: Space | None = None
+        self.seen: Callable[[], Space] | None = None
         self.bottom: Lanczos | None = None
         self.keep: Callable[[Objective], Objective] = lambda objective: objective
         begun, self.objective = time.monotonic(), task.objective(self.own(ObjectiveSettings))
@@ -227,7 +227,8 @@ class Session:
             return
         if search.done or search.matvecs >= self._enough:
             fits = max(1, _SEEN_BYTES // (2 * self.curved.theta.nbytes))
-            self.seen = search.space(fits if search.matvecs > fits else None)
+            space = search.space(fits if search.matvecs > fits else None)
+            self.seen = lambda: space
 
     @property
     def has_space(self) -> bool:
@@ -261,7 +262,7 @@ class Session:
         """A Krylov space of the curvature, of some twelve products, shared by all measures."""
         while self.seen is None:
             self.step_space()
-        return self.seen
+        return self.seen()
 
     @cached_property
     def top(self) -> Estimate:

@@ -55,7 +55,7 @@ def run(session: "Session") -> "Iterator[Draft]":
         while own.trace_method == "auto" and not session.has_space:
             session.step_space()
             yield Draft(lambda: ())
-        ask, space = None, session.space if own.trace_method == "auto" else None
+        ask, space = None, session.space.deflation if own.trace_method == "auto" else None
         draws = session.generator("trace")
         for ask in trace_steps(session.curvature, **given, generator=draws, space=space):
             yield sampled(ask, own.trace_tolerance, partial(results, ask))

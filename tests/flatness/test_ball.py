@@ -12,7 +12,7 @@ from flatkit import Objective
 from flatkit.errors import InvalidArgumentError, NonFiniteError
 from flatkit.flatness import max_gradient_norm, max_loss_increase
 from flatkit.flatness.ball import maximize_over_ball
-from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues, Iterate
+from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues, Iterate, Point
 from flatkit.flatness.functions import LossIncrease
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.initial_points import disagreement
@@ -205,7 +205,9 @@ class Hidden:
         high = u[:, 1].abs() > 0.3
         ascents = torch.zeros_like(u)
         ascents[~high, 0], ascents[high, 1] = u[~high, 0].sign(), 9 * u[high, 1].sign()
-        return FunctionValues(torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda: ascents)
+        return FunctionValues(
+            torch.where(high, 9 * u[:, 1].abs(), u[:, 0].abs()), lambda _: ascents
+        )
 
 
 def test_a_search_from_given_starts_ends_at_the_secular_maximum_without_being_told_when():
@@ -232,7 +234,10 @@ def test_a_kink_is_one_and_rounding_is_none_in_any_unit_of_the_loss(scale):
     across = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)  # at 45 degrees to the point
     point = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     slopes = {size: scale * size * across for size in (1.0, 1e-15)}  # the other gains 4e-16
-    ends = {size: Iterate("end", point, scale, slope, done=True) for size, slope in slopes.items()}
+    ends = {
+        size: Iterate("end", Point(point), scale, slope, done=True)
+        for size, slope in slopes.items()
+    }
     assert rounds.ends_at_kink(ends[1.0]) and not rounds.ends_at_kink(ends[1e-15])
 
 

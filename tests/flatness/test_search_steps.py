@@ -88,12 +88,12 @@ def test_a_secant_of_a_quadratic_is_its_gradient_for_one_gradient_of_the_loss(ro
     found = function(points)
     before = objective.cost
     assert found.secants is not None
-    secants = found.secants(0.3)
+    secants = found.secants(points, 0.3)
     cost = objective.cost - before
     slopes = points @ matrix + linear
     expected = (slopes / slopes.norm(dim=1, keepdim=True)) @ matrix
     assert torch.allclose(secants, expected, rtol=1e-9)
-    assert torch.allclose(found.ascents(), expected, rtol=1e-9)
+    assert torch.allclose(found.ascents(points), expected, rtol=1e-9)
     assert (cost.gradients, cost.matvecs) == (rows, 0)
 
 
@@ -106,9 +106,11 @@ def test_a_secant_sees_the_kink_that_the_gradient_is_blind_to():
     data = (torch.ones(1, 1), torch.zeros(1))
     objective = Objective(nn.Linear(1, 1, bias=False).double(), loss, data, examine=False)
     function = GradientNorm(objective, torch.tensor([-0.1], dtype=torch.float64), ROUND)
-    found = function(torch.tensor([[0.15]], dtype=torch.float64))
-    assert float(found.values) == 3.0 and float(found.ascents()) == 0.0
-    assert found.secants is not None and float(found.secants(0.2)) == pytest.approx((3 - 1) / 0.2)
+    point = torch.tensor([[0.15]], dtype=torch.float64)
+    found = function(point)
+    assert float(found.values) == 3.0 and float(found.ascents(point)) == 0.0
+    assert found.secants is not None
+    assert float(found.secants(point, 0.2)) == pytest.approx((3 - 1) / 0.2)
 
 
 def two_hills(u):
@@ -122,7 +124,7 @@ class Hills:
     def __call__(self, u):
         leaf = u.clone().requires_grad_()
         (ascents,) = torch.autograd.grad(two_hills(leaf).sum(), leaf)
-        return FunctionValues(two_hills(u), lambda: ascents)
+        return FunctionValues(two_hills(u), lambda _: ascents)
 
 
 def test_converged_is_promised_once_other_starts_led_no_higher():

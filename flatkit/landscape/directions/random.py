@@ -78,7 +78,8 @@ def random_subspace(
         for _ in range(dimensions)
     ]
     said = {"normalization": normalization, "one_dimensional": one_dimensional, "seed": seed}
-    return Subspace("random", theta, torch.stack(vectors), said, may_be_flat=may_be_flat)
+    rows = torch.stack(vectors) if dimensions > 1 else vectors[0][None]
+    return Subspace("random", theta, rows, said, may_be_flat=may_be_flat)
 
 
 def random_direction(
@@ -108,10 +109,8 @@ def random_direction(
     """
     import torch
 
-    direction = torch.randn(space.size, generator=generator, dtype=torch.float32).to(theta)
-    return normalise(
-        space, theta, direction, normalization=normalization, one_dimensional=one_dimensional
-    )
+    drawn = torch.randn(space.size, generator=generator, dtype=torch.float32).to(theta)
+    return _scale(space, theta, drawn, normalization, one_dimensional)
 
 
 def normalise(
@@ -149,7 +148,17 @@ def normalise(
     """
     check_choice("normalization", normalization, get_args(Normalization))
     check_choice("one_dimensional", one_dimensional, get_args(OneDimensional))
-    direction = direction.clone()
+    return _scale(space, theta, direction.clone(), normalization, one_dimensional)
+
+
+def _scale(
+    space: "ParameterSpace",
+    theta: "Tensor",
+    direction: "Tensor",
+    normalization: Normalization,
+    one_dimensional: OneDimensional,
+) -> "Tensor":
+    """Scale a direction [P] in place, and return it."""
     filters = space.filters(theta)
     for name, rows in space.filters(direction).items():  # rows [F, ...], views of the direction
         if not space.is_weight(name) and one_dimensional == "zero":
@@ -160,7 +169,7 @@ def normalise(
             rows.mul_(
                 _ratio(filters[name].norm(dim=1, keepdim=True), rows.norm(dim=1, keepdim=True))
             )
-    return direction / direction.norm() if normalization == "none" else direction
+    return direction.div_(direction.norm()) if normalization == "none" else direction
 
 
 def _ratio(wanted: "Tensor", have: "Tensor") -> "Tensor":
