@@ -10,11 +10,12 @@ from torch import nn
 from flatkit import Objective
 from flatkit.flatness import QuadraticModel, max_gradient_norm, max_loss_increase, rounds
 from flatkit.flatness.ball import search_steps
-from flatkit.flatness.frank_wolfe import FunctionValues
-from flatkit.flatness.functions import GradientNorm
+from flatkit.flatness.frank_wolfe import BallSearch, FunctionValues
+from flatkit.flatness.functions import GradientNorm, LossIncrease
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.r0 import loss_increase_steps
 from flatkit.flatness.r1 import gradient_norm_steps
+from flatkit.flatness.sphere_lbfgs import ascend
 from flatkit.spectrum.operators import SymmetricOperator
 from flatkit.spectrum.space import Space
 from flatkit.spectrum.steps import finish
@@ -170,6 +171,26 @@ def test_a_model_takes_a_known_space_at_no_product():
     value, u = model.within_basis("gradient_norm", 0.5)
     assert operator.products == 5
     assert value == pytest.approx(float((linear + matrix @ u).norm()), rel=1e-10)
+
+
+@pytest.mark.parametrize("function", [LossIncrease, GradientNorm])
+def test_an_ascent_that_rests_keeps_no_point_that_it_tries_and_repeats_one_that_does_not(function):
+    matrix, linear = quadratic(0, size=8)
+    objective = Objective(*quadratic_task(matrix, linear))
+    trails, alive = list[list[float]](), 0
+    for rests in (False, True):
+        search = BallSearch(function(objective, objective.theta, ROUND), 1.0, tolerance=1e-12)
+        iterate = search.begin("start", lambda: linear / linear.norm())
+        for _ in ascend(search, iterate):
+            if rests:
+                tried = None if search.trial is None else weakref.ref(search.trial.u)
+                begun = weakref.ref(iterate.u)
+                search.rest()
+                alive += tried is not None and tried() is not None
+                alive += len(iterate.trail) == 1 and begun() is not None
+        trails.append(iterate.trail)
+    assert trails[0] == trails[1] and len(trails[0]) > 3
+    assert alive == 0
 
 
 def test_a_search_forgets_the_starts_of_earlier_rounds():

@@ -9,6 +9,7 @@ from torch import nn
 from flatkit import Objective, Task, analyze
 from flatkit.flatness.average import average_steps
 from flatkit.flatness.geometry import Geometry
+from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.watching import Silent
 
 
@@ -20,10 +21,10 @@ def task() -> Task:
 
 
 def vectors_alive(size: int) -> int:
-    """Count the memories of so many numbers that tensors hold."""
+    """Count the vectors of so many numbers that tensors hold, one or several in a memory."""
     found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    kinds = {each.untyped_storage().data_ptr() for each in found if _numbers(each) == size}
-    return len(kinds)
+    memories = {each.untyped_storage().data_ptr(): _numbers(each) for each in found}
+    return sum(numbers // size for numbers in memories.values() if numbers % size == 0)
 
 
 def _numbers(tensor: torch.Tensor) -> int:
@@ -41,21 +42,23 @@ class Watching(Silent):
         self.counts.append(vectors_alive(schedule.session.objective.num_parameters))
 
 
-def slice_and_counts():
+def result_and_counts(measure):
+    settings = AnalysisSettings(measures=[measure], slice_points=9, plane_points=5, examine=False)
     watching = Watching()
-    report = analyze(
-        task(), measures=["loss_slice"], slice_points=9, examine=False, progress=watching
-    )
-    return report.result("loss_slice"), watching.counts
+    report = analyze(task(), settings=settings, progress=watching)
+    return report.result(measure), watching.counts
 
 
-def test_a_large_network_holds_one_line_of_a_slice_and_has_the_same_numbers(monkeypatch):
-    usual, many = slice_and_counts()
+@pytest.mark.parametrize(("measure", "held"), [("loss_slice", 5), ("loss_plane", 2)])
+def test_a_large_network_holds_no_direction_of_a_landscape_and_has_the_same_numbers(
+    measure, held, monkeypatch
+):
+    usual, many = result_and_counts(measure)
     monkeypatch.setattr("flatkit.measures.loss_slice._LARGE", 1)
-    drawn_again, few = slice_and_counts()
+    drawn_again, few = result_and_counts(measure)
     assert drawn_again.value == usual.value and drawn_again.error == usual.error
     assert drawn_again.settings == usual.settings
-    assert max(many) - max(few) == 4  # of five lines
+    assert max(many) - max(few) == held
 
 
 @pytest.mark.parametrize("geometry", ["l2", "filter"])

@@ -146,8 +146,6 @@ def normalise(
     >>> normalise(space, theta, direction, one_dimensional="whole")
     tensor([5., 0., 2.])
     """
-    check_choice("normalization", normalization, get_args(Normalization))
-    check_choice("one_dimensional", one_dimensional, get_args(OneDimensional))
     return _scale(space, theta, direction.clone(), normalization, one_dimensional)
 
 
@@ -159,6 +157,8 @@ def _scale(
     one_dimensional: OneDimensional,
 ) -> "Tensor":
     """Scale a direction [P] in place, and return it."""
+    check_choice("normalization", normalization, get_args(Normalization))
+    check_choice("one_dimensional", one_dimensional, get_args(OneDimensional))
     filters = space.filters(theta)
     for name, rows in space.filters(direction).items():  # rows [F, ...], views of the direction
         if not space.is_weight(name) and one_dimensional == "zero":
