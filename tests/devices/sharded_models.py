@@ -97,11 +97,18 @@ def passes(model: nn.Module, engine: Any = "auto") -> dict[str, Any]:
         "moved": list(moved),
         "product": hessian @ v[0],
         "products": hessian.matmat(v),
+        "differentiable": differentiable(objective),
         "eigenvalues": largest.value,
         "error": largest.error,
         "settings": hessian.settings,
         "checks": {check.name: check.passed for check in objective.examination.checks},
     }
+
+
+def differentiable(objective: Objective) -> bool:
+    """Return whether outputs at a point can be differentiated, now that gradients were taken."""
+    outputs = objective.outputs(objective.theta.clone().requires_grad_(), next(objective.chunks()))
+    return outputs.requires_grad
 
 
 def analysis(model: nn.Module, journal: Path | None = None) -> dict[str, Any]:

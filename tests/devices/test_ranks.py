@@ -210,6 +210,8 @@ def test_a_model_in_parts_has_the_loss_gradient_and_products_of_the_whole(result
         for name in ("product", "products"):
             torch.testing.assert_close(found[name], whole[name], rtol=exact, atol=exact)
         assert all(found["untouched"])
+        # Through the hooks of `fully_shard` the gradient of θ would be zero.
+        assert found["differentiable"] == (kind == "DTensor") and whole["differentiable"]
         checks = {**whole["checks"], "complete": None}
         assert found["checks"] == checks
 

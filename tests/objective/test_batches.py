@@ -474,6 +474,21 @@ def test_a_batch_with_a_lock_is_refused_by_name():
         Objective(ByAttribute(), "cross_entropy", loader)
 
 
+def test_graphs_that_a_loss_refuses_are_not_read_again():
+    def read(items):
+        reads.append(len(items))
+        return joined(items)
+
+    reads: list[int] = []
+    loader = DataLoader(graphs(), batch_size=4, collate_fn=read)
+    Objective(GraphNet(), "cross_entropy", loader)
+    enough = len(reads)
+    reads.clear()
+    with pytest.raises(UserCodeError, match="no attribute 'wrong'"):
+        Objective(GraphNet(), lambda outputs, batch: batch.wrong, loader)
+    assert 0 < len(reads) <= enough
+
+
 def test_data_of_graphs_stay_as_they_are():
     items = graphs()
     before = copy.deepcopy([vars(item) for item in items])
