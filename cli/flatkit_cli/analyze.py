@@ -71,6 +71,7 @@ def analyze(checkpoint: Path, fresh: bool, **options: Any) -> None:
     _say_journal(output.journal, report)
     drawn = Comparison([Entry(name, name, report)])
     output.write(report, drawn, lambda: output.show(report, lambda: report_table(report)))
+    # After all is saved and shown: a script learns by the exit code that more was asked.
     if interrupted:
         raise KeyboardInterrupt
 

@@ -22,6 +22,7 @@ def parse_assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        # Options are spelt with dashes, and names of Python are not.
         name = name.strip().replace("-", "_")
         if not equals or not name:
             raise InvalidArgumentError(f"{option} must be NAME=VALUE, got {text!r}")
@@ -40,6 +41,7 @@ def parse_value(text: str, what: str = "value") -> Any:
     >>> parse_value("64"), parse_value("64,"), parse_value("tanh"), parse_value("")
     (64, [64], 'tanh', '')
     """
+    # Lists and objects of JSON have commas of their own.
     if "," in text and not text.startswith(("[", "{")):
         return [parse_value(part) for part in split_entries(text, what)]
     try:
@@ -60,6 +62,7 @@ def parse_renames(texts: Sequence[str], option: str) -> dict[str, str]:
     renames: dict[str, str] = {}
     for text in texts:
         old, equals, new = text.partition("=")
+        # NEW may be empty, which takes a beginning off; OLD may not, as all names begin so.
         if not equals or not old:
             raise InvalidArgumentError(f"{option} must be OLD=NEW, got {text!r}")
         renames[old] = new

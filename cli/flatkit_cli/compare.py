@@ -87,7 +87,9 @@ def compare(
     given = {"entry": options.pop("entry"), **take_settings(Parts, options)}
     settings = given_settings(options)
     output.check()
+    # Reports alone are shown without torch, which takes longer to load than they do.
     if all(subject.endswith(".json") for subject in subjects):
+        # `entry` always stands there; anything else completes checkpoints.
         if given["entry"] or len(given) > 1 or settings != AnalysisSettings():
             raise InvalidArgumentError(
                 "nothing of saved reports is measured again; leave out the options of measuring, "

@@ -68,6 +68,7 @@ class Drawing:
         from flatkit.render.figures.save import check_formats
 
         check_formats(self.formats, self.dpi)
+        # To enter it reads the style file, and that is all that can fail.
         with self.style():
             pass
 
@@ -117,6 +118,7 @@ def check_interactive() -> None:
     """
     from flatkit.errors import MissingDependencyError
 
+    # Looked for and not imported: it is used after the work, if at all.
     if find_spec("plotly") is None:
         raise MissingDependencyError(
             "interactive pages need the package plotly: pip install 'flatkit[interactive]'"

@@ -40,6 +40,7 @@ def info(checkpoint: Path, entry: str | None, as_json: bool) -> None:
 
     refuse_report(checkpoint)
     facts = inspect(checkpoint, entry=entry)
+    # Of its own files flatkit knows more: it builds the model and counts what is trained.
     if facts["format"].startswith("flatkit "):
         from flatkit.checkpoints import load
 

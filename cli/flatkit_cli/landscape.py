@@ -124,6 +124,7 @@ def landscape(
     for job in plan_landscapes([make_source(path) for path in checkpoints], settings):
         stems.append(_stem(job, stems))
         path = out / f"{stems[-1]}.npz"
+        # Once, at the first surface; of one that is there already nothing is to come.
         if speaks() and not surfaces and not path.exists():
             _say_plan(job, len(checkpoints))
         with _progress(job.name) as progress:
@@ -137,9 +138,11 @@ def landscape(
             )
         surfaces.append(surface)
         click.echo(f"surface: {path}", err=True)
+        # All ranks measure, and the first writes.
         for kind in kinds if speaks() else ():
             exported = export_surface(surface, path.with_suffix(f".{kind}"), kind)
             click.echo(f"export: {exported}", err=True)
+    # All of them on one scale, in the place of the early pictures.
     draw(surfaces)
     show_numbers(surfaces, level=level)
 
@@ -196,6 +199,7 @@ def _progress(name: str) -> Generator[Callable[[int, int], None], None, None]:
             nonlocal shown
             if not started:
                 started[:] = time.monotonic(), done
+            # Judged without the first pass, which reads and allocates what the others find.
             elif done * _LINES // total > shown:
                 shown = done * _LINES // total
                 left = (time.monotonic() - started[0]) / (done - started[1]) * (total - done)

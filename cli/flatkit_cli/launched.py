@@ -11,6 +11,7 @@ def is_launched() -> bool:
     >>> is_launched()
     False
     """
+    # torchrun sets both; one process has nobody to share with.
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 

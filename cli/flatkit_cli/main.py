@@ -19,6 +19,7 @@ from flatkit_cli.options import flags_of, in_flags
 from flatkit_cli.processes import as_rank
 from flatkit_cli.spelling import spell_out
 
+# With the words of their help, so that the list of commands imports none of them.
 _COMMANDS = {
     "analyze": "measure curvature, flatness and landscape of a checkpoint",
     "compare": "measure checkpoints alike, or put saved reports side by side",
@@ -33,6 +34,7 @@ _COMMANDS = {
     "train": "train a network with SGD, AdamW, SAM or GAM",
 }
 
+# 130 is 128 + SIGINT, as shells report a program that Ctrl-C has ended.
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
@@ -92,8 +94,11 @@ def _run(arguments: list[str]) -> int:
     # Anywhere on the line, because that is where it is added after an error.
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        # Not standalone, where click would print errors itself and end the process. `obj` are the
+        # words that `launch` gives to further processes.
         code = cli.main(arguments, prog_name="flatkit", standalone_mode=False, obj=arguments)
         return code if isinstance(code, int) else 0
+    # Before its parent: the help is the answer, and no line that begins with `error:`.
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return USAGE
@@ -135,6 +140,7 @@ def with_flags(message: str, flags: Mapping[str, str], *, about_arguments: bool 
 
 def _flags(arguments: list[str]) -> Mapping[str, str]:
     """Return the flags of the command that was called; the group itself has only `--debug`."""
+    # The first word is the command, as no option of the group takes a value.
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
     command = cli.get_command(click.Context(cli), name)
     return flags_of(command) if command is not None else {}
@@ -143,6 +149,7 @@ def _flags(arguments: list[str]) -> Mapping[str, str]:
 def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
     if debug:
         traceback.print_exc()
+    # Its table keeps its lines; every other error is one line.
     if isinstance(error, MismatchError):
         text = with_flags(str(error), flags, about_arguments=False)
         click.echo(f"error: {text}", err=True)
@@ -152,6 +159,7 @@ def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
         text = with_flags(str(error), flags, about_arguments=wrong_usage)
         click.echo(f"error: {_one_line(text)}", err=True)
         return USAGE if wrong_usage else FAILURE
+    # A fault of ours, or of code of the user. The type is said, as the text may be empty.
     kind, text = type(error).__name__, _one_line(str(error)) or "no message"
     message = f"{kind}: {text}"
     if is_launched():

@@ -78,6 +78,7 @@ class Option(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the line of the help."""
+        # Only while the help is written: click knows no option that is taken and not shown.
         whole = self.opts
         self.opts = [name for name in whole if name not in self._unseen]
         try:
@@ -94,6 +95,7 @@ class Option(click.Option):
             return None
         if self._kind.shape == "several":
             return [entry for part in found for entry in part]
+        # Names are texts; arguments of models may be numbers, lists and truth values.
         parse = parse_renames if self._kind.entry is str else parse_assignments
         return parse(found, self.opts[0])
 
@@ -170,6 +172,7 @@ def setting_options(
     ]
 
     def decorate(command: F) -> F:
+        # Decorators apply from the last to the first, and the help shows the order of the fields.
         for item in reversed(chosen):
             words = defaults.get(item.name)
             setting = (
@@ -219,6 +222,7 @@ def _option(item: "Field[Any]", known: Setting, kind: Kind) -> Callable[[F], F]:
     text = f"{in_flags(known.help, {})}{repeatable}{_default(item, known, kind)}"
     if f"--{dashed}" not in " ".join(names).replace("/", " ").split():
         more["unseen"] = [f"--{dashed}"]  # who comes from Python writes the name of the setting
+    # The default is None for all: what was given must be told from what was not.
     return option(*names, item.name, group=known.group, kind=kind, default=None, help=text, **more)
 
 
@@ -234,6 +238,7 @@ def _metavar(kind: Kind) -> str | None:
 def _default(item: "Field[Any]", known: Setting, kind: Kind) -> str:
     value = item.default if item.default is not MISSING else None
     text = known.default_text
+    # Of a pair --x/--no-x the help says which is usual; a lone flag is off without words.
     if kind.entry is bool and not value:
         text = text or (f"no-{item.name.replace('_', '-')}" if not known.flags else "")
     elif isinstance(value, tuple | list):

@@ -43,6 +43,7 @@ class Output:
     @property
     def journal(self) -> Path | None:
         """Where finished passes are kept: beside the report, if there is one."""
+        # Without a file the next run could not name the journal, and would not find it.
         if self.json_file in (None, "-"):
             return None
         return Path(f"{self.json_file}.journal")
@@ -59,6 +60,7 @@ class Output:
             check_writable(self.json_file)
         if self.figures is not None:
             self.drawing.check()
+            # No figure has this name: tried is whether the folder takes a file.
             check_writable(self.figures / "figure.png")
         for file in (self.page, self.markdown):
             if file is not None:

@@ -38,6 +38,7 @@ class SharedCommand(Command):
         Raises:
             InvalidArgumentError: it is given twice, or both it and torchrun ask for several.
         """
+        # Taken out: the functions of commands know nothing of processes.
         given = ctx.params.pop("processes", ())
         if len(given) > 1:
             raise InvalidArgumentError(f"processes must be given once, got {given}")
@@ -46,6 +47,7 @@ class SharedCommand(Command):
             from flatkit.devices.joining import joined
             from flatkit.devices.words import NOTES
 
+            # The processes that `launch` starts have the option on their line, too, and its folder.
             if count is not None and NOTES not in os.environ:
                 raise InvalidArgumentError(
                     f"processes must be left out under torchrun, which has started "
@@ -81,6 +83,7 @@ def as_rank(run: Callable[[], int]) -> int:
     if speaks():
         return _marked(run())
     said = io.StringIO()
+    # What a silent rank says is kept: where it fails alone, nobody else knows why.
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
         code = run()
     if code == _INTERRUPTED:
@@ -117,6 +120,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Else each would take all cores, and they would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     with _notes() as folder:
         config = LaunchConfig(
@@ -125,7 +129,9 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             nproc_per_node=count,
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
+            # Port 0: the system chooses a free one, also for two commands at once.
             rdzv_endpoint="localhost:0",
+            # What failed on this input would fail again; going on is what the journal is for.
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(str(folder / "torch")),
         )
@@ -138,6 +144,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
                 is_ctrl_c, name = error.sigval == signal.SIGINT, error.sigval.name
                 said = "interrupted" if is_ctrl_c else f"error: ended by {name}. {_GOES_ON}"
                 click.echo(said, err=True)
+            # As a shell says which signal has ended a program.
             return 128 + int(error.sigval)
     return 0
 

@@ -18,6 +18,7 @@ _LINES = 10
 @contextmanager
 def progress(epochs: int) -> Generator[Reporters, None, None]:
     """Yield `on_epoch` and `on_note` for a run of so many epochs; nothing goes to stdout."""
+    # In a log a bar would be thousands of lines that write over each other.
     if not sys.stderr.isatty():
         yield _line_reporter(epochs), _note
         return
@@ -44,6 +45,7 @@ def progress(epochs: int) -> Generator[Reporters, None, None]:
         def on_epoch(row: "EpochRow") -> None:
             bar.update(task, completed=row.epoch, description=_text(row))
 
+        # By the console of the bar, which stays below; brackets in a note are no markup.
         yield on_epoch, lambda text: console.print(text, markup=False, highlight=False)
 
 

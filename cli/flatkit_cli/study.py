@@ -70,6 +70,7 @@ def study(
         raise InvalidArgumentError(
             "jobs must be left out where several processes share a study, one run each"
         )
+    # A trainer of the user's own has no epoch that could be timed here.
     if not no_plan and not asked.trainer:
         jobs = _planned(asked, jobs)
     elif plan:
@@ -116,6 +117,7 @@ def _planned(asked: "Study", jobs: int | None) -> int | None:
         f"an analysis holds {found.memory / 2**20:.0f} MiB",
         err=True,
     )
+    # Each of several processes makes one run at a time, whatever would fit.
     return fit if count == 1 else None
 
 
@@ -145,6 +147,7 @@ def _draw_study(found: "Outcome", folder: Path, condition: str, drawing: Drawing
     from flatkit.render.figures.save import save_figure
     from flatkit.training.history import read_history
 
+    # Of one seed: the histories of all in one panel would hide each other.
     first = f"seed-{found.study.seeds[0]}"
     files = {
         arm.name: folder / condition / arm.name / first / "history.json" for arm in found.study.arms

@@ -60,6 +60,7 @@ def take_subjects(
     Raises:
         InvalidArgumentError: see `take_subject`.
     """
+    # Of a copy, as `take_subject` takes them out of the options.
     entry, completed = options["entry"], bool(take_settings(Parts, dict(options)))
     make_task = take_subject(options)
 
@@ -100,6 +101,7 @@ def refuse_report(path: Path) -> None:
     Raises:
         CheckpointError: the file is a report or a comparison.
     """
+    # Only what is called a report is looked into: weights may be gigabytes.
     if path.suffix != ".json" or not path.is_file():
         return
     from flatkit.results.comparison import load_results

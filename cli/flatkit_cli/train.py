@@ -94,6 +94,7 @@ def train(
             on_note(_interrupted(out))
             raise
     click.echo(_outcome(outcome, tracker, out, config.task), err=True)
+    # Alone on stdout, so that a script can take it.
     click.echo(str(outcome.checkpoint))
 
 
@@ -141,6 +142,7 @@ def _overridden(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, An
     merged = {**settings, **given}
     for kind in ("data", "model", "optimizer"):
         key, chosen = f"{kind}_kwargs", given.get(kind)
+        # The model that was chosen instead would not know the arguments of the other.
         kept = settings.get(key, {}) if chosen in (None, settings.get(kind)) else {}
         merged[key] = {**kept, **given.get(key, {})}
     return merged

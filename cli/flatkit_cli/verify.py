@@ -44,6 +44,7 @@ flatkit verify runs/gam/epoch-*.pt --figures figures
 def verify(checkpoints: Sequence[Path], rho: Sequence[float] | None, **options: Any) -> None:
     """Measure and show; the help text is that of the command."""
     make_task, output = take_subject(options), take_output(options)
+    # What is not given is left to the library, whose defaults are those of its settings.
     given = {name: value for name, value in options.items() if value is not None}
     # What is not allowed is refused before anything is read.
     radii: dict[str, Any] = {} if rho is None else {"rho": rho}

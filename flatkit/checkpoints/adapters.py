@@ -126,6 +126,7 @@ def _merged(
             )
         dtype = widest([own[name].dtype, *(in_numbers(t).dtype for t in pair.parts.values())])
         scaled = _scale(module, pair, config) * delta
+        # Added in float64, and rounded once.
         result[name] = (own[name].double().cpu() + scaled).to(dtype or torch.float32)
     return result
 
@@ -162,6 +163,7 @@ def _sorted(stored: Stored) -> tuple[dict[str, _Pair], dict[str, Tensor]]:
                 "peft_model.merge_and_unload()"
             )
         else:
+            # So PEFT calls the layer that it has wrapped.
             whole[name.replace(".base_layer.", ".")] = tensor
     return pairs, whole
 

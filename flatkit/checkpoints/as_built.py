@@ -34,6 +34,7 @@ class AsBuilt:
     def restore(self) -> bool:
         """Put them back; return whether the model is then as it was built."""
         now = list(_tensors(self._model))
+        # By identity: an adapter or a load hook may have put other tensors in their places.
         same = len(now) == len(self._kept) and all(
             tensor is kept for tensor, (kept, _) in zip(now, self._kept, strict=True)
         )

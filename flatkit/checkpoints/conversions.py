@@ -202,6 +202,7 @@ def is_in_precision(model: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def _is_code(tensor: Tensor) -> bool:
+    # Counters of steps are scalars and indices int64; neither is a code.
     small = tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool
     return tensor.dim() > 0 and (small or tensor.dtype in (torch.int16, torch.int32))
 

@@ -45,6 +45,7 @@ def load(path: str | Path, *, entry: str | None = None) -> Checkpoint:
     """
     with opened(path) as file:
         content = file.content
+        # By what it holds and not by its name, which anybody may change.
         if isinstance(content, Mapping) and "flatkit_checkpoint" in content:
             return _native(file, content)
         weights = weights_of(content, file.path, entry, kind=file.format)

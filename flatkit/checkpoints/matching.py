@@ -81,6 +81,7 @@ def namings(
     changes = _ranked(bare, plain, own, state)
     ways = (way for change in changes if (way := naming(change)) is not None)
     best = next(ways)
+    # Nothing of the model is missing: no other way is better.
     if own.keys() <= set(best.names.values()):
         return [best]
     # Hooks of the model may rename what follows a prefix that all names share: those come next.
@@ -198,6 +199,7 @@ def _renamed(names: Sequence[str], rename: Mapping[str, str]) -> tuple[dict[str,
 
 def _begun(name: str, rename: Mapping[str, str]) -> str:
     """Return a name with the longest beginning that was named in place of its own."""
+    # Of `net.` and `net.head.` the one that says more about a name.
     longest = max((old for old in rename if name.startswith(old)), key=len, default=None)
     return name if longest is None else rename[longest] + name[len(longest) :]
 

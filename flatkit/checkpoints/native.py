@@ -72,6 +72,7 @@ def save(
         CheckpointError: an entry without which the file could not be loaded is missing.
     """
     content = {
+        # The lowest that holds it, so that older versions read what they can.
         "flatkit_checkpoint": FORMAT if task_file else _WITHOUT_TASK_FILE,
         "flatkit": __version__,
         "model": plain(model or {}, "model"),

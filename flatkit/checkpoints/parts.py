@@ -160,6 +160,7 @@ class Parts:
         for part in ("model", "data"):
             if getattr(self, f"{part}_args") and getattr(self, part) is None:
                 raise InvalidArgumentError(f"{part}_args need `{part}`, the name they belong to")
+        # Shapes and classes of the model come from its data.
         if self.model is not None and self.data is None:
             raise InvalidArgumentError("model needs `data`, the name of a data set")
 

@@ -159,6 +159,7 @@ def place(
                 extra = _extra_left(model, naming, stored)
                 return [*naming.notes, *_notes(fit, own, stored, wishes, left), *extra]
         tried.append((mismatch, fit))
+    # Told is the way that comes closest, whose table is the shortest.
     mismatch, fit = min(tried, key=lambda pair: len(pair[0].missing) + len(pair[0].misshaped))
     refuse_codes(stored.path, stored.named(fit.naming), own)
     lines = mismatch.lines(_file_shapes(fit, stored), _shapes(own))

@@ -63,6 +63,7 @@ def model_recipe(name: str, arguments: Mapping[str, Any], dataset: Dataset) -> d
     Raises:
         InvalidArgumentError: no such model, or an argument is missing or unknown.
     """
+    # What the user gives wins over what the data say.
     known = {"in_shape": dataset.in_shape, "classes": dataset.classes}
     return {"name": name, "kwargs": MODELS.complete(name, **{**known, **arguments})}
 

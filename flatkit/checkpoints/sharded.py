@@ -51,6 +51,7 @@ def load_parts(path: str | Path, model: nn.Module, *, entry: str | None = None) 
             stored = weights_of(file.content, file.path, entry, kind=file.format).tensors
             _check_names(file.path, stored, targets)
             parts = {name: _part(name, stored[name], targets[name]) for name in targets}
+    # Only now, when all ranks have all of their parts.
     with torch.no_grad():
         for local, found in parts.values():
             local.copy_(found)

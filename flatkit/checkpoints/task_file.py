@@ -112,6 +112,7 @@ def load_task(spec: str) -> Task:
     """
     build = load_function(spec, what="task")
     path, _, function = spec.rpartition(":")
+    # Said before it runs: building may take minutes.
     needed = [
         parameter.name
         for parameter in signature(build).parameters.values()
@@ -148,6 +149,7 @@ def load_function(spec: str, *, what: str = "function") -> Callable[..., Any]:
     found = getattr(module, function, None)
     if not callable(found):
         home = module.__name__
+        # Its own alone: what it imports is no candidate.
         own = [key for key, item in vars(module).items() if _home(item) == home]
         raise TaskError(f"{path} has no function {function}; it has {', '.join(own) or 'none'}")
     return found
@@ -243,6 +245,7 @@ def _run(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # before it runs: dataclasses and pickle look it up there
     folder = str(path.parent.resolve())
+    # The file may import what lies beside it, now or when its function runs.
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:

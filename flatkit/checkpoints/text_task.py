@@ -106,6 +106,7 @@ class _Reader:
             "samples": len(rows),
             "predicted_tokens": sum(len(row) - 1 for row in rows),
         }
+        # Any token will do: what fills up is masked, and nothing is predicted of it.
         return padded(rows, padding=end or 0), about
 
 

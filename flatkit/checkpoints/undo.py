@@ -83,6 +83,7 @@ def _attributes(module: nn.Module) -> tuple[dict[str, Any], _Parts]:
 
 
 def _put_back(own: dict[str, Any], parts: _Parts) -> None:
+    # The dictionary itself stays: others may hold it.
     own.clear()
     own.update(parts[""])
     for name in ("_parameters", "_buffers", "_modules"):

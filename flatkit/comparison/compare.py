@@ -158,15 +158,19 @@ class _Work:
             for number, report in self._run(left, jobs):
                 found[number] = self._done.keep(number, left[number], report)
                 self._watcher.done(self._names[number], found[number])
+                # After each: the second checkpoint tells that it is of another function, not the
+                # last.
                 self._refuse_differences(found, number)
         finally:
             self._watcher.end()
+            # A task in memory is the caller's, and its model gets its own weights back.
             self._completion.restore()
         self._done.finish(found, subjects)
         return found
 
     def _run(self, left: Mapping[int, Any], jobs: int) -> Iterator[tuple[int, Report]]:
         ranks = current()
+        # The first rank alone has the store; the others go by what it says.
         journals = ranks.decided(lambda: [self._done.journal(n, s) for n, s in left.items()])
         wanted = ranks.decided(lambda: [self._done.wanted(s).measures for s in left.values()])
         journals = dict(zip(left, journals, strict=True))

@@ -19,6 +19,7 @@ from flatkit.results.comparison import Comparison, Entry
 
 ENOUGH_RUNS = 8
 """With fewer, the interval covers nearly all that is possible."""
+# Of three runs, most samples drawn with repetition hold two of them or one.
 _LEAST_RUNS = 4
 _RESAMPLED = 2000
 _FEWEST_RESAMPLED, _PAIRS_RESAMPLED = 300, 8_000_000
@@ -120,6 +121,7 @@ def _plain(key: str, title: str, one: list[float], other: list[float]) -> Correl
         return None
     # Each sample compares all pairs of runs, so that the work grows with their square.
     times = max(_FEWEST_RESAMPLED, min(_RESAMPLED, _PAIRS_RESAMPLED // runs**2))
+    # A fixed seed: the same runs have the same interval each time.
     draws = np.random.default_rng(0).integers(runs, size=(times, runs))
     taus = rank_correlations(np.asarray(one)[draws], np.asarray(other)[draws])
     low, high = _interval(taus) if runs >= _LEAST_RUNS else (None, None)

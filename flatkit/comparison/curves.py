@@ -46,6 +46,7 @@ def stability(training: Mapping[str, Any], epoch: float) -> Stability | None:
     """
     try:
         config = TrainingConfig.from_dict(training)
+    # Nothing is guessed: an unknown setting may change the limit.
     except (FlatkitError, TypeError):  # of a later version, or of another program
         return None
     if not training or config.base_optimizer != "sgd":

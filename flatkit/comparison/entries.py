@@ -53,6 +53,7 @@ def loaded(runs: Sequence[Run]) -> list[Run]:
     for number, run in enumerate(runs, start=1):
         if _is_saved(run):
             entries = [next(merged) for _ in range(counts[Path(run.path)])]
+            # A name that the caller gave is about one run; several of a file keep their own.
             single = len(entries) == 1 and bool(run.group)
             found += [_of_entry(run, e, named_so=single) for e in entries]
         elif isinstance(run.subject, Comparison):
@@ -87,6 +88,7 @@ def _is_saved(run: Run) -> bool:
     """Whether a run is the file of a report or a comparison."""
     path = Path(run.path)
     is_path = isinstance(run.subject, str | Path)
+    # An index of shards is JSON too, and stands for a checkpoint.
     return is_path and path.suffix == ".json" and not path.name.endswith(".index.json")
 
 
@@ -115,6 +117,7 @@ def _training(subject: Any, report: Report) -> tuple[str, float | None]:
     seed, epoch = about.get("training", {}).get("seed"), about.get("epoch")
     if isinstance(subject, Entry):
         seed, epoch = subject.seed or seed, epoch if subject.epoch is None else subject.epoch
+    # Of another program; it may hold anything under this name.
     with suppress(TypeError, ValueError):
         epoch = None if epoch is None else float(epoch)
     return "" if seed is None else str(seed), epoch

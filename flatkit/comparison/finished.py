@@ -80,6 +80,7 @@ class Finished:
             report: of the measures that were wanted.
         """
         known = self._known(subject)
+        # A part was there before; else the new report is all there is.
         if known is not None and set(self._missing(known)) < set(self._settings.measures):
             report = _joined(known, report)
         digest, journal = _digest(subject), self.journal(number, subject)
@@ -88,6 +89,7 @@ class Finished:
             self._store.put(_KIND, digest, report.to_json())
             self._store.put(_PLACE, _place(subject), digest)
             if not self._store.failed:
+                # The report is kept, and the passes that led to it are of no more use.
                 forget(journal)
             elif well:
                 warn(f"{self._store.failed}; the comparison goes on, but is not kept", stacklevel=3)
@@ -174,7 +176,9 @@ def finished(
 def _identity(settings: AnalysisSettings) -> dict[str, Any]:
     known = {field.name: getattr(settings, field.name) for field in fields(settings)}
     known = {name: value for name, value in known.items() if name not in _FREE}
+    # Another version may sum in another order: its numbers are not mixed with these.
     about = {**known, "flatkit": __version__, "torch": torch.__version__}
+    # As the file gives it back, where tuples are lists.
     return json.loads(json.dumps(about, default=str))
 
 
@@ -182,10 +186,12 @@ def _about_task(
     settings: AnalysisSettings, completion: "Completion | None", subjects: Mapping[int, Any]
 ) -> dict[str, str]:
     """Return digests of the task that completes the checkpoints, whatever their weights are."""
+    # One stands for all, which share model, data and loss.
     first = next((s for s in subjects.values() if _digest(s)), None)
     if completion is None or not completion.complete or first is None:
         return {}
     own, task = settings.of(ObjectiveSettings), completion.task(first)
+    # For its digests alone; each analysis examines its own.
     objective = task.objective(own, examine=False)
     parts = parts_of(objective)
     model = f"{objective.model!r} {objective.space.names}"

@@ -46,6 +46,7 @@ def _function(report: Report) -> dict[str, str]:
         aspects.append("chunk_size")  # batch statistics depend on the batches
     found = {key: str(objective[key]) for key in aspects if key in objective}
     if "indices_sha256" in objective:
+        # Twelve digits, as tables show them: enough to tell any two selections apart.
         found[_SAMPLES] = str(objective["indices_sha256"])[:12]
     if objective.get("test"):
         found[_TEST] = str(objective["test"].get("indices_sha256"))[:12]

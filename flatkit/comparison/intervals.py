@@ -20,6 +20,7 @@ _UNEQUAL = 2
 
 _MANY = 1e12
 """Degrees of freedom from which Student's distribution is the normal one."""
+# The lower end of the bisection; smaller p tell nobody more.
 _LEAST_P = 1e-300
 
 
@@ -68,6 +69,7 @@ def interval(value: float, parts: Sequence[Part], bound: float = 0.0) -> Interva
     """
     error = combined(parts).error
     beyond = max(0.0, abs(value) - bound)
+    # Nothing varies: the number is beyond its bound, or it is not.
     if error == 0:
         return Interval(value - bound, value + bound, float(beyond == 0))
     if not math.isfinite(error):
@@ -191,6 +193,7 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     ranking = sorted(range(len(probabilities)), key=lambda place: probabilities[place])
     found, largest = [0.0] * len(probabilities), 0.0
     for rank, place in enumerate(ranking):
+        # Never below a smaller p: the order of the tests stays.
         largest = max(largest, min(1.0, (len(ranking) - rank) * probabilities[place]))
         found[place] = largest
     return found

@@ -27,6 +27,7 @@ _IN_FOLDERS = (
 """Files of which one lies in every checkpoint that is a folder."""
 _MOST = 10_000
 """Files of a folder that are looked at."""
+# Not inside of a word: `reseed3` names no seed.
 _NUMBERED = r"(?:^|[^a-z]){word}[\s_=:-]*(\d+)"
 _SEED, _EPOCH = (
     re.compile(_NUMBERED.format(word=word), re.IGNORECASE) for word in ("seed", "epoch")
@@ -109,6 +110,7 @@ def named(runs: Sequence[Run]) -> list[Run]:
     ['sgd/epoch-1', 'sgd/epoch-9', 'gam/epoch-1', 'gam/epoch-9']
     """
     nameless = [run for run in runs if run.path and not run.name]
+    # By identity, as two runs may be equal.
     names = dict(zip(map(id, nameless), short_names([r.path for r in nameless]), strict=True))
     return [replace(run, name=run.name or names.get(id(run), "")) for run in runs]
 
@@ -124,6 +126,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     parts = [_parts(path) for path in paths]
     rows = zip(*(own[:-1] for own in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda row: len(set(row)) == 1, rows))
+    # From the end, where the file names are: paths may be of different depth.
     rows = zip_longest(*(reversed(own[shared:]) for own in parts))
     told = [at for at, row in enumerate(rows) if len(set(row)) > 1]
     names: list[str] = []
@@ -131,6 +134,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
         kept = [own[-1 - at] for at in reversed(told) if at < len(own) - shared]
         usual = own[-1].lower() in _USUAL and len(own) > 1
         names.append("/".join(kept) or own[-2 if usual else -1])
+    # `ckpt` says nothing beside the folder, unless it is all that tells two files apart.
     shorter = [
         name.rpartition("/")[0] if own[-1].lower() in _USUAL and "/" in name else name
         for name, own in zip(names, parts, strict=True)
@@ -166,7 +170,9 @@ def placed(
     found = _matched(runs, groups)
     places: list[Place] = []
     for run, own, (seed, epoch) in zip(runs, found, trainings, strict=True):
+        # The path, too: a name holds only the parts in which the paths differ.
         text = f"{run.name} {run.path}"
+        # First what the user says, then what the training says, then the name of the file.
         seed = own.get("seed") or seed or _last(_SEED, text)
         known = own.get("epoch") or ("" if epoch is not None else _last(_EPOCH, text))
         epoch = _number(known) if known else epoch
@@ -175,7 +181,9 @@ def placed(
     for place in places:
         epochs.setdefault(place.group, set()).add(place.epoch)
     for at, (run, own, place) in enumerate(zip(runs, found, places, strict=True)):
+        # Groups that were saved stay, unless a pattern names them anew.
         as_saved = hasattr(run.subject, "report") and not own.get("group")
+        # Epochs of a training are no repetitions: their spread would pass for that of seeds.
         if len(epochs[place.group]) > 1 and place.epoch is not None and not as_saved:
             places[at] = replace(place, group=f"{place.group}, epoch {place.epoch:g}")
     return places
@@ -225,6 +233,7 @@ def _compiled(text: str) -> "re.Pattern[str]":
         raise InvalidArgumentError(
             f"groups must be a regular expression, got {text!r}: {error}"
         ) from error
+    # All parts in parentheses have names, and none of them is `group`.
     if "group" not in pattern.groupindex and pattern.groups == len(pattern.groupindex):
         raise InvalidArgumentError(
             f"groups must hold the group in parentheses, as (.*)-seed\\d+ does; got {text!r}"
@@ -254,10 +263,12 @@ def _expanded(subject: Any) -> Iterator[Run]:
     if not isinstance(subject, (str, Path)):
         yield Run(subject, path=str(getattr(subject, "path", "")))
         return
+    # A pattern in quotes comes with its ~.
     path = Path(subject).expanduser()
     text = str(path)
     if path.is_dir() and not _is_checkpoint(path):
         raise InvalidArgumentError(f"{text} is a folder, not a checkpoint; {_pattern_in(path)}")
+    # Before it is taken for a pattern: brackets may be part of a name.
     if path.exists():
         yield Run(text, path=text)
         return
@@ -301,9 +312,11 @@ def _each_once(runs: Sequence[Run]) -> list[Run]:
     seen: dict[str, bool] = {}
     kept: list[Run] = []
     for run in runs:
+        # A link and its target are one file; what has no path is its own.
         place = os.path.realpath(run.path) if run.path else f"{id(run)}"
         if place not in seen:
             kept.append(run)
+        # Two patterns may well overlap; a path that is written twice is a slip.
         elif not (run.found or seen[place]):
             raise InvalidArgumentError(f"{run.path} is given twice; name every file once")
         seen[place] = run.found

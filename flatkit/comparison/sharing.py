@@ -90,6 +90,7 @@ class Completion:
 
     def _native(self, checkpoint: Checkpoint) -> Task:
         """Return the task that a checkpoint of flatkit names, with the data of the last one."""
+        # The data of two checkpoints are the same where their recipes are.
         recipe = json.dumps(checkpoint.data, sort_keys=True, default=str)
         known = self._dataset if recipe == self._recipe else None
         self._dataset = None  # the tensors of two data sets are never held at once
@@ -156,6 +157,7 @@ def jobs_for(
         if path is None or not path.is_file() or path.stat().st_size > _SMALL:
             return 1
     try:
+        # What no other process can be given is measured here, one after the other.
         _portable(settings, ())
     except InvalidArgumentError:
         return 1

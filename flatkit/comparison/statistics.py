@@ -200,10 +200,13 @@ class _Cell:
     def sampling(self) -> Part | None:
         errors = [r.sampling_error for r in self.readings if r.sampling_error is not None]
         if len(self.readings) == 1 and errors:
+            # Of n blocks n − 1 degrees of freedom; of an error without blocks one, the most
+            # cautious.
             return Part(errors[0], max(1, len(self.readings[0].influence) - 1))
         blocks = self.blocks
         if blocks is not None:
             return of_mean(blocks)
+        # Runs over the same samples err together: their mean is as wrong as one of them.
         return Part(fmean(errors)) if len(errors) == len(self.readings) else None
 
     @property
@@ -229,9 +232,11 @@ def _pair(one: _Cell, other: _Cell) -> Pair:
     bound = 0.0
     if solver is not None and one.is_over_probes:
         parts.append(Part(solver))
+    # A bound adds to the interval; only probes are draws, whose error adds in squares.
     elif solver is not None:
         bound = solver
     known = solver is not None or seeds is not None  # else there is an interval, but no verdict
+    # One run against several: of the method of the one no spread is known.
     single = seeds is None and max(len(one.readings), len(other.readings)) > 1
     rounding = _ALIKE * max(abs(reading.value) for reading in (*one.readings, *other.readings))
     stuck = seeds is not None and seeds.error <= rounding < abs(difference)  # no spread is known
@@ -299,6 +304,7 @@ def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
     found: list[Pair] = []
     for pair in pairs:
         p = None if pair.p is None else next(corrected)
+        # Holm's p are held against the level itself, as they are corrected.
         found.append(replace(pair, p_holm=p, differs=p is not None and p < 1 - CONFIDENCE))
     return found
 

@@ -65,6 +65,7 @@ class Cell:
         Runs that share their random probes can agree better than either is known, so the spread
         is never less than the mean error of the estimates.
         """
+        # One run has no spread; what is known of it is how exactly it was measured.
         if len(self.readings) == 1:
             return self.readings[0].error
         return max(deviation(self.values), self._mean_error())

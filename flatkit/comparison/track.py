@@ -67,6 +67,7 @@ def track(
     stops = stops_of(sources, entry=settings.get("entry"))
     asked: dict[str, Any] = {"measures": TRACKED, **settings}
     if asked.get("settings") is not None:
+        # Settings that come whole name their measures themselves.
         asked.pop("measures") if "measures" not in settings else None
     elif "top_eigenvalues" in asked["measures"]:
         asked.setdefault("num_eigenvalues", _VECTORS)
@@ -115,6 +116,7 @@ def _folder(kept: str | Path | None, journal: str | Path | None) -> Any:
         yield folder
         if not ranks.is_first:
             return
+        # Only where all went well: a run that goes on needs the vectors of the epoch before.
         for file in folder.glob("*.npy"):
             file.unlink()
         if folder.is_dir():
@@ -138,6 +140,7 @@ def _overlapping(report: Report, before: Entry | None, folder: Path) -> Report:
     if found is None or last is None or before is None:
         return report
     first, second = (_vectors(result, folder) for result in (last, found))
+    # Of another shape, the two runs kept different numbers of vectors, or are different networks.
     if first is None or second is None or len(first) < 2 or first.shape != second.shape:
         return report
     pairs = [[pair(r, place) for place in range(len(first))] for r in (last, found)]

@@ -95,6 +95,7 @@ class Processes:
         """
         if not calls:
             return
+        # None before there is work for it: an interpreter with torch takes seconds to start.
         while len(self._workers) < min(self.jobs, len(calls)):
             self._workers.append(_Worker(self._threads))
         idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -173,6 +174,7 @@ class _Worker:
             )
         answer, error = json.loads(line)
         if error is not None:
+            # `_described` names a class of `flatkit.errors`, and nothing else.
             raise getattr(errors, error["kind"])(*error["words"])
         return answer
 

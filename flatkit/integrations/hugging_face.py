@@ -67,9 +67,11 @@ class PerturbedTrainerMixin:
         if not isinstance(optimizer, PerturbedOptimizer):
             return parent.training_step(model, inputs, *args, **kwargs)
         _check(self)
+        # The parts of a batch must stay until each pass has gone through all of them.
         self._waiting.append((inputs, args, kwargs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.accelerator.device)  # the last part reports the loss
+        # Emptied first: an error in a pass must leave nothing for the next step.
         waiting, self._waiting = self._waiting, []
         first: Tensor | None = None
         for _ in optimizer.gradient_passes():
@@ -86,6 +88,7 @@ def _inner(optimizer: Any) -> Any:
 
 
 def _check(trainer: Any) -> None:
+    # accelerate makes one for fp16 alone.
     if trainer.accelerator.scaler is not None:
         raise InvalidArgumentError(
             "fp16 scales the loss, and accelerate would unscale the gradients twice; use bf16"

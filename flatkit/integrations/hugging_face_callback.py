@@ -99,6 +99,7 @@ class CurvatureCallback(_Base):
                 "a callback of transformers is not told its trainer, whose log it needs: leave it "
                 "out of `callbacks`, and call CurvatureCallback(...).attach(trainer)"
             )
+        # A second call of `train` goes on with the same samples and history.
         if self.tracker is None:
             data = self._data
             if data is None:
@@ -119,6 +120,7 @@ class CurvatureCallback(_Base):
             self._look(kwargs["model"], state, control)
 
     def _look(self, model: Any, state: Any, control: Any) -> None:
+        # The weights are alike on all processes; measured once, the others wait at their next step.
         if self.tracker is None or not state.is_world_process_zero:
             return
         found = self.tracker.look(model, state.global_step)
@@ -140,4 +142,5 @@ def _drawn(loader: Any, samples: int, settings: dict[str, Any]) -> Any:
     generator = torch.Generator().manual_seed(settings.get("seed", 0))
     chosen = torch.randperm(len(dataset), generator=generator)[:samples].sort().values
     batch = loader.collate_fn([dataset[int(index)] for index in chosen])
+    # A `BatchEncoding` has keys and is no dict.
     return dict(batch) if hasattr(batch, "keys") else batch

@@ -48,4 +48,5 @@ class Intervals:
 
     def epoch(self, number: int) -> bool:
         """Return whether to measure after an epoch, counted from 1."""
+        # Each epoch ends once, so that no number is asked for twice.
         return self._epochs is not None and number % self._epochs == 0

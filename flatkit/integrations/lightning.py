@@ -48,6 +48,7 @@ class PerturbedModuleMixin:
         Raises:
             InvalidArgumentError: they scale the loss, accumulate gradients or clip each pass.
         """
+        # In manual optimization the user makes the passes, and clips and scales as they like.
         if self._perturbed() and getattr(self, "automatic_optimization", True):
             _check(self.trainer)
         parent: Any = super()
@@ -55,6 +56,7 @@ class PerturbedModuleMixin:
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log, unless the weights are perturbed."""
+        # The passes are counted from 0, which is the one at the weights as they are.
         if not any(optimizer.gradient_pass for optimizer in self._perturbed()):
             parent: Any = super()
             parent.log(*args, **kwargs)

@@ -120,6 +120,7 @@ class CurvatureCallback(_Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure and log, if this epoch is one to measure at."""
+        # Lightning counts epochs from 0.
         if self._intervals.epoch(trainer.current_epoch + 1):
             self._look(trainer, pl_module)
 
@@ -129,6 +130,7 @@ class CurvatureCallback(_Callback):
             self.tracker.begin()
 
     def _look(self, trainer: Any, module: Any) -> None:
+        # The weights are alike on all devices; one of them measures.
         if not trainer.is_global_zero or self.tracker is None:
             return
         with _apart(module):
@@ -164,6 +166,7 @@ def _apart(module: Any) -> Any:
     names = [name for name in ("_trainer", "_fabric") if name in vars(module)]
     held = {name: vars(module)[name] for name in names}
     try:
+        # Not by the property, whose setter would tell every module inside.
         vars(module).update(dict.fromkeys(names))
         yield
     finally:

@@ -187,6 +187,7 @@ class MovableModel:
     @torch.no_grad()
     def move(self, theta: Tensor, directions: Tensor, steps: Steps) -> None:
         """Go to θ + (Σᵢ tᵢ·dᵢ), added in this order, so that the bits are the same."""
+        # The moves are added up before θ, beside which each would be rounded by itself.
         moves = [(d, t) for d, t in zip(directions, steps, strict=True) if t]
         if not len(self.place):
             self.place = torch.empty_like(theta)
@@ -287,6 +288,7 @@ class InPlace:
         decision = objective.decision if with_accuracy else None
         what = f"value and gradient norm, {'with' if with_accuracy else 'without'} accuracy"
         asked = ask(objective, what, self._model.place, gradients=1)
+        # In the order in which `_norm` gives them, as a journal keeps numbers without names.
         names = ("loss", *(["accuracy"] if decision is not None else []), "gradient_norm")
         return dict(zip(names, asked.answer or asked.keep(*self._norm(decision)), strict=True))
 
@@ -314,6 +316,7 @@ class InPlace:
         """Return λmax at the present point; no number where the curvature is none."""
         place = self._model.place.clone()
         hessian = HessianOperator(self._model.objective, place, memory=self._memory)
+        # One start for all points: neighbours differ by the function alone.
         generator = torch.Generator().manual_seed(0)
         try:
             # Three digits, more than a picture of a line or plane shows.

@@ -48,6 +48,7 @@ def _csv(surface: Surface) -> bytes:
 
 def _points(surface: Surface) -> dict[str, numpy.ndarray]:
     """Return the coordinates of every point, each in the shape of the surface."""
+    # As the values lie: a row for each y, and x fastest.
     grids = numpy.meshgrid(*surface.axes.values(), indexing="xy")
     return dict(zip(surface.axes, grids, strict=True))
 

@@ -35,6 +35,7 @@ def axis_steps(
         if not low < value < high:
             continue
         nearest = min(range(points), key=lambda i: abs(steps[i] - value))
+        # Both ends stay, and so does a step that was moved onto another checkpoint.
         if nearest in taken and steps[nearest] != value:
             steps.append(value)
         else:
@@ -76,6 +77,7 @@ def weights(known: numpy.ndarray, wanted: numpy.ndarray) -> numpy.ndarray:
     >>> weights(numpy.array([0.0, 1.0, 2.0, 3.0]), numpy.array([1.5]))
     array([[-0.0625,  0.5625,  0.5625, -0.0625]])
     """
+    # Cubic: with more neighbours a kink, as of ReLU, would ripple further.
     size = min(4, len(known))
     matrix = numpy.zeros((len(wanted), len(known)))
     for row, x in enumerate(wanted):

@@ -143,6 +143,7 @@ class LandscapeJob:
             **self._header,
             "quantities": list(self.quantities),
             "axes": {name: steps.tolist() for name, steps in self.axes.items()},
+            # Points that go through together share how sums are rounded.
             "batch": self.batch,
             "tensors": _digest(self._subspace(), self._alone),
         }

@@ -147,6 +147,7 @@ def measure_into(
     if not overwrite and not journal.exists():
         found = _finished(path, job)
         if found is not None:
+            # The others may see no such file: they get what the first one has.
             ranks.from_first(path.read_bytes)
             return found
     with sole_writer(path):
@@ -307,6 +308,7 @@ def _objectives(task: Task, settings: LandscapeSettings) -> dict[str, Objective]
 def _applicable(objectives: dict[str, Objective], settings: LandscapeSettings) -> list[Any]:
     """Return the quantities without the accuracy of what is no classifier."""
     decides = _any(objectives).decision is not None
+    # It stands in the usual quantities, and a regression has none.
     return [name for name in settings.quantities if name != "accuracy" or decides]
 
 

@@ -82,6 +82,7 @@ def surface_numbers(
     found: list[Numbers] = []
     centres = {name: int(numpy.abs(steps).argmin()) for name, steps in surface.axes.items()}
     for axis, length in zip(surface.axes, surface.lengths, strict=True):
+        # Through the step nearest to 0, as a range need not hold the centre.
         others = tuple(
             slice(None) if name == axis else centres[name] for name in reversed(list(surface.axes))
         )

@@ -142,6 +142,7 @@ class Refinement:
         for name in self.values:
             if name.endswith(ERRORS):  # as rough as noise
                 continue
+            # Where both are infinite the difference is no number, and the prediction was right.
             own, predicted = self.values[name][grid], self._predicted(name, number)
             scale = 1.0 if name.endswith("accuracy") else self._range(name, own)
             with numpy.errstate(invalid="ignore"):

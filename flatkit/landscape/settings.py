@@ -150,6 +150,7 @@ class LandscapeSettings(ObjectiveSettings):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _check_range(name, getattr(self, name)))
         check_settings(self)
+        # Widths, barriers and the colours of most pictures are of the loss.
         if "loss" not in self.quantities:
             object.__setattr__(self, "quantities", ("loss", *self.quantities))
         if self.y_range is not None and self.dimensions == 1:

@@ -114,6 +114,7 @@ class StackedPoints:
                     if decision.threshold is None
                     else ((columns[:, 0] > decision.threshold) == wanted).sum(1)
                 )
+        # The centre, which fills a pass up, counts nothing.
         self._objective.count(losses=sum(any(point) for point in steps))
         found = [{"loss": x} for x in (losses / self._objective.total_weight)[:count].tolist()]
         if decision is not None:
@@ -167,6 +168,7 @@ class StackedPoints:
         What comes before them sees the chunks of the objective, as it may mix their samples.
         """
         space = self._objective.space
+        # A layer is affine in its weights: of a direction it gives what a step of 1 adds.
         points = [space.unflatten(point) for point in (self._theta, *self._directions)]
         parts: list[_Part] = []
         taken = 0
@@ -178,6 +180,7 @@ class StackedPoints:
                 taken += sum(t.numel() * t.element_size() for t in part.first.values())
                 if taken > FIRST_LAYERS:
                     raise CannotStackError("the outputs of the first layers take too much memory")
+                # Infinity times a step of 0 would be no number, at the centre as well.
                 if not all(bool(t.isfinite().all()) for t in part.first.values()):
                     raise CannotStackError("the outputs of the first layers are not all finite")
                 parts.append(part)
@@ -374,6 +377,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, smoothing: float, spare: Te
     logarithms = torch.log_softmax(outputs, 1, out=spare)
     values = -logarithms.gather(1, chosen).squeeze(1)
     if smoothing:
+        # Of smoothed labels (Szegedy et al., 2016): 1 − ε of the class, ε/C of each of the C.
         values = (1 - smoothing) * values - smoothing / outputs.shape[1] * logarithms.sum(1)
     return values
 

@@ -56,6 +56,7 @@ class Surface(Shown):
         axes = {name: numpy.asarray(steps, dtype=float) for name, steps in self.axes.items()}
         if tuple(axes) not in (("t",), ("x", "y")):
             raise ResultError(f"a surface has the axis t or the axes x, y; got {list(axes)}")
+        # [ny, nx], as pictures and matrices have their rows from y.
         shape = tuple(len(steps) for steps in reversed(axes.values()))
         values = {name: numpy.asarray(v, dtype=float) for name, v in self.quantities.items()}
         measured = numpy.ones(shape, bool) if self.measured is None else self.measured

@@ -155,6 +155,7 @@ class LoadedWeights:
         device, dtype = objective.device, objective.dtype
         own = {
             name: parameter.detach().to(device, dtype_like(parameter.dtype, dtype))
+            # Without what DDP and `torch.compile` put before the names.
             for name, parameter in unwrapped(self.model).named_parameters()
         }
         wanted = {n: p.detach() for n, p in objective.model.named_parameters()}
@@ -197,6 +198,7 @@ def _check(where: str, name: str, own: Tensor, wanted: Tensor, objective: Object
             f"{where} is of another architecture: {name} has the shape "
             f"{list(own.shape)} there and {list(wanted.shape)} in the others"
         )
+    # A line moves θ alone: at the other checkpoint it would have these weights of the first.
     if name not in objective.space.names and not torch.equal(own, wanted.to(own)):
         raise CheckpointError(
             f"{where} differs from the others in {name}, which the model has frozen: no "

@@ -48,6 +48,7 @@ def in_units(surface: Surface, quantity: str) -> Any:
     >>> in_units(Surface({"t": [0.0, 1.0]}, {"accuracy": [0.5, 1.0]}), "accuracy").tolist()
     [50.0, 100.0]
     """
+    # Files hold shares in [0, 1], pictures show percent.
     factor = 100.0 if "accuracy" in quantity else 1.0
     return factor * surface.quantities[quantity]
 
@@ -90,6 +91,7 @@ def common_label(lines: Sequence[Surface]) -> str:
     >>> common_label(lines)
     'step t  (‖d‖ = 2.00 to 3.00)'
     """
+    # Lines of one direction, as between two checkpoints, have one label.
     labels = {axis_label(line, 0) for line in lines}
     if len(labels) > 1:
         labels = {directions_of(line).shared_label(lines, significant) for line in lines}

@@ -112,6 +112,7 @@ def _row(entry: Entry, result: Result, reading: Reading) -> dict[str, Any]:
         "run": entry.name,
         "group": entry.group,
         "seed": entry.seed or (None if seed is None else str(seed)),
+        # What a comparison says of a run comes before what its file says.
         "epoch": entry.report.checkpoint.get("epoch") if entry.epoch is None else entry.epoch,
         "measure": name.removeprefix(f"{split}_") if split else name,
         "rho": reading.rho,

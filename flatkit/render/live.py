@@ -68,6 +68,7 @@ def forecast_text(forecast: "Forecast", *, gradients: float = math.inf, times: i
         parts.append(f"first values in about {duration(min(forecast.first_table, whole))}")
     most = "" if times == 1 else f" at each of {times}, in all about {duration(times * whole)}"
     count = f"{gradients:,.0f} gradient{'s' * (round(gradients) != 1)}"
+    # Below a quarter of the time it is not what a reader would change.
     dear = times == 1 and forecast.once > whole / 4
     once = f", {duration(forecast.once)} of it once" if dear else ""
     parts.append(f"{count} in about {duration(whole)}{once}{most}")
@@ -115,6 +116,7 @@ def time_text(schedule: "Schedule") -> str:
     """Return how far an analysis is and how long it may still take."""
     elapsed, spent = time.monotonic() - schedule.started, schedule.spent
     forecast, limit = schedule.forecast, schedule.limit
+    # What takes more than was forecast shows no negative time.
     goal = max(spent, min(forecast.gradients, limit.gradients))
     # What was measured on few samples is corrected by what passes really take.
     unit = elapsed / spent if spent >= 1 else forecast.unit
@@ -156,6 +158,7 @@ class Lines(Silent):
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
         self._next = _WORTH_TELLING
+        # A log has no width, and rich would break its lines at 80.
         self._console = Console(stderr=True, width=200)
 
     def begin(self, schedule: "Schedule") -> None:
@@ -169,6 +172,7 @@ class Lines(Silent):
         elapsed = time.monotonic() - schedule.started
         if elapsed < self._next:
             return
+        # Ever rarer: a log of hours is hardly longer than one of minutes.
         self._next = elapsed * _GROWTH
         for process in schedule.processes:
             for title, value, error, state, _ in _rows(process) if process.results else ():

@@ -84,6 +84,7 @@ def with_spread(value: float, spread: float) -> str:
         return f"{significant(value)} ± 0"
     if not math.isfinite(value):
         return f"{_special(value)} ± {significant(spread, 2)}"
+    # By the larger of both, so that they share one exponent.
     power = max(_power(value) if value else _power(spread), _power(spread))
     # float64 holds 16 digits; more would be made up, and Decimal counts 28 at most.
     decimals = min(1 - _power(spread), 15 - power)
@@ -115,6 +116,7 @@ def _special(value: float) -> str:
 
 
 def _power(value: float) -> int:
+    # Of the shortest decimals that mean this float, and not of its binary tail.
     return Decimal(repr(float(value))).adjusted()
 
 

@@ -64,6 +64,7 @@ def at_end(figure: "Figure") -> "Figure":
     """
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
+    # A terminal of IPython has no kernel, and shows no pictures.
     if shell is not None and getattr(shell, "kernel", None) is not None:
         if not _drawn:
             shell.events.register("post_run_cell", _show_drawn)
@@ -80,6 +81,7 @@ def _show_drawn(cell: Any) -> None:
     ipython: Any = sys.modules["IPython"]
     figures = [figure for figure in _drawn if figure is not cell.result]
     _drawn.clear()
+    # The next figure registers it again: cells without one cost nothing.
     ipython.get_ipython().events.unregister("post_run_cell", _show_drawn)
     for figure in figures if cell.success else ():
         ipython.display.display(figure)

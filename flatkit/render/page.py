@@ -81,6 +81,7 @@ def _fill(
     figure: Any, graph: Any, planes: Sequence[Surface], values: Sequence[Any], quantity: str
 ) -> None:
     """Draw planes into the columns of a figure."""
+    # One for all planes, so that a flatter one looks flatter.
     scale = scale_of(values, linear=quantity.endswith("accuracy"))
     for number, (plane, array) in enumerate(zip(planes, values, strict=True), start=1):
         figure.add_trace(
@@ -176,6 +177,7 @@ def _on_surface(plane: Surface, array: Any, scale: Scale, at: Sequence[Any]) -> 
     """Return the heights of points, a little above the surface; none outside it."""
     from scipy.interpolate import RegularGridInterpolator
 
+    # As the values lie: [ny, nx].
     axes = (plane.axes["y"], plane.axes["x"])
     smooth = RegularGridInterpolator(axes, scale.heights(array), bounds_error=False)
     low, top = scale.range

@@ -104,6 +104,7 @@ def of_results(comparison: Comparison) -> dict[str, str]:
         if measure in measured
         for name, reference in MEASURES[measure].figures.items()
     }
+    # After those of the measures, which also one run has.
     return {**found, **OF_RUNS} if len(comparison.entries) > 1 else found
 
 
@@ -133,6 +134,7 @@ def _references(shown: Any) -> dict[str, str]:
         found = of_results(as_comparison(shown))
         first = [name for name in _FIRST if name in found]
         ordered = [*first, *(name for name in found if name not in first)]
+        # As attributes of Python are named.
         return {name.replace("-", "_"): found[name] for name in ordered}
     if isinstance(shown, Conditions):
         runs = next(iter(shown.comparisons.values()), None)

@@ -17,6 +17,7 @@ def value_text(reading: Reading) -> str:
         return at_least(reading.value)
     if reading.error_kind == "exact" or reading.error is None:
         return significant(reading.value)
+    # Of a standard error two digits are worth reading, of a bound one.
     digits = 2 if reading.error_kind == "standard_error" else 1
     return to_error(reading.value, reading.error, digits=digits)
 

@@ -104,6 +104,7 @@ class RunsProgress:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for column in ("run", "", "first numbers"):
             table.add_column(column)
+        # The last that were begun: a terminal has no room for all.
         for name in list(self._state)[-_ROWS:]:
             table.add_row(escape(name), self._state[name], escape(self._numbers(name)))
         lines = [Text(text, style="dim") for text in (self._plan, self.text) if text]
@@ -147,6 +148,7 @@ class RunLines(RunsProgress):
 
     def __init__(self) -> None:
         super().__init__()
+        # A log has no width, and rich would break its lines at 80.
         self._console = Console(stderr=True, width=200)
 
     def plan(self, make: "Callable[[], Schedule]", times: int) -> None:

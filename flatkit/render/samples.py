@@ -43,6 +43,7 @@ def subsets(objective: Mapping[str, Any]) -> list[str]:
     parts: list[str] = []
     for split, described in _by_split(objective).items():
         used, available = described.get("samples"), described.get("samples_available")
+        # Whatever their number: the first ones may all be of one class.
         if described.get("drawn") == "first":
             parts.append(f"the first {samples_text(described, split)}")
         elif isinstance(used, int) and isinstance(available, int) and used < available:

@@ -50,6 +50,7 @@ class TerminalScreen(Screen):
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True)
+        # Drawn when there is news, and by no thread beside the computation.
         self._live = Live(console=self._console, transient=True, auto_refresh=False)
 
     def say(self, words: RenderableType) -> None:
@@ -127,6 +128,7 @@ def so_far(what: str, done: int, total: int, kept: int, elapsed: float, jobs: in
     '3 of 4 runs done in 20 s, about 10 s left, 2 at once'
     """
     text = f"{done} of {total} {what} done"
+    # Once something was done now; what was kept from before took no time.
     if kept < done < total:
         left = elapsed / (done - kept) * (total - done)
         text += f" in {duration(elapsed)}, about {duration(left)} left"
@@ -137,6 +139,7 @@ def html_of(table: RenderableType) -> str:
     """Return what rich draws as HTML."""
     console = Console(record=True, file=StringIO(), width=110, force_jupyter=False)
     console.print(table)
+    # A bare <pre> takes the colours of the notebook, not those of rich's page.
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
@@ -146,6 +149,7 @@ def in_notebook() -> bool:
     >>> in_notebook()
     False
     """
+    # Not imported: where nobody did, this is no notebook.
     shell = sys.modules.get("IPython")
     here = shell.get_ipython() if shell is not None else None
     return here is not None and type(here).__name__ == "ZMQInteractiveShell"

@@ -29,6 +29,7 @@ def series_of(comparison: Comparison) -> Series:
     runs: dict[str, dict[int, Report]] = {}
     for entry in comparison.entries:
         epoch, path = (entry.report.checkpoint.get(key) for key in ("epoch", "path"))
+        # The folder stands for the training; without R1 there is no flatness over its epochs.
         if isinstance(epoch, int) and isinstance(path, str) and entry.report.find(FIRST_ORDER):
             runs.setdefault(str(PurePath(path).parent), {})[epoch] = entry.report
     return {

@@ -105,6 +105,7 @@ class StudyProgress(SilentStudy):
             table.add_column(escape(title), justify="right")
         groups: dict[tuple[str, str], list[Run]] = {}
         for run in self._runs:
+            # Values that are tried on the validation split stand apart from the runs that count.
             tried = "" if run.measured else "".join(f", {k} {v}" for k, v in run.variant.items())
             groups.setdefault((run.condition, run.arm + tried), []).append(run)
         for (condition, arm), runs in groups.items():
@@ -160,6 +161,7 @@ class StudyLines(StudyProgress):
 
     def __init__(self) -> None:
         super().__init__()
+        # A log has no width, and rich would break its lines at 80.
         self._console = Console(stderr=True, width=200)
 
     def done(self, found: DoneRun) -> None:

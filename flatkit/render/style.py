@@ -309,6 +309,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     >>> a.colour != b.colour, looks(["gam", "mine"])["gam"] == b
     (True, True)
     """
+    # Reserved first, so that a name before an optimizer does not take its look.
     taken = {_PLACES[name] for name in names if name in _PLACES}
     left = (place for place in count() if place not in taken)
     places = {name: _PLACES[name] if name in _PLACES else next(left) for name in names}
@@ -361,6 +362,7 @@ def panels(
         total = columns * width + margins[0]
     else:
         total, wide = style.inches, (style.inches - side) / columns
+        # With the width, within limits: neither flat strips nor towers.
         height *= min(1.25 * scale, max(_NARROWEST * scale, wide / width))
     rows = -(-count // columns)
     figure = DrawnFigure(figsize=(total, rows * height + scale * margins[1]), layout="constrained")

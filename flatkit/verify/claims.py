@@ -34,6 +34,7 @@ class Rung:
     @property
     def fits(self) -> bool:
         """Whether both searches are where the quadratic model is."""
+        # Where rounding hides R0, R1 alone is held against the model.
         zeroth = self.r0 is None or abs(self.r0 - self.model0) <= _PICTURE * self.model0
         return zeroth and abs(self.r1 - self.model1) <= _PICTURE * self.model1
 
@@ -64,6 +65,7 @@ class Facts:
     @property
     def lifted(self) -> float:
         """The radius below which the gradient that is left lifts R1/ρ² by more than 1 %."""
+        # There ‖∇L‖/ρ is 1 % of |λ|max, by R1/ρ² ≤ λ + ‖∇L‖/ρ on a quadratic.
         return self.norm / (_LIMIT * self.slope) if self.slope > 0 else math.inf
 
 
@@ -73,6 +75,7 @@ def judge(facts: Facts, rungs: Sequence[Rung]) -> list[Claim]:
     found = f"λmax = {facts.top:.4g}, lowest {facts.lowest:.3g}"
     claims = [
         _claim("curvature was measured", facts.slope > 0, found),
+        # By the largest slope that there may be, so that it fails only beyond doubt.
         _convexity(facts.lowest, facts.lowest_error, facts.slope + facts.top_error, facts.ranked)
         if facts.smooth
         else _unknown("no negative curvature", _ON_KINK),
@@ -83,6 +86,7 @@ def judge(facts: Facts, rungs: Sequence[Rung]) -> list[Claim]:
         names = ("gradient is negligible", "R0 ≤ R1", "R1/ρ² → λmax", "2 R0/ρ² → λmax")
         return claims + [_unknown(name, why) for name in (*names, "quadratic picture")]
     left, end = _remaining(facts), _reach(picture)
+    # Some radius of the quadratic picture must be free of the gradient.
     minimum = bool(picture) and facts.lifted <= picture[-1]
     return [
         *claims,
@@ -106,12 +110,14 @@ def _limit(name: str, facts: Facts, rungs: Sequence[Rung], picture: Sequence[flo
     ]
     if not facts.smooth:
         return _unknown(name, _ON_KINK)
+    # R1 then follows the negative curvature, which is the larger one.
     if facts.top < facts.slope:
         return _unknown(name, "the largest |λ| belongs to a negative one")
     if not facts.ranked or facts.top_error > _LIMIT * facts.slope:
         return _unknown(name, "it is not certain that no larger eigenvalue than λmax was missed")
     if not usable:
         return _unknown(name, f"{_remaining(facts)}; {_reach(picture)}")
+    # The smallest, as λmax is the limit for ρ → 0.
     rho, value = usable[0]
     # What gradient is left may lift the value by as much again.
     allowed = _LIMIT + factor * facts.norm / (rho * facts.top)
@@ -121,6 +127,7 @@ def _limit(name: str, facts: Facts, rungs: Sequence[Rung], picture: Sequence[flo
 
 def _ordered(rungs: Sequence[Rung]) -> Claim:
     """Compare R0 and R1 where both are more than rounding."""
+    # L rises by the integral of ∇L over a way of ρ at most, hence by ρ max ‖∇L‖ = R1 at most.
     both = [rung for rung in rungs if rung.r0 is not None]
     # Beyond the rounding of both.
     wrong = [f"{rung.rho:.3g}" for rung in both if (rung.r0 or 0.0) > rung.r1 * (1 + 1e-6)]
@@ -177,6 +184,7 @@ def _picture(rungs: Sequence[Rung]) -> list[float]:
     """Return the radii, from the smallest on without a gap, at which the quadratic model fits."""
     fitting: list[float] = []
     for rung in rungs:
+        # Beyond a radius that does not fit, another that does is chance.
         if not rung.fits:
             break
         fitting.append(rung.rho)

@@ -127,6 +127,7 @@ def verify_series(
     if not subjects:
         raise InvalidArgumentError("verify needs at least one checkpoint or task, got none")
     *earlier, last = subjects
+    # Measured first, as it chooses the radii, and yielded in its place.
     final = None if rho else verify(last, **settings)
     if final is not None:
         rho = tuple(r.settings["rho"] for r in final.all("first_order_flatness"))
@@ -140,6 +141,7 @@ def _forecast(session: Session, radii: int) -> Forecast:
     price = session.product_price
     passes = {name: MEASURES[name].passes(session) for name in _AT_CHECKPOINT}
     passes["bottom_eigenvalues"] = MEASURES["bottom_eigenvalues"].passes(session)
+    # At each radius two searches, of R0 and R1, and one product for the model's maximum.
     passes["flatness"] = float(radii * (2 * session.search_budget + price))
     return forecast_of(session.objective, passes)
 
@@ -162,6 +164,7 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
     facts = Facts(
         top=top,
         top_error=float(session.top.error[0]),
+        # Only where Lanczos bounds how far beyond an eigenvalue may have been missed.
         ranked=all(found.notes.get("unseen_within") is not None for found in (session.top, bottom)),
         lowest=lowest,
         lowest_error=float(bottom.error[0]),
@@ -212,6 +215,7 @@ def _at_radius(session: Session, rho: float) -> tuple[Result, Result, Result]:
 def _rung(rho: float, r0: Result, r1: Result, model: Result) -> Rung:
     return Rung(
         rho,
+        # A claim would judge noise: more than 1 % of it is rounding.
         None if r0.status == Status.ROUNDING else r0.value / rho**2,
         r1.value / rho**2,
         r0.settings["quadratic_model"] / rho**2,

@@ -33,6 +33,7 @@ def weights_file(folder: Path) -> str | None:
                 f"{folder} is not whole: its file {LATEST} names {name!r}, and there is no such "
                 "folder in it"
             )
+    # One, unless the model is cut by columns, a file for each part.
     whole = sorted(file.name for file in step.glob(_WHOLE))
     if any(step.glob(_PARTS)):
         raise CheckpointError(_cut_up(folder if name else folder.parent, step))

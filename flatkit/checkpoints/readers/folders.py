@@ -119,6 +119,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 def no_checkpoint(folder: Path) -> CheckpointError:
     """Return the refusal of a folder that holds none, with the files that may be meant."""
+    # In the folder itself, else one below, as of `runs` with a folder a run.
     files = _weights(folder, "*") or _weights(folder, "*/*")
     if files:
         more = f" or one of {len(files) - 1} more" if len(files) > 1 else ""

@@ -94,5 +94,6 @@ def first_object(content: Any, names: Container[str]) -> tuple[str, Record] | No
         return "", content
     items = content.items() if isinstance(content, Mapping) else ()
     records = [(str(key), item) for key, item in items if isinstance(item, Record)]
+    # An optimizer or a configuration is an object, too, and not what is looked for.
     likely = [pair for pair in records if is_module(pair[1]) or pair[0] in names]
     return next(iter(likely), None)

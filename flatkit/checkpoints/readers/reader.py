@@ -224,6 +224,7 @@ def _open_folder(path: Path, files: _Files) -> Opened:
         content = read_distributed(str(path), files.open, nbytes)
         kind = "torch.distributed.checkpoint"
         return Opened(str(path), kind, content, files.nbytes, files.sha256)
+    # Before single files: a shard alone looks like one.
     for index in [*INDICES, *_other_indices(path)]:
         if (path / index).exists():
             return _open_index(path / index, files, str(path))

@@ -76,6 +76,7 @@ def read_safetensors(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[st
             why = "has its length in big-endian order, which the format does not allow"
         raise CheckpointError(f"{path} {why}; copy or export it again")
     table = _table(file.read(length), path)
+    # The one name that is no tensor.
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _malformed(path, "its metadata are not texts")

@@ -82,6 +82,7 @@ def line_between(first: "Waypoint", second: "Waypoint") -> "Subspace":
     from flatkit.landscape.waypoints import check_alike
 
     check_alike((first, second))
+    # Of two near checkpoints the difference has few of float32's digits left.
     vector = second.theta.double() - first.theta.double()
     if not float(vector.norm()) > 0:
         raise InvalidArgumentError(f"{first.name} and {second.name} hold the same weights")

@@ -34,6 +34,7 @@ class Eigenvectors(Kind):
 
     def usual_range(self, subspace: "Subspace", number: int) -> tuple[float, float]:
         """Return ±√(2/λ): there the loss of the quadratic model, ½λt², has risen by 1."""
+        # One range for both axes: steps are lengths, and the sharper direction looks sharper.
         largest = max(abs(value) for value in subspace.settings["eigenvalues"])
         reach = math.sqrt(2 / largest) if largest > 0 else 1.0
         return -reach, reach

@@ -77,6 +77,7 @@ class Kind(ABC):
 
     def shared_label(self, lines: Sequence[Surface], text: NumberText) -> str:
         """Return the label of an axis that several lines share, where their own labels differ."""
+        # Of a line there is one direction.
         norms = [float(x) for line in lines for x in (about(line).get("norms") or ())[:1]]
         if self.lengths or len(norms) < len(lines):
             return "step t"

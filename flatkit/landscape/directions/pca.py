@@ -104,6 +104,7 @@ def pca_subspace(waypoints: Sequence["Waypoint"], *, dimensions: int = 2) -> "Su
     epochs = [waypoint.epoch for waypoint in waypoints]
     if None not in epochs:
         path["epochs"] = epochs
+    # The end of the training is the centre, where its loss is that of the checkpoint.
     theta = waypoints[-1].theta
     return Subspace(
         "pca",

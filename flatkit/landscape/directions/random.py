@@ -109,6 +109,7 @@ def random_direction(
     """
     import torch
 
+    # On the CPU and in float32 whatever the network is: the same draw on every device.
     drawn = torch.randn(space.size, generator=generator, dtype=torch.float32).to(theta)
     return _scale(space, theta, drawn, normalization, one_dimensional)
 

@@ -65,6 +65,7 @@ def claims_figure(outcome: Outcome, *, condition: str | None = None) -> Figure:
         for axis, name in zip(axes, claims, strict=True):
             _draw(axis, [claim for claim in found if claim.claim == name], rows)
         axes[0].set_yticks(range(len(rows)), ["\n".join(wrap(r, _NAME_WIDTH)) for r in rows])
+        # The first row on top, as in the table.
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         tidy(axes)
         for axis in axes:
@@ -115,6 +116,7 @@ def _draw(axis: Axes, claims: Sequence[Claim], rows: Sequence[str]) -> None:
     axis.set_title(title(name if ratio else f"{name} (%)"))
     axis.grid(False, axis="y")
     if ratio:
+        # A half and a double are as far from no effect.
         axis.set_xscale("log")
         low, high = axis.get_xlim()
         narrow = high < 30 * low

@@ -89,6 +89,7 @@ def curvature_figure(comparison: Comparison) -> Figure:
             }
             _draw(axis, found, style, flattest.get(key))
         axes[0].set_yticks(range(len(names)), names)
+        # The first row on top, as in the table.
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         tidy(axes)
         for axis in axes:
@@ -107,6 +108,7 @@ def _keys(runs: Sequence[Mapping[str, Reading]]) -> list[str]:
     found: dict[str, Reading] = {}
     for key, reading in sorted(every.items(), key=lambda item: item[1].rho or 0.0):
         name = key.partition("[")[0]
+        # What one of several runs has compares nothing.
         if counts[key] >= min(2, len(runs)) and (
             name not in found or counts[key] >= counts[found[name].key]
         ):

@@ -180,6 +180,7 @@ def _scale_axes(axes: Sequence[Axes], reports: Sequence[Report]) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.12)
         scale_heights(axis, heights)
+        # Shared axes would leave the numbers to the first column, far from the last panel.
         axis.tick_params(labelleft=True)
     axes[0].set_ylabel("curvature: R1/ρ², 2 R0/ρ², λmax")
 

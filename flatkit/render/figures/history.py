@@ -75,6 +75,7 @@ def _draw(
 ) -> None:
     scale = 100.0 if label.startswith("accuracy") else 1.0
     for key, line in _PANELS[label]:
+        # Between evaluations rows hold no loss; their neighbours are joined.
         points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
         epochs, values = [epoch for epoch, _ in points], [scale * value for _, value in points]
         own = marks(look, len(points), number)

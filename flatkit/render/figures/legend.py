@@ -29,6 +29,7 @@ def legend_above(figure: Figure, handles: Sequence[Artist], *, columns: int = 4)
         return
     labels = [str(handle.get_label()) for handle in handles]
     scale, width = current_style().scale, figure.get_figwidth()
+    # The most columns that fit: matplotlib would let a legend leave the figure.
     counts = range(len(labels), 0, -1)
     fitting = next((n for n in counts if _width(labels, n) * scale < width), 1)
     found = min(columns, fitting)

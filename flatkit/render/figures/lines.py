@@ -109,6 +109,7 @@ def _panel(
     for place in _upright(lines):
         axis.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     for number, quantities in enumerate(side for side in sides if side):
+        # Losses and gradient norms have other units, hence an axis each.
         own = axis if number == 0 else axis.twinx()
         if number:
             own.grid(False)
@@ -135,6 +136,7 @@ def _draw(
                 continue
             steps, values = line.axes["t"], in_units(line, quantity)
             drawn = numpy.where(numpy.abs(values) <= _LARGEST, values, numpy.nan)
+            # The loss is what the picture is about.
             width = 1.6 if name != "gradient_norm" else 1.2
             colour = _colour(name, look, alone=len(lines) == 1)
             own = marks(look, len(steps), number) if len(lines) > 1 else {}

@@ -82,6 +82,7 @@ def map_figure(
         )
         drawn = None
         for axis, plane, array in zip(axes, planes, values, strict=True):
+            # A plane without a finite value has no colours; the bar takes those of any other.
             drawn = _draw(axis, plane, array, scale, style) or drawn
             _overlay(axis, plane)
             _finish(axis, plane, ranges, aspect)
@@ -136,6 +137,7 @@ def _overlay(axis: Axes, plane: Surface) -> None:
         name = f"epoch {epochs[-number]}" if epochs else short_name(marker["name"])
         if x or y:
             axis.plot(x, y, zorder=4, **_OTHER)
+        # A single one needs no name, which is that of the panel.
         if len(plane.header["markers"]) > 1:
             axis.annotate(
                 name,

@@ -77,6 +77,7 @@ def series_figure(comparison: Comparison) -> Figure:
 
 def _draw_curvature(axis: Axes, reports: Sequence[Report], colours: Mapping[float, Any]) -> None:
     top = [value for report in reports if (value := top_eigenvalue(report)) is not None]
+    # A line with gaps would join epochs between which nothing was measured.
     if len(top) == len(reports):
         axis.plot(epochs(reports), top, "--", color="0.15", linewidth=1.1, zorder=4)
     for rho, colour in colours.items():

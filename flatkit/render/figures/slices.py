@@ -109,6 +109,7 @@ def _curves(name: str, result: Result, quantity: str, look: Look) -> _Curves:
     given = result.error.get(quantity) if isinstance(result.error, Mapping) else None
     steps = numpy.array(result.value["coordinate"], dtype=float)
     error = numpy.array(given if given is not None else [None] * len(steps), dtype=float)
+    # Written so that NaN goes the same way.
     error[~(numpy.abs(error) <= _LARGEST)] = numpy.nan
     return _Curves(name, steps, scale * draws, scale * error, look)
 
@@ -157,6 +158,7 @@ def _scale(axis: Axes, curves: Sequence[_Curves], log_scale: bool | None) -> Non
 def _legend(figure: Figure, runs: Sequence[tuple[str, str]], style: Mapping[str, Look]) -> None:
     names = [name for _, name in runs]
     groups = list(dict.fromkeys(group for group, _ in runs))
+    # A group of one run is called by the name of the run.
     labels = dict(runs) if len(groups) == len(names) else {group: group for group in groups}
     shown = {labels[group]: style[group] for group in groups}
     handles = run_handles(shown, line=True, marker=True)

@@ -52,6 +52,7 @@ def density_figure(comparison: Comparison) -> Figure:
             _mark_largest(axis, comparison, style)
             axis.set(xlabel="eigenvalue λ of the Hessian", ylabel="density")
         peak = max(max(result.value["density"]) for result in found.values())
+        # By the curves: a band may reach far above them where few starts agree.
         axes[0].set_ylim(0.0, 1.08 * peak)
         axes[1].set_yscale("log")
         axes[1].set_ylim(_FLOOR * peak, 3 * peak)

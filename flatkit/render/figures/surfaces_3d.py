@@ -77,6 +77,7 @@ def _draw(axis: Axes3D, plane: Surface, array: Any, scale: Scale) -> None:
     right, up = numpy.meshgrid(*fine)
     heights = smooth(numpy.stack([up, right], axis=-1))
     low, top = scale.range
+    # Colours by the height as drawn: equal distances on the scale have equal steps of colour.
     share = (heights - low) / (top - low)
     colours = colormaps[COLOURS](numpy.nan_to_num(share))
     facets, finite = _facets(right, up, heights)
@@ -97,6 +98,7 @@ def _draw(axis: Axes3D, plane: Surface, array: Any, scale: Scale) -> None:
     path = plane.header.get("path")
     if path:
         _line(axis, numpy.array(path["at"], dtype=float), smooth, x, y)
+    # A height of 0, as of a loss of 1 on a logarithmic scale, is a place, too.
     centre = float(smooth([[0.0, 0.0]])[0]) if x[0] <= 0 <= x[-1] and y[0] <= 0 <= y[-1] else None
     for marker in plane.header.get("markers", ()) or (
         [] if centre is None else [{"at": [0.0, 0.0]}]
@@ -128,6 +130,7 @@ def _line(axis: Axes3D, at: Any, smooth: Any, x: Any, y: Any) -> None:
         ends = numpy.arange(len(at))
         shares = numpy.linspace(0, len(at) - 1, 20 * (len(at) - 1) + 1)
         way = numpy.stack([numpy.interp(shares, ends, at[:, d]) for d in (0, 1)], axis=1)
+        # The interpolator takes (y, x), as the values lie.
         axis.plot(way[:, 0], way[:, 1], smooth(way[:, ::-1]), color="black", zorder=10)
     axis.plot(
         at[:, 0], at[:, 1], smooth(at[:, ::-1]), color="black", linestyle="none", marker="o",

@@ -54,6 +54,7 @@ def track_figure(comparison: Comparison) -> Figure:
         raise NothingToDrawError("a figure by epochs needs two of a run; flatkit.track makes them")
     style = looks(list(names.values()))
     with styled():
+        # Up to three panels in one row, more in two.
         per_row = min(4, -(-len(shown) // (1 if len(shown) < 4 else 2)))
         figure, axes = panels(len(shown), width=2.9, height=2.2, per_row=per_row, margins=(0, 1.0))
         for axis, (label, lines) in zip(axes, shown.items(), strict=True):
@@ -83,6 +84,7 @@ def _names(runs: Sequence[str]) -> dict[str, str]:
 
 
 def _panels(entries: Sequence[Entry]) -> Mapping[str, Sequence[Line]]:
+    # R1/ρ² of the largest radius that all have, where the gradient that is left matters least.
     radii = radii_of(entries)
     found: dict[str, Sequence[Line]] = {
         "loss": [(_of("loss", split=split), line) for split, line in _SPLITS],
@@ -128,6 +130,7 @@ def _draw(axis: Axes, entries: Sequence[Entry], value: Value, look: Look, line: 
         return []
     epochs, heights, errors = zip(*points, strict=True)
     axis.plot(epochs, heights, line, color=look.colour, marker=look.marker, markersize=3)
+    # A band with gaps would look as if the numbers between were exact.
     if all(error is not None for error in errors):
         low, high = ([h + s * (e or 0.0) for _, h, e in points] for s in (-1, 1))
         axis.fill_between(epochs, low, high, color=look.colour, alpha=0.2, linewidth=0)

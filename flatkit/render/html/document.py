@@ -61,6 +61,7 @@ def page(comparison: Comparison) -> str:
     (True, False, False)
     """
     faults: list[str] = []
+    # Before the words, as what cannot be drawn is told among the faults.
     drawn = list(pictures(comparison, faults))
     turned = _tried(lambda: turning(comparison), None, faults)
     several = len(comparison.entries) > 1
@@ -77,6 +78,7 @@ def page(comparison: Comparison) -> str:
         sources=found,
         common=provenance.common(found),
         commands=provenance.commands(found),
+        # What cannot be read spoils table and figure alike; it is said once.
         faults=list(dict.fromkeys(faults)),
         greys=shades(grey for picture in drawn for grey in picture.drawn.greys),
         version=__version__,
@@ -165,6 +167,7 @@ def _functions(comparison: Comparison) -> list[str]:
     lines: dict[str, list[str]] = {}
     for entry in comparison.entries:
         lines.setdefault(objective_text(entry.report.objective), []).append(entry.name)
+    # Of runs of one function it is said once, without their names.
     if len(lines) == 1:
         return [f"L: {line}" for line in lines]
     return [f"L of {', '.join(names)}: {line}" for line, names in lines.items()]
@@ -188,6 +191,7 @@ _HALF = 520
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("flatkit.render.html"),
     autoescape=True,
+    # A name that the template lacks is a fault of ours, and no empty place.
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -60,6 +60,7 @@ def pictures(comparison: Comparison, faults: list[str]) -> Iterator[Picture]:
         except FlatkitError as error:
             faults.append(str(error))
             continue
+        # None where the results hold nothing that it shows.
         if figure is not None:
             yield Picture(name, title_of(name), vector(figure, f"{name}-", title_of(name)))
 

@@ -90,6 +90,7 @@ def _source(entry: Entry) -> Source:
     return Source(
         entry.name,
         {title: str(fact) for title, fact in facts.items() if fact not in (None, "")},
+        # As a shell takes it again: a path may have spaces.
         shlex.join(str(word) for word in report.command),
         _settings(report),
     )

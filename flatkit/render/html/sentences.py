@@ -80,6 +80,7 @@ def _telling(found: Sequence[Reading]) -> list[Reading]:
     last: dict[str, Reading] = {}
     for one in found:
         if one.role == "flatness":
+            # They come by radius, so that the last is the largest.
             last[one.measure] = one
     return list(last.values())
 
@@ -109,6 +110,7 @@ def _theory(found: Sequence[Reading]) -> str:
         return f"{said}, as the theory says of a minimum: two ways of computing agree."
     norm = next((one.value for one in found if one.key == "gradient_norm"), 0.0)
     lift = norm / ball.rho
+    # On a quadratic R1/ρ² ≤ λmax + ‖∇L‖/ρ.
     if ratio > 1 and ball.value <= 1.1 * (top.value + lift):
         return (
             f"{said}: the checkpoint is not quite a minimum, and the gradient that is left "

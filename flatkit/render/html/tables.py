@@ -114,6 +114,7 @@ def _rows(result: Result) -> Iterator[list[Cell]]:
     for reading in found:
         value = Cell(value_text(reading), reading.value)
         yield [Cell(reading.title), value, Cell(error_text(reading), reading.error), status, *cost]
+        # All readings of a result have its cost in common, which would be counted twice.
         cost = [Cell("")] * len(cost)
 
 
@@ -219,6 +220,7 @@ def _families(
 
 def _parts(caption: str, keys: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield the columns in even parts, as a wide table would break its numbers."""
+    # Rounded up; the parts are then as even as they can be.
     count = -(-len(keys) // _WIDE)
     size = -(-len(keys) // count)
     for number, first in enumerate(range(0, len(keys), size), start=1):

@@ -167,6 +167,7 @@ def _text(cell: Cell) -> Text:
 def _plain(cell: Cell) -> str:
     """Return mean ± spread; of a single run, its value with its standard error, if any."""
     first = cell.readings[0]
+    # Of several runs the spread is what a reader compares, whatever kind each error is.
     if len(cell.readings) > 1:
         return with_spread(cell.mean, cell.spread or 0.0)
     if first.error_kind == "standard_error" and first.error is not None:

@@ -91,6 +91,7 @@ class Folded:
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         """Yield the table, or its parts for the width at hand."""
+        # rich measures a table as squeezed into the width that it is told.
         free = options.update(max_width=_ANY_WIDTH)
         natural = Measurement.get(console, free, self.table).maximum
         if natural - self.slack <= options.max_width:
@@ -118,6 +119,7 @@ def _title(column: Column, cells: Sequence[str]) -> str:
     """Return a title, broken into lines that are no wider than they must be."""
     # As a list: a table of pairs of one group has no cells.
     widest = max([len("eigenvalue"), *(cell_len(text) for text in cells)])
+    # `ρ = 0.1` stays whole: a line that begins with = reads as something else.
     lines = wrap(column.title.replace(" = ", "\0=\0"), widest, break_long_words=False)
     return "\n".join(lines).replace("\0", " ")
 

@@ -71,6 +71,7 @@ def latex(sheet: Sheet, *, width: int = _PAGE_WIDTH) -> str:
         words = "Continued." if number else f"{caption}." if caption else ""
         body += [rf"\caption{{{words}}}"] if words else []
         body += [r"\end{table}"]
+    # At these pdfLaTeX stops.
     strange = sorted(set(_WITHOUT_A_GLYPH.findall("\n".join(body))))
     return "\n".join(
         [
@@ -108,6 +109,7 @@ def _widths(sheet: Sheet) -> list[int]:
 
 def _width(text: Text) -> int:
     words = text.marked("")
+    # A power of ten is set as × 10 with an exponent, and signs are wider than digits.
     powers, signs = len(re.findall(r"[\d)]e-?\d", words)), len(re.findall("[-−±]", words))
     return math.ceil((cell_len(words) + 3 * powers + 0.5 * signs) * (1.15 if text.strong else 1.0))
 
@@ -155,6 +157,7 @@ def in_latex(text: str) -> str:
     mathematics = r"(λmax|(?<=\d)e-?\d+|(?<![\w.])-(?=[\d∞])|(?<=\))e-?\d+)"
     found: list[str] = []
     for number, part in enumerate(re.split(mathematics, " ".join(text.split()))):
+        # The odd parts are those that the pattern in parentheses took.
         if number % 2 == 0:
             plain = "".join(_SPECIAL.get(c) or _LETTERS.get(c, c) for c in part)
             found.append(re.sub("-(?=-)", "-{}", plain))  # which would become one dash

@@ -88,6 +88,7 @@ def pairs_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _cells(pair: Pair) -> list[Text]:
     low, high = pair.low, pair.high
+    # As many digits as half the interval leaves certain, in all three numbers alike.
     half = (high - low) / 2 if low is not None and high is not None else 0.0
     decimals = _like(pair.difference, half) if 0 < half < math.inf else None
     show = (lambda value: f"{value:.{decimals}f}") if decimals is not None else significant

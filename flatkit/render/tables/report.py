@@ -229,6 +229,8 @@ def _geometry_notes(report: Report) -> Iterator[str]:
     for result in report:
         shape = result.settings.get("geometry", "l2")
         if isinstance(shape, str) and shape in _GEOMETRIES:
+            # The largest: what does not move is the same in all balls of one kind, if it was
+            # counted.
             shapes[shape] = max(shapes.get(shape, 0), result.settings.get("frozen_parameters", 0))
     for shape, frozen in shapes.items():
         note = f"{shape}: ρ bounds {_GEOMETRIES[shape]}"

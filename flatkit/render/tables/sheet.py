@@ -119,6 +119,7 @@ class Sheet:
         blocks: list[list[int]] = []
         for place in range(self.leading, len(self.columns)):
             block, before = self.columns[place].block, self.columns[place - 1].block
+            # A column without a block is one by itself.
             if blocks and block and block == before:
                 blocks[-1].append(place)
             else:

@@ -53,6 +53,7 @@ class _PairTable:
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         """Yield the table for the width at hand."""
+        # Only here the width is known: a pipe has another one than the terminal.
         yield self._table(below=options.max_width < _WIDE)
 
     def _table(self, *, below: bool) -> Table:
@@ -120,6 +121,7 @@ def _correlations(comparison: Comparison) -> tuple[dict[str, dict[str, str]], li
     rows: dict[str, dict[str, str]] = {}
     titles: dict[str, None] = {}
     for one in statistics(comparison).correlations:
+        # The page has them; here there is room for one τ a pair.
         if one.key.endswith(", granulated"):
             continue
         name, _, target = one.title.rpartition(" with ")

@@ -39,6 +39,7 @@ def track_table(comparison: Comparison) -> RenderableType:
     for run, entries in runs.items():
         first, last = entries[0].epoch or 0, entries[-1].epoch or 0
         parts.append(escape(f"{PurePath(run).name or run}, epochs {first:g} … {last:g}"))
+        # Two tables, as all columns side by side are wider than a terminal.
         for columns in (_fit(), _curvature(entries)):
             cells = {name: [cell(entry) for entry in entries] for name, cell in columns.items()}
             filled = {name: column for name, column in cells.items() if any(column)}
