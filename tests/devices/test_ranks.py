@@ -248,6 +248,7 @@ def test_an_analysis_of_a_model_in_parts_is_that_of_the_whole(results, whole, ki
         for one, other in zip(values_of(found), values_of(whole["report"]), strict=True):
             assert one[0] == other[0]
             close(one[1], other[1], one[0], rel=1e-4)
+    assert all((model[name]["made"] == 0) == (name == "again") for model in models if name in model)
 
 
 def test_checkpoints_load_part_by_part(results, kind):
