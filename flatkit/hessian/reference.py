@@ -11,6 +11,7 @@ from torch import Tensor
 from flatkit.errors import UserCodeError
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
+from flatkit.objective.model.sizing import rows_that_fit
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.objective.proofs.sample_weights import nearby
 from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
@@ -163,6 +164,9 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) 
         chosen = spread_rows(objective.num_chunks, max(2, size // cut), draw).tolist()
         return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
     rows = spread_by_weight(objective.weights, min(count, size), draw).unique()
+    # A chunk of all samples may have room for more; ranks that hold a model in parts cut alike.
+    if cut >= count and objective.sharded is None and objective.samples.counts is None:
+        cut = max(cut, rows_that_fit(objective))
     # In float64 and twice differentiated, a sample holds some times what it does in a gradient.
     return [objective.rows(part) for part in rows.to(objective.device).split(max(1, cut // _CARE))]
 

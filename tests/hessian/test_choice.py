@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import flatkit
 from flatkit import HessianOperator, Objective
 from flatkit.hessian.products import FORMULAS
-from flatkit.hessian.reference import Reference
+from flatkit.hessian.reference import Reference, samples_of_probe
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.render.tables.report import report_table
 from flatkit.spectrum import lanczos, lobpcg, power_iteration
@@ -241,3 +241,15 @@ def test_the_engine_and_its_cost_are_counted_and_so_the_same_in_every_run():
     lower, upper = 64 * 16 * 18, 1024 * 64
     expected = (2 * lower + 6 * upper) / (2 * lower + 3 * upper)
     assert found[0].cost == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("width", "chunks"), [(3, 1), (2**21, 3)])
+def test_a_probe_is_cut_as_the_memory_of_a_sample_asks(width, chunks):
+    """A sample of the wide network makes 8 MiB, so that 32 fit at once, and 8 twice derived."""
+    model = nn.Sequential(nn.Linear(1, width).requires_grad_(False), nn.Linear(width, 1))
+    model[1].weight.requires_grad_(False)
+    draws = torch.Generator().manual_seed(0)
+    data = (torch.randn(20, 1, generator=draws), torch.randn(20, 1, generator=draws))
+    objective = Objective(model, "mse", data, examine=False)
+    probe = samples_of_probe(objective, most=20)
+    assert objective.chunk_size == 20 and len(probe) == chunks

@@ -78,6 +78,16 @@ def rows_at_once(objective: "Objective") -> int:
     most = default_chunk_size(objective.samples)
     if most <= _FEW or not objective.divisible or objective.samples.counts is not None:
         return most
+    return min(most, rows_that_fit(objective))
+
+
+def rows_that_fit(objective: "Objective") -> int:
+    """Return how many samples could go through at once, were there as many. Cost: 8 samples.
+
+    Args:
+        objective: whose samples can be cut as one likes.
+    """
     few = objective.spread(WATCHED)
     with objective.placed(objective.theta) as point:
-        return rows_within(lambda: objective.outputs(point, few), WATCHED, most)
+        rows = min(WATCHED, objective.num_rows)
+        return rows_within(lambda: objective.outputs(point, few), rows, MOST_BYTES)
