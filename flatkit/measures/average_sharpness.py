@@ -42,6 +42,7 @@ def run(session: "Session") -> "Iterator[Draft]":
         return [_result(session, *one) for one in each]
 
     spent = dict.fromkeys(searches, Cost())
+    # All radii first: one sharp value and two missing ones would compare with nothing.
     first = [rho for rho in searches for _ in range(_FEWEST)]
     later = [rho for _ in range(_FEWEST, _PAIRS) for rho in searches]
     for done, rho in enumerate([*first, *later], start=1):

@@ -79,6 +79,7 @@ class SearchInBall:
             least_gain: that is worth another round, relative to the value.
         """
         found = self.found
+        # A round of several radii ends once for each of them, and for this one perhaps twice.
         if found is None or number <= self._round:
             return
         gain, self._round, self._value = found.value - self._value, number, found.value
@@ -144,11 +145,14 @@ class Ball:
     @property
     def _slope(self) -> float:
         search = self.session.krylov if self._shares_krylov else self._own
+        # The value and how far beyond it another one may
+        # lie: a bound must not trust the first alone.
         return sum(search.magnitude())
 
     @cached_property
     def noise(self) -> float:
         """What rounding does to the gradient, in the dual norm; that of 16 bits among it."""
+        # Added, as both may be off to one side: float32 in the sums, 16 bits in what is summed.
         rounding = gradient_noise(self.session, self.geometry)
         return rounding + narrow_noise(self.session, self.geometry)
 
@@ -197,6 +201,7 @@ class Ball:
         R0 ≤ R1.
         """
         process, budget = self.process(which, rho), self.session.search_budget
+        # A budget smaller than the first start still gives a value.
         while process.spent < budget or not process.begun:
             if not process.step():
                 break
@@ -241,6 +246,7 @@ class Ball:
         found = None if process is None else process.found
         if found is None or rho in self._crossed:
             return
+        # In 16 bits the point was only chosen; what is said of it is computed in float32.
         objective = self.session.objective.exact or self.session.objective
         gradient = objective.gradient(objective.theta + found.displacement)
         value = float(self.geometry.dual_norm(self.geometry.displacement(gradient)))
@@ -260,6 +266,7 @@ class Ball:
         if which == "gradient_norm":
             others += [(_OF_LOSS, found) for r, found in self._crossed.items() if r <= rho]
         for name, found in others:
+            # Stationarity was measured at the old point and says nothing of this one.
             if found is not None and found.value > best.value:
                 best = replace(
                     best,
@@ -295,6 +302,8 @@ class Ball:
         gradient = self.geometry.displacement(self.session.gradient)
         if bool(gradient.any()):
             yield "gradient", partial(self.geometry.maximiser, gradient, rho)
+        # Before the model's starts, which cost products:
+        # a point of a smaller ball costs a gradient.
         known = self._known(which, rho)
         for name in tuple(known):  # each given up when it is taken
             yield name, partial(self.geometry.retract, known.pop(name).coordinates, rho)
@@ -339,6 +348,8 @@ class Ball:
             geometry.displacement(session.gradient),
             space=space,
             max_basis=space.size + more,
+            # Filled product by product in `model_steps`, so
+            # that other measures have their turns between.
             fill=False,
         )
         if self._shares_krylov:  # from now on one copy serves both
@@ -362,6 +373,7 @@ class Ball:
     def _shares_krylov(self) -> bool:
         session = self.session
         whole = session.curved is session.objective
+        # A scaled ball sees the eigenvalues of another matrix, T H T.
         return self.geometry.scale is None and whole and session.searches_by_krylov
 
     @cached_property

@@ -75,12 +75,14 @@ class Catchment:
             ends: the values at which independent searches ended.
             best: the highest value that is known, which other ways may have found.
         """
+        # An end is above the best that is known by another rounding alone.
         values = sorted((min(value, best) for value in ends), reverse=True)
         if not values:
             return cls(0, 0)
         # Where another way found the best, no independent search ended there: it leads the ranking.
         ranked = values if _same(values[0], best) else [best, *values]
         ranked = ranked[:_ENDS]
+        # Logarithms of a decrease, or of nothing, do not exist.
         several = len(ranked) > 1 and ranked[-1] > 0
         return cls(
             searches=len(values),
@@ -120,6 +122,7 @@ def left_open(searched: Iterable[Catchment]) -> float | None:
     gaps, searches = sum(one.gaps for one in known), sum(one.searches for one in known)
     if gaps == 0:
         return None
+    # Ends that count as one are at least that far apart: else two of them would leave nothing open.
     least = math.log1p(WITHIN)
     total = math.fsum(max(one.gap, least) for one in known if one.gap is not None)
     # c of P(gap > c S) = (1 + c)^(−K) = 5 %.

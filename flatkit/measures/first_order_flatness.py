@@ -25,6 +25,7 @@ def at(session: "Session", rho: float) -> Result:
     """Return what is known of R1 for one radius, beside an estimate of how large it may be."""
     ball = session.ball
     found, cost = ball.answer("gradient_norm", rho)
+    # What GAM itself sees of R1: the point that one step of its ascent reaches.
     one_step = found.trails.get("gradient-norm ascent", [None])[0]
     return Result(
         "first_order_flatness",
@@ -57,6 +58,7 @@ def search_status(session: "Session", rho: float) -> Status | str:
     # Beyond the rounding of both.
     if increase > rho * found.value * (1 + 1e-6):
         return Status.SEARCH_MISSED_MAXIMUM
+    # Before the model there is no |λ|max, and so no radius to compare with.
     if ball.is_modelled and rho < ball.rounding_radius:
         return Status.ROUNDING
     return Status.KINKS if ball.has_kink else found.status

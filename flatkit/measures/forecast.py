@@ -140,6 +140,7 @@ def forecast_of(
         seen = looked_at(objective)
         once += gradient.over(_IN_DOUBLE * (rows if seen is None else len(seen)), 0)
     if curved:
+        # No measure of its own, but each first product pays for it.
         probed = _PROBED * rows_of_probe(objective) + _PLANNED
         once += gradient.over(probed, _ENTERED) + _RECORDED * whole
     return Forecast(
@@ -192,6 +193,7 @@ def _timed(objective: Objective, run: Callable[[Objective, int], object]) -> _Ti
     rows = objective.num_rows
     if not objective.divisible:
         return _Times(_seconds(objective, run, objective.chunk_size), 0.0)
+    # 8 and 32: four times as many tell a slope, and both pass through any model in moments.
     few, more = min(_FEW, rows), min(_MORE, rows)
     run(objective, few)  # the first pass makes what later ones find
     short, long = _seconds(objective, run, few), _seconds(objective, run, more)
@@ -233,6 +235,7 @@ def _gradient(objective: Objective, rows: int) -> object:
 def _bytes(objective: Objective, *, curved: bool) -> int:
     """Return what is held at once: vectors, a Krylov basis, and what a chunk of samples makes."""
     vector = objective.theta.nbytes
+    # Each rank holds its part of every vector of the basis.
     basis = (_BASIS + 1) * -(-vector // objective.ranks.count) if curved else 0
     images = basis if 2 * basis <= KEPT_BYTES else 0
     # A model may take nothing less than a chunk of what is not to be cut.

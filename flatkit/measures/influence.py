@@ -84,6 +84,7 @@ class Influences:
         vectors = vectors[:count]
         shares: list[list[float]] = [[] for _ in range(count)]
         # Second order: the eigenvector turns towards what the noise of the blocks points to.
+        # Made before the products, which go by once: they are too large to be kept.
         across = [self._across(v, blocks) for v in vectors]
         for block in self._products(vectors, blocks):
             for number, (v, product) in enumerate(zip(vectors, block, strict=True)):
@@ -137,6 +138,7 @@ class Influences:
         signs = torch.randint(
             2, (_PROBES, curved.num_parameters), generator=self._session.generator(stream)
         )
+        # Signs have the least variance of all probes with independent entries (Hutchinson 1990).
         return (2 * signs - 1).to(curved.theta)
 
     def frobenius_norm(self, result: Result) -> dict[str, Any]:
@@ -147,6 +149,7 @@ class Influences:
         blocks, session = self.blocks, self._session
         if isinstance(blocks, str):
             return _none(blocks)
+        # A norm has no derivative at 0, and so no influence.
         if result.value == 0:
             return _none("the norm is exactly 0, where it has a kink")
         held = max(1, min(_HELD, _HELD_BYTES // session.curved.theta.nbytes))
@@ -154,6 +157,7 @@ class Influences:
         vectors, images = known.vectors, known.images
         beside = known.size < session.curved.num_parameters
         if beside:
+            # Off the Ritz vectors, which are counted exactly: nothing is counted twice.
             probes = torch.stack([project_out(vectors, z) for z in self._probes("norm")])
             vectors = torch.cat([vectors, probes])
             images = torch.cat([images, session.curvature.matmat(probes)])
@@ -236,6 +240,7 @@ class Influences:
         found = _spread(
             around(float(result.value), shares, blocks.weights), "g'g/|g| over a block of samples"
         )
+        # The formula below is that of a Euclidean norm.
         if not geometry.is_round:
             return found
         # Noise e across the gradient lengthens it by ‖e‖²/2|g|; the highest point of a ball moves
@@ -279,6 +284,7 @@ class Influences:
         if not session.has_space:
             return _Across(blocks.weights)
         values, found, _ = session.space.ritz()
+        # One of the Ritz vectors is the eigenvector itself, whose gap to itself is 0.
         others = (dot(found.vectors, vector).abs() < _SAME).tolist()
         known = [value for value, other in zip(values.tolist(), others, strict=True) if other]
         return _Across(blocks.weights, known, found.vectors[torch.tensor(others)])
@@ -374,6 +380,7 @@ def _of_accuracy(value: float, known: BlockValues) -> dict[str, Any]:
     asked = sum(known.asked)
     shares, weights = ([n / asked for n in counts] for counts in (known.right, known.asked))
     found = _spread(around(value, shares, weights), "right of a block of samples")
+    # z² = 3.84 rounded to 4, as the source does at 95 %.
     p = (value * asked + 2) / (asked + 4)
     least = math.sqrt(p * (1 - p) / (asked + 4))
     error = max(found["sampling_error"], least) if value in (0.0, 1.0) else found["sampling_error"]

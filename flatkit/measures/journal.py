@@ -68,6 +68,7 @@ def journal(
     advice = "give the same as then, begin anew with `fresh`, or name another report"
     found = identity(objective, settings, parts)
     with Store(path, found, fresh=fresh, advice=advice) as store:
+        # Under the digest of the function alone: at another point of it other passes are found.
         objective.kept = Passes(store, joined(parts), ranks=objective.ranks)
         yield store
 
@@ -102,6 +103,8 @@ def kept(
         try:
             yield store
         finally:
+            # Also after a failure: an empty journal would
+            # be refused next time for a changed setting.
             if not store.has_blobs:
                 store.remove()
 
@@ -124,6 +127,7 @@ def identity(
         parts: digests of what L depends on, by `parts_of`.
     """
     return {
+        # Every setting but the free ones, so that a new one counts without an edit here.
         **{name: value for name, value in settings.to_json().items() if name not in FREE},
         "the weights": digest_of_tensors("", [objective.theta]),
         "the samples": parts["samples"],
@@ -133,5 +137,6 @@ def identity(
         "the code of the model or the loss": parts["code"],
         "how the loss is computed": parts["objective"],
         "flatkit": __version__,
+        # Another version rounds otherwise, and the run would not be the same again.
         "torch": torch.__version__,
     }

@@ -60,6 +60,7 @@ def run(session: "Session") -> "Iterator[Draft]":
 
 def _result(session: "Session", layers: "Sequence[_Layer]", cost: Cost) -> Result:
     """Return what is known of some layers."""
+    # The first layer that did not converge speaks for all: a table has one status.
     statuses = [status for each in layers for status in (each.top.status, each.trace.status)]
     return Result(
         "layer_curvature",
@@ -97,6 +98,7 @@ def _block(
     memory = session.own(ObjectiveSettings).memory
     block = HessianOperator(session.curved.block(names), memory=memory)
     budget = min(own.max_matvecs, _BUDGET)
+    # By its name: a layer more or less changes the draws of no other one.
     generator = session.generator(f"layer {layer}")
     top = Lanczos(block, tolerance=own.tolerance, generator=generator, max_matvecs=budget)
     while not top.done:

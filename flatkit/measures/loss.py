@@ -44,6 +44,7 @@ MEASURE = Measure(
     "mean loss on the training and test data",
     run,
     read,
+    # A value costs about a third of a gradient, which goes back through the network as well.
     passes=lambda session: len(session.splits) / 3,
     in_bfloat16=True,
     influence=lambda samples, result: samples.evaluation(result),

@@ -54,6 +54,7 @@ def run(session: "Session") -> Iterator[Draft]:
             for new in plane.measure(level):
                 done += new
                 session.report("loss_plane", done, points**2)
+                # Told by the points that are missing: a picture has no error bar to go by.
                 wanting = points**2 / done if plane.known >= 0 else math.inf
                 yield Draft(partial(results, plane.known), wanting)
 

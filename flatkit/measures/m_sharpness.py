@@ -45,6 +45,7 @@ def _at(session: "Session", rho: float) -> Result:
             rho=rho,
             m=m,
             geometry=geometry,
+            # The same batches for each radius, so that how the values grow with ρ is no noise.
             generator=session.generator("batches"),
         )
         return Result(

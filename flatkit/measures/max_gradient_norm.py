@@ -44,6 +44,7 @@ MEASURE = Measure(
     read,
     settings=(BallSettings,),
     on_request=True,
+    # The search is that of R1, at which its gradients are forecast.
     passes=lambda session: 0.0,
     first=lambda session: 1.0,
     in_bfloat16=True,

@@ -32,6 +32,7 @@ def exactness(
 
     Cost: nothing but in 16 bits, where the noise of a split is measured once.
     """
+    # `exact` leaves out the rounding of the dtype, which the report names.
     if session.objective.narrow is None:
         return 0.0, "exact"
     if split not in session.noises:
@@ -72,6 +73,7 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
     # No double precision on mps, and rounding is much the same elsewhere.
     device = torch.device("cpu") if own.device.type == "mps" else own.device
     scale = None if geometry.scale is None else geometry.scale.to(device)
+    # The same ball, its scale where the difference of both gradients is.
     placed = Geometry(geometry.name, scale)
     try:
         if own.sharded is not None:
@@ -82,6 +84,7 @@ def gradient_noise(session: "Session", geometry: Geometry) -> float:
         changes = _rounded_anew(own, session.generator("rounding"))
         session.noise_from = "weights rounded anew, as the model does not take float32 and float64"
     sizes = [float(placed.dual_norm(placed.displacement(change.to(device)))) for change in changes]
+    # The largest of few draws: rounding is not to be taken for less than was seen.
     session.noise[geometry.name] = max(sizes)
     return session.noise[geometry.name]
 
@@ -105,6 +108,7 @@ def looked_at(objective: Objective) -> Tensor | None:
 
     Fewer of a large network, where a gradient over all of them costs more than it tells.
     """
+    # Samples times parameters, which is what a gradient of them costs, about.
     rows = max(_FEWEST, _WORK // objective.num_parameters)
     if rows >= objective.num_rows or not objective.divisible:
         return None
@@ -139,6 +143,7 @@ def _between_dtypes(session: "Session", device: torch.device) -> Tensor:
         for dtype in (torch.float32, torch.float64)
     )
     # Rounding is proportional to ε; the difference of the two is that of float32.
+    # In float64 itself there is no wider dtype to hold it against.
     share = torch.finfo(own.dtype).eps / torch.finfo(torch.float32).eps
     return (single.double() - double) * share
 
@@ -151,6 +156,7 @@ def _rounded_anew(objective: Objective, generator: torch.Generator) -> list[Tens
     changes: list[Tensor] = []
     for _ in range(_DIRECTIONS):
         drawn = 2 * torch.rand(len(theta), generator=generator, dtype=torch.float64) - 1
+        # Relative to each weight, as floating-point numbers are rounded.
         moved = (theta.cpu().double() * (1 + eps * drawn)).to(theta)
         changes.append(_gradient_of(objective, moved).cpu().double() - gradient)
     return changes
@@ -182,7 +188,9 @@ def gradient_jump(session: "Session", noise: float) -> Jump:
     objective, generator = session.objective, session.generator("kinks")
     objective = objective.exact or objective  # 16 bits make jumps of their own
     theta = objective.theta
+    # Weights of zero have no length, and a step of nothing shows nothing.
     length = max(float(theta.double().norm()), 1e-3)
+    # A thousand units of rounding: long enough that a kink outweighs them, short beside any ball.
     distance = 1e3 * torch.finfo(theta.dtype).eps * length
     worst = Jump(0.0, distance, 10.0 * noise)
     for _ in range(_DIRECTIONS):

@@ -26,12 +26,14 @@ def run(session: "Session") -> "Iterator[Draft]":
     while not ball.has_space:
         ball.step_space()
         yield Draft(lambda: ())
+    # Where the searches have made the model already, no rough value is needed.
     if not ball.is_modelled:
         found.append(at(session, session.own(BallSettings).rho[0], rough=True))
         rough = tuple(found)
         yield Draft(lambda: rough, _ROUGH)
         for _ in ball.model_steps():
             yield Draft(lambda: rough, _ROUGH)
+        # The rough value goes: what is told from here on stands on the whole model.
         found.clear()
     for rho in session.radii("quadratic_model_maximum"):
         found.append(at(session, rho))

@@ -185,9 +185,11 @@ def over_samples(result: Result, scale: float = 1.0, place: int | None = None) -
     influence: Any = result.settings.get("influence")
     bias: Any = result.settings.get("sampling_bias")
     values: Any = influence.get("values") if isinstance(influence, dict) else None
+    # Draws of the samples know the spread of λmax alone.
     if place is not None:  # a single error in place of a list is that of the first
         error = _at(error, place) if isinstance(error, list) or place else error
         values, bias = _at(values, place), _at(bias, place)
+    # Saved files may hold anything; what is no number is not shown as one.
     known = isinstance(values, list) and all(is_number(value) for value in values)
     return {
         "sampling_error": abs(scale) * error if is_number(error) else None,

@@ -76,6 +76,7 @@ class Measures(Mapping[str, Measure]):
             PluginError: the package that adds it is broken.
         """
         found = self._registry.load(name)
+        # Another name would put its results under a measure that nobody asked for.
         if not isinstance(found, Measure) or found.name != name:
             named = isinstance(found, Measure)
             got = f"one of the name {found.name!r}" if named else f"a {type(found).__name__}"
@@ -113,6 +114,7 @@ class Measures(Mapping[str, Measure]):
         True
         """
         name = measure.name
+        # Reports of other machines have numbers of that name, and tables would mix them.
         if name in _NAMES or self._registry.package(name):
             raise InvalidArgumentError(f"there is a measure {name!r} already")
         self._homes[name] = measure

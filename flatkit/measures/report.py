@@ -91,6 +91,7 @@ def analyze(
     limit = Limit(effort.budget or math.inf, started + effort.seconds)
     schedule, ranks = Schedule(session, limit), session.objective.ranks
     watcher = watcher_of(progress if ranks.is_first else False)
+    # A pass that one rank alone begins would never end.
     if ranks.count > 1:  # it makes what all share, and a watcher of the first would ask for it
         _ = schedule.forecast
     if effort.time is not None:
@@ -104,6 +105,7 @@ def analyze(
             raise InterruptedAnalysis(_report(schedule, command, store)) from None
         finally:
             watcher.end(schedule)
+        # What is not done is kept however short it was: the next call goes on.
         if store is not None and schedule.ended == "done" and _is_short(schedule):
             store.remove()
         return _report(schedule, command, store)

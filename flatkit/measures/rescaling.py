@@ -52,5 +52,6 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         """Call the function, and note which it is."""
         name = getattr(func, "__name__", "")
+        # By function as well as by name: `x.relu()` and `F.relu(x)` arrive as different things.
         self.found = self.found or func in _HOMOGENEOUS or name in _METHODS
         return func(*args, **(kwargs or {}))

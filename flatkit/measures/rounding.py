@@ -41,6 +41,7 @@ def run(session: "Session") -> list[Result]:
 
     objective, found = session.objective, list[Result]()
     with session.meter() as cost:
+        # Once for all bits: the curvature of a tensor's block does not depend on them.
         traces = diagonal(
             session.hessian,
             sizes=objective.space.sizes,

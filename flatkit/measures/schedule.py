@@ -174,6 +174,8 @@ class Process:
                     found = ask(influences, result) if ask else {}
                     cost = self._session.objective.cost - before
             # What draws of the samples said before is not taken back.
+            # Not the other way round, as a spread over draws
+            # was measured and this one is of first order.
             settings = {**found, **result.settings}
             changed = replace(result, settings=settings, cost=result.cost + cost)
             self.results = (*self.results[:number], changed, *self.results[number + 1 :])
@@ -190,6 +192,7 @@ class Process:
     def _told(self, results: Sequence[Result]) -> tuple[Result, ...]:
         """Return results that say it where the loss has no such derivative at the point."""
         measure, session = MEASURES[self.name], self._session
+        # Measures of curvature may be of some layers alone, where there may be no kink.
         of_part = CurvatureSettings in measure.settings
         function = session.curved if of_part else session.objective
         if function.examination.derivatives >= measure.derivatives:
@@ -200,6 +203,7 @@ class Process:
     def _at_work(self) -> Generator[None, None, None]:
         """Charge to this process what is computed, and let errors from outside name it."""
         session, before, begun = self._session, self.cost, self._session.objective.cost
+        # All that others have spent so far, which meters of this process are not to count.
         session.outside = session.objective.cost - before
         try:
             with named(self.name):
@@ -279,6 +283,7 @@ class Schedule:
 
     def _reached(self) -> "Ended | None":
         """Return which limit was reached; the clock of the first rank is that of all."""
+        # A budget is counted alike on all ranks: nobody need be asked.
         if math.isinf(self.limit.until):
             return self.limit.reached(self.spent)
         ranks = self.session.objective.ranks
@@ -304,6 +309,7 @@ class Schedule:
         """Return how it went, ready for JSON; the gradients are a budget that repeats it."""
         return {
             "ended": self.ended,
+            # Sums of thirds, rounded so that the number as a budget stops at the same place.
             "gradients": round(self.spent, 6),
             "seconds": time.monotonic() - self.started,
             "unfinished": [process.name for process in self.processes if not process.done],

@@ -39,6 +39,7 @@ def searched(
     radii = session.own(BallSettings).rho
     # The round of 1 gives each radius a value: that of the first start.
     rounds = [1, min(_FIRST, budget)]
+    # Doubled, so that there are few rounds however large the budget is.
     while rounds[-1] < budget:
         rounds.append(min(2 * rounds[-1], budget))
 
@@ -46,6 +47,7 @@ def searched(
         return [at(session, rho) for rho in radii if ball.has_begun(which, rho)]
 
     for limit in rounds:
+        # The smallest first: its best point is a start for the next one.
         for done, rho in enumerate(radii):
             process = ball.process(which, rho)
             session.report(_NAMES[which], done, len(radii))
@@ -59,6 +61,7 @@ def searched(
                 process.end_round(limit, _LEAST_GAIN)
     if which == "gradient_norm":
         yield from _settled(session, results)
+    # For the upper estimate beside R1, also where all searches ended before they used it.
     ball.make_model()
     yield Draft(results, 1.0)
 

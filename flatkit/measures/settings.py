@@ -102,6 +102,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
                 part.__post_init__(self)
         if self.draws > 1 and self.samples is None:
             raise InvalidArgumentError("draws > 1 needs `samples`, the size of a draw")
+        # The order in which they are named must not change a number.
         object.__setattr__(self, "measures", self._in_order())
         if self.dtype == "bfloat16":
             object.__setattr__(self, "measures", self._able_in("dtype bfloat16"))
@@ -109,6 +110,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
 
     def to_json(self) -> dict[str, Any]:
         """Return all of them, ready for JSON."""
+        # Field by field, as `asdict` would copy the settings of other packages deeply.
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         return json.loads(json.dumps(known, default=str))
 
@@ -149,6 +151,7 @@ class AnalysisSettings(*reversed(_parts())):  # pyright: ignore[reportUntypedBas
         able = tuple(name for name in self.measures if MEASURES[name].in_bfloat16)
         others = [name for name in self.measures if name not in able]
         usual = [name for name in DEFAULT_MEASURES if name not in able]
+        # Usual measures are left out, and the report says which; what was named must not be.
         if not able or (others and others != usual):
             known = ", ".join(measure.name for measure in MEASURES.own if measure.in_bfloat16)
             raise InvalidArgumentError(

@@ -29,6 +29,8 @@ def run(session: "Session") -> "Iterator[Draft]":
     from flatkit.spectrum.density import density_steps
 
     with session.meter() as cost:
+        # To its end and not only to the shared space: a
+        # random start of full length is one rule more.
         while not session.krylov.done:
             session.step_space()
             yield Draft(lambda: (), _PRODUCTS)

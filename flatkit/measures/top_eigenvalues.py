@@ -62,6 +62,7 @@ def _save_vectors(session: "Session", folder: str) -> str:
 
     vectors = session.top.vectors
     assert vectors is not None  # every method for eigenvalues returns them
+    # By the weights: vectors of two checkpoints in one folder never overwrite each other.
     weights = session.curved.theta.detach().cpu().double().numpy().tobytes()
     name = f"{sha256(weights).hexdigest()[:16]}.npy"
     content = BytesIO()

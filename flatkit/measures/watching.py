@@ -96,6 +96,7 @@ def chosen_watcher(
         return silent()
     if progress is None or progress is True:
         module, function = table
+        # Measuring must leave the user's random numbers as they were, watching too.
         state = random.getstate()
         shown = import_module(module)  # rich draws random numbers while it is imported
         random.setstate(state)

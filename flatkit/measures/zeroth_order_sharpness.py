@@ -30,6 +30,7 @@ def at(session: "Session", rho: float) -> Result:
     ball = session.ball
     found, cost = ball.answer("loss", rho)
     loss, eps = session.loss_and_gradient[0], torch.finfo(session.objective.dtype).eps
+    # Two units of rounding for each of the two.
     rounding = 4 * eps * abs(loss)  # of a difference of two losses
     hidden = rounding > _VISIBLE * abs(found.value)
     # The model of 16 bits has no bar.

@@ -33,6 +33,7 @@ def build_mlp(
     >>> sum(p.numel() for p in model.parameters())       # 4*5 + 5  +  5*3 + 3
     43
     """
+    # The command line gives a lone number as such.
     hidden = (hidden,) if isinstance(hidden, int) else hidden
     widths = [check_count("hidden", width) for width in hidden]
     features = prod(check_count("in_shape", size) for size in in_shape)

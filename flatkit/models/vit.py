@@ -72,6 +72,7 @@ class _Tokens(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(tokens, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        # A convolution whose stride is its width cuts the image into patches and maps each.
         return self.patches(x).flatten(2).mT + self.positions  # [B, C, H, W] -> [B, T, width]
 
 

@@ -76,6 +76,7 @@ class _PreactivatedBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
         self.batchnorm2 = nn.BatchNorm2d(out)
         self.activation2 = nn.ReLU()
+        # Between the convolutions, as section 2.4 of the source has it.
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         changes = stride > 1 or channels != out

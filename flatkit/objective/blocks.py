@@ -68,6 +68,8 @@ class Blocks:
         ranks = objective.ranks
         with torch.no_grad(), objective.placed(theta) as point, ranks.adding(singles, known):
             for rows, sum_of_block in zip(self.rows, numbers, strict=True):
+                # Where a sample stands follows from the blocks
+                # and the parts of the ranks alone: no rank asks.
                 place = at + ranks.part(len(rows)).start
                 for chunk in objective.chunks_of(rows):
                     outputs = objective.outputs(point, chunk)

@@ -70,6 +70,7 @@ class Decision:
     def wanted(self, targets: Any) -> Tensor:
         """Return the class of each sample [B], from classes [B] or [B, 1] or one-hot [B, C]."""
         targets = plain_targets(targets)
+        # Columns [B, 1] are classes by number, not one-hot rows of one class.
         if self.threshold is None and targets.ndim == 2 and targets.shape[1] > 1:
             return targets.argmax(1)
         return targets.flatten().long()
@@ -96,7 +97,9 @@ def decision_of(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) 
     if found is None or not isinstance(targets, Tensor) or targets.is_complex():
         return None
     ask = _Asked(loss, outputs, found.detach(), targets)
+    # The user's loss is asked at scores of our own: whatever it draws there is drawn for nothing.
     with undisturbed(), torch.no_grad():
+        # Scores of pixels or words are left out: which of their dimensions are classes nobody says.
         if found.ndim == 2 and found.shape[1] > 1:
             return Decision(None) if _of_classes(ask, found.shape[1]) else None
         if found.numel() == len(found) and targets.numel() == len(targets):
@@ -148,6 +151,7 @@ class _Asked:
                 for key, part in self._outputs.items()
             }
         # An object with `logits`, as those of Hugging Face: the user's own stays as it is.
+        # Shallow: the other outputs, as hidden states, are large and only looked at.
         clone = copy.copy(self._outputs)
         clone.logits = scores
         return clone
@@ -157,10 +161,12 @@ def _of_classes(ask: _Asked, classes: int) -> bool:
     """Whether the loss falls as the score of the right class rises, and not as another's does."""
     targets = ask.targets
     one_hot = targets.ndim == 2 and targets.shape[1] == classes
+    # Rows of several labels, or of shares, name no single class.
     if one_hot and not bool(((targets != 0).sum(1) == 1).all() and (targets.sum(1) == 1).all()):
         return False
     if not one_hot and (targets.is_floating_point() or targets.numel() != len(targets)):
         return False
+    # Labels beyond the scores are marks or counts, and no classes of these outputs.
     if not one_hot and (int(targets.min()) < 0 or int(targets.max()) >= classes):
         return False
     return all(
@@ -186,6 +192,8 @@ def _of_one_score(ask: _Asked) -> Decision | None:
         return None
     if _falls(ask, _LOGITS):
         return Decision(0.0)
+    # A probability of 3 is none: a loss of probabilities
+    # answers NaN or raises there, as BCELoss does.
     outside = ask(_one(ask, 3.0), _label(ask, 1))
     if outside != outside and _falls(ask, _PROBABILITIES):  # NaN: it takes probabilities alone
         return Decision(0.5)

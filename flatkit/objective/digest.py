@@ -56,8 +56,10 @@ def parts_of(objective: Objective) -> dict[str, str]:
 
 def _parts_of(objective: Objective) -> dict[str, str]:
     about, samples, loss = objective.describe(), objective.samples, users_loss(objective)
+    # What was looked at, and how long it took, makes no other function.
     del about["examination"]
     free = set(objective.space.names)
+    # The default repr of an object ends in its address, which differs from run to run.
     names = _ADDRESS.sub("", json.dumps([repr(objective.model), *objective.space.names]))
     taken = [*leaves(samples.inputs), *leaves(samples.targets), objective.weights]
     held = [loss, *(thing for _, thing in sorted(held_by([loss]).items()))]
@@ -79,6 +81,7 @@ def check_function(objective: Objective) -> Objective:
         RankError: on one of them something differs; it is named.
     """
     ranks, rows = objective.ranks, objective.num_rows
+    # A rank without a sample would wait in a pass of which it has no part.
     if ranks.count > rows:
         raise InvalidArgumentError(
             f"processes must be at most {rows}, one a sample, got {ranks.count}"
@@ -127,6 +130,7 @@ def _values(objective: Objective, loss: Any) -> tuple[str, list[Tensor]]:
     before = held_values(objective.model, loss)
     versions = {id(thing): thing._version for _, thing in before if isinstance(thing, Tensor)}
     if objective.sharded is None:
+        # Two, as a layer of statistics takes no single one.
         few = objective.spread(2) if objective.divisible else objective.rows(slice(None))
         objective.chunk_loss(objective.theta, few)
     after = dict(held_values(objective.model, loss))

@@ -36,6 +36,8 @@ def part_of(objective: "Objective", chunk: Chunk) -> Part:
     if not alike or chunk.units or chunk.counted is not None:
         return Part(chunk, 1 / ranks.count)
     own = ranks.part(chunk.size)
+    # A rank without samples runs one all the same: hooks
+    # of `fully_shard` gather weights by all ranks.
     taken = own if own.stop > own.start else slice(1)
     inputs, targets = (map_tree(lambda x: x[taken], tree) for tree in (chunk.inputs, chunk.targets))
     few = Chunk(inputs, targets, float(taken.stop - (taken.start or 0)))
@@ -61,6 +63,8 @@ def joint_value(objective: "Objective", point: Tensor, chunk: Chunk) -> tuple[fl
     with objective.sharded.ranks.apart.adding(sums=found):
         right, asked = (0, 0) if decision is None else decision.right(outputs, part.targets)
         value = float(objective.share(outputs, part).detach())
+        # Where all ranks took all samples each counts a
+        # part, so that right ones are rounded afterwards.
         found += factor * torch.tensor([value, right, asked], dtype=found.dtype)
     loss, right, asked = found.tolist()
     return loss, round(right), round(asked)

@@ -81,6 +81,7 @@ class Passes:
         self._least = LEAST_SECONDS if least_seconds is None else least_seconds
         self._dear = set[str]() if store is None else set(store.records(_DEAR))
         self._nearby = {} if store is None else store.records(_NEARBY)
+        # Asked once: of several ranks each question is a message to all of them.
         self._goes_on: bool | None = (
             None  # whether a run before kept vectors, as the first rank knows
         )
@@ -113,6 +114,7 @@ class Passes:
             what: is computed, with all that the last bits depend on.
             given: the point, and further tensors.
         """
+        # As bytes, since the ranks may compute on other devices than the first one.
         data = self._ranks.from_first(lambda: self._find(what, given))
         return None if data is None else _unpacked(data, given[0].device)
 
@@ -139,6 +141,8 @@ class Passes:
         if self.store is None:
             return None
         place, entries = self._place(what, theta), _entries(vector)
+        # Relative to the largest entry seen: those of a
+        # unit vector of a million entries are all small.
         near = _NEAR * max(map(abs, entries))
         for key, record in self._nearby.items():
             # A few entries tell most vectors apart: the disk is read for the others alone.
@@ -277,6 +281,7 @@ def ask(objective: Counts, what: str, theta: Tensor | None, *given: Tensor, **co
     True
     """
     if objective.kept is None:
+        # The usual case; a digest of the point alone would take longer than a small pass.
         return _NOT_KEPT
     where = (objective.theta if theta is None else theta, *given)
     found = objective.kept.find(what, where)
@@ -330,6 +335,7 @@ def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     """Yield the bytes of a tensor in its logical order, without a copy of all of it."""
     rows = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+    # Rows that together have 16 MB: a tensor on a GPU is never copied whole.
     each = max(1, rows.nbytes // max(1, len(rows)))
     for part in rows.split(max(1, _PIECE // each)):
         yield part.cpu().contiguous().flatten().view(torch.uint8).numpy().data
@@ -337,6 +343,7 @@ def _bytes(tensor: Tensor) -> Iterator[memoryview]:
 
 def _entries(vector: Tensor) -> list[float]:
     """Return some entries of a vector, spread over it."""
+    # Spread evenly, as the first entries of two vectors may belong to a layer where both vanish.
     places = torch.linspace(0, len(vector) - 1, min(_LOOKED_AT, len(vector))).long()
     return vector.detach()[places.to(vector.device)].double().tolist()
 

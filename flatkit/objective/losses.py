@@ -41,6 +41,7 @@ class Loss(Protocol):
 class _Registered:
     """A loss that a file names by its registry name and its fields."""
 
+    # No default: a class without a name could be saved and never be found again.
     name: ClassVar[str]
     widens: ClassVar[bool] = False
     """Whether it computes in 32 bits of outputs of 16, and needs no copy of them."""
@@ -202,6 +203,7 @@ class TokenCrossEntropy(_Registered):
                 f"got {list(outputs.shape)} and {list(targets.shape)}"
             )
         if self.shift:
+            # The last score has no word to be held against, and the first word no score.
             outputs, targets = outputs[:, :-1], targets[:, 1:]
         outputs = outputs.transpose(1, 2)  # [B, C, T]
         values = cross_entropy(outputs, targets, ignore_index=self.ignore_index)
@@ -237,6 +239,7 @@ class ModelLoss(_Registered):
             loss = outputs.get("loss")
         if isinstance(outputs, tuple) and outputs:  # (loss, logits), as of `return_dict=False`
             loss = outputs[0]
+        # A model may also return its loss alone.
         loss = outputs if isinstance(outputs, Tensor) and outputs.ndim == 0 else loss
         if not isinstance(loss, Tensor) or loss.ndim > 1:
             keys = f" of {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
@@ -266,6 +269,7 @@ class WeightedMean:
     def __init__(self, module: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
         self._module = copy.deepcopy(module)
         weight = module.weight
+        # Sums of weights divide every loss: in float32 a million labels would lose digits.
         self._weight = None if weight is None else weight.detach().cpu().double()
 
     @property
@@ -317,6 +321,7 @@ def as_sums(loss: Any) -> Any:
     >>> str(as_sums(nn.NLLLoss()))
     'NLLLoss(weight=None, ignore_index=-100, label_smoothing=0.0)'
     """
+    # The functions too: as a mean over each chunk they would divide by other labels every time.
     plain = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
     if getattr(loss, "__hash__", None) and loss in plain:
         loss = plain[loss]()

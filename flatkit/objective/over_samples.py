@@ -52,6 +52,7 @@ class OverSamples(ABC):
     def most_rows(self) -> int:
         """How many of them the rank with the most goes through in a pass."""
         if self.divisible:
+            # The rank with the most says how much memory a pass needs.
             return self.ranks.largest_part(self.num_rows)
         return min(self.num_rows, self.ranks.largest_part(self.num_chunks) * self.chunk_size)
 
@@ -131,6 +132,8 @@ class OverSamples(ABC):
     def weigh(self, weights: Tensor) -> None:
         """Let samples count by weights [N], float64, and leave out those that count for nothing."""
         counted = weights > 0
+        # Of these no pass is made: a chunk that holds
+        # nothing else would have a weight of 0 to divide by.
         if not bool(counted.all()):
             self.samples = self.samples.rows(counted.nonzero().squeeze(1).to(self.device))
             weights = weights[counted]
@@ -138,6 +141,7 @@ class OverSamples(ABC):
 
     def as_one_batch(self) -> None:
         """Let all samples go through the model at once, as they depend on each other."""
+        # Not divisible any more: measures that take blocks or batches of the samples must not.
         self.chunk_size, self.divisible = self.num_rows, False
 
 

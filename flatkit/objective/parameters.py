@@ -71,6 +71,7 @@ class ParameterSpace:
         """
         parts = {name: as_real(tensors[name]) for name in self.names if name in tensors}
         for name, shape in zip(self.names, self.shapes, strict=True):
+            # Before the shapes: a real tensor [n, 2] would pass for a complex one [n].
             if name in tensors and tensors[name].is_complex() != (name in self.complex_names):
                 kinds = ("complex", "real") if name in self.complex_names else ("real", "complex")
                 raise InvalidArgumentError(f"{name} must be {kinds[0]}, got {kinds[1]} entries")
@@ -156,6 +157,7 @@ class ParameterSpace:
         (8, 3)
         """
         pairs = zip(self.names, self.sizes, strict=True)
+        # Runs, not layers: one whose parameters lie apart in the vector makes two.
         runs = groupby(pairs, lambda pair: _layer_of(pair[0]))
         return tuple(sum(size for _, size in run) for _, run in runs)
 
@@ -177,6 +179,7 @@ class ParameterSpace:
         """
         return torch.cat(
             [
+                # Every entry gets the norm of its whole filter (Li et al. 2018), not its own size.
                 rows.norm(dim=1, keepdim=True).expand_as(rows).reshape(-1)
                 if self.is_weight(name)
                 else self._magnitudes(name, rows)

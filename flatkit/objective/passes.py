@@ -106,6 +106,7 @@ def gradients(
     >>> gradients(x.sum(), [x, y])
     (tensor([1., 1.]), tensor([0., 0.]))
     """
+    # Zeros for what is not used: torch itself would give None, or raise.
     found = torch.autograd.grad(
         outputs,
         inputs,
@@ -161,6 +162,7 @@ def arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (inputs.tree,), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
+    # A named tuple is one argument, whose parts the model takes by their names.
     several = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
     return (tuple(inputs), {}) if several else ((inputs,), {})
 

@@ -68,6 +68,8 @@ def map_object(function: Callable[[Tensor], Tensor], thing: Any) -> Any:
     namespace(x=tensor([-1.]), names=['a'])
     """
     try:
+        # By the protocol of `deepcopy`, which knows every
+        # kind of object; a walk of our own would not.
         with _Tensors(function):
             return copy.deepcopy(thing)
     except TypeError as error:  # what `copy` answers of locks, open files and the like
@@ -175,10 +177,12 @@ def like(tree: Tree, parts: Any) -> Tree:
     >>> like((1, 2), [3, 4]), like([1], [2]), like({"a": 1}, {"a": 2})
     ((3, 4), [2], {'a': 2})
     """
+    # Named tuples take their parts one by one, plain ones as one sequence.
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*parts)
     if isinstance(tree, (list, tuple)):
         return tuple(parts) if isinstance(tree, tuple) else list(parts)
+    # Mappings that nobody can write into, as those of some libraries, come back as dictionaries.
     if type(tree) is dict or not isinstance(tree, MutableMapping):
         return parts
     clone = copy.copy(tree)  # of a subclass with a manner of its own, e.g. entries as attributes
@@ -255,6 +259,7 @@ def main_tensor(outputs: Any) -> Tensor | None:
         alone = next(iter(outputs.values())) if len(outputs) == 1 else None
         found = outputs.get("logits", outputs.get("out", alone))
     elif found is None and isinstance(outputs, (tuple, list)) and outputs:
+        # A number before other tensors is a loss, as Hugging Face returns (loss, logits).
         with_loss = len(outputs) > 1 and isinstance(outputs[0], Tensor) and outputs[0].ndim == 0
         found = outputs[int(with_loss)] if with_loss or len(outputs) == 1 else None
     return found if isinstance(found, Tensor) else None

@@ -57,6 +57,8 @@ class Task:
         if not isinstance(self.model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgumentError(f"model must be a torch.nn.Module, got {self.model!r}")
         if isinstance(self.loss, str):
+            # The class is frozen; a name that there is not
+            # is to fail here, not hours later in a worker.
             object.__setattr__(self, "loss", LOSSES.build(self.loss))
         if not callable(self.loss):
             raise InvalidArgumentError(
@@ -96,6 +98,7 @@ class Task:
             "dtype": settings.dtype,
         }
         given |= changes
+        # A model in parts stays where its ranks hold it; `auto` would ask for another device.
         in_place = settings.device == "auto" and kind_of(self.model) is not None
         given.setdefault("device", None if in_place else resolve_device(settings.device))
         if split == "train":
@@ -104,6 +107,7 @@ class Task:
 
     def _over_test_data(self, data: Data, wanted: int | None, given: dict[str, Any]) -> Objective:
         """Return the objective over as many test samples as wanted, or at most as `given` says."""
+        # `samples` is of the training data: a smaller test set is then taken whole.
         everything: dict[str, Any] = {**given, "samples": None}
         if wanted is not None:
             given = {**given, "samples": wanted}

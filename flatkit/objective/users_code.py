@@ -67,8 +67,10 @@ def users_code(what: str, model: nn.Module | None = None) -> Generator[None, Non
     """
     try:
         yield
+    # An interrupt is not the fault of the code that it meets.
     except (FlatkitError, KeyboardInterrupt, GeneratorExit):
         raise
+    # SystemExit too: a library that calls `sys.exit` would end the whole analysis without a word.
     except BaseException as error:  # the code of others may raise anything
         raise users_error(what, error, model) from error
 
@@ -111,6 +113,7 @@ def _said(error: BaseException) -> str:
 
 def _where(error: BaseException, model: nn.Module | None) -> str:
     """Return the user's line, and the layer, as far as the traceback shows them."""
+    # The frames still hold their `self`: by it the innermost module of the model is known.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     lines = traceback.extract_tb(error.__traceback__)
     found = [line for line in lines if _foreign(line.filename)]

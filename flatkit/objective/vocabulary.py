@@ -56,6 +56,7 @@ def cross_entropy(
         )
     counts = counted(classes, ignore_index)
     rows = scores.movedim(1, -1)
+    # Class 0 stands in for a label that does not count: -100 is no place to gather from.
     return _Value.apply(rows, classes.where(counts, 0), counts, label_smoothing)[0]
 
 
@@ -82,6 +83,8 @@ def _blocks(scores: Tensor) -> Iterator[tuple[Any, Tensor]]:
         for start in range(0, len(scores), rows):
             yield slice(start, start + rows), scores[start : start + rows]
         return
+    # Rows within one entry of the first dimension; of
+    # more than a block, that dimension is cut again.
     whole = scores[0].numel() // scores.shape[-1] if len(scores) else 1
     if whole <= rows:
         step = max(1, rows // max(1, whole))
@@ -108,6 +111,7 @@ class _Value(Function):
         sums = torch.empty(*classes.shape, 2, dtype=wide, device=scores.device)
         values, room = sums.new_empty(classes.shape), _Room(sums)
         for place, part in _blocks(scores):
+            # The largest score is taken off first, or exp overflows beyond 88 in 32 bits.
             top = part.amax(-1).to(wide)
             rows = room.below(part, top)
             right = rows.gather(-1, classes[place].unsqueeze(-1)).squeeze(-1)
@@ -118,6 +122,7 @@ class _Value(Function):
             sums[place] = torch.stack([top, log], -1)
         ctx.save_for_backward(scores, classes, counts, sums)
         ctx.smoothing = smoothing
+        # Of the two numbers no derivative is taken: those of the values are written out below.
         ctx.mark_non_differentiable(sums)
         return values.where(counts, 0), sums
 
@@ -125,6 +130,7 @@ class _Value(Function):
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         """Return the gradient in the scores, which can be differentiated once more."""
         scores, classes, counts, sums = ctx.saved_tensors
+        # The values of such rows were put to 0 above: nothing comes back through them.
         weights = slopes[0].where(counts, 0)
         return _Slope.apply(scores, classes, sums, weights, ctx.smoothing), None, None, None
 

@@ -38,6 +38,7 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` reads, ready for JSON."""
+        # Left out where they are not known, as in files of before.
         known = {"seed": self.seed or None, "epoch": self.epoch}
         return {
             "name": self.name,
@@ -102,6 +103,7 @@ class Comparison(Shown):
         found = next((entry.report for entry in self.entries if entry.name == name), None)
         if found is not None:
             return found
+        # The usual slip: runs are named by group and seed.
         if name in self.groups:
             runs = ", ".join(entry.name for entry in self.in_group(name))
             raise UnknownNameError(
@@ -246,6 +248,7 @@ def load_results(path: str | Path) -> Comparison:
         )
     check_schema(data, "results", "a report")
     report = Report.from_dict(data)
+    # A report that was made in memory has no name; its file has one.
     name = str(report.checkpoint.get("name") or Path(path).stem)
     return Comparison([Entry(name, name, report)])
 
@@ -255,6 +258,7 @@ def _other(data: Any) -> str:
     rows = data.get("rows") if isinstance(data, dict) else None
     first = rows[0] if isinstance(rows, list) and rows else None
     known = set(first) if isinstance(first, dict) else set[str]()
+    # Files that lie beside checkpoints are told apart, as they are named by mistake.
     if "step" in known:
         return "the curvature that a training tracked (flatkit track FOLDER draws its checkpoints)"
     if "train_loss" in known:

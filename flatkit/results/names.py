@@ -19,6 +19,7 @@ def names_of(results: Sequence[Result]) -> dict[str, Result]:
     """
     named: dict[str, Result] = {}
     for result in results:
+        # Only what differs among results of one measure is told: one radius needs no name.
         own = [other for other in results if other.measure == result.measure]
         differing = [
             key for key in _TELLING if len({str(other.settings.get(key)) for other in own}) > 1
@@ -26,6 +27,8 @@ def names_of(results: Sequence[Result]) -> dict[str, Result]:
         parts = [
             f"{key}={result.settings[key]}"
             for key in differing
+            # `report["loss"]` is the loss of the training
+            # data, with test data beside it or without.
             if key in result.settings and (key, result.settings[key]) != ("split", "train")
         ]
         name = f"{result.measure}[{', '.join(parts)}]" if parts else result.measure

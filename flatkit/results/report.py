@@ -98,6 +98,7 @@ class Report(Shown):
         named = self._named
         if name in named:
             return named[name]
+        # Not the first of them: a radius that nobody chose would pass for the answer.
         several = [key for key in named if key.partition("[")[0] == name]
         if several:
             raise UnknownNameError(
@@ -157,6 +158,7 @@ class Report(Shown):
             "checkpoint": dict(self.checkpoint),
             "objective": dict(self.objective),
             "environment": dict(self.environment),
+            # Left out where nothing is known, as of results that were put together by hand.
             **({"analysis": dict(self.analysis)} if self.analysis else {}),
             "results": [result.to_dict() for result in self.results],
         }
@@ -226,6 +228,7 @@ def environment() -> dict[str, str]:
     ['machine', 'numpy']
     """
     versions = {"python": platform.python_version(), "machine": platform.machine()}
+    # By the metadata: to import torch takes seconds, and to show a saved report needs none.
     for package in ("torch", "numpy", "scipy"):
         try:
             versions[package] = version(package)

@@ -59,6 +59,7 @@ class Result(Shown):
             object.__setattr__(self, name, plain_value(getattr(self, name), where))
             refuse_nan(getattr(self, name), where)
         object.__setattr__(self, "status", known_status(self.status))
+        # Read only, as results are shared by tables, figures and comparisons.
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     def __repr__(self) -> str:
@@ -68,6 +69,7 @@ class Result(Shown):
             for name in ("split", "rho", "geometry")
             if name in self.settings and self.settings[name] != "l2"
         )
+        # `exact` and `lower bound` have no number beside them.
         wrong = self.error_kind.replace("_", " ")
         if self.error_kind in ("residual", "standard_error", "rounding"):
             wrong += f" {in_short(self.error)}"

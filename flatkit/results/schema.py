@@ -58,6 +58,7 @@ def parse(text: str, what: str) -> Any:
     """
     try:
         return json.loads(text)
+    # Brackets by the thousand exceed the stack of Python's reader.
     except (json.JSONDecodeError, RecursionError) as error:
         raise ResultError(f"{what} is malformed JSON ({error})") from error
 
@@ -71,6 +72,7 @@ def check_kind(value: Any, kind: type | UnionType, where: str) -> Any:
     >>> check_kind({}, dict, "checkpoint of a report")
     {}
     """
+    # True and False are whole numbers to Python.
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = str(getattr(kind, "__name__", kind))
         raise ResultError(f"the {where} must be {wanted} in JSON, got {value!r}")
@@ -83,6 +85,7 @@ def json_text(data: Any) -> str:
     >>> json_text({"ρ": 1})
     '{\n "ρ": 1\n}'
     """
+    # Standard JSON: NaN and Infinity as bare words stop the readers of other languages.
     return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
 
 

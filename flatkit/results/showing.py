@@ -50,6 +50,7 @@ class Plots:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return the function that draws one figure; it takes options alone."""
+        # `copy`, `pickle` and notebooks ask for such names, and would get figures.
         if name.startswith("__"):
             raise AttributeError(name)
         return _drawing(_render("plots", "figure")(self._subject, name))
@@ -123,6 +124,7 @@ def in_short(value: Any) -> str:
         text = ", ".join(keys)
         return f"{{{text if len(text) <= _SHORT else f'{keys[0]}, … of {len(keys)}'}}}"
     if isinstance(value, list | tuple):
+        # Not of the whole list, which may have a million entries.
         text = ", ".join(map(in_short, value[:20]))
         if len(value) <= 20 and len(text) <= _SHORT:
             return f"[{text}]"

@@ -69,6 +69,7 @@ class Status(str, Enum):
     def __new__(cls, value: str, advice: str) -> "Status":
         """Make a member that equals its value and carries its advice."""
         member = str.__new__(cls, value)
+        # The advice is no part of the value, by which files and comparisons know a status.
         member._value_ = value
         member.advice = advice
         return member
@@ -83,6 +84,7 @@ def known_status(text: str) -> Status | str:
     >>> known_status("budget"), known_status("tired")
     (<Status.BUDGET: 'budget'>, 'tired')
     """
+    # A file of a later version is still read: its unknown status counts as not converged.
     return next((status for status in Status if status.value == text), text)
 
 

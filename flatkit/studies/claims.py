@@ -150,6 +150,7 @@ def decide(asked: Sequence[Asked]) -> list[Claim]:
     (['holds', 'cannot tell'], 0.37)
     """
     tested = [one for one in asked if len(one.effects) > 1]
+    # Two families, each at 2.5 %: a claim holds by the one, and fails by the other.
     above = holm([_p(one, one.least) for one in tested])
     below = holm([_p(one, one.smallest - one.most) for one in tested])
     corrected = {id(one): p for one, p in zip(tested, zip(above, below, strict=True), strict=True)}
@@ -215,8 +216,10 @@ def _claim(one: Asked, p: tuple[float, float], family: int) -> Claim:
     reach = _reach(one.errors(stdev(one.effects), count), _SIDE)
     low, high = one.least - reach, one.most + reach
     ends = sorted((_shown(one, low), _shown(one, high)))
+    # A ratio beyond the float range has no end that a table could show.
     if all(map(math.isfinite, ends)):
         found = replace(found, low=ends[0], high=ends[1])
+    # Asked first: an effect that is there but small holds, however little it matters.
     if above <= _SIDE:
         return replace(
             found, verdict="holds", reason=_joined(_p_words(above, "no effect"), one.note)
@@ -258,6 +261,7 @@ def _p(one: Asked, beyond: float) -> float:
     if _alike(one.effects):
         return 1.0
     parts = one.errors(stdev(one.effects), len(one.effects))
+    # The larger p of the two: both errors must leave no doubt. Beyond 1e12 degrees t is normal.
     return max(float(stdtr(min(freedom, 1e12), -beyond / error)) for error, freedom in parts)
 
 
@@ -281,11 +285,13 @@ def _seeds_needed(one: Asked, family: int) -> int | None:
         return _reach(one.errors(spread, count), _SIDE / family) < distance
 
     counts = range(len(one.effects) + 1, _MOST_SEEDS + 1)
+    # More seeds only narrow the error, so that the first that tells is found by halving.
     place = bisect_left(counts, True, key=tells)
     return counts[place] if place < len(counts) else None
 
 
 def _told_without(one: Asked, family: int) -> bool:
     """Whether some number of seeds would tell, if no measure were wrong."""
+    # The bias stays: it moves the mean, and no larger budget takes it away.
     certain = replace(one, doubt=Doubt(bias=one.doubt.bias))
     return bool(_seeds_needed(certain, family))

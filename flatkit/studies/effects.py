@@ -50,6 +50,7 @@ class Point:
         >>> Point(3.0, down=0.1, up=0.5).minus(Point(1.0, down=0.0, up=0.2))
         Point(value=2.0, down=0.30000000000000004, up=0.5, probes=0.0, blocks=(), bias=0.0)
         """
+        # Blocks of other samples make no pairs; then nothing is known of the error over samples.
         same = len(self.blocks) == len(other.blocks)
         pairs = zip(self.blocks, other.blocks, strict=True) if same else ()
         return Point(
@@ -98,6 +99,7 @@ def scaled(reading: Reading, scale: float) -> Point:
     error = scale * _error(reading)
     searched = reading.error_kind == "lower_bound"
     probes = reading.error_kind == "standard_error"
+    # A lower bound has no error below, and what is above it is known of all searches together.
     bound = 0.0 if searched or probes else error
     return Point(
         scale * reading.value,
@@ -122,6 +124,7 @@ def logarithm(reading: Reading, left_open: float | None) -> Point:
     """
     # As parts of the value, since d log x = dx / x.
     raw = scaled(reading, 1 / reading.value)
+    # Not raw.up and raw.down: errors as large as the value are not small on a logarithm.
     up, down = math.log1p(raw.up), -math.log1p(-raw.down) if raw.down < 1 else math.inf
     if reading.error_kind == "lower_bound":
         # None where the search converged: without it `holds` refuses all others.
@@ -177,6 +180,7 @@ def doubt(effects: Sequence[Point]) -> Doubt:
     if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
         parts.append(of_mean(mean_of_rows(rows)))
     return Doubt(
+        # Means, not roots of squares: solvers err to one side for all seeds alike.
         fmean(point.down for point in effects),
         fmean(point.up for point in effects),
         tuple(parts),

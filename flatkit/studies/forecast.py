@@ -70,6 +70,7 @@ def forecast(
     for condition, arm in product(study.conditions, study.arms):
         if progress is not None:
             progress(arm.name)
+        # One seed and one variant stand for all: they differ in values, and hardly in time.
         settings = study.training(condition, arm, study.seeds[0], arm.variants()[0])
         epochs, every = settings["epochs"], settings["save_every"]
         with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +80,8 @@ def forecast(
             seconds = _seconds(whole)
             if study.pictures:
                 first = plan(subject, **study.analysis_of(study.seeds[0]))
+                # Pictures are drawn of the first seed alone,
+                # and forecasts of two plans differ by noise.
                 analysis += max(0.0, _seconds(first) - seconds)
             largest = max(largest, whole.forecast.memory)
             if study.matched and every:
@@ -91,6 +94,7 @@ def forecast(
         analysis += seconds * len(study.seeds)
     runs = len(study_runs(study, {}))
     tuning = len(tuning_runs(study))
+    # No more processes than runs are at work.
     together = (training + analysis) / min(jobs, max(1, runs))
     return StudyForecast(runs, tuning, together, training, analysis, jobs, largest)
 
@@ -110,6 +114,7 @@ def _timed(settings: Mapping[str, Any], folder: Path) -> tuple[Path, float]:
         few |= {"epochs": 4, "evaluate_every": 4}
         outcome = train(TrainingConfig(**few), folder, overwrite=True)
         *seconds, last = (row.seconds for row in outcome.history)
+        # The median, without the first: what wakes up late, or another program, moves no median.
         epoch = statistics.median(seconds[1:])
     elif len(steps) > 1:  # what is left of the epoch is its evaluation
         epoch = (steps[-1] - steps[0]) * len(steps) / (len(steps) - 1)

@@ -31,8 +31,11 @@ def at_loss(curve: Curve[T], loss: float, between: Callable[[T, T, float], T]) -
     >>> at_loss(curve, 0.1, lambda one, other, share: one) is None
     True
     """
+    # A loss of 0 has no logarithm, along which the line is drawn.
     positive = [point for point in curve if point[0] > 0]
     for (before, first), (after, second) in pairwise(positive):
+        # The first time that it came down through this
+        # loss: later ones, after a rise, are another phase.
         if after <= loss <= before and after < before:
             return between(first, second, math.log(before / loss) / math.log(before / after))
     return None
@@ -55,6 +58,7 @@ def common_losses(curves: Mapping[str, Curve[Any]], levels: int = _LEVELS) -> li
     losses = [[loss for loss, _ in curve if loss > 0] for curve in curves.values()]
     if not losses or not all(losses):
         return []
+    # What all runs have passed lies below the lowest start and above the highest end.
     high, low = min(max(own) for own in losses), max(min(own) for own in losses)
     if low >= high:
         return []

@@ -101,6 +101,8 @@ def judged(
                 claim
                 for claim, one in zip(decided, asked, strict=True)
                 if (one.condition, one.arm, one.against) == (condition, arm, study.base)
+                # Along the way is another question than at the
+                # end, which "flatter and generalises" is about.
                 and " at training loss " not in one.claim
             ]
             claims.append(both(condition, arm, own))

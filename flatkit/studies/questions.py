@@ -48,6 +48,7 @@ class _Measured:
         """Say why a number of some runs says nothing; empty where all do."""
         for entry in entries:
             one = self.readings[entry.name][key]
+            # A trace or a lowest eigenvalue may be negative, and ratios of such say nothing.
             if not 0 < one.value < math.inf:
                 return "no ratio, as a value is not positive and finite"
             if not holds(one, self.left_open[key]):
@@ -88,6 +89,7 @@ def _pairs_of_arms(study: Study) -> Iterator[tuple[str, str]]:
     """Yield arm and what it is held against: the base, then the controls."""
     for arm in study.claimants:
         yield arm, study.base
+        # Each arm once, also where it is the control of two kinds.
         for control in dict.fromkeys(study.controls.values()):
             if control != arm:
                 yield arm, control
@@ -104,6 +106,7 @@ def _at_the_end(
     own = [entry for both in pairs for entry in both]
     shared = _in_all([measured.readings[entry.name] for entry in own])
     gone = [name for name in diverged if name.rpartition(", seed")[0] in pair]
+    # Said beside every claim: runs that diverged are missing on one side alone.
     note = f"diverged: {', '.join(gone)}" if gone else ""
     found: list[Asked] = []
     for key, reading in _flatness(shared).items():
@@ -229,6 +232,7 @@ def _in_all(runs: Sequence[Mapping[str, Reading]]) -> dict[str, Reading]:
 def _flatness(readings: Mapping[str, Reading]) -> dict[str, Reading]:
     """Return the measures of flatness, those in a ball of the largest radius alone."""
     own = {key: one for key, one in readings.items() if one.role == "flatness"}
+    # One radius a measure, or a study would ask three times what is nearly one question.
     largest: dict[str, float] = {}
     for one in own.values():
         if one.rho is not None:

@@ -159,6 +159,7 @@ def run_one(
     """
     place = Path(folder)
     done = place / "outcome.json"
+    # Another process, or an earlier call, has made it.
     if done.is_file():
         return finished(place)
     try:
@@ -170,6 +171,7 @@ def run_one(
                 f"{trainer} must return a mapping with 'validation_accuracy' beside 'checkpoint', "
                 "as values are tuned by it"
             )
+    # An outcome like another: a rate that is too large for an arm must not end the study.
     except NonFiniteError as error:  # of the training, or of what it left
         outcome = {"diverged": str(error), "validation_accuracy": None}
     write_text_atomically(done, json.dumps(outcome, indent=1) + "\n")
@@ -207,6 +209,7 @@ def _trained(place: Path, settings: Mapping[str, Any], trainer: str) -> dict[str
     if trainer:
         return _by_the_user(place, settings, trainer)
     config = TrainingConfig(**settings)
+    # Of a run whose kept checkpoints are gone the curves would lack their beginning.
     resume = _is_whole(place, config.save_every)
     train(config, place, resume=resume, overwrite=not resume, save_seconds=_SAVE_SECONDS)
     rows = read_history(place / "history.json")
@@ -274,6 +277,7 @@ def _measured(
         compared.entries[0].report.save(report)
     kept = sorted(place.glob("epoch-[0-9]*.pt"))
     curves = place / "along.json"
+    # Each file by itself, so that a kill between the two costs one of them.
     if along and kept and not curves.is_file():
         measures = ["loss", *(name for name in along if name != "loss")]
         fewer: dict[str, Any] = {**analysis, **more, "measures": measures}

@@ -142,6 +142,7 @@ class Study:
             raise InvalidArgumentError(f"a study needs two arms at least, got {names or 'none'}")
         object.__setattr__(self, "base", self.base or names[0])
         check_choice("base", self.base, names)
+        # A number is how many: `seeds = 5` stands for 0 to 4.
         if isinstance(self.seeds, int):
             object.__setattr__(self, "seeds", range(check_count("seeds", self.seeds)))
         object.__setattr__(self, "seeds", tuple(self.seeds))
@@ -158,6 +159,7 @@ class Study:
                 f"tenth matters; got {self.smallest_ratio!r}"
             )
         check_positive("smallest_gain", self.smallest_gain)
+        # Last, when names and shapes are known to be right: its messages name arms.
         self._check_runs()
 
     def _check_shapes(self) -> None:
@@ -225,6 +227,7 @@ class Study:
     @property
     def claimants(self) -> list[str]:
         """The arms of which it is asked whether they end flatter and generalise."""
+        # SAM is a control and a claimant as well: it is asked too whether it ends flatter.
         only = {arm for kind, arm in self.controls.items() if kind != "sam"}
         return [arm.name for arm in self.arms if arm.name != self.base and arm.name not in only]
 
@@ -251,6 +254,7 @@ class Study:
                 f"e.g. 300, got {given.get(_VALIDATION, 0)}; the test set never chooses"
             )
         try:
+            # On the CPU by default: runs go side by side, a process and a thread each.
             whole: dict[str, Any] = {"device": "cpu", **given, "seed": seed}
             config = TrainingConfig(**whole)
         except InvalidArgumentError as error:
@@ -276,6 +280,7 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain data."""
+        # Through JSON, so that a study compares with what its folder holds.
         return json.loads(json.dumps(asdict(self), default=list))
 
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
@@ -296,6 +301,7 @@ class Study:
                 found.append(f"{file} has changed: sha256 {there[:12]} there, {digest[:12]} here")
         for name, value in own.items():
             there = earlier.get(name)
+            # More seeds make no run of before another one.
             if name == "seeds" and there is not None and set(there) <= set(value):
                 continue
             if name == "arms" and there is not None:

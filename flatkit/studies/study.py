@@ -51,6 +51,7 @@ def study(
     """
     asked = source if isinstance(source, Study) else read_study(source)
     folder, ranks = Path(out), current()
+    # Ranks are processes already, and each would start its own.
     if ranks.count > 1 and jobs is not None:
         raise InvalidArgumentError(
             f"jobs must be left out where {ranks.count} ranks share a study, one run each"
@@ -113,6 +114,7 @@ def collected(
     along: dict[str, list[Entry]] = {condition: [] for condition in asked.conditions}
     diverged: dict[str, dict[str, str]] = {}
     gradients: dict[str, dict[str, list[float]]] = {}
+    # Arm by arm, as tables show them; they were made seed by seed.
     for run in _by_arm(asked, runs):
         place = folder / run.folder
         outcome = finished(place)
@@ -162,6 +164,7 @@ def _done(
         look: called with the folders of those that are done, at first and each time one is made.
     """
     along, ranks = list(asked.matched), current()
+    # The first rank looks for all: another one might see a file that was written meanwhile.
     there = ranks.decided(lambda: [(folder / r.folder / "outcome.json").is_file() for r in runs])
     done = [run for run, is_done in zip(runs, there, strict=True) if is_done]
     kept = [DoneRun(run, folder / run.folder) for run in done]
@@ -170,6 +173,7 @@ def _done(
     calls = [
         (
             str(folder / run.folder),
+            # Plain data, as workers are spoken to in JSON and nothing is unpickled.
             json.loads(json.dumps(run.settings)),
             json.loads(json.dumps(asked.analysis_of(run.seed))) if run.measured else None,
             along,
@@ -201,6 +205,7 @@ def _done(
 def _claim_folder(asked: Study, folder: Path) -> None:
     """Write down which study a folder is of, or refuse one that is of another."""
     manifest = folder / _MANIFEST
+    # Before anything is trained.
     check_writable(manifest)
     if manifest.is_file():
         earlier = _earlier(manifest)

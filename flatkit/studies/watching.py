@@ -100,6 +100,7 @@ class CountingStudy(SilentStudy):
 
     def begin(self, runs: Sequence[Run], kept: Sequence[DoneRun], jobs: int) -> None:
         """Take note of how many there are."""
+        # What an earlier call has made counts as done from the start.
         self._done, self._total = len(kept), len(runs)
 
     def done(self, found: DoneRun) -> None:

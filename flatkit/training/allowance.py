@@ -55,10 +55,12 @@ class Allowance:
     def allows(self) -> bool:
         """Return whether a measurement may begin now."""
         self.begin()
+        # Without a first one nobody knows what it takes, and nothing would ever be measured.
         if self._max_share is None or not self.spent:
             return True
         assert self._begun is not None  # by `begin`
         elapsed = self._clock() - self._begun
+        # As it will stand when the next one has ended: that one is part of all the time as well.
         return self.spent + self._last <= self._max_share * (elapsed + self._last) * _SLACK
 
     @contextmanager

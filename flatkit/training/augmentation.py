@@ -41,6 +41,7 @@ class Augmentation:
         rows = torch.arange(height, device=images.device).repeat(count, 1)  # [B, H]
         columns = torch.arange(width, device=images.device).repeat(count, 1)  # [B, W]
         if self.flips is not None:
+            # By place in the epoch, not by sample: the moves are drawn in the order of the batches.
             mirrored = self.flips[start : start + count, None]
             columns = torch.where(mirrored, columns.flip(1), columns)
         if self.shifts is not None:
@@ -49,6 +50,7 @@ class Augmentation:
             shifts = self.shifts[start : start + count]
             rows, columns = rows + shifts[:, :1], columns + shifts[:, 1:]
         index = rows[:, :, None] * images.shape[3] + columns[:, None, :]  # [B, H, W]
+        # One index for all colours, which move together.
         index = index.view(count, 1, -1).expand(-1, channels, -1)
         return images.flatten(2).gather(2, index).view(count, channels, height, width)
 

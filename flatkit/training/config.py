@@ -322,6 +322,7 @@ class TrainingConfig:
             object.__setattr__(self, "data", self.data or "digits")
             object.__setattr__(self, "model", self.model or "mlp")
         given = {item.name: getattr(self, item.name) for item in fields(self)}
+        # Before the checks, so that defaults are checked as what is given.
         for name, value in applicable_settings(given).items():
             object.__setattr__(self, name, value)
         for name in ("data_kwargs", "model_kwargs", "optimizer_kwargs", "milestones", "log"):

@@ -42,6 +42,7 @@ def evaluate(
     try:
         model.eval()
         for part in rows.chunks(chunk):
+            # No autocast here, whatever the precision of the training: evaluations are float32.
             outputs = outputs_of(model, part.inputs)
             values = loss(outputs, part.targets).cpu().double()  # mps knows no float64
             total += part.total(values).item()

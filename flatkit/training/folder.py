@@ -61,6 +61,8 @@ class RunFolder:
             raise InvalidArgumentError(
                 f"nothing to resume: there is no {self.checkpoint}; start a run without `resume`"
             )
+        # Any file of a run, not the checkpoint alone: what
+        # is left of a deleted run would mix with this.
         if not (resume or overwrite) and any(self._files()):
             raise InvalidArgumentError(
                 f"{self.path} already holds a run: continue it with `resume`, replace it with "
@@ -85,4 +87,5 @@ class RunFolder:
     def _files(self) -> Iterator[Path]:
         yield from sorted(self.path.glob("epoch-[0-9]*.pt"))
         files = (self.path / "history.csv", self.average, self.curvature, self.history)
+        # The checkpoint last: a kill in between leaves a run that can still be resumed.
         yield from (file for file in (*files, self.checkpoint) if file.exists())

@@ -73,6 +73,7 @@ class EpochRow:
         >>> EpochRow.from_dict(row.to_dict()) == row
         True
         """
+        # Columns came with time: a row of before lacks the later ones, which have defaults.
         values = {item.name: data.get(item.name, item.default) for item in fields(cls)}
         bad = [
             name

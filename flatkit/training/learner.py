@@ -120,6 +120,7 @@ class Learner:
                 self._report((epoch - 1) * len(batches) + step + 1, epoch)
             if step % _CHECK_EVERY == 0:
                 self._check_losses(losses[: step + 1], epoch)
+        # Those since the last look.
         self._check_losses(losses, epoch)
         # The last loss was taken before the last step: what that did, the weights alone show.
         self._check_weights(epoch)
@@ -128,6 +129,7 @@ class Learner:
         """Return what `load_state` needs to go on bit for bit, beside the weights."""
         device = self._train.device
         random = {"torch": torch.get_rng_state()}
+        # Dropout on a GPU draws from a generator of its own.
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
         state = {

@@ -47,6 +47,7 @@ def check_milestones(milestones: Sequence[float]) -> None:
 
     >>> check_milestones([0.5, 0.75])
     """
+    # At 0 or 1 the rate would fall before the first or after the last step.
     inside = all(0 < milestone < 1 for milestone in milestones)
     if not inside or sorted(set(milestones)) != list(milestones):
         raise InvalidArgumentError(

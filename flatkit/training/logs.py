@@ -72,6 +72,7 @@ class ScalarLog:
     def __init__(self, folder: str | Path, *, after: int = 0) -> None:
         writer = _summary_writer()
         make_folder(folder)
+        # TensorBoard hides from this step on what the killed run wrote; files of events only grow.
         self._writer = writer(str(folder), purge_step=after + 1)
 
     def __call__(self, scalars: Mapping[str, float], step: int) -> None:

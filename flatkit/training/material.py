@@ -121,6 +121,7 @@ def _model_spec(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def _of_task(config: TrainingConfig, function: str, stored: Checkpoint | None) -> Material:
+    # Before the file is run: what has changed is refused without executing it.
     file = file_digest(function, "task")
     if stored is not None and stored.task_file.get("sha256") != file:
         raise CheckpointError(
@@ -198,6 +199,7 @@ def taken_task(config: TrainingConfig, function: str) -> TakenTask:
         TaskError: the file fails.
         InvalidArgumentError: as of `taken`.
     """
+    # Outside of it the caller's own random numbers go on as if nothing was built.
     with private_random_state(resolve_device("cpu")):
         torch.manual_seed(config.seed)
         return taken(load_task(function))
@@ -209,6 +211,7 @@ def _counted(found: TakenTask, samples: Samples, *, examine: bool) -> tuple[Rows
     The objective proves that the loss is their mean.
     """
     task = found.task
+    # The test data are not examined again: of one loss the training data prove it.
     own = Objective(task.model, task.loss, samples, examine=examine)
     if not own.divisible:
         raise NonAdditiveLossError(

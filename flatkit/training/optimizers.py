@@ -108,6 +108,7 @@ def belonging_settings(optimizer: str, given: Mapping[str, Any]) -> tuple[dict[s
     found, modes = dict(entry.settings), list[str]()
     if entry.wraps:
         base = given.get("base") or _OF_WRAPPERS["base"]
+        # The base's own defaults come along: SAM over AdamW has the rate of AdamW.
         found |= {**_OF_WRAPPERS, "base": base, **_base(base).settings}
         text += f" over {base}"
     for name, known in entry.modes.items():
@@ -157,6 +158,7 @@ def build_optimizer(config: "TrainingConfig", model: "nn.Module") -> "optim.Opti
     """
     entry = OPTIMIZERS.load(config.optimizer)
     build = _load(entry)
+    # `_check_further` sees to it that no setting is given twice.
     given = {**_given(entry, config), **config.optimizer_kwargs}
     _check_further(config.optimizer, entry, build, config.optimizer_kwargs)
     if not entry.wraps:

@@ -61,6 +61,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 def _trial(precision: str, device: torch.device) -> torch.dtype:
     """Return the dtype of a convolution and a product under autocast, after one whole step."""
+    # A convolution and a product, whose kernels a device may have for one of the two alone.
     image = torch.ones(1, 1, 3, 3, device=device, requires_grad=True)
     with torch.enable_grad(), autocast(precision, device):
         out = F.conv2d(image, image).flatten(1) @ torch.ones(1, 1, device=device)

@@ -81,6 +81,8 @@ class Rows:
         """Return them in so many parts, as even as can be."""
         if count == 1:
             return [self]
+        # Even parts: of 65 samples in two, one of 64 and
+        # one of a single sample would break BatchNorm.
         bounds = torch.arange(self.samples).tensor_split(count)
         return [self.take(slice(int(part[0]), int(part[-1]) + 1)) for part in bounds]
 

@@ -101,16 +101,19 @@ def train(
     check_made("config", config, TrainingConfig)
     folder = RunFolder(Path(out))
     folder.check(resume=resume, overwrite=overwrite)
+    # Before the data are read, which takes long: a damaged checkpoint is told at once.
     stored = load(folder.checkpoint) if resume else None
     if stored is not None:
         config = _settings(stored).resumed_with(config.to_dict())
     check_logs(config.log)
     plan = _plan(config, folder, stored)
     with ExitStack() as stack:
+        # First, as to build the model draws its weights.
         stack.enter_context(private_random_state(plan.device))
         stack.enter_context(deterministic_algorithms(config.deterministic))
         learner = _new_learner(plan) if stored is None else _restored_learner(plan, stored)
         learner.on_step = on_step
+        # From the checkpoint, not from history.json: a kill may have come between the two files.
         history = [EpochRow.from_dict(row) for row in stored.history] if stored else []
         if stored is None:
             # Only now: a run that cannot begin must not have removed the one before.
@@ -238,6 +241,8 @@ def _evaluated(plan: _Plan, learner: Learner, epoch: int) -> dict[str, Any]:
         return dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"))
     own, loss = plan.material, plan.material.loss
     judge = partial(evaluate, loss=loss, decision=own.decision)
+    # Losses are looked at before the file is written,
+    # so that no checkpoint of a divergence is kept.
     means = {name: judge(learner.model, split=rows) for name, rows in own.splits.items()}
     if not all(isfinite(mean.loss) for mean in means.values()):
         raise learner.diverged("the loss is not finite after the last step", epoch)
@@ -259,6 +264,7 @@ def _save(plan: _Plan, learner: Learner, history: Sequence[EpochRow]) -> None:
     A run that is killed in between is resumed from the last one and writes the others again.
     """
     epoch = len(history)
+    # This one first: `ckpt.pt` says that the epoch is done, and nothing of it may then be missing.
     if _is_kept(plan.config, epoch):
         _write(plan, plan.folder.kept(epoch), learner.model, history, learner.state())
     if learner.average is not None:
@@ -298,6 +304,7 @@ def _resumption(stored: Checkpoint, config: TrainingConfig) -> str:
     text = f"resuming {stored.path} after epoch {stored.epoch} of {config.epochs}"
     before = stored.config["epochs"]
     kind = config.schedule
+    # A schedule of the radii stretches as that of the rate does.
     if kind == "none" and config.rho_schedule == "cosine":
         kind = "cosine rho"
     if config.epochs > before and kind != "none":

@@ -64,6 +64,7 @@ class RunTracker:
         check_count("every", every)
         loss, data, samples = _measured(config)
         generator = torch.Generator().manual_seed(config.seed)
+        # By the seed of the run, so that a resumed one is measured on the same samples.
         chosen = torch.randperm(samples, generator=generator)[:_SAMPLES].sort().values
         self._tracker = CurvatureTracker(
             loss,
@@ -99,6 +100,7 @@ class RunTracker:
         found = self._tracker.measure(model, step)
         rows = [asdict(row) for row in self._tracker.history]
         content = {"schema": SCHEMA, "samples": self._samples, "rows": rows}
+        # After each measurement, which took longer than the file does.
         write_text_atomically(self._folder.curvature, json.dumps(content, indent=1) + "\n")
         if self._logs:
             if self._log is None:  # only now: a run that is refused must leave no file

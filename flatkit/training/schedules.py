@@ -53,6 +53,7 @@ def applicable_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         defaults |= {"rho_schedule": kind, **RHO_SCHEDULES[kind]}
         chosen += f", rho_schedule {kind}"
     for name, value in given.items():
+        # A setting that would be ignored is refused: nobody must believe that it was used.
         if value is not None and name in _OPTIONAL and name not in defaults:
             raise InvalidArgumentError(
                 f"{name} does not apply to {chosen}; remove it (it is {value!r} here), "
@@ -90,6 +91,7 @@ def learning_rate(config: "TrainingConfig", epoch: int) -> float:
     """
     # W + 1: the first epoch after the warm-up is the first at the whole rate.
     lr = (config.lr or 0.0) * min(1.0, epoch / (config.warmup + 1))
+    # In [0, 1): the last epoch still has a rate, where a cosine that ends in it would have none.
     done = (epoch - 1) / config.epochs
     if config.schedule == "cosine":
         return lr * (1 + math.cos(math.pi * done)) / 2

@@ -41,6 +41,7 @@ class Shipped:
         (True, False, False)
         """
         path = Path(source)
+        # A folder or the ending tells a file from a name, whatever lies in the working directory.
         return isinstance(source, str) and path.name == source and path.suffix != ".toml"
 
     def read(self, source: str | Path) -> dict[str, Any]:
@@ -55,6 +56,7 @@ class Shipped:
         """
         text = self._text(source)
         try:
+            # By name, as Python 3.10 has no `tomllib` and a checker knows only one of the two.
             return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(text)
         except ValueError as error:  # TOMLDecodeError
             raise InvalidArgumentError(f"{source} is not TOML: {error}") from error

@@ -221,6 +221,7 @@ class CurvatureTracker:
             found |= {"loss": loss, "gradient_norm": float(gradient.double().norm())}
         hessian = HessianOperator(objective)
         if "trace" in self._measures:
+            # The same probes each time: what a curve shows is the weights that moved.
             draws = torch.Generator().manual_seed(self._seed)
             given: dict[str, Any] = {
                 "tolerance": _TRACE_TOLERANCE,
@@ -313,6 +314,7 @@ def _whole(model: nn.Module) -> nn.Module:
         return _whole(model.module)
     for name, parameter in model.named_parameters():
         # DTensor of FSDP and tensor parallelism, parameters of DeepSpeed's third stage.
+        # By what marks them: neither library need be installed for this to be asked.
         if hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id"):
             raise InvalidArgumentError(
                 f"{name} is shared out among processes, and no process has the whole model; track "

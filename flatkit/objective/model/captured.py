@@ -30,6 +30,7 @@ def graph_leaves(roots: Iterable[Tensor], *, below: Collection[Any] = ()) -> lis
     [True]
     """
     found = {id(root): root for root in roots if root.requires_grad and root.is_leaf}
+    # A stack of our own: graphs of deep networks exceed the recursion limit of Python.
     seen, stack = set(below), [root.grad_fn for root in roots]
     while stack:
         node = stack.pop()
@@ -75,6 +76,7 @@ def held_by(functions: Iterable[Any]) -> dict[str, nn.Module | Tensor]:
         if isinstance(thing, _UNTOUCHED) or id(thing) in seen:
             continue
         seen[id(thing)] = thing
+        # Without a name it is the function itself, and nothing that it holds.
         if isinstance(thing, (nn.Module, Tensor)) and name:
             found.setdefault(name, thing)
         stack.extend(reversed(list(_parts(name, thing))))  # in their order
@@ -119,6 +121,7 @@ def _parts(name: str, thing: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(thing, (list, tuple, set, frozenset)):
         few = len(thing) <= _MOST  # pyright: ignore[reportUnknownArgumentType]
         return [(_joined(name, key), part) for key, part in enumerate(thing)] if few else ()
+    # Slots are left out: what lies there, the graph of the loss still shows as an unnamed leaf.
     held = getattr(thing, "__dict__", {})
     own = [(_joined(name or type(thing).__name__, key), part) for key, part in held.items()]
     return [*own, ("", getattr(type(thing), "__call__", None))]  # noqa: B004

@@ -102,10 +102,12 @@ class Copier:
             inner = dict(module.named_children()).get(
                 "_orig_mod"
             )  # what a compiled part of a model wraps
+            # Once only: a compiled part that stands in two places stays one module.
             if inner is not None and id(module) not in self._memo:
                 # What torch.compile made wraps the plain part: the copy is of that, uncompiled.
                 self._memo[id(module)] = self.copy(inner)
         for tensor in _all_registered(modules):
+            # All dtypes first: which constants are converted depends on those of every parameter.
             self._constants.add(tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype)
         for tensor in _all_registered(modules):
             self.twin(tensor, constant=False)
@@ -131,6 +133,7 @@ class Copier:
             ) from error
 
     def _tried(self, thing: T, shared: dict[int, Any]) -> T:
+        # A copy of the memo, as a try that fails leaves half-made objects in it.
         memo = {**self._memo, **shared}
         twin = copy.deepcopy(thing, memo)
         self._alive.append(memo.pop(id(memo), None))  # or ids in the memo would be used again
@@ -147,6 +150,7 @@ class Copier:
             self._seen[id(thing)] = thing
             if isinstance(thing, Tensor):
                 self.twin(thing, constant=True)
+            # `deepcopy` would pickle a module of Python, which fails.
             elif isinstance(thing, types.ModuleType):
                 self._memo[id(thing)] = thing
             elif id(thing) not in self._memo:
@@ -162,6 +166,7 @@ class Copier:
         if isinstance(thing, types.MethodType):
             return (thing.__self__,)
         self._plain[id(thing)] = thing
+        # It copies itself in its own manner; what it gives to `deepcopy` in turn meets the memo.
         if hasattr(type(thing), "__deepcopy__"):
             return ()
         try:
@@ -188,6 +193,7 @@ class Copier:
             return tensor
         refuse_without_values(tensor)
         dtype = self._dtype_for(tensor, constant=constant)
+        # Always a copy: `to` alone returns the user's own tensor where nothing changes.
         twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)
         if isinstance(tensor, nn.Parameter):
             twin = type(tensor)(twin, tensor.requires_grad)
@@ -236,6 +242,7 @@ def _only_wraps(model: nn.Module) -> bool:
         torch.optim.swa_utils.AveragedModel,
     )
     # Averages of other packages keep the model as `module`, and have no forward of their own.
+    # A ModuleDict has none either, and its entry `module` is one of several.
     no_forward = type(model).forward is nn.Module.forward
     return isinstance(model, known) or (no_forward and not isinstance(model, nn.ModuleDict))
 
@@ -256,6 +263,7 @@ def refuse_uncopyable(model: nn.Module) -> None:
                 "torch.jit.script or torch.jit.trace: it has no second derivatives and cannot be "
                 "copied; give the module that was scripted"
             )
+        # By name: to import the class takes seconds, and torch may be built without it.
         kinds = {kind.__name__ for kind in type(module).__mro__}
         tensors = list(module.named_parameters(recurse=False))
         if "FullyShardedDataParallel" in kinds:

@@ -45,6 +45,7 @@ class Spot:
     @property
     def matters(self) -> bool:
         """Whether what is computed differs if the tensor is left where it is."""
+        # A constant of the same dtype and device is as good where it is.
         same = (self.tensor.dtype, self.tensor.device) == (self.twin.dtype, self.twin.device)
         return self.name is not None or self.in_module or not same
 
@@ -103,6 +104,8 @@ class Elsewhere:
             return tensor if spot is None else standing(spot)
 
         with ExitStack() as stack:
+            # Modes and values of the user's modules come
+            # back even where they are changed in the call.
             for module, twin in self.modules:
                 stack.enter_context(kept(module))
                 if twin is not None and self.in_modules:
@@ -111,6 +114,7 @@ class Elsewhere:
                 register[own] = standing(spot)
             if self.in_calls:
                 stack.enter_context(StandIns(now, self.used))
+            # The flag of before, as places may nest: a loss is asked inside of a pass of the model.
             before, self.is_standing = self.is_standing, True
             try:
                 yield
@@ -165,6 +169,7 @@ class StandIns(TorchFunctionMode):
             if other is not part:
                 self._used.add(id(part))
             return other
+        # Exact types: a named tuple cannot be made again of one sequence.
         if type(part) in (list, tuple):
             return type(part)(map(self._standing, part))
         if type(part) is dict:

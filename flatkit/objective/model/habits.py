@@ -70,6 +70,7 @@ def observe(
     >>> found.edits_inputs, found.draws, found.sparse
     (True, False, False)
     """
+    # Copies, since whether they are changed is what is looked for.
     given, wanted, before = _copied(inputs), _copied(targets), _random_states()
     inner, watch = loss.inner if isinstance(loss, Guarded) else loss, _Watch()
     roundings = Roundings()
@@ -80,6 +81,7 @@ def observe(
         values = None
     if watch.reentrant:
         raise InvalidArgumentError(REENTRANT)
+    # Nothing is known then, and every habit is the careful default.
     if not isinstance(values, Tensor):
         return Habits(rounds_to=roundings.dtype)
     if isinstance(loss, Guarded):
@@ -118,6 +120,7 @@ class Guarded:
         return values
 
     def __getattr__(self, name: str) -> Any:
+        # `copy` and `pickle` ask for such names before `inner` is set, and would ask without end.
         if name == "inner" or (name.startswith("__") and name != "__name__"):
             raise AttributeError(name)
         return getattr(self.inner, name)
@@ -204,6 +207,8 @@ class _Watch(TorchFunctionMode):
             # Re-entrant checkpoints run a layer without gradients inside of this function.
             code = CheckpointFunction.forward.__code__
             self.reentrant = any(frame.f_code is code for frame in _frames())
+        # What has no name is taken for attention: to be
+        # wrong so costs time, and otherwise a derivative.
         self.attends |= "attention" in getattr(func, "__name__", "attention")
         return func(*args, **(kwargs or {}))
 
@@ -228,6 +233,7 @@ def _differ(given: Tree, original: Tree) -> bool:
 def _random_states() -> tuple[Any, ...]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     arrays = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
+    # The legacy state, which is the one that libraries draw from.
     state: Any = numpy.random.get_state()  # noqa: NPY002
     kind, keys, *rest = state
     return random.getstate(), kind, bytes(keys), *rest, *(bytes(a.numpy()) for a in arrays)

@@ -21,6 +21,7 @@ def prefers_channels_last(model: nn.Module, dtype: torch.dtype, device: torch.de
     >>> prefers_channels_last(nn.Linear(3, 8), torch.float32, torch.device("cpu"))
     False
     """
+    # By class, as the rule must hold before anything has run.
     found = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     few_groups = any(1 < module.groups < module.in_channels for module in found)
     fast = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
@@ -40,6 +41,7 @@ def _corrupts(layer: nn.Module) -> bool:
     """
     if not isinstance(layer, nn.Conv2d):
         return isinstance(layer, nn.GroupNorm)
+    # 16, although 7 channels were never seen to fail: it is not tried out on users.
     skips = any(k < s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
     return skips and layer.in_channels < 16
 
@@ -69,6 +71,7 @@ def lay_out(
         # The user's model may raise anything at a layout, or at a few samples, that it does not
         # take. What is wrong whatever the layout, the examination meets again right after.
         return plain, "contiguous"
+    # The model may reshape its images by hand, and then sees another order of the numbers.
     if abs(first - second) <= tolerance * abs(first):
         return turned, "channels_last"
     return plain, "contiguous"

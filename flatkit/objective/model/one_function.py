@@ -39,6 +39,7 @@ def make_one_function(model: nn.Module) -> None:
             module.scale_grad_by_freq = False  # of gradients that then are no derivatives
         if isinstance(module, _FUSED):
             for parameter in module.parameters():
+                # Their fused path asks for it: with frozen weights it would be another function.
                 parameter.requires_grad_(parameter.is_floating_point())
         if parametrize.is_parametrized(module):
             _compute_always(module)
@@ -55,6 +56,7 @@ def has_fused_paths(model: nn.Module) -> bool:
 
 def _compute_always(module: nn.Module) -> None:
     """Let parametrized tensors of a module be computed whenever they are asked for."""
+    # A class of its own for each module: `parametrize` shares none either.
     kind = type(module)
     names = vars(module)["_modules"]["parametrizations"]
     properties = {name: _uncached(name, getattr(kind, name)) for name in names}

@@ -60,6 +60,7 @@ def private_copy(
     model = unwrapped(model)
     refuse_shared_memory(model)
     copier = Copier(_dtype_of(model) if dtype is None else dtype, device)
+    # Dropout off and running statistics in use: else L would be another function in every pass.
     private = copier.copy(model).eval()
     if batchnorm == "train":
         for module in private.modules():
@@ -93,6 +94,7 @@ def _in_place(
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
+    # float64 only where all weights have it: one float32 layer among them rounds the others anyway.
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
     wide = bool(dtypes) and dtypes <= {torch.float64, torch.complex128}
     return torch.float64 if wide else torch.float32

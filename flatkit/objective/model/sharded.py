@@ -64,6 +64,7 @@ def own_box(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         if placement.is_shard():
             dimension = placement.dim % tensor.ndim
             along = torch.arange(tensor.shape[dimension], device=local.device)
+            # torch is asked which rows these are: it cuts uneven parts by a rule of its own.
             own = _local(_cut(along, tensor, dimension=0))
             offsets[dimension] = int(own[0]) if len(own) else 0
     return local, tuple(offsets)
@@ -99,6 +100,7 @@ class ShardedModel:
         self._replicated = 0  # how many contexts treat plain tensors as replicated
         self._own = dict(model.named_parameters())
         names = {id(parameter): name for name, parameter in self._own.items()}
+        # Tied weights stand in several places, and all of them are to be found.
         slots = [vars(module)["_parameters"] for module in model.modules()]
         every = [(slot, own, p) for slot in slots for own, p in slot.items() if p is not None]
         self._slots = [(slot, own, names[id(p)]) for slot, own, p in every]
@@ -129,6 +131,7 @@ class ShardedModel:
         with ExitStack() as stack:
             if self.kind == "fully_shard":
                 stack.enter_context(self._reset_after_errors())
+            # From here on a rank that fails alone would leave the others waiting inside of torch.
             stack.enter_context(self.ranks.in_model())
             stack.enter_context(_evaluating(self.model))
             if self.kind == "DTensor":
@@ -198,6 +201,7 @@ class ShardedModel:
 
     def _share_of(self, parameter: Tensor) -> Tensor:
         share = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        # Where none came, this rank has nothing to add, but must still take part in the sum.
         gradient: Any = parameter.grad
         if gradient is None:
             return share
@@ -216,6 +220,7 @@ class ShardedModel:
         """Write parameters into the parts of this rank, and their own bits at the end."""
         self.settle()
         held = [(_local(p), p, parts[n]) for n, p in self.model.named_parameters() if n in parts]
+        # Bits, not the vector θ: what was in another dtype or is NaN comes back as it was.
         before = [local.clone() for local, _, _ in held]
         try:
             with torch.no_grad():
@@ -269,6 +274,7 @@ class ShardedModel:
                 "the model is sharded over several meshes, or one of several dimensions (HSDP, "
                 f"FSDP with tensor parallelism), and one of one dimension is measured; {_PLAIN}"
             )
+        # A job of more ranks than the mesh would have ranks that hold nothing of the model.
         sizes = {mesh.size() for mesh in meshes}
         if sizes and sizes != {count}:
             raise InvalidArgumentError(

@@ -24,6 +24,7 @@ def refuse_shared_memory(model: nn.Module) -> None:
         for name, p in model.named_parameters()
         if p.requires_grad and p.numel() and type(p.data) is Tensor and p.layout is torch.strided
     ]
+    # Sorted by where they begin: the pairs of a thousand parameters would be half a million.
     spans = sorted((*_span(p), place) for place, (_, p) in enumerate(free))
     for one, other in _overlapping(spans):
         (first, p), (second, q) = sorted((free[one], free[other]), key=lambda x: x[0])
@@ -55,6 +56,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 def _meet(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors whose spans overlap have an entry in common."""
+    # Without gaps spans that overlap share an entry, and the addresses need not be listed.
     if all(end - start == t.nbytes for t in (one, other) for start, end in [_span(t)]):
         return True  # both without gaps
     return bool(torch.isin(_places(one), _places(other)).any())

@@ -29,6 +29,7 @@ def made_by(func: Any, result: Any) -> list[Tensor]:
     given = getattr(getattr(func, "_schema", None), "arguments", ())
     alias = given[0].alias_info if given else None
     # By torch's schemas `a` returns a view of its argument, and `a!` writes into it.
+    # A view holds no memory of its own.
     if alias is not None and not alias.is_write:
         return []
     return tensors_in(result)
@@ -69,6 +70,7 @@ def rows_within(run: Callable[[], object], rows: int, most: int) -> int:
     """
     with _Made() as made:
         run()
+    # At least a byte, for models that make nothing, as an identity.
     each = max(1, made.bytes // rows)
     return max(1, min(most, MOST_BYTES // each))
 
@@ -76,6 +78,7 @@ def rows_within(run: Callable[[], object], rows: int, most: int) -> int:
 def rows_at_once(objective: "Objective") -> int:
     """Return how many samples go through a model at once where nobody says it. Cost: 8 samples."""
     most = default_chunk_size(objective.samples)
+    # So few fit anyway, and the look itself costs a pass.
     if most <= _FEW or not objective.divisible or objective.samples.counts is not None:
         return most
     return min(most, rows_that_fit(objective))

@@ -28,6 +28,7 @@ def settle_weight_norms(model: nn.Module) -> None:
     True
     """
     for module in model.modules():
+        # The exact class: one derived from it may compute something else.
         if type(module) is _WeightNorm:
             own: dict[str, Any] = {"__module__": _WeightNorm.__module__, "forward": normalised}
             module.__class__ = type(_WeightNorm.__name__, (_WeightNorm,), own)

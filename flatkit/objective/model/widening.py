@@ -58,6 +58,7 @@ class Roundings(TorchDispatchMode):
         narrow = [dtype for dtype in found if is_narrower(dtype)]
         if narrow and any(_is_wide(t.dtype) for t in tensors_in((args, kwargs))):
             known = [] if self.dtype is None else [self.dtype]
+            # Of several the coarsest counts: float8 hides what bfloat16 does.
             self.dtype = max(narrow + known, key=lambda dtype: torch.finfo(dtype).eps)
         return result
 
@@ -94,6 +95,7 @@ class Widening(TorchDispatchMode):
         if not _shares_memory(func):  # what is written or looked into is to remain the same
             given = tree_map(self._wide_tensor, given)
         result = execute(func, *given)
+        # What is made of tensors has their dtype; only what is made of nothing is still narrow.
         if tensors_in(given):
             return result
         return tree_map(self._wide_tensor, result)  # made of nothing, in the default dtype
@@ -114,6 +116,7 @@ class Widening(TorchDispatchMode):
 
 def _shares_memory(func: Any) -> bool:
     """Whether an operation writes into an argument or returns a view of one."""
+    # torch's own schema says so of every operation; a list of names would miss new ones.
     given = getattr(getattr(func, "_schema", None), "arguments", ())
     return any(argument.alias_info is not None for argument in given)
 

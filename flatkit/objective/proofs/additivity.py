@@ -61,6 +61,7 @@ def gap(whole: Tensor, values: Values, weights: Tensor, cut: tuple[Tensor, Tenso
     """
     found = [values(rows) for rows in cut]
     if whole.ndim:
+        # Put back in their old order, so that each sample is held against itself.
         apart = torch.empty_like(whole)
         for rows, part in zip(cut, found, strict=True):
             apart[rows] = part
@@ -68,7 +69,9 @@ def gap(whole: Tensor, values: Values, weights: Tensor, cut: tuple[Tensor, Tenso
         error = float((apart - whole).abs().max()) / scale if scale else 0.0
         return Gap(_known(error), float(whole.mean()), (float(apart.mean()),))
     parts = torch.stack(found)
+    # Means are joined by what their parts weigh, not by how many samples they have.
     shares = torch.stack([weights[rows].sum() for rows in cut]) / weights.sum()
+    # Losses of exactly 0 have no size to be relative to.
     scale = float(parts.abs().max()) or 1.0
     error = abs(float(shares.to(parts) @ parts - whole)) / scale
     sum_error = abs(float(parts.sum() - whole)) / scale
@@ -122,6 +125,7 @@ def is_weighted_mean(mean_of: Values, other: Values, size: int, *, tolerance: fl
     a, b = cuts(size)[0]
     for values in (mean_of, other):
         first, second, both = (float(values(rows)) for rows in (a, b, torch.arange(size)))
+        # Equal means lie on every line: nothing can be told of the weights.
         if first == second or not math.isfinite(first + second + both):
             return False
         # p of L(a ∪ b) = (1 − p) L(a) + p L(b): the part of b in the weights, at every point.
@@ -157,6 +161,7 @@ def loss_splits(
 
         return as_values(loss(map_tree(cut, outputs), map_tree(cut, chunk.targets)))
 
+    # The outputs are those of one pass: what the model does with its batch is out of the question.
     whole = as_values(loss(outputs, chunk.targets))
     found = Gap(0.0, 0.0, ())
     for cut in cuts(chunk.size, count=_OF_LOSS):

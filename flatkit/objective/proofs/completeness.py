@@ -122,6 +122,8 @@ def _find(
     trial = run(watched, {})
     foreign = search.foreign(trial)
     unknown = [leaf for leaf in foreign if search.spot(leaf) is None]
+    # Tensors that a forward pass makes, as noise that
+    # requires gradients, have another id each time.
     if unknown:  # a leaf that is made in every pass is no weight: is it there again?
         again = {id(leaf) for leaf in graph_leaves([run(watched, {}).loss])}
         made = {id(leaf) for leaf in unknown if id(leaf) not in again}
@@ -133,6 +135,7 @@ def _find(
         return None, {}
     found = _settled(run, search, search.narrowed(used), added)
     # Read in the forward pass by calls of torch, or by a way that only the graph shows.
+    # What is in the outputs was read by the model, else by the loss alone.
     through = {id(leaf) for leaf in graph_leaves(tensors_of(trial.outputs))}
     found.in_model = bool(used & (trial.used_by_model | through))
     return found, added
@@ -153,6 +156,7 @@ def _settled(
         )
     found.in_calls = any(search.spots[key].matters for key in found.used)
     above = {tensor.grad_fn for tensor in tensors_of(trial.outputs)} - {None}
+    # The graph above the outputs is cut off: a point that is still found enters by another way.
     rest = graph_leaves([trial.loss], below=above)
     found.beyond_outputs = any(leaf is trial.point for leaf in rest)
     return found
@@ -239,6 +243,7 @@ class Search:
         computed = [leaf for leaf in (*in_model, *in_loss) if self._is_computed(leaf)]
         if computed:
             raise InvalidArgumentError(_COMPUTED.format(_named(self.labels(computed))))
+        # Of the shape [P] is only a point of an earlier pass: something kept its graph.
         kept = [x for x in foreign if x.shape == trial.point.shape and self.spot(x) is None]
         if kept:
             raise InvalidArgumentError(_KEPT)
@@ -248,6 +253,7 @@ class Search:
             raise InvalidArgumentError(_OF_LOSS.format(_named(self.labels(in_loss))))
         used |= {id(self.spot(leaf).tensor) for leaf in own}  # pyright: ignore
         order = {key: place for place, key in enumerate(self.spots)}
+        # In the order of registration, so that θ is laid out alike in every run.
         in_loss.sort(key=lambda leaf: order.get(self._key(leaf), len(order)))
         return dict(self._join(leaf, used) for leaf in in_loss)
 

@@ -142,6 +142,7 @@ def prove_gradient(
     if precise is None:
         return _prove_coarsely(function, chunk, "a sharded model has no copy in float64", remark)
     try:
+        # A hundredth off: at the checkpoint itself ReLUs of layers that are still zero have kinks.
         near = _Place(precise, chunk.in_double(), _near(function.theta.double()))
     except UserCodeError as error:
         return _prove_coarsely(function, chunk, f"float64 does not pass ({error})", remark)
@@ -151,6 +152,7 @@ def prove_gradient(
     if not math.isfinite(near.loss + slope.error):
         return None, f"the loss of {chunk.size} samples is not finite", None
     if slope.error > max(_TOLERANCE, slope.rounding):
+        # Looked at only now, as it takes a further pass: most models agree at the first step.
         if rounds(near.function, near.theta, near.chunk):
             return _prove_coarsely(function, chunk, "the model computes in 32 bits", remark)
         if slope.error > max(_WRONG, slope.rounding):
@@ -202,6 +204,8 @@ def _direction(place: _Place, only: str | None = None) -> Tensor:
     found: list[Tensor] = []
     for name, part in zip(place.function.space.names, parts, strict=True):
         noise = torch.randn(len(part), generator=generator, dtype=torch.float64).to(part)
+        # A hundredth of the largest at least, or a parameter
+        # without gradient would be divided by nothing.
         size = max(float(part.norm()), 0.01 * largest)
         mixed = part / size + noise / math.sqrt(max(1, len(part)))
         # Divided by the slope once more, so that each parameter changes the loss about alike.
@@ -232,6 +236,7 @@ def _cause(place: _Place, name: str, slope: Slope) -> str:
     """Return what is seen of one parameter."""
     size = max(abs(slope.gradient), abs(slope.difference))
     sizes = dict(zip(place.function.space.names, place.function.space.shapes, strict=True))
+    # The loss stands still while a gradient is there: only an estimator does so.
     if abs(slope.difference) < 1e-3 * size:
         return "the loss does not change with it, a straight-through estimator"
     if len(sizes[name]) == 2 and _has_empty_rows(place, name):

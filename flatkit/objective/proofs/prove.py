@@ -37,6 +37,7 @@ def examine_all(function: "Objective", mean_over: str, *, chosen: bool) -> Exami
         NonAdditiveLossError: the loss is not a mean over samples, nor can it be measured whole.
         WrongGradientError: its gradient is not its derivative.
     """
+    # So that what draws random numbers is found out in every run alike.
     _seed(function.device)  # whoever makes an objective puts the random states back
     look = Look.at(function)
     checks = [
@@ -198,6 +199,7 @@ def check_deterministic(first: Tensor, value: Callable[[], Tensor], *, eps: floa
     if agree(first, second) or not bool(first.isfinite().all()):
         return
     torch.manual_seed(0)
+    # With one seed twice: what then agrees draws from torch, and what does not keeps a state.
     once = value()
     torch.manual_seed(0)
     cause = (

@@ -52,6 +52,7 @@ def find_own_weights(function: "Objective") -> tuple[Tensor, str]:
         )
     elif (of_loss := own_weights(loss)) is not None:
         weights = of_loss(targets).double().cpu()
+        # Of weights 0 and 1 the mean is over the samples that are left.
         alike = bool(((weights == 1) | (weights == 0)).all())
         what = "samples" if alike else getattr(loss, "mean_over", "loss")
     else:
@@ -82,6 +83,7 @@ def nearby(theta: Tensor) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(theta), generator=generator).to(theta)
+    # A fiftieth: far enough that losses of an untrained head differ, near enough to stay finite.
     return theta + 0.02 * theta.norm() / math.sqrt(len(theta)) * noise
 
 
@@ -195,6 +197,7 @@ def _special(leaf: Tensor) -> list[float]:
     if leaf.is_floating_point():
         missing = [math.nan] if bool(leaf.isnan().any()) else []
         return [*missing, 0.0] if bool(((leaf == 0) | (leaf == 1)).all()) else missing
+    # Padding stands at the ends of rows, to the right or to the left.
     ends = [leaf[..., -1], leaf[..., 0]] if leaf.ndim > 1 else []
     common = [int(end.reshape(-1).mode().values) for end in ends if end.dtype != torch.bool]
     found = {IGNORED, -1, 0, *common, int(leaf.min()), int(leaf.max())}
@@ -214,6 +217,7 @@ def _telling_pairs(candidates: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     Samples without any label that counts have no loss by themselves and are not asked.
     """
     weights = torch.stack(list(candidates.values()))  # [ways, N]
+    # Alone, a sample without a label has a mean of nothing, 0/0.
     asked = (weights > 0).all(0).nonzero().squeeze(1)
     if len(asked) < 2:
         return []

@@ -55,4 +55,5 @@ def _settle(part: nn.Module, weight: Tensor) -> None:
         "forward": forward,
         "has_fixed_signs": True,
     }
+    # Another class, and no other method of the instance: a deep copy keeps it.
     part.__class__ = type(kind.__name__, (kind,), {**own, "has_fixed_signs": True})

@@ -77,6 +77,7 @@ def prove_smooth(precise: "Objective", rows: Tensor, remark: str = "") -> Found:
         return None, f"float64 does not pass ({error})", None
     if centre is None:
         return None, "the loss does not depend on the parameters", None
+    # Both sides at once, as a kink shows by what changes between them.
     sides = look.sides(centre, _STEP)
     # What rounding makes of the loss over a length of θ is no jump, as of a loss that is constant.
     blur = _BLUR * abs(here) / look.length
@@ -118,6 +119,7 @@ class _Look:
     def __init__(self, function: "Objective", chunk: "Chunk") -> None:
         self.function, self.chunk, self.theta = function, chunk, function.theta
         generator = torch.Generator().manual_seed(3)
+        # A random direction crosses every kink at the point; an axis would run along most of them.
         noise = torch.randn(len(self.theta), generator=generator, dtype=torch.float64)
         root = math.sqrt(max(1, len(noise)))
         self.length = float(self.theta.norm()) or root

@@ -102,6 +102,7 @@ class Look:
     def gap(self) -> Gap:
         """Return the widest gap between the whole and its parts."""
         cut_at = cuts(len(self.rows), self.key)
+        # One cut will do, and it is the last, a random one.
         if self.whole.ndim:  # each sample shows by itself whether it depends on others
             cut_at = cut_at[-1:]
         found = [gap(self.whole, self.values, self.weights, cut) for cut in cut_at]
@@ -185,6 +186,7 @@ def _prove_mean(look: Look, found: Gap, chosen: bool) -> Found:
         raise refuse_sum(found, len(look.rows), function.num_samples)
     # Twice as far from θ on the same line: a second point at which no two samples lose alike.
     further = 2 * look.theta - function.theta
+    # At one point alone some weights always explain the number.
     points = look.values, partial(look.values, theta=further)
     if not is_weighted_mean(*points, len(look.rows), tolerance=100 * slack):
         return _as_one_batch(look, found, _where(look), chosen)
@@ -291,6 +293,7 @@ def _fits_in_memory(function: "Objective", few: "Chunk", theta: Tensor) -> bool:
     held: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
+        # By storage: views and saved slices of one tensor hold its memory once.
         storage = tensor.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
         return tensor

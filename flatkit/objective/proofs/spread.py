@@ -16,6 +16,7 @@ def spread_rows(available: int, size: int, draw: int = 0) -> Tensor:
     size = min(size, available)
     generator = torch.Generator().manual_seed(draw)
     places = torch.rand(size, generator=generator, dtype=torch.float64)
+    # In float64: of a hundred million rows 32 bits would name the same one twice.
     return ((torch.arange(size) + places) * (available / size)).long()
 
 

@@ -56,6 +56,8 @@ def _settle(table: nn.Embedding) -> None:
         padding = _bounded(row, table.max_norm, table.norm_type)
 
     def forward(self: nn.Embedding, input: Tensor) -> Tensor:
+        # Only the vectors that are looked up are scaled, as
+        # torch does, and without writing into the table.
         found = _bounded(F.embedding(input, self.weight), self.max_norm, self.norm_type)
         if padding is None:
             return found

@@ -30,6 +30,7 @@ def collated(items: list[Any], collate: Callable[[list[Any]], Any]) -> Any:
     tensor([1, 0])
     """
     try:
+        # torch stacks lists of numbers column by column; as tensors they are rows of a sample.
         own = collate is not default_collate
         return collate(items if own else [_as_tensors(item) for item in items])
     except FlatkitError:
@@ -84,6 +85,8 @@ def counted(batch: Any, size: int | None) -> int:
             f"{type(batch).__name__} without any tensor"
         )
     said = (getattr(batch, name, None) for name in ("num_graphs", "batch_size"))
+    # What the loader counted before what the batch says
+    # of itself, as by graphs of PyTorch Geometric.
     found = [n for n in (size, *said) if isinstance(n, int) and n > 0]
     if found:
         return found[0]
@@ -102,6 +105,7 @@ def divided(batch: Any) -> tuple[Any, Any]:
     >>> divided({"x": 1, "label": 2}), divided((1, 2, 3))
     (({'x': 1, 'label': 2}, 2), ((1, 2), 3))
     """
+    # A packed sequence is a named tuple, and one input all the same.
     if isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence):
         if len(batch) == 1:
             return divided(batch[0])
@@ -133,6 +137,7 @@ def labels_in(batch: Any) -> Any:
     else:
         found = [getattr(batch, key, None) for key in LABELS]
         found = [part for part in found if isinstance(part, Tensor)]
+    # Of several such entries nobody knows which one the loss takes: it gets the whole batch.
     return found[0] if len(found) == 1 else batch
 
 
@@ -171,6 +176,7 @@ def _tree(batch: Any) -> Tree | None:
         parts = {str(key): _tree(part) for key, part in some.items()}
         return None if _lacks(parts.values()) else like(batch, parts)
     if isinstance(batch, (list, tuple)):
+        # None keeps its place: arguments by position after it would move up.
         some = [part for part in batch if part is None or _holds_tensors(part)]
         found = [part if part is None else _tree(part) for part in some]
         given = [part for part, was in zip(found, some, strict=True) if was is not None]

@@ -88,6 +88,7 @@ def input_ways(batch: Any, model: nn.Module, loss: Any) -> Iterator[InputWay]:
             )
             return
         # For the loss: as many parts as its signature needs, then the last one, then ever more.
+        # The first way that runs is taken, so that the usual one stands first.
         sizes = [len(batch) - max(1, _extra(loss)), len(batch) - 1]
         sizes += range(len(batch) - 2, 0, -1)
         for size in dict.fromkeys(size for size in sizes if size > 0):
@@ -159,6 +160,7 @@ def _part_ways(part: Any, model: nn.Module) -> Iterator[Pick]:
     if isinstance(part, Tensor):
         yield _itself
     elif isinstance(part, Mapping):
+        # A dictionary that fits by name is hardly ever meant as one argument.
         names = _names_taken(part, model)
         if names:
             yield lambda given: {name: given[name] for name in names}
@@ -174,6 +176,7 @@ def _part_ways(part: Any, model: nn.Module) -> Iterator[Pick]:
 def _names_taken(entries: Mapping[Any, Any], model: nn.Module) -> list[str]:
     """Return the entries that a model takes by name, if they are all that it needs."""
     parameters = signature(model.forward).parameters.values()
+    # Who takes **kwargs takes all entries, the labels too.
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
         return list(entries)
     found = [p.name for p in parameters if p.name in entries]
@@ -197,6 +200,7 @@ def _extra(loss: Any) -> int:
 
 def _names(loss: Any) -> list[str]:
     inner = _inner(loss)
+    # Not of the module: its `__call__` takes any arguments.
     own = _signature(inner.forward if isinstance(inner, nn.Module) else inner)
     return [] if own is None else [p.name for p in own.parameters.values() if _is_needed(p)][1:]
 

@@ -130,6 +130,7 @@ def _first_that_fits(drawn: Samples, taker: Taker) -> Taken:
         except UserCodeError as error:
             of_model.append(error)
             continue
+        # Of several ways that fail the usual one is told: the others are guesses of ours.
         usual = way.rest(example) if usual is None else usual
         for ending in _target_ways(drawn, way.rest(example), taker):
             try:
@@ -188,6 +189,7 @@ def _tried(drawn: Samples, inputs: Tree, taker: Taker) -> tuple[slice, Any]:
     elif taker.at_once is not None:
         sizes = [taker.at_once]
     else:
+        # Two first: a chunk of images takes long, and a way that does not fit fails at two as well.
         sizes = [2, default_chunk_size(found)]
     for last, size in enumerate(sizes, start=1):
         try:
@@ -200,6 +202,7 @@ def _tried(drawn: Samples, inputs: Tree, taker: Taker) -> tuple[slice, Any]:
 
 @torch.no_grad()
 def _outputs(few: Samples, taker: Taker) -> Any:
+    # Contiguous until it is known which layout is the faster one.
     few = few.to(taker.dtype, taker.device).laid_out(torch.contiguous_format)
     with undisturbed():
         inputs = map_object(torch.clone, few.inputs)  # the model may write into them
@@ -233,6 +236,7 @@ def _fitted(
         pairs = zip(trees, of_each, strict=True)
         trees = [WeightedTargets(tree, part.to(taker.device)) for tree, part in pairs]
         loss, around = weighted(loss), (*around, weighted)
+        # Once more with the weights: a loss that returns one number is refused here.
         fitted(loss, trial, trees[0] if bundled else take(trees[0], rows), trees)
     if drawn.probe is not None:
         _check_means(drawn, way, ending, loss, form.how, taker)

@@ -23,6 +23,7 @@ def undisturbed(*generators: torch.Generator | None) -> Generator[None, None, No
     """
     states = [(g, g.get_state()) for g in generators if g is not None]
     python, array = random.getstate(), numpy.random.get_state()  # noqa: NPY002
+    # To ask for CUDA where nobody uses it would start it, which takes seconds and memory.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices=list(devices)):

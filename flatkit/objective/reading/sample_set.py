@@ -75,6 +75,7 @@ class Samples:
     def _numbered(self, rows: slice | Tensor) -> dict[str, Any]:
         if self.counts is None:
             return {"indices": self.indices[rows]}
+        # Rows are batches here: the numbers of their samples go along, as many as each has.
         parts = self.indices.split(self.counts.tolist())
         chosen = torch.arange(len(parts))[rows].tolist()
         # The empty start: `cat` refuses no tensors at all.
@@ -103,6 +104,7 @@ class Samples:
             return self
 
         def convert(leaf: Tensor) -> Tensor:
+            # Of whole numbers [N, C, H, W] are codes, which are looked up and not convolved.
             images = leaf.ndim == 4 and leaf.is_floating_point()
             return leaf.contiguous(memory_format=memory_format) if images else leaf
 
@@ -116,6 +118,8 @@ class Samples:
             "drawn": self.drawn,
             "indices": self.numbers(),
             "indices_sha256": hashlib.sha256(self.indices.numpy().tobytes()).hexdigest(),
+            # Keys appear where they say something, so that
+            # reports of before compare with those of today.
             **({} if self.counts is None else {"batches": len(self.counts)}),
             **({"share_of_one_process_in": self.processes} if self.processes > 1 else {}),
             **({"targets_converted": self.converted} if self.converted else {}),

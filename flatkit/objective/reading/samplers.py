@@ -62,11 +62,13 @@ def chosen_by(loader: DataLoader[Any], length: int) -> Chosen:
     Chosen(rows=tensor([0, 1, 2]), batches=None)
     """
     plan: Any = loader.batch_sampler
+    # The exact class: one derived from it may yield other batches than its sampler and size say.
     if type(plan) is not BatchSampler:
         passes = _passes(plan, length, _each)
         rows = _once(passes, length, f"batch sampler {type(plan).__name__}")
         return Chosen(rows, passes[0] if _alike(passes) else None)
     sampler: Any = plan.sampler
+    # These need not be asked: a pass over a million draws would take seconds.
     if type(sampler) in (RandomSampler, WeightedRandomSampler):
         return Chosen(_of_random(sampler, length), None)
     passes = _passes(sampler, length, lambda row: [row])
@@ -102,6 +104,7 @@ def _of_random(sampler: RandomSampler | WeightedRandomSampler, length: int) -> T
             f"the {name} of the DataLoader draws with replacement, other samples on every pass; "
             f"{_ADVICE}{', or ' + _WEIGHTS if weighted else ''}"
         )
+    # So many draws are whole permutations of the data, or else some samples are left out.
     if sampler.num_samples % max(1, available):
         raise InvalidArgumentError(
             f"the {name} of the DataLoader draws {sampler.num_samples} of {available} samples, "
@@ -113,6 +116,7 @@ def _of_random(sampler: RandomSampler | WeightedRandomSampler, length: int) -> T
 def _passes(asked: Any, length: int, rows_of: Callable[[Any], Any]) -> list[Draws]:
     """Return what a sampler gives on several passes."""
     name = type(asked).__name__
+    # An iterator of C, as `iter(list)`, cannot be copied: to look at it would use it up.
     if not hasattr(asked, "__dict__") and iter(asked) is asked:
         raise _read_once(name)
     with undisturbed(), users_code(f"the sampler {name} of the DataLoader"):
@@ -121,6 +125,7 @@ def _passes(asked: Any, length: int, rows_of: Callable[[Any], Any]) -> list[Draw
         for seed in range(2 if length > _TINY else 6):
             seed_all(seed)
             passes.append(_read(private, length, rows_of))
+    # A generator gives its samples once and then nothing, without an error.
     if passes[0] and not any(passes[1:]):
         raise _read_once(name)
     return passes
@@ -180,6 +185,7 @@ def _once(passes: list[Draws], length: int, name: str) -> Tensor:
     # Negative positions count from the end, as those of Python's lists.
     times = torch.tensor(drawn, dtype=torch.int64).remainder(length).bincount()
     often = times[times > 0]
+    # Twice each is a mean over the same samples as once each.
     if len(often) and int(often.min()) != int(often.max()):
         raise InvalidArgumentError(
             f"the {name} draws sample {int(times.argmax())} {int(often.max())} times and others "

@@ -91,6 +91,8 @@ def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> S
     loader = data if isinstance(data, DataLoader) else None
     source: Any = data.dataset if isinstance(data, DataLoader) else data
     with undisturbed(loader.generator if loader is not None else None), users_code("the data set"):
+        # Such a loader may do anything between its data
+        # set and its batches: these alone are asked for.
         if loader is not None and _goes_its_own_way(loader):
             return _from_batches(loader, samples, cut=cut)
         if _has_length(source):
@@ -152,6 +154,7 @@ def _refuse_what_has_no_rows(name: str, data: Any) -> None:
 def _from_map(
     source: Any, loader: DataLoader[Any] | None, samples: int | None, seed: int, *, cut: bool
 ) -> Samples:
+    # Before any sample is read: a sampler that is refused costs nothing.
     found = _chosen(loader, len(source))
     chosen, collate = found.rows, default_collate if loader is None else loader.collate_fn
     if samples is not None:
@@ -161,6 +164,7 @@ def _from_map(
     if not len(chosen):
         raise InvalidArgumentError("the data hold no samples")
     drawn: Drawn = "all" if samples is None or samples == len(source) else "random"
+    # Rows of tensors are taken at once: one by one a million of them takes long.
     if cut and collate is default_collate and _is_of_tensors(source):
         batch = [tensor[chosen].contiguous() for tensor in source.tensors]
         return replace(_as_rows(batch, len(source), chosen), drawn=drawn)
@@ -181,6 +185,7 @@ def _from_map(
     counts = [counted(unit, len(batch)) for unit, batch in zip(units, batches, strict=True)]
     order = torch.tensor([row % len(source) for batch in batches for row in batch])
     made = _as_units(units, counts, order, len(source), drawn)
+    # Two samples together and apart show whether the loss of a batch is the mean of theirs.
     two = [source[row] for row in chosen[:2].tolist()]
     if len(two) < 2 or max(counts) < 2:
         return made
@@ -266,6 +271,7 @@ def _goes_its_own_way(loader: DataLoader[Any]) -> bool:
     """Whether a subclass decides itself what it yields."""
     own = type(loader)
     return (
+        # By its methods, not its class: one that adds attributes alone yields what torch's does.
         own.__iter__ is not DataLoader.__iter__ or own._get_iterator is not DataLoader._get_iterator  # pyright: ignore[reportPrivateUsage]
     )
 
@@ -283,6 +289,7 @@ class _Counted:
 def _stream(loader: DataLoader[Any]) -> Iterator[tuple[int | None, Any]]:
     """Yield the batches of a loader with their sizes; workers that it keeps stay as they are."""
     private = copy.copy(loader)
+    # Workers that are kept alive belong to the user's loader, in the middle of its epoch perhaps.
     private._iterator = None  # pyright: ignore[reportPrivateUsage]
     if _goes_its_own_way(loader):
         yield from ((None, batch) for batch in private)
@@ -304,6 +311,7 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
         raw.append(batch)
         trees.append(tree)
         counts.append(counted(batch, size) if tree is None else len(next(leaves(tree))))
+        # Here and not after the loop, as the data may have no end.
         if samples is not None and sum(counts) >= samples:
             break
     if not raw:
@@ -392,6 +400,7 @@ def _random_rows(available: int, samples: int, seed: int) -> Tensor:
     if samples == available:
         return torch.arange(available)
     generator = torch.Generator().manual_seed(seed)
+    # Sorted, as data sets on disk read faster in order, and the mean does not depend on it.
     return torch.randperm(available, generator=generator)[:samples].sort().values
 
 

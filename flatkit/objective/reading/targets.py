@@ -59,6 +59,7 @@ def fitted(
             check_classes(loss, outputs, tree)
         return Form(list(targets), "")
     scores = main_tensor(outputs)
+    # In step: the form that a few samples take must exist for all of them.
     for some, *all_of_them in zip(*(_forms(tree, scores) for tree in (few, *targets)), strict=True):
         if some is None or any(tree is None for tree in all_of_them):
             continue
@@ -113,6 +114,7 @@ def check_classes(loss: Any, outputs: Any, targets: Tree) -> None:
 
 def _tried(loss: Callable[[Any, Any], Any], outputs: Any, targets: Tree) -> None:
     """Evaluate and differentiate a loss, if it can."""
+    # With a gradient, as some losses take whole numbers forwards and fail only backwards.
     leaf = outputs.detach().requires_grad_() if isinstance(outputs, Tensor) else outputs
     with users_code("the loss"), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -198,6 +200,7 @@ def _whole(labels: Tensor) -> Tensor | None:
     """Return labels as int64, if all are whole numbers."""
     if labels.is_complex():
         return None
+    # NaN as a whole number is undefined; a half is none and fails the comparison.
     whole = labels.nan_to_num(0.5).long() if labels.is_floating_point() else labels.long()
     return whole if bool((whole == labels).all()) else None
 

@@ -24,6 +24,7 @@ def check_unit_means(losses: Sequence[Any], *, fixed: bool, tolerance: float) ->
     both, *apart = (float(torch.as_tensor(loss).detach().double().mean()) for loss in losses)
     scale = tolerance * max(map(abs, (both, *apart)))
     told = f"{both:.6g} for two samples, {apart[0]:.6g} and {apart[1]:.6g} for each"
+    # A sum passes too where the two losses are opposite numbers, which they hardly are.
     if not abs(both - sum(apart) / 2) > scale:  # NaN is told by whoever needs the value
         return
     if abs(both - sum(apart)) <= scale:

@@ -70,6 +70,7 @@ def check_weights(weights: Tensor) -> Tensor:
     >>> check_weights(torch.tensor([[1], [2]]))
     tensor([1., 2.])
     """
+    # [B, 1] is one a sample as well, as columns of a table come.
     flat = weights.reshape(-1)
     if len(flat) != len(weights):
         raise InvalidArgumentError(
