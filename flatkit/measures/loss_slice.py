@@ -75,6 +75,7 @@ def run(session: "Session") -> Iterator[Draft]:
     own, generator = session.own(SliceSettings), session.generator("slice")
     number, points = own.slice_directions, own.slice_points
     with session.meter() as cost:
+        # In the order of the draws, so that more directions later leave the first ones as they are.
         drawn = [drawn_directions(session, generator, dimensions=1) for _ in range(_FEWEST)]
 
         def results(lines: "Sequence[GrowingSurface]", level: int) -> list[Result]:
@@ -162,6 +163,7 @@ def drawn_directions(
         return drawn
 
     def draw() -> "Subspace":
+        # The state of then: the line is drawn anew for every level, and must be the same.
         again = torch.Generator().set_state(state)
         return random_directions(session, again, dimensions=dimensions)
 
@@ -219,6 +221,7 @@ def as_json(values: numpy.ndarray) -> Any:
     [[1.0, None], [inf, 0.0]]
     """
     found = values.astype(object)
+    # A hole in a curve is None: NaN is never a result.
     found[numpy.isnan(values)] = None
     return found.tolist()
 

@@ -55,6 +55,7 @@ def run(session: "Session") -> "Iterator[Draft]":
         while own.trace_method == "auto" and not session.has_space:
             session.step_space()
             yield Draft(lambda: ())
+        # A method that was named is what it is called: only `auto` takes more than its probes.
         ask, space = None, session.space.deflation if own.trace_method == "auto" else None
         draws = session.generator("trace")
         for ask in trace_steps(session.curvature, **given, generator=draws, space=space):

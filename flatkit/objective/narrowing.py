@@ -59,6 +59,7 @@ def compute_narrowly(
         return
     if asked is not None:
         _refuse_what_needs_width(objective, narrow)
+    # Shallow: both have the same samples and count their passes in one place.
     objective.exact = copy.copy(objective)
     objective.narrow_to(narrow, by_itself=asked is None)
     objective.engine_choices = {}
