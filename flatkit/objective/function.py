@@ -154,8 +154,6 @@ class Objective(PlacedModel, OverSamples):
         named = LOSSES.build(loss) if isinstance(loss, str) else loss
         dtype = check_dtype(dtype)
         wide = torch.float32 if dtype in NARROW else dtype
-        # Wide also where bfloat16 is asked for: what is
-        # proved is proved of the function in float32.
         private = private_copy(model, batchnorm, wide, device)
         users = private.copier.copied(as_sums(named))
         self.loss_function = guarded(users)
