@@ -52,10 +52,11 @@ def at(session: "Session", rho: float, *, rough: bool = False) -> Result:
     with session.meter() as cost:
         maximum = ball.rough_model_maximum if rough else ball.model_maximum
         found = maximum("gradient_norm", rho)
+        rounding = ball.model_rounding("gradient_norm", found)
         return Result(
             "quadratic_model_maximum",
             rho * found.value,
-            rho * found.shortfall,
+            rho * (found.shortfall + rounding),
             error_kind="residual",
             settings={
                 "rho": rho,
@@ -63,6 +64,7 @@ def at(session: "Session", rho: float, *, rough: bool = False) -> Result:
                 "is": "rho max |g + H u| over the ball; the maximum of this model lies at most the "
                 "error above the value",
                 "basis": ball.basis,
+                "rounding": rho * rounding,
             },
             cost=cost(),
         )
@@ -83,6 +85,7 @@ MEASURE = Measure(
     passes=lambda session: float(len(session.own(BallSettings).rho) * session.product_price),
     first=lambda session: float(session.product_price),
     on_space=True,
+    in_bfloat16=True,
     absent="the ball is not round",
     about="What R1 would be if the loss were exactly quadratic around the checkpoint. Near the "
     "value of the search it says that two ways of computing agree; far from it, that the "

@@ -1,6 +1,7 @@
 """R0 and R1 over a ladder of radii beside the top eigenvalue: what the claims are judged by."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,13 +16,18 @@ from flatkit.measures import (
     zeroth_order_sharpness,
 )
 from flatkit.measures.forecast import Forecast, forecast_of
-from flatkit.measures.precision import gradient_jump, gradient_noise, rounding_radius
+from flatkit.measures.precision import (
+    exactness,
+    gradient_jump,
+    gradient_noise,
+    rounding_radius,
+)
 from flatkit.measures.registry import MEASURES
 from flatkit.measures.schedule import run_whole
 from flatkit.measures.session import Progress, Session
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.measures.shared_settings import BallSettings, CurvatureSettings
-from flatkit.objective.narrowing import refuse_narrow
+from flatkit.objective.narrowing import narrow_words
 from flatkit.objective.task import Task
 from flatkit.results.report import Report
 from flatkit.results.result import Result
@@ -52,7 +58,9 @@ def verify(
 
     The result `verdict` is a list of claims, each `holds`, `fails` or `cannot tell`, with the
     reason. Radii at which rounding may change R1 by more than 1 % are not measured; the result
-    `rounding_radius` names the largest of them.
+    `rounding_radius` names the largest of them. What 16 bits may have put off λmax, the gradient
+    and the quadratic model is part of what a claim allows for, and named in its reason; a claim
+    that it leaves open cannot be told.
 
     Args:
         subject: a `Task` or what makes one, a `Checkpoint`, or the path of one.
@@ -63,8 +71,8 @@ def verify(
         **changes: single settings of `AnalysisSettings` by name.
 
     Raises:
-        InvalidArgumentError: another geometry than `l2`, which the claims are not about, or
-            bfloat16. Further as `analyze`.
+        InvalidArgumentError: another geometry than `l2`, which the claims are not about. Further
+            as `analyze`.
 
     >>> import torch
     >>> from torch import nn
@@ -80,13 +88,7 @@ def verify(
     settings = AnalysisSettings(measures=_AT_CHECKPOINT, **given).changed(changes)
     if settings.of(BallSettings).geometry != "l2":
         raise InvalidArgumentError("verify is about round balls: geometry must be l2")
-    if settings.dtype == "bfloat16":
-        raise InvalidArgumentError(
-            "dtype must be float32 or float64: verify cannot say how wrong dtype bfloat16 makes "
-            "its verdicts"
-        )
     session = Session(task, settings, progress)
-    refuse_narrow(session.objective, "verify")
     if plan is not None:
         plan(_forecast(session, len(rho) or _STEPS))
     results, facts = _at_checkpoint(session)
@@ -161,6 +163,7 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
     noise = gradient_noise(session, round_ball)
     jump = gradient_jump(session, noise)
     smooth = session.objective.examination.derivatives == 2
+    narrow = session.objective.narrow is not None
     facts = Facts(
         top=top,
         top_error=float(session.top.error[0]),
@@ -169,9 +172,13 @@ def _at_checkpoint(session: Session) -> tuple[list[Result], Facts]:
         lowest=lowest,
         lowest_error=float(bottom.error[0]),
         norm=float(session.gradient.double().norm()),
-        blurred=rounding_radius(session, round_ball, slope, noise),
+        blurred=rounding_radius(
+            session, round_ball, slope, session.ball.noise if narrow else noise
+        ),
         jump=jump,
         smooth=smooth,
+        norm_error=exactness(session, "gradient", "train")[0],
+        narrow=narrow_words(session.objective) if narrow else "",
     )
     note = {"is": "below it, rounding may change R1 by more than 1 %"}
     change = {"distance": jump.distance, "explained": jump.explained, "kink": jump.found}
@@ -209,6 +216,11 @@ def _at_radius(session: Session, rho: float) -> tuple[Result, Result, Result]:
     session.ball.look_for_kinks()
     r0 = zeroth_order_sharpness.at(session, rho)
     r1 = first_order_flatness.at(session, rho)
+    if session.objective.narrow is not None:
+        model = session.ball.model_maximum("loss", rho)
+        off = session.ball.model_rounding("loss", model)
+        known = {"quadratic_model": model.value, "quadratic_model_rounding": off}
+        r0 = replace(r0, settings={**r0.settings, **known})
     return r0, r1, quadratic_model_maximum.at(session, rho)
 
 
@@ -220,4 +232,6 @@ def _rung(rho: float, r0: Result, r1: Result, model: Result) -> Rung:
         r1.value / rho**2,
         r0.settings["quadratic_model"] / rho**2,
         model.value / rho**2,
+        r0.settings.get("quadratic_model_rounding", 0.0) / rho**2,
+        model.settings["rounding"] / rho**2,
     )

@@ -333,5 +333,5 @@ def test_the_command_says_what_bfloat16_leaves_out(tmp_path, capsys):
     assert "bfloat16, cpu" in out and re.search(r"train loss [0-9.]+ rounding [0-9]", out)
     assert "rounding: of bfloat16" in out
     assert "not in bfloat16, whose noise they cannot state" in out
-    assert main(["verify", path, "--dtype", "bfloat16"]) == 2
-    assert "cannot say how wrong dtype bfloat16" in capsys.readouterr().err
+    assert main(["verify", path, "--dtype", "bfloat16", "--search-budget", "5"]) == 0
+    assert "dtype bfloat16" in " ".join(capsys.readouterr().out.split())

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatkit
-from flatkit import Objective, Task
+from flatkit import Objective
 from flatkit.errors import InvalidArgumentError
 from flatkit.hessian import ENGINES, GaussNewtonOperator, HessianOperator
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.noise import measure_noise
 from flatkit.results.status import Status
-from flatkit.verify import verify
 
 BFLOAT, HALF = torch.bfloat16, torch.float16
 
@@ -340,10 +339,6 @@ def analyzed(**given: Any) -> Any:
             "average_sharpness cannot say how wrong the bfloat16",
         ),
         (lambda: analyzed(method="power"), "method power cannot say how wrong the bfloat16"),
-        (
-            lambda: verify(Task(Autocast(BFLOAT), cross_entropy, FLAT)),
-            "verify cannot say how wrong the bfloat16",
-        ),
         (
             lambda: Objective(Insists(BFLOAT), cross_entropy, FLAT),
             "computes in bfloat16 by itself and does not run without",

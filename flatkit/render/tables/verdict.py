@@ -34,9 +34,13 @@ def verdict_table(name: str, report: Report) -> RenderableType:
         radii.add_row(
             f"{rho:.3g}",
             at_least(over_rho_squared(r1)),
-            significant(model.value / rho**2),
+            _model(model.value, model.settings.get("rounding", 0.0), rho**2),
             "rounding" if r0.status == Status.ROUNDING else at_least(over_rho_squared(r0)),
-            significant(2 * r0.settings["quadratic_model"] / rho**2),
+            _model(
+                2 * r0.settings["quadratic_model"],
+                2 * r0.settings.get("quadratic_model_rounding", 0.0),
+                rho**2,
+            ),
         )
     claims = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("claim", "verdict", "why"):
@@ -46,6 +50,12 @@ def verdict_table(name: str, report: Report) -> RenderableType:
         verdict = f"[{colour}]{claim['verdict']}[/{colour}]"
         claims.add_row(claim["claim"], verdict, escape(claim["reason"]))
     return Group(escape(name), *_facts(report), *([Folded(radii)] if radii.rows else []), claims)
+
+
+def _model(value: float, rounding: float, squared: float) -> str:
+    """Return what the model says over ρ², with what 16 bits may have put it off."""
+    off = f" ± {significant(rounding / squared, 2)}" if rounding else ""
+    return significant(value / squared) + off
 
 
 def _facts(report: Report) -> list[str]:
