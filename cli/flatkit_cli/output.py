@@ -78,14 +78,15 @@ class Output:
         """
         if not speaks():
             return
-        # Saved before anything is read from the results, which the code of others may do, and fail.
-        if self.json_file not in (None, "-"):
-            saved = result.save(self.json_file)
-            click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)
         try:
+            # Before anything is read from the results, which the code of others may do, and fail.
+            if self.json_file not in (None, "-"):
+                saved = result.save(self.json_file)
+                click.echo(f"{type(result).__name__.lower()}: {saved}", err=True)
             self.draw(drawn)
         finally:
-            # Last, as the reader of a pipe may be gone, and takes no file along then.
+            # Last, as the reader of a pipe may be gone, and takes no file along then; and also
+            # where the disk is full, which must not cost the numbers.
             if self.json_file == "-":
                 click.echo(json_here(result.to_json()))
             else:

@@ -297,6 +297,7 @@ def _check_values(
 ) -> None:
     """Refuse codes, values that the model cannot hold, and weights that are not finite."""
     refuse_codes(stored.path, stored.named(fit.naming), own)
+    _refuse_untied(fit, own, stored.path)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     unused = {*fit.unexpected, *fit.misshaped}
     for name, tensor in fit.tensors.items():
@@ -307,6 +308,31 @@ def _check_values(
         if wishes.finite:
             is_weight = name not in own or name in parameters or "running_" in name
             _check_finite(stored.path, name, tensor, is_weight)
+
+
+def _refuse_untied(fit: _Fit, own: Mapping[str, Tensor], path: str) -> None:
+    """Refuse tensors of the file that differ where the model has one for both.
+
+    torch would take the last of them for both, and say nothing.
+    """
+    places: dict[Any, str] = {}
+    for name, tensor in fit.tensors.items():
+        here = own.get(name)
+        if here is None or name in fit.misshaped or is_lazy(here) or not here.numel():
+            continue
+        first = places.setdefault((here.data_ptr(), here.shape, here.stride()), name)
+        if not _alike(fit.tensors[first], tensor):
+            raise CheckpointError(
+                f"{path}: {first} and {name} differ in the file, and the model has one tensor for "
+                "both; build the model with the two apart (of transformers, with "
+                "tie_word_embeddings=False)"
+            )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values; NaN beside NaN is judged elsewhere."""
+    other = other.to(one.dtype)
+    return one.shape == other.shape and bool((one.eq(other) | (one.isnan() & other.isnan())).all())
 
 
 def _check_finite(path: str, name: str, tensor: Tensor, is_weight: bool) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flatkit.checkpoints.placing import Stored, Wishes, place
-from flatkit.errors import InvalidArgumentError, MismatchError
+from flatkit.errors import CheckpointError, InvalidArgumentError, MismatchError
 
 
 def load_state(model, state, *, where, rename=None, ignore=()):
@@ -83,6 +83,21 @@ def test_a_compiled_model_takes_plain_names():
     compiled = torch.compile(model, backend="eager")
     load_state(compiled, trained().state_dict(), where="x")  # type: ignore[arg-type]
     assert_equal(model, trained())
+
+
+def test_tensors_that_differ_do_not_become_one():
+    """torch takes the last of them for both, so that an untied model is loaded wrong."""
+    one, other = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    tied = nn.Sequential(one, other)
+    apart = {name: tensor.clone() for name, tensor in tied.state_dict().items()}
+    other.weight = one.weight
+    before = one.weight.clone()
+    with pytest.raises(CheckpointError, match=r"0\.weight and 1\.weight differ in the file"):
+        place(tied, Stored("a.pt", apart), where="a.pt and the model")
+    assert torch.equal(one.weight, before)
+    alike = {name: apart["0.weight"].clone() for name in apart}
+    assert place(tied, Stored("a.pt", alike), where="a.pt and the model") == []
+    assert torch.equal(other.weight, apart["0.weight"])
 
 
 def test_of_tied_weights_one_is_enough():

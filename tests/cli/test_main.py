@@ -200,3 +200,11 @@ def test_who_closes_the_pipe_has_the_files_all_the_same(run_folder):
     os.close(write)
     assert done.returncode == 1
     assert all((run_folder / name).is_file() for name in ("t.md", "p.html", "c.json"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_a_full_disk_does_not_cost_the_numbers(run_folder, capsys):
+    options = ["--measures", "loss", "--json", "/dev/full"]
+    assert main(["analyze", str(run_folder / "ckpt.pt"), *options]) == 1
+    said = capsys.readouterr()
+    assert "No space left" in said.err and "train loss" in said.out
