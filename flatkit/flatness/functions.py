@@ -11,6 +11,7 @@ from flatkit.flatness.frank_wolfe import FunctionValues
 from flatkit.flatness.geometry import Geometry
 from flatkit.flatness.quadratic_model import Quantity
 from flatkit.hessian.operator import HessianOperator
+from flatkit.hessian.plan import Plan
 from flatkit.objective.function import Objective
 from flatkit.objective.model.one_function import has_fused_paths
 from flatkit.objective.over_samples import sums
@@ -113,6 +114,11 @@ class GradientNorm:
         values = self.geometry.dual_norm(self.geometry.displacement(gradients))
         return FunctionValues(values.cpu(), ascents, secants)
 
+    @cached_property
+    def _plan(self) -> Plan:
+        """How products at other points than θ are cut: as there, but nothing is kept for a next."""
+        return Plan(HessianOperator(self.objective, self.theta).plan.chunk_size, 0)
+
     def _gradients(self, u: Tensor) -> Tensor:
         points = self.theta + self.geometry.displacement(u)
         del u  # which the caller may not hold
@@ -122,6 +128,7 @@ class GradientNorm:
 
     def _ascent(self, u: Tensor, steepest: Tensor) -> Tensor:
         hessian = HessianOperator(self.objective, self.theta + self.geometry.displacement(u))
+        hessian.plan = self._plan
         return self.geometry.displacement(hessian.matvec(self.geometry.displacement(steepest)))
 
 

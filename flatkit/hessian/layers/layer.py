@@ -62,6 +62,8 @@ class Layer(ABC):
 
     takes_blocks = False
     """Whether K > 1 is allowed."""
+    _recorded: frozenset[str] | None = None
+    """Names of what was recorded, which products begin from."""
 
     @abstractmethod
     def record(self, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
@@ -85,6 +87,19 @@ class Layer(ABC):
             curved: with what the layer itself bends; without, this is the plain backward pass of
                 `gradient`, as the Gauss-Newton matrix has it.
         """
+
+    @final
+    def begin(self) -> None:
+        """Know what is there before a product."""
+        if self._recorded is None:
+            self._recorded = frozenset({*vars(self), "_recorded"})
+
+    @final
+    def forget(self) -> None:
+        """Give up what a product has left: directions, as long as the weights and activations."""
+        assert self._recorded is not None
+        for name in vars(self).keys() - self._recorded:
+            delattr(self, name)
 
 
 def added(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -109,6 +109,7 @@ class Tape:
             pushed: dict[Slot, Tensor | None] = {}
             for step in self._steps:
                 given = [pushed.get(slot) for slot in step.inputs]
+                step.layer.begin()
                 pushed[step.output] = step.layer.push(given, directions)
             along = pushed.get(self._output)
             bent = None if along is None else (bend or self._bend_loss)(along)
@@ -119,6 +120,7 @@ class Tape:
             gradients: dict[Slot, Tensor | None] = {self._output: bent}
             for step in reversed(self._steps):
                 below = step.layer.pull(gradients.pop(step.output, None), total, curved=curved)
+                step.layer.forget()
                 self._pass_on(gradients, step, below)
             total.close()
             return found.to(vectors.dtype)
