@@ -4,12 +4,14 @@ import gc
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
 
 from flatkit import HessianOperator, Objective
@@ -189,7 +191,7 @@ def test_planning_takes_no_more_than_the_budget_and_most_of_it(engine, budget):
     hessian = HessianOperator(objective, engine=engine, memory=budget)
     assert hessian.choice  # the probe is not part of it
     vector = torch.randn(hessian.size)
-    peak = measure_bytes(lambda: hessian @ vector)[0]  # plans first
+    peak = measure_bytes(partial(hessian.matvec, vector))[0]  # plans first
     assert 1 < hessian.settings["product_chunk_size"] < objective.num_samples
     assert 0.8 * budget <= peak <= budget
 
@@ -234,3 +236,19 @@ def test_with_batchnorm_in_training_mode_the_chunks_stay_or_the_budget_is_refuse
         torch.testing.assert_close(roomy @ vector, free @ vector)
     with pytest.raises(InvalidArgumentError, match="with 20, the objective's chunk_size"):
         HessianOperator(objective, memory=5000).settings  # noqa: B018
+
+
+def test_a_chunk_that_is_kept_holds_nothing_of_a_product_that_is_over():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten())
+    model.append(nn.Linear(8, 3))
+    data = (torch.randn(6, 1, 4, 4), torch.randint(3, (6,)))
+    hessian = HessianOperator(Objective(model.eval(), "cross_entropy", data), engine="layers")
+    first = torch.ones(hessian.size)
+    product = hessian @ first
+    vector = first.clone()
+    memory = StorageWeakRef(vector.untyped_storage())
+    _, left, again = measure_bytes(partial(hessian.matvec, vector))
+    del vector
+    assert hessian.plan.kept == 1 and torch.equal(again, product)
+    assert memory.expired() and left == again.nbytes

@@ -62,7 +62,7 @@ class Layer(ABC):
 
     takes_blocks = False
     """Whether K > 1 is allowed."""
-    _recorded: frozenset[str] | None = None
+    _recorded: frozenset[str] = frozenset()
     """Names of what was recorded, which products begin from."""
 
     @abstractmethod
@@ -90,14 +90,12 @@ class Layer(ABC):
 
     @final
     def begin(self) -> None:
-        """Know what is there before a product."""
-        if self._recorded is None:
-            self._recorded = frozenset({*vars(self), "_recorded"})
+        """Know what was recorded: what products add to it is given up."""
+        self._recorded = frozenset({*vars(self), "_recorded"})
 
     @final
     def forget(self) -> None:
         """Give up what a product has left: directions, as long as the weights and activations."""
-        assert self._recorded is not None
         for name in vars(self).keys() - self._recorded:
             delattr(self, name)
 

@@ -81,6 +81,7 @@ class Tape:
                     # Its layer must still record: `pull` reads what `record_backward` keeps.
                     gradient = torch.zeros_like(known.tensors[step.output])
                 below = step.layer.record_backward(gradient, total)
+                step.layer.begin()
                 self._pass_on(gradients, step, below)
             total.close()
         self.gradient = found[0].to(theta.dtype)
@@ -109,7 +110,6 @@ class Tape:
             pushed: dict[Slot, Tensor | None] = {}
             for step in self._steps:
                 given = [pushed.get(slot) for slot in step.inputs]
-                step.layer.begin()
                 pushed[step.output] = step.layer.push(given, directions)
             along = pushed.get(self._output)
             bent = None if along is None else (bend or self._bend_loss)(along)
