@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatkit.checks import check_choice
+from flatkit.errors import FlatkitError
 from flatkit.files import check_writable
 from flatkit.landscape.directions import DIRECTIONS, kind_named
 from flatkit.landscape.settings import LandscapeSettings
@@ -143,8 +144,10 @@ def landscape(
             exported = export_surface(surface, path.with_suffix(f".{kind}"), kind)
             click.echo(f"export: {exported}", err=True)
     # All of them on one scale, in the place of the early pictures.
-    draw(surfaces)
-    show_numbers(surfaces, level=level)
+    try:
+        draw(surfaces)
+    finally:
+        show_numbers(surfaces, level=level)
 
 
 def _say_plan(job: "LandscapeJob", checkpoints: int) -> None:
@@ -164,7 +167,11 @@ def _not_too_often(show: "Callable[[Surface], None]") -> "Callable[[Surface], No
     def preview(surface: "Surface") -> None:
         nonlocal last
         if time.monotonic() - last >= _SECONDS:
-            show(surface)
+            try:
+                show(surface)
+            # A full disk, or a coarse level without a finite value, must not end the measuring.
+            except FlatkitError as error:
+                click.echo(f"note: no early picture: {error}", err=True)
             last = time.monotonic()
 
     return preview

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flatkit.checkpoints.checkpoint import Checkpoint
 from flatkit.checkpoints.loading import load
+from flatkit.comparison.naming import short_names
 from flatkit.errors import InvalidArgumentError
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".npz")
@@ -70,8 +71,19 @@ def stops_of(sources: Sequence[str | Path], *, entry: str | None = None) -> list
         read = [_stop(path, entry) for path in _files(Path(source))]
         for stop in _in_one_unit(read, in_folder=Path(source).is_dir()):
             stops.setdefault(str(Path(stop.path).resolve()), stop)
+    stops = _runs_apart(stops)
     found = sorted(stops.values(), key=lambda stop: (_order(stop, stops), stop.epoch, stop.path))
     return _checked(found)
+
+
+def _runs_apart(stops: Mapping[str, Stop]) -> dict[str, Stop]:
+    """Return the checkpoints, those of folders of one name with the parts in which these differ."""
+    folders = list(dict.fromkeys(str(Path(file).parent) for file in stops))
+    names = [Path(folder).name for folder in folders]
+    if len(set(names)) == len(names):
+        return dict(stops)
+    told = dict(zip(folders, short_names(folders), strict=True))
+    return {file: replace(stop, run=told[str(Path(file).parent)]) for file, stop in stops.items()}
 
 
 def _order(stop: Stop, stops: dict[str, Stop]) -> int:

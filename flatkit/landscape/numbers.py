@@ -183,7 +183,9 @@ def roughness(values: numpy.ndarray) -> float:
     # One descent to the minimum and one ascent from it: the variation of a single valley.
     least = float(values[0] + values[-1] - 2 * values.min())
     total = float(numpy.abs(numpy.diff(values)).sum())
-    return total / least - 1.0 if least > 0 else 0.0
+    found = total / least - 1.0 if least > 0 else 0.0
+    # Less is rounding of the sums, which may also be below 0.
+    return found if found > 1e-12 else 0.0
 
 
 _BETWEEN = 201

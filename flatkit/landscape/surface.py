@@ -120,6 +120,11 @@ class Surface(Shown):
         directions = self.header.get("directions") or {}
         return [float(x) for x in directions.get("norms", [1.0] * len(self.axes))]
 
+    @property
+    def holds_centre(self) -> bool:
+        """Whether 0 is a step of each axis: a range may lie beside the centre."""
+        return all(bool((steps == 0).any()) for steps in self.axes.values())
+
     def at_centre(self, quantity: str) -> float:
         """Return a quantity at the steps nearest to 0."""
         axes = reversed(list(self.axes.values()))

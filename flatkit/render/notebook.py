@@ -91,8 +91,9 @@ def _surface(surface: Surface) -> Sheet:
     rows: list[list[Text]] = []
     for name, values in surface.quantities.items():
         finite = values[numpy.isfinite(values)]
-        numbers = [surface.at_centre(name), *((finite.min(), finite.max()) if finite.size else ())]
-        texts = [significant(float(x)) if numpy.isfinite(x) else "not finite" for x in numbers]
+        centre = surface.at_centre(name) if surface.holds_centre else numpy.nan
+        numbers = [centre, *((finite.min(), finite.max()) if finite.size else ())]
+        texts = [significant(float(x)) if numpy.isfinite(x) else "no number" for x in numbers]
         rows.append([Text(name), *map(Text, [*texts, "", ""][:3])])
     columns = [Column("quantity", number=False), *map(Column, ("at the centre", "least", "most"))]
     return Sheet(columns, rows, head=[repr(surface)])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import flatkit_cli.landscape
 from flatkit import checkpoints
 from flatkit.landscape import load_surface
 from flatkit.training import TrainingConfig, train
@@ -277,3 +278,14 @@ def test_a_bar_shows_a_name_with_braces_and_brackets_as_it_is(capsys, monkeypatc
     with _progress("run{1}[red]") as progress:
         progress(1, 3)
     assert "run{1}[red]" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_costs_neither_surface_nor_numbers(
+    runs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(flatkit_cli.landscape, "_SECONDS", 0.0)
+    (tmp_path / "random-line.png").mkdir()
+    few = ["--line", "--points", 33, "--quantities", "loss"]
+    code, out, err = run(capsys, runs / "a/ckpt.pt", "--out", tmp_path, *few)
+    assert code == 1 and "note: no early picture: cannot write" in err
+    assert load_surface(tmp_path / "a-random-line.npz").header["complete"] and "loss at 0" in out

@@ -252,6 +252,17 @@ def test_the_last_one_again_is_no_epoch_among_steps(tmp_path):
     assert [stop.epoch for stop in stops_of([lightning])] == [100, 200, 300, 350]
 
 
+def test_folders_of_one_name_are_two_runs(tmp_path):
+    """`flatkit track a/gam b/gam` was refused with the advice to use two folders."""
+    folders = [tmp_path / name / "gam" for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for epoch in (1, 2):
+            torch.save({"w": torch.ones(1)}, folder / f"net-{epoch}.pt")
+    found = [(stop.run, stop.epoch) for stop in stops_of(folders)]
+    assert found == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+
+
 def test_weights_beside_the_checkpoints_of_a_trainer_are_let_be(tmp_path):
     for folder in ("checkpoint-500", "checkpoint-1000", "."):
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -388,3 +388,13 @@ def test_the_numbers_of_pictures_stand_in_one_table():
     assert ["sgd", "t", "0.500", f"{2 * 12.3 * crossing:.2f}", "0", "0"] in rows
     assert ["gam", "t", "0.500", "12.3", "0", "0"] in rows
     assert any(row[:2] == ["gam", "(test)"] for row in rows)
+
+
+def test_a_range_beside_the_centre_has_no_loss_there():
+    from rich.console import Console
+
+    t = np.linspace(0.5, 1, 5)
+    console = Console(width=120, record=True)
+    console.print(numbers_table([Surface({"t": t}, {"loss": 0.1 * t + 0.1}, {"name": "gam"})]))
+    (row,) = (x for x in console.export_text().splitlines() if x.strip().startswith("gam"))
+    assert "0.150" not in row and row.count("beyond the range") == 2 and row.split()[-1] == "0"

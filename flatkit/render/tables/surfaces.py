@@ -38,6 +38,7 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
             off = f"{quantity}_rounding"
             centre = _off(surface.at_centre(off)) if off in surface.quantities else ""
             rounded = rounded or bool(centre)
+            loss = f"{_text(surface.at_centre(quantity))}{centre}"
             for row in surface_numbers(surface, level=level, quantity=quantity):
                 width, asymmetry, roughness = map(
                     _off, (row.width_rounding, row.asymmetry_rounding, row.roughness_rounding)
@@ -45,7 +46,7 @@ def numbers_table(surfaces: Sequence[Surface], *, level: float = 0.1) -> Rendera
                 table.add_row(
                     escape(surface.name + suffix),
                     row.axis,
-                    _text(surface.at_centre(quantity)) + centre,
+                    loss if surface.holds_centre else "beyond the range",
                     "beyond the range" if row.width is None else _text(row.width) + width,
                     "" if row.asymmetry is None else _signed(row.asymmetry) + asymmetry,
                     _text(row.roughness) + roughness,
