@@ -17,6 +17,7 @@ from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.flatness import max_loss_increase
 from flatkit.hessian import HessianOperator
 from flatkit.landscape.evaluate import evaluator
+from flatkit.objective.proofs.tables import settle_tables
 from tests.objective.models import (
     Attending,
     Checkpointed,
@@ -286,3 +287,68 @@ def test_searches_of_encoders_leave_their_fused_paths_alone(recwarn):
     data = torch.randint(0, 7, (6, 3)), torch.randint(0, 3, (6,))
     flatkit.analyze(model, "cross_entropy", data, measures=["first_order_flatness"], rho=[0.01])
     assert not [warning for warning in recwarn if "batching rule" in str(warning.message)]
+
+
+WORDS = torch.randint(9, (12, 5), generator=torch.Generator().manual_seed(1))
+
+
+class Bag(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out = nn.EmbeddingBag(9, 4, **settings), nn.Linear(4, 3)
+
+    def forward(self, words):
+        return self.out(torch.tanh(self.table(words)))
+
+
+BAGS = {
+    "sum": ({"mode": "sum", "sparse": True}, lambda found, counts: (found * counts).sum(1)),
+    "mean": ({}, lambda found, counts: found.mean(1)),
+    "max": ({"mode": "max"}, lambda found, counts: found.amax(1)),
+    "without padding": (
+        {"padding_idx": 2},
+        lambda found, counts: (found * counts).sum(1) / counts.sum(1).clamp(min=1),
+    ),
+    "of bounded length": (
+        {"max_norm": 1.5},
+        lambda found, counts: (found * (1.5 / found.norm(dim=2, keepdim=True)).clamp(max=1)).mean(
+            1
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAGS)
+def test_bags_of_vectors_have_second_derivatives(name):
+    settings, mean = BAGS[name]
+    words, labels = WORDS.clone(), torch.arange(12) % 3
+    words[4] = 2  # a bag of nothing but padding, where that is left out
+    counts = (words != settings.get("padding_idx", -1)).double()[..., None]
+    model = Bag(**settings).double()
+    objective = Objective(model, "cross_entropy", (words, labels))
+    names, sizes = objective.space.names, objective.space.sizes
+
+    def loss(theta: Tensor) -> Tensor:
+        parts = dict(zip(names, theta.split(sizes), strict=True))
+        bags = mean(parts["table.weight"].view(9, 4)[words], counts)
+        scores = torch.tanh(bags) @ parts["out.weight"].view(3, 4).T + parts["out.bias"]
+        return F.cross_entropy(scores, labels)
+
+    theta = objective.theta
+    tolerance: dict[str, float] = {"rtol": 1e-6, "atol": 1e-8}  # torch adds 1e-7 to a norm
+    assert objective.loss() == pytest.approx(float(loss(theta)), rel=1e-6)
+    expected = torch.autograd.functional.hessian(loss, theta)
+    found = HessianOperator(objective).matmat(torch.eye(len(theta)).double())
+    torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("last", [False, True], ids=["offsets", "with the last offset"])
+def test_bags_by_offsets_and_weights_are_those_of_torch(mode, last):
+    table = nn.EmbeddingBag(9, 4, mode=mode, padding_idx=2, include_last_offset=last).double()
+    offsets = torch.tensor([0, 3, 3, 40, 60] if last else [0, 3, 3, 40])
+    weights = torch.rand(60).double() if mode == "sum" else None
+    expected = table(WORDS.flatten(), offsets, weights)
+    settle_tables(table)
+    torch.testing.assert_close(table(WORDS.flatten(), offsets, weights), expected)

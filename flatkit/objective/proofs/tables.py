@@ -1,7 +1,8 @@
 """Tables of vectors, so that what autograd calls their gradient is the derivative of what they do.
 
 torch gives the vector at `padding_idx` no gradient, although a loss may depend on it, and scales
-vectors longer than `max_norm` without telling autograd.
+vectors longer than `max_norm` without telling autograd. Of bags of vectors it has no second
+derivative.
 """
 
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ def settle_tables(model: nn.Module) -> None:
     [0.0, 5.0]
     """
     for module in model.modules():
+        if type(module) is nn.EmbeddingBag:
+            own: dict[str, Any] = {"__module__": nn.EmbeddingBag.__module__, "forward": _bags}
+            module.__class__ = type("EmbeddingBag", (nn.EmbeddingBag,), own)
         if not isinstance(module, nn.Embedding) or type(module).forward is not nn.Embedding.forward:
             continue
         if module.padding_idx is not None or module.max_norm is not None:
@@ -66,6 +70,44 @@ def _settle(table: nn.Embedding) -> None:
     # Of torch's own name, so that it is traced as a layer of torch.
     own: dict[str, Any] = {"__module__": kind.__module__, "forward": forward, "is_settled": True}
     table.__class__ = type(kind.__name__, (kind,), own)
+
+
+def _bags(
+    self: nn.EmbeddingBag,
+    input: Tensor,
+    offsets: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    """Return the sum, mean or maximum of each bag of vectors, [B, D], by what autograd sees whole.
+
+    Bags are the rows of the input [B, L], or pieces of a list of all that begin at the offsets.
+    """
+    found = _bounded(F.embedding(input, self.weight), self.max_norm, self.norm_type)
+    counts = torch.ones_like(input, dtype=found.dtype)
+    if self.padding_idx is not None:  # torch leaves it out of bags
+        counts = (input != self.padding_idx).to(found)
+    if input.ndim == 1:
+        if offsets is None or self.mode == "max":
+            return nn.EmbeddingBag.forward(self, input, offsets, per_sample_weights)
+        bags = len(offsets) - self.include_last_offset
+        places = torch.arange(len(input), device=input.device)
+        of_bag = torch.searchsorted(offsets[:bags].contiguous(), places, right=True) - 1
+
+        def add(rows: Tensor) -> Tensor:
+            return rows.new_zeros(bags, *rows.shape[1:]).index_add(0, of_bag, rows)
+    else:
+
+        def add(rows: Tensor) -> Tensor:
+            return rows.sum(1)
+
+    if self.mode == "max":
+        empty = counts.sum(1) == 0
+        highest = found.masked_fill(counts[..., None] == 0, -torch.inf).amax(1)
+        return torch.where(empty[:, None], 0.0, highest)
+    weights = counts if per_sample_weights is None else counts * per_sample_weights
+    whole = add(found * weights[..., None])
+    # The mean of an empty bag is 0, as torch has it.
+    return whole / add(counts).clamp(min=1)[:, None] if self.mode == "mean" else whole
 
 
 def _bounded(found: Tensor, longest: float | None, order: float) -> Tensor:
