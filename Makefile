@@ -2,6 +2,7 @@
 # installs what it needs alone, the other targets add the rest.
 PYTHON ?= python3
 OLDEST ?= python3.10
+TORCH ?= torch
 N ?= 20
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -58,9 +59,9 @@ test-oldest: ## the tests with the oldest versions that pyproject accepts (OLDES
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
 	.venv-oldest/bin/python $(PYTEST)
 
-test-newest: ## the tests with the newest versions that pip finds
+test-newest: ## the tests with the newest versions that pip finds (TORCH=torch==2.13.0 keeps that one)
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[test]'
+	.venv-newest/bin/python -m pip install --quiet --upgrade '$(TORCH)' -e '.[test]'
 	.venv-newest/bin/python $(PYTEST)
 
 coverage: $(READY) ## the everyday tests, and which lines they reach; fails below the floor

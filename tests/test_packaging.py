@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import flatkit
@@ -26,6 +27,18 @@ def test_a_wheel_installs_exactly_the_two_packages(tmp_path):
     assert {*templates, "flatkit/render/html/templates/plane.js"} <= set(names)
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "flatkit = flatkit_cli.main:main" in zipfile.ZipFile(wheel).read(entry).decode()
+
+
+def test_the_oldest_versions_that_are_accepted_are_those_that_are_tested():
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    project = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    used = re.findall(r"\w+", extras["test"][0])[1:]
+    floors = [*project["dependencies"], *(floor for extra in used for floor in extras[extra])]
+    lines = (ROOT / "constraints-oldest.txt").read_text("utf-8")
+    pins = dict(re.findall(r"^([\w-]+)==(.+)$", lines, re.MULTILINE))
+    for name, oldest in (re.findall(r"^([\w-]+)>=([\d.]+)", floor)[0] for floor in floors):
+        assert f"{pins.get(name)}.".startswith(f"{oldest}."), name
 
 
 def test_the_version_is_in_the_changelog():

@@ -294,6 +294,12 @@ def test_the_device_does_not_make_another_function():
     assert objective_differences(alone(a=report(), b=report(device="cuda"))) == []
 
 
+def test_chunks_make_another_function_where_statistics_of_batches_depend_on_them():
+    for mode, lines in (("eval", []), ("train", ["chunk_size: 8 (a), 16 (b)"])):
+        one, other = (report(batchnorm=mode, chunk_size=size) for size in (8, 16))
+        assert objective_differences(alone(a=one, b=other)) == lines
+
+
 def test_what_only_some_runs_measured_is_named_not_dropped_in_silence():
     less = Report(report().results[:-1], objective=OBJECTIVE)
     text = text_of(comparison_table(alone(a=report(), b=less)), 120)

@@ -11,12 +11,13 @@ from rich.console import Console
 
 import flatkit
 from flatkit.errors import InvalidArgumentError, ResultError
+from flatkit.measures.precision import Jump
 from flatkit.render import series_figure, series_table
 from flatkit.render.tables.verdict import verdict_table
 from flatkit.results import Comparison, Entry
 from flatkit.training import TrainingConfig, train
 from flatkit.verify import verify, verify_series
-from flatkit.verify.claims import _convexity
+from flatkit.verify.claims import Facts, Rung, _convexity, judge
 from flatkit_cli.main import main
 from tests.cases import CASES, quadratic_task, random_symmetric
 
@@ -61,6 +62,18 @@ def test_a_saddle_and_a_slope_are_told():
 def test_convexity_is_claimed_only_as_far_as_the_residual_reaches(lowest, residual, expected):
     claim = _convexity(lowest, residual, slope=1.0)
     assert claim["verdict"] == expected and f"{lowest:.3g}" in claim["reason"]
+
+
+def test_claims_hold_in_any_unit_of_the_loss_and_are_judged_beyond_rounding():
+    still = Jump(size=0.0, distance=1e-4, explained=1e-9)
+    for unit in (1e-3, 1.0, 1e3):
+        facts = Facts(unit, 0.0, True, 0.5 * unit, 0.0, norm=0.0, blurred=1e-9, jump=still)
+        half, straight = 0.5 * unit, unit * (1 + 5e-7)
+        at_minimum = judge(facts, [Rung(0.1, half, unit, half, unit)])
+        assert {claim["verdict"] for claim in at_minimum} == {"holds"}
+        # Of a straight line both are ρ‖∇L‖, each rounded by itself.
+        claims = judge(facts, [Rung(0.1, straight, unit, straight, unit)])
+        assert {c["claim"]: c["verdict"] for c in claims}["R0 ≤ R1"] == "holds"
 
 
 def test_an_untrained_network_is_no_minimum_and_float32_reports_its_rounding():
