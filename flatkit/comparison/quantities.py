@@ -16,7 +16,7 @@ class GroupValue:
     Attributes:
         group: its name; of a run, where no group has several.
         runs: how many.
-        mean: over the runs.
+        mean: over the trainings, of which runs of one seed are one.
         solver: of the mean: residuals, errors over probes (shared by the runs, so that they need
             not cancel), or what the searches leave open; None if unknown.
         seeds: the standard error of the mean over the runs; None for one run.

@@ -154,7 +154,7 @@ class _Cell:
         return GroupValue(
             group=self.name,
             runs=len(values),
-            mean=fmean(values),
+            mean=fmean(self.trainings),
             solver=self.solver,
             seeds=of_mean(self.trainings).error if several else None,
             sampling=None if self.sampling is None else self.sampling.error,
@@ -321,7 +321,7 @@ def _flattest(
     if differences:
         return None, "different functions were measured"
     sign = -1 if first.better == "higher" else 1
-    best = min(cells, key=lambda cell: sign * fmean(r.value for r in cell.readings))
+    best = min(cells, key=lambda cell: sign * fmean(cell.trainings))
     for cell in cells:
         if not cell.may_judge:
             status = next(r.status for r in cell.readings if not r.converged)

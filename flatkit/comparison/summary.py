@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from flatkit.comparison.functions import grouped, objective_differences, rows_of
+from flatkit.comparison.functions import grouped, objective_differences, rows_of, trainings
 from flatkit.comparison.intervals import deviation
 from flatkit.comparison.readings import compared, shared, unknown, unmeasured
 from flatkit.comparison.statistics import statistics
@@ -34,6 +34,7 @@ class Cell:
     Attributes:
         readings: one per run.
         flattest: lower than every other row beyond the spread, or higher where that is flatter.
+        trainings: a value a training, of which runs of one seed are one; empty where each is.
 
     >>> readings = (Reading("x", "x", value, 0.1, "residual", "converged") for value in (1.0, 3.0))
     >>> Cell(tuple(readings)).mean
@@ -42,6 +43,7 @@ class Cell:
 
     readings: tuple[Reading, ...]
     flattest: bool = False
+    trainings: tuple[float, ...] = ()
 
     @property
     def values(self) -> list[float]:
@@ -55,12 +57,12 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """The mean over the runs."""
-        return fmean(self.values)
+        """The mean over the trainings, as that of the differences between groups."""
+        return fmean(self.trainings or self.values)
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over the runs; of a single run, the error of its estimate.
+        """The standard deviation over the trainings; of a single run, the error of its estimate.
 
         Runs that share their random probes can agree better than either is known, so the spread
         is never less than the mean error of the estimates.
@@ -68,7 +70,8 @@ class Cell:
         # One run has no spread; what is known of it is how exactly it was measured.
         if len(self.readings) == 1:
             return self.readings[0].error
-        return max(deviation(self.values), self._mean_error())
+        several = self.trainings if len(self.trainings) > 1 else self.values
+        return max(deviation(several), self._mean_error())
 
     @property
     def converged(self) -> bool:
@@ -165,6 +168,9 @@ def summarise(comparison: Comparison) -> Summary:
                 key: Cell(
                     tuple(runs[entry.name][key] for entry in entries),
                     flattest=said.quantities[key].flattest == name,
+                    trainings=tuple(
+                        trainings(entries, [runs[e.name][key].value for e in entries]).values()
+                    ),
                 )
                 for key in titles
             },

@@ -11,6 +11,7 @@ from flatkit.comparison.correlation import kendall, rank_correlations
 from flatkit.comparison.intervals import Part, combined, holm, interval, of_difference
 from flatkit.comparison.readings import compared
 from flatkit.measures.catchment import Catchment
+from flatkit.render import curvature_figure
 from flatkit.results import Comparison, Entry, Report, Result
 
 RANDOM = np.random.default_rng(0)
@@ -290,6 +291,26 @@ def test_the_gap_is_test_minus_train_with_the_errors_of_both():
     comparison = Comparison([Entry("a", "a", Report(losses))])
     gap = comparison.statistics().quantities["loss_gap"]
     assert gap.rows[0].mean == 0.5 and gap.rows[0].sampling == pytest.approx(0.5)
+
+
+def test_a_seed_with_more_checkpoints_counts_once_in_mean_spread_and_difference():
+    """The table said that a was lower, and the differences beside it that b was."""
+
+    def entry(name, group, seed, top):
+        found = Report([Result("top_eigenvalues", [top], [0.01], "residual")])
+        return Entry(name, group, found, seed)
+
+    first = [entry(f"a0, {n}", "a", "0", 1.0) for n in range(3)]
+    first += [entry("a1", "a", "1", 3.0), entry("a2", "a", "2", 3.1)]
+    comparison = Comparison([*first, *(entry(f"b{n}", "b", str(n), 2.0) for n in range(3))])
+    quantity = comparison.statistics().quantities["top_eigenvalues"]
+    assert [row.mean for row in quantity.rows] == pytest.approx([7.1 / 3, 2.0])
+    assert quantity.pairs[0].difference == pytest.approx(7.1 / 3 - 2.0)
+    spread = np.std([1.0, 3.0, 3.1], ddof=1)
+    told = comparison.table("markdown")
+    assert f"{7.1 / 3:.1f} ± {spread:.1f}" in told and "of one seed are one training" in told
+    lines = curvature_figure(comparison).axes[0].lines
+    assert any(line.get_marker() == "|" and line.get_xdata()[0] == 7.1 / 3 for line in lines)
 
 
 def test_the_gap_is_as_wrong_as_both_of_its_losses_together():

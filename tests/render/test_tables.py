@@ -20,7 +20,9 @@ from flatkit.render import (
 )
 from flatkit.render.notation import at_least, bound, significant, to_error, with_spread
 from flatkit.render.readings import readings
+from flatkit.render.tables.study import claims_table
 from flatkit.results import Comparison, Cost, Entry, Report, Result
+from flatkit.studies.claims import Asked, decide
 
 OBJECTIVE = {
     "samples": 1000,
@@ -407,6 +409,9 @@ def test_no_table_cuts_a_number_or_leaves_out_a_name_however_narrow_the_terminal
         assert max(map(cell_len, text.splitlines())) <= width
         return " ".join(text.split())
 
+    asked = Asked("", "sam", "sgd", "flatter: trace tr H", "flatter", [0.9, 1.1, 1.0], "ratio", 0.1)
+    told = words(claims_table(decide([asked])))
+    assert all(part in told for part in ("holds", "0.368 times", "0.287", "0.472"))
     told = words(report_table(run(1)))
     for part in ("train loss", "trace tr H", "15.33", "± 0.29", "budget", "0.8687", "Hv"):
         assert part in told

@@ -1,7 +1,7 @@
 """The figure that tells what came out: flatness and accuracy by group, with every run as a mark."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from textwrap import wrap
 from typing import Any
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from flatkit.comparison.functions import rows_of
+from flatkit.comparison.functions import rows_of, trainings
 from flatkit.comparison.intervals import deviation
 from flatkit.comparison.statistics import statistics
 from flatkit.errors import NothingToDrawError
@@ -87,7 +87,13 @@ def curvature_figure(comparison: Comparison) -> Figure:
                 name: [run[key] for e in entries if key in (run := runs[e.name])]
                 for name, entries in rows
             }
-            _draw(axis, found, style, flattest.get(key))
+            # As the table: runs of one seed are one training, and count once in the mean.
+            means = {
+                name: trainings(own, [runs[e.name][key].value for e in own]).values()
+                for name, entries in rows
+                if (own := [e for e in entries if key in runs[e.name]])
+            }
+            _draw(axis, found, means, style, flattest.get(key))
         axes[0].set_yticks(range(len(names)), names)
         # The first row on top, as in the table.
         axes[0].set_ylim(len(names) - 0.5, -0.5)
@@ -118,14 +124,20 @@ def _keys(runs: Sequence[Mapping[str, Reading]]) -> list[str]:
     return [r.key for r in sorted(kept, key=lambda r: r.role == "fit")]
 
 
-def _draw(axis: Axes, rows: Rows, style: Mapping[str, Look], flattest: str | None) -> None:
+def _draw(
+    axis: Axes,
+    rows: Rows,
+    means: Mapping[str, Collection[float]],
+    style: Mapping[str, Look],
+    flattest: str | None,
+) -> None:
     readings = [reading for found in rows.values() for reading in found]
     first, place = readings[0], 0
     for place, (group, found) in enumerate(rows.items()):
         if group == flattest:
             axis.axhspan(place - 0.46, place + 0.46, color=style[group].colour, alpha=0.16, lw=0)
         if found:
-            _draw_group(axis, place, found, style[group])
+            _draw_group(axis, place, found, means[group], style[group])
         else:
             axis.text(
                 0.5, place, "not measured", color=MUTED, fontsize=points(7.5), ha="center",
@@ -140,14 +152,17 @@ def _draw(axis: Axes, rows: Rows, style: Mapping[str, Look], flattest: str | Non
     _scale(axis, readings)
 
 
-def _draw_group(axis: Axes, place: int, readings: Sequence[Reading], look: Look) -> None:
+def _draw_group(
+    axis: Axes, place: int, readings: Sequence[Reading], means: Collection[float], look: Look
+) -> None:
     values = [reading.value for reading in readings]
     several = len(values) > 1
     if several:
         axis.errorbar(
-            [fmean(values)],
+            [fmean(means)],
             [place - _SPREAD],
-            xerr=[deviation(values)],  # divided by n − 1, as in the table: the runs are a sample
+            # Divided by n − 1, as in the table: the runs are a sample.
+            xerr=[deviation([*means] if len(means) > 1 else values)],
             fmt="|",
             markersize=11,
             markeredgewidth=2.2,

@@ -204,6 +204,8 @@ def _legend(summary: Summary) -> list[str]:
         lines.append(
             "mean ± standard deviation over the runs, or the error of the estimates if larger"
         )
+        if any(len(cell.trainings) < len(cell.readings) for cell in cells):
+            lines.append("runs of one seed are one training, and count once")
     elif any(cell.readings[0].error_kind == "standard_error" for cell in cells):
         lines.append("±: one standard error of the estimate")
     if any(cell.readings[0].error_kind == "lower_bound" for cell in cells):

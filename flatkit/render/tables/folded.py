@@ -112,7 +112,7 @@ class Folded:
 def _plain(cell: RenderableType) -> str:
     """Return the words of a cell of text."""
     line = cell if isinstance(cell, Line) else Line.from_markup(str(cell))
-    return line.plain.replace("\n", " ")
+    return " ".join(line.plain.split())
 
 
 def _title(column: Column, cells: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from flatkit.comparison.statistics import statistics
 from flatkit.render.notation import significant
 from flatkit.render.tables.comparison import comparison_markdown, comparison_table
-from flatkit.render.tables.folded import SheetTable
+from flatkit.render.tables.folded import Folded, SheetTable
 from flatkit.render.tables.formats import markdown
 from flatkit.render.tables.sheet import Column, Sheet, Text
 from flatkit.render.tables.verdict import VERDICT_COLOURS
@@ -22,6 +22,8 @@ from flatkit.studies.outcome import Outcome
 _KENDALL = "Kendall's τ over the runs, + where the sharper is the worse (95 %)"
 _WIDE, _UNFOLDED = 110, 10_000
 """Characters of a line that holds a claim with its reason, and of one that is never folded."""
+_NARROWEST = 30
+"""Characters of a column of claims."""
 
 
 def claims_table(claims: Sequence[Claim]) -> RenderableType:
@@ -54,12 +56,16 @@ class _PairTable:
     ) -> Iterator[RenderableType]:
         """Yield the table for the width at hand."""
         # Only here the width is known: a pipe has another one than the terminal.
-        yield self._table(below=options.max_width < _WIDE)
+        below, cells = options.max_width < _WIDE, [len(self.arm + self.against)]
+        cells += [max(len(claim.claim), len(claim.briefly)) for claim in self.claims]
+        # Claims and their reasons are words, which can be broken; effects are numbers.
+        slack = max(0, max(cells) - _NARROWEST)
+        yield Folded(self._table(below=below), slack=slack)
 
     def _table(self, *, below: bool) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         heading = f"{escape(self.arm)} against {escape(self.against)}"
-        table.add_column(heading, overflow="fold", min_width=30)
+        table.add_column(heading, overflow="fold", min_width=_NARROWEST)
         table.add_column("verdict", no_wrap=True)
         table.add_column("effect (95 %)", no_wrap=True)
         if not below:
