@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -11,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatkit.errors import InvalidArgumentError
+from flatkit.errors import InvalidArgumentError, RankError
 from flatkit.objective.function import Objective
 from flatkit.objective.held_values import held_values
 from flatkit.objective.kept import digest_of_tensors
 from flatkit.objective.model.captured import held_by
 from flatkit.objective.model.habits import Around, Guarded
 from flatkit.objective.model.sharded import whole_of
+from flatkit.objective.passes import Chunk
 from flatkit.objective.pytree import leaves
 
 _KNOWN = (Path(torch.__file__).parent, Path(__file__).parent.parent)
+_ROUNDED = 1e-2
+"""Relative difference of two losses up to which rounding may have made it."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -88,9 +92,32 @@ def check_function(objective: Objective) -> Objective:
         )
     if ranks.count > 1:
         parts = {f"its {part}": digest for part, digest in parts_of(objective).items()}
+        # A model may hold the number of its rank; what such values do is looked at instead.
+        del parts["its values"]
         point = digest_of_tensors("", [objective.theta])
         ranks.check_alike({"its weights": point, **parts})
+        if objective.sharded is None:
+            _check_few(objective)
     return objective
+
+
+def _check_few(objective: Objective) -> None:
+    """Refuse ranks of which the loss of the same samples is another one."""
+    own = float(objective.chunk_loss(objective.theta, _few(objective)))
+    first, *others = map(float, objective.ranks.gathered(repr(own)))
+    for rank, loss in enumerate(others, 1):
+        # Machines of several kinds round differently, in 16 bits by some thousandths.
+        if not (math.isclose(loss, first, rel_tol=_ROUNDED) or (loss != loss and first != first)):
+            raise RankError(
+                f"rank {rank} of {objective.ranks.count} differs from rank 0 in the loss of the "
+                f"same samples, {loss:.6g} in place of {first:.6g}: the model or the loss holds "
+                "another value there; start the same command, with the same files, on all"
+            )
+
+
+def _few(objective: Objective) -> Chunk:
+    """Return a few samples; two, as a layer of statistics takes no single one."""
+    return objective.spread(2) if objective.divisible else objective.rows(slice(None))
 
 
 def joined(parts: Mapping[str, str]) -> str:
@@ -130,9 +157,7 @@ def _values(objective: Objective, loss: Any) -> tuple[str, list[Tensor]]:
     before = held_values(objective.model, loss)
     versions = {id(thing): thing._version for _, thing in before if isinstance(thing, Tensor)}
     if objective.sharded is None:
-        # Two, as a layer of statistics takes no single one.
-        few = objective.spread(2) if objective.divisible else objective.rows(slice(None))
-        objective.chunk_loss(objective.theta, few)
+        objective.chunk_loss(objective.theta, _few(objective))
     after = dict(held_values(objective.model, loss))
     texts: list[str] = []
     tensors: list[Tensor] = []

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,17 @@ class Picky(nn.Module):
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
+class Numbered(nn.Module):
+    """A network that holds the number of its process."""
+
+    def __init__(self, rank: int, scale: float) -> None:
+        super().__init__()
+        self.rank, self.scale, self.network = rank, scale, network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.network(x)
+
+
 def raised(work: Callable[[], object]) -> str:
     try:
         work()
@@ -188,6 +200,10 @@ def failures(others: Ranks) -> dict[str, str]:
     found["data"] = raised(lambda: task.objective(ObjectiveSettings()))
     few = Task(network(), "cross_entropy", (torch.zeros(1, INPUTS), torch.zeros(1).long()))
     found["few"] = raised(lambda: few.objective(ObjectiveSettings()))
+    # Each rank has its own number in it, first where nothing depends on that, then in the loss.
+    for name, scale in {"numbered": 1.0, "scaled": 1.0 + others.rank}.items():
+        task = Task(Numbered(others.rank, scale), "cross_entropy", data())
+        found[name] = raised(partial(task.objective, ObjectiveSettings()))
     task = Task(network(), "cross_entropy", data())
     found["settings"] = raised(lambda: analyze(task, rho=[0.1 + others.rank], progress=False))
     return found

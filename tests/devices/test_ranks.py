@@ -318,4 +318,6 @@ def test_ranks_of_other_data_or_settings_and_idle_ones_are_refused(results):
     for found in (result["failures"] for result in results):
         assert found["data"].startswith("RankError: rank 1 of") and "its samples" in found["data"]
         assert "differs from rank 0 in rho" in found["settings"]
+        assert not found["numbered"]
+        assert "differs from rank 0 in the loss of the same samples" in found["scaled"]
         assert found["few"].startswith("InvalidArgumentError: processes must be at most 1")

@@ -90,7 +90,8 @@ def _bags(
         if offsets is None or self.mode == "max":
             return nn.EmbeddingBag.forward(self, input, offsets, per_sample_weights)
         bags = len(offsets) - self.include_last_offset
-        places = torch.arange(len(input), device=input.device)
+        # Of 32 bits where the offsets are: torch compares none of two kinds.
+        places = torch.arange(len(input), device=input.device, dtype=offsets.dtype)
         of_bag = torch.searchsorted(offsets[:bags].contiguous(), places, right=True) - 1
 
         def add(rows: Tensor) -> Tensor:
