@@ -76,6 +76,19 @@ def test_claims_hold_in_any_unit_of_the_loss_and_are_judged_beyond_rounding():
         assert {c["claim"]: c["verdict"] for c in claims}["R0 ≤ R1"] == "holds"
 
 
+def test_the_quadratic_picture_says_how_far_it_reaches():
+    still = Jump(size=0.0, distance=1e-4, explained=1e-9)
+    facts = Facts(2.0, 0.0, True, 1.0, 0.0, norm=0.0, blurred=1e-9, jump=still)
+    one, two, off = (Rung(0.1 * n, 1.0, r1, 1.0, 2.0) for n, r1 in ((1, 2.0), (2, 2.0), (4, 2.2)))
+    for rungs, verdict, reason in (
+        ([one, two, off], "holds", "within 5 % for ρ from 0.1 to 0.2"),
+        ([off], "fails", "more than 5 % off at the smallest ρ"),
+    ):
+        picture = judge(facts, rungs)[-1]
+        assert picture["claim"] == "quadratic picture" and picture["verdict"] == verdict
+        assert reason in picture["reason"]
+
+
 def test_an_untrained_network_is_no_minimum_and_float32_reports_its_rounding():
     case = CASES[0]
     task = flatkit.Task(case.build(), case.loss, case.data())
