@@ -21,6 +21,9 @@ _DEEPEST = 6
 with clocks and counters of its own."""
 _MOST = 10_000
 """Entries of a collection up to which it is looked through: longer ones are data."""
+_LARGEST = 2**40
+"""Whole numbers beyond it are addresses and hashes, as configurations of transformers keep one:
+they differ from process to process."""
 _LIBRARIES = ("torch", "flatkit", "builtins", "numpy", "logging")
 
 
@@ -38,6 +41,8 @@ def held_values(*things: Any) -> list[tuple[str, Any]]:
     stack = [(str(place), thing, 0) for place, thing in enumerate(things)]
     while stack:
         name, thing, depth = stack.pop()
+        if isinstance(thing, int) and abs(thing) > _LARGEST:
+            continue
         if isinstance(thing, _PLAIN):
             found.append((name, repr(thing)))
         elif id(thing) in seen or depth > _DEEPEST:
