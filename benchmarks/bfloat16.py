@@ -1,6 +1,6 @@
 """Whether the numbers of bfloat16 are right: the float64 truth against the error bars, 100 cases.
 
-    python -m benchmarks.bfloat16 [--cases 100] [--bounds] [--write]
+    python -m benchmarks.bfloat16 [--cases 100] [--bounds] [--points] [--verdicts] [--write]
 
 A case is a small network (dense, convolutional, attention) of a seed, with a loss, a few steps of
 training, and samples that it goes through in chunks. `analyze` measures it with dtype bfloat16. The
@@ -10,7 +10,9 @@ truth lies within the bar: the error itself, of what random probes give twice th
 
 With `--bounds` it is about searches in balls: whether their value is that of the function in
 float64 at the point that they name, by `torch.func` again, and how much the same search finds in
-float64.
+float64; m-sharpness beside that. With `--points` about points of a line through the weights: of how
+many cases the truth lies within the bars of all. With `--verdicts` about the claims of `verify`,
+beside those of float64.
 """
 
 import argparse
@@ -26,9 +28,13 @@ from torch import Tensor, nn
 
 import flatkit
 from benchmarks.timing import save_section
+from flatkit.flatness import m_sharpness
+from flatkit.landscape.evaluate import evaluator
+from flatkit.landscape.settings import Quantity
 from flatkit.measures.loss_slice import ExtentSettings
 from flatkit.measures.registry import MEASURES as REGISTERED
 from flatkit.measures.shared_settings import BallSettings
+from flatkit.verify import verify
 
 MEASURES = tuple(
     name
@@ -38,6 +44,9 @@ MEASURES = tuple(
 )
 SEARCHES = {"R0": flatkit.max_loss_increase, "R1": flatkit.max_gradient_norm}
 _RHO, _GRADIENTS = 0.1, 60
+_BATCH = 6
+"""Samples of a batch, for m-sharpness."""
+_STEPS = (-1.0, -0.3, 0.0, 0.1, 0.6)
 _RESULTS = Path(__file__).parent / "results" / "bfloat16.md"
 
 
@@ -266,11 +275,27 @@ def bounds(case: Case) -> Iterator[Bound]:
         yield Bound(quantity, narrow.value, there, float(way.norm()) / _RHO, wide.value)
 
 
+def of_batches(case: Case) -> float:
+    """Return m-sharpness in bfloat16 over that of float64."""
+    narrow, wide = (
+        m_sharpness(
+            flatkit.Objective(case.model, case.loss, case.data, dtype=dtype),
+            rho=_RHO,
+            m=_BATCH,
+            generator=torch.Generator().manual_seed(0),
+        ).value
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    return narrow / wide
+
+
 def count_bounds(seeds: Iterable[int]) -> list[str]:
     """Return the table of searches in balls."""
-    found = defaultdict[str, list[Bound]](list)
+    found, shares = defaultdict[str, list[Bound]](list), list[float]()
     for seed in seeds:
-        for one in bounds(make_case(seed)):
+        case = make_case(seed)
+        shares.append(of_batches(case))
+        for one in bounds(case):
             found[one.quantity].append(one)
     lines = [
         f"A ball of radius {_RHO}, {_GRADIENTS} gradients.",
@@ -285,7 +310,109 @@ def count_bounds(seeds: Iterable[int]) -> list[str]:
         lines.append(
             f"| {quantity} | {len(ones)} | {off:.1e} | {share.median():.4f} | {share.min():.4f} |"
         )
+    share = torch.tensor(shares)
+    lines.append(f"| m-sharpness | {len(share)} | | {share.median():.4f} | {share.min():.4f} |")
     return lines
+
+
+class Point(NamedTuple):
+    """A number at a point of a line.
+
+    Attributes:
+        quantity: what it is.
+        bars: how many bars it is off.
+        bar: relative to the truth.
+    """
+
+    quantity: str
+    bars: float
+    bar: float
+
+
+def points(case: Case) -> Iterator[Point]:
+    """Yield every number at points of a random line as long as the weights, beside the truth."""
+    outputs, loss, theta = functions_of(case)
+    slope = torch.func.grad(loss)
+    objective = flatkit.Objective(
+        case.model, case.loss, case.data, dtype=torch.bfloat16, chunk_size=case.chunk_size
+    )
+    drawn = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    line = (drawn * (objective.theta.norm() / drawn.norm()))[None]
+    truths: dict[Quantity, Callable[[Tensor], Tensor]] = {
+        "loss": loss,
+        "gradient_norm": lambda place: slope(place).norm(),
+    }
+    if case.loss == "cross_entropy":
+        truths["accuracy"] = lambda place: (
+            (outputs(place).argmax(1) == case.data[1]).double().mean()
+        )
+    found = evaluator(objective, objective.theta, line, quantities=tuple(truths))
+    for step, values in zip(_STEPS, found.values([[step] for step in _STEPS]), strict=True):
+        place = theta + step * line[0].double()
+        for quantity, function in truths.items():
+            true, bar = float(function(place)), values[f"{quantity}_rounding"]
+            yield Point(quantity, abs(values[quantity] - true) / bar, bar / max(abs(true), 1e-12))
+
+
+def count_points(seeds: Iterable[int]) -> list[str]:
+    """Return the table of points of lines."""
+    found = defaultdict[str, list[list[Point]]](list)
+    for seed in seeds:
+        case = make_case(seed)
+        ones = list(points(case))
+        for quantity in dict.fromkeys(one.quantity for one in ones):
+            found[quantity].append([one for one in ones if one.quantity == quantity])
+        for one in ones:
+            if one.bars > 1:
+                print(f"{case.name}: {one.quantity} {one.bars:.2f} bars off")
+    lines = [
+        f"A line through the weights, as long as they are to each side, at {len(_STEPS)} steps.",
+        "",
+        "| quantity | points | within the bar | cases | with all points within | most bars | "
+        "bar, relative (median) |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for quantity, cases in found.items():
+        ones = [one for case in cases for one in case]
+        within = sum(one.bars <= 1 for one in ones)
+        whole = sum(all(one.bars <= 1 for one in case) for case in cases)
+        lines.append(
+            f"| {quantity} | {len(ones)} | {within} | {len(cases)} | {whole} | "
+            f"{max(one.bars for one in ones):.2f} | "
+            f"{torch.tensor([one.bar for one in ones]).median():.1e} |"
+        )
+    return lines
+
+
+def count_verdicts(seeds: Iterable[int]) -> list[str]:
+    """Return the table of claims: as float64 judges them, and as bfloat16 does."""
+    found = defaultdict[tuple[str, str], int](int)
+    for seed in seeds:
+        case = make_case(seed)
+        wide, narrow = (
+            verify(
+                flatkit.Task(case.model, case.loss, case.data),
+                dtype=dtype,
+                chunk_size=case.chunk_size,
+                search_budget=_GRADIENTS,
+            )
+            for dtype in ("float64", "bfloat16")
+        )
+        claims = (report.result("verdict").value for report in (wide, narrow))
+        for true, own in zip(*claims, strict=True):
+            found[true["verdict"], own["verdict"]] += 1
+            if {true["verdict"], own["verdict"]} == {"holds", "fails"}:
+                print(f"{case.name}: {own['claim']} {own['verdict']}: {own['reason']}")
+    words = "holds", "fails", "cannot tell"
+    lines = [
+        "Claims of `verify`, a row for each verdict of float64, a column for each of bfloat16.",
+        "",
+        f"| float64 | {' | '.join(words)} |",
+        "|---|--:|--:|--:|",
+    ]
+    return lines + [
+        f"| {true} | {' | '.join(str(found[true, own]) for own in words)} |" for true in words
+    ]
 
 
 def main() -> None:
@@ -294,14 +421,18 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--bounds", action="store_true", help="of searches in balls")
+    parser.add_argument("--points", action="store_true", help="of lines")
+    parser.add_argument("--verdicts", action="store_true", help="of verify")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    if args.bounds:
-        lines = count_bounds(range(args.first, args.first + args.cases))
+    for name, (title, count) in _SECTIONS.items():
+        if not getattr(args, name):
+            continue
+        lines = count(range(args.first, args.first + args.cases))
         print("\n".join(lines))
         if args.write:
-            command = f"python -m benchmarks.bfloat16 --bounds --cases {args.cases} --write"
-            save_section("bfloat16", "", "Searches in balls", command, lines)
+            command = f"python -m benchmarks.bfloat16 --{name} --cases {args.cases} --write"
+            save_section("bfloat16", "", title, command, lines)
         return
     started, found = time.perf_counter(), defaultdict[str, list[Comparison]](list)
     for seed in range(args.first, args.first + args.cases):
@@ -340,6 +471,13 @@ def main() -> None:
         whole = [_TEXT.format(cases=args.cases, table=table), *rest]
         _RESULTS.write_text("\n## ".join(whole), "utf-8")
 
+
+_SECTIONS: dict[str, tuple[str, Callable[[Iterable[int]], list[str]]]] = {
+    "bounds": ("Searches in balls", count_bounds),
+    "points": ("Points of lines", count_points),
+    "verdicts": ("Verdicts", count_verdicts),
+}
+"""Heading of each section, and what counts it."""
 
 _TEXT = """# bfloat16: the truth against the bars
 

@@ -82,14 +82,18 @@ def as_rank(run: Callable[[], int]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if speaks():
         return _marked(run())
-    said = io.StringIO()
+    said, parent = io.StringIO(), os.getppid()
     # What a silent rank says is kept: where it fails alone, nobody else knows why.
     with redirect_stdout(io.StringIO()), redirect_stderr(said):
         code = run()
     if code == _INTERRUPTED:
         return code
     if code:
+        from flatkit.devices.words import is_told
+
         time.sleep(_LINGER)
+        if is_told(parent):
+            return code
         here = f"error: rank {os.environ['RANK']}: "
         sys.stderr.write(re.sub("^error: (?!rank )", here, said.getvalue(), count=1, flags=re.M))
     return _marked(code)

@@ -54,6 +54,7 @@ class Words:
         self.rank, self.count, self._store = rank, count, store
         self._places = dict[int, list[Any]]()
         self._through = False  # whether this rank has said that it asks no more
+        self._parent = os.getppid()
         self.lost: str | None = None
 
     @contextmanager
@@ -86,7 +87,9 @@ class Words:
         return self.rank, type(error).__name__, str(error)
 
     def leave(self, error: BaseException) -> None:
-        """Leave word for those that find this rank gone, why it is."""
+        """Leave word for those that find this rank gone, why it is, and for who started it."""
+        if isinstance(error, Exception):
+            _report(self._said(*self.of(error)))
         with suppress(RuntimeError):  # whoever held the store may be gone too
             if isinstance(error, KeyboardInterrupt):  # all get it, and save what is there
                 self._store.set("through", b"")
@@ -110,11 +113,7 @@ class Words:
         """
         if self._store.check(["left"]):
             rank, kind, text = json.loads(self._store.get("left"))
-            if rank == self.rank:
-                return None
-            if kind in (RankError.__name__, LostRankError.__name__):  # names another one
-                return text
-            return str(RankError.of(rank, self.count, kind, text))
+            return None if rank == self.rank else self._said(rank, kind, text)
         lost = [rank for rank in range(self.count) if not self._lives(rank)]
         if not lost or self._store.check(["through"]):  # whoever is through may end
             return None
@@ -135,6 +134,12 @@ class Words:
         except RuntimeError:
             return self._without_store()
         return self._lost(lost) if lost else unknown
+
+    def _said(self, rank: int, kind: str, text: str) -> str:
+        """Return the error of a rank in words that name the one that failed."""
+        if kind in (RankError.__name__, LostRankError.__name__):  # names another one
+            return text
+        return str(RankError.of(rank, self.count, kind, text))
 
     def _part(self) -> None:
         """Say that this rank is through; the first waits until no other asks any more.
@@ -165,7 +170,7 @@ class Words:
                 self.lost = self._without_store()
             if self.lost is not None:
                 if not over.wait(_BREAKS + _LINGER * (self.rank > 0)):
-                    _end(self.lost)
+                    _end("" if is_told(self._parent) else self.lost)
                 return
 
     def _lives(self, rank: int, elsewhere: bool = True) -> bool:
@@ -215,11 +220,34 @@ def _lives(process: int) -> bool:
 def _end(why: str) -> None:
     """End this process, whose main thread cannot be reached, with a line on stderr."""
     stream = sys.__stderr__  # a command that is not the first is silent on the other one
-    if stream is not None:
+    if stream is not None and why:
         stream.write(f"error: {' '.join(why.split())}\n")
         stream.flush()
         note(1)
+    _report(why)
     os._exit(1)
+
+
+def _report(why: str) -> None:
+    """Let the report of `torchrun` say why; else it names the first rank that ended."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and NOTES not in os.environ:  # `launch` reports by itself
+        about = {"message": why, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):  # whole, as this process may be ended meanwhile
+            Path(f"{path}.new").write_text(json.dumps({"message": about}), "utf-8")
+            Path(f"{path}.new").replace(path)
+
+
+def is_told(parent: int) -> bool:
+    """Whether the launcher of this machine died, of which the first of its processes tells.
+
+    Args:
+        parent: of this process, when it began.
+
+    >>> is_told(os.getppid())
+    False
+    """
+    return os.getppid() != parent and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def note(code: int) -> None:
