@@ -239,7 +239,7 @@ def test_a_model_that_was_pickled_whole_is_refused_by_name(tmp_path):
     assert "test_native_checkpoints.Whole" in refusal(tmp_path / "model.pt")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_torchscript_is_refused(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
     assert "TorchScript" in refusal(tmp_path / "script.pt")

@@ -121,7 +121,7 @@ def test_the_command_that_info_prints_analyzes_the_file(capsys):
     assert main(["analyze", *shlex.split(command), "--measures", "loss"]) == 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_the_conversion_of_a_scripted_model_works():
     torch.jit.save(torch.jit.script(network()), "x.pt")
     with pytest.raises(CheckpointError) as caught:

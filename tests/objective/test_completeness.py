@@ -498,7 +498,7 @@ def test_a_loss_with_the_model_and_a_parameter_of_its_own_is_right_along_a_line(
         assert values["top_eigenvalue"] == pytest.approx(top, rel=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_scripted_loss_is_called_in_a_copy():
     loss = torch.jit.script(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])))
     weight = torch.tensor([1.0, 2.0, 3.0])

@@ -310,7 +310,7 @@ class Compiled(nn.Module):
         raise AssertionError("the compiled code was run")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the import of the compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # the import of the compiler
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -352,7 +352,7 @@ class Decorated(nn.Module):
         return self.bend(self.plain(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # the import of the compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # the import of the compiler
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="of torch 2.6")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -373,7 +373,7 @@ def test_compiled_functions_run_as_they_were_written_and_compile_again_afterward
     assert counted.frame_count == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_models_without_values_or_code_are_refused_by_name():
     lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 3))
     half = Plain()
