@@ -192,14 +192,10 @@ def choose(
     good = good or _most_accurate(probe)
     if not good:
         raise _refusal(probe.rejected)
-    gradient = 0
-    # The cost is said in gradients, whose work is counted on the same chunks.
-    for chunk in chunks:
-        # A point for each: complex weights are made of it by a graph that backward frees.
-        with objective.placed(theta, smooth=False) as point, Work() as done:
-            differentiate(objective.chunk_loss(point, chunk), point)
-        gradient += done.count
-    chosen = _cheapest(probe, good, gradient, tolerance)
+    # The cost is said in gradients, whose work is counted on the same chunk.
+    with objective.placed(theta, smooth=False) as point, Work() as done:
+        differentiate(objective.chunk_loss(point, chunks[0]), point)
+    chosen = _cheapest(probe, good, done.count, tolerance)
     if chosen.engine == "central_difference":
         worst = worst_error(_HESSIAN, reference, objective, theta, directions(theta, _DIRECTIONS))
         chosen = replace(chosen, error=max(worst or 0.0, chosen.error or 0.0))
@@ -224,7 +220,7 @@ class _Probe:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """An engine that can multiply, its work for a product, and the relative error of that."""
+    """An engine that can multiply, its work for a chunk, and the relative error of its product."""
 
     name: EngineName
     work: int
@@ -281,14 +277,16 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
     if name == "central_difference" and probe.objective.narrow is not None:
         probe.rejected[name] = NO_STEP
         return []
-    product, work = torch.zeros_like(probe.vector), 0
+    work = Work()
     try:
         engine = build_engine(name, probe.objective, probe.theta)
-        for chunk in probe.chunks:
-            prepared = engine.prepare(chunk)
-            with Work() as done:
-                product += prepared.products(probe.vector[None])[0]
-            work += done.count
+        # Of the first chunk alone: to count takes longer than small products, and those of the
+        # others cost as many gradients.
+        prepared = engine.prepare(probe.chunks[0])
+        with work:
+            product = prepared.products(probe.vector[None])[0]
+        for chunk in probe.chunks[1:]:
+            product = product + engine.prepare(chunk).products(probe.vector[None])[0]
     except UnsupportedError as error:
         probe.rejected[name] = " ".join(str(error).split())[:200]
         return []
@@ -300,14 +298,14 @@ def _try(probe: _Probe, name: EngineName) -> list[_Trial]:
     truthless = probe.truth is None or not probe.reference.in_double or by_itself
     if name == "central_difference" and truthless:
         error = difference_error(probe.objective, probe.theta, probe.chunks[0], probe.vector)
-        return [_Trial(name, work, error, "its own product at twice the step")]
+        return [_Trial(name, work.count, error, "its own product at twice the step")]
     truth, reference = probe.truth, probe.reference
     wider = reference.in_double or probe.objective.narrow is not None
     # By the same formula in the same dtype: the difference of 0 would say nothing.
     itself = not wider and reference.recipe is FORMULAS.get(name)
     error = None if truth is None or itself else relative(product.double() - truth, truth)
     error = None if error is None else max(error, reference.blur)
-    return [_Trial(name, work, error, probe.reference.against)]
+    return [_Trial(name, work.count, error, probe.reference.against)]
 
 
 def _refusal(rejected: dict[str, str]) -> FlatkitError:

@@ -22,7 +22,9 @@ def task() -> Task:
 
 def vectors_alive(size: int) -> int:
     """Count the vectors of so many numbers that tensors hold, one or several in a memory."""
-    found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    # Not those of torch's caches, which have no memory.
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    found = [thing for thing in gc.get_objects() if type(thing) in kinds]
     memories = {each.untyped_storage().data_ptr(): _numbers(each) for each in found}
     return sum(numbers // size for numbers in memories.values() if numbers % size == 0)
 

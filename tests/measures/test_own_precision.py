@@ -352,7 +352,9 @@ def test_what_has_no_bar_is_refused_with_the_way_out(call, said):
 
 
 def test_the_usual_measures_without_a_bar_are_left_out_and_come_with_float32():
-    usual = analyzed(measures=AnalysisSettings().measures, budget=300)
+    usual = analyzed(
+        measures=AnalysisSettings().measures, budget=300, slice_points=5, plane_points=3
+    )
     assert "average_sharpness" in usual.analysis["not_in_bfloat16"]
     assert "average_sharpness" not in {result.measure for result in usual}
     wide = analyzed(measures=["average_sharpness", "loss"], dtype="float32")

@@ -110,7 +110,7 @@ def verdicts(report: flatkit.Report) -> dict[str, str]:
     return {claim["claim"]: claim["verdict"] for claim in report.result("verdict").value}
 
 
-@pytest.mark.parametrize("seed", [1, 3, 5])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_no_verdict_contradicts_that_of_float64(seed):
     case = make_case(seed)
     wide, narrow = (
