@@ -235,6 +235,13 @@ def compare(case: Case, **settings: Any) -> Iterator[Comparison]:
             yield Comparison(result.measure, value, factor * error, true, result.cost.matvecs)
 
 
+def objective_of(case: Case, dtype: torch.dtype) -> flatkit.Objective:
+    """Return L of a case in a dtype."""
+    return flatkit.Objective(
+        case.model, case.loss, case.data, dtype=dtype, chunk_size=case.chunk_size
+    )
+
+
 class Bound(NamedTuple):
     """What a search in a ball found.
 
@@ -260,9 +267,7 @@ def bounds(case: Case) -> Iterator[Bound]:
     for quantity, search in SEARCHES.items():
         narrow, wide = (
             search(
-                flatkit.Objective(
-                    case.model, case.loss, case.data, dtype=dtype, chunk_size=case.chunk_size
-                ),
+                objective_of(case, dtype),
                 rho=_RHO,
                 budget=_GRADIENTS,
                 generator=torch.Generator().manual_seed(0),
@@ -333,9 +338,7 @@ def points(case: Case) -> Iterator[Point]:
     """Yield every number at points of a random line as long as the weights, beside the truth."""
     outputs, loss, theta = functions_of(case)
     slope = torch.func.grad(loss)
-    objective = flatkit.Objective(
-        case.model, case.loss, case.data, dtype=torch.bfloat16, chunk_size=case.chunk_size
-    )
+    objective = objective_of(case, torch.bfloat16)
     drawn = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
     line = (drawn * (objective.theta.norm() / drawn.norm()))[None]
     truths: dict[Quantity, Callable[[Tensor], Tensor]] = {
@@ -384,20 +387,19 @@ def count_points(seeds: Iterable[int]) -> list[str]:
     return lines
 
 
+def verified(case: Case, **settings: Any) -> tuple[flatkit.Report, flatkit.Report]:
+    """Return what `verify` reports in float64, and in bfloat16."""
+    task, given = flatkit.Task(case.model, case.loss, case.data), dict[str, Any](settings)
+    given["chunk_size"] = case.chunk_size
+    return verify(task, dtype="float64", **given), verify(task, dtype="bfloat16", **given)
+
+
 def count_verdicts(seeds: Iterable[int]) -> list[str]:
     """Return the table of claims: as float64 judges them, and as bfloat16 does."""
     found = defaultdict[tuple[str, str], int](int)
     for seed in seeds:
         case = make_case(seed)
-        wide, narrow = (
-            verify(
-                flatkit.Task(case.model, case.loss, case.data),
-                dtype=dtype,
-                chunk_size=case.chunk_size,
-                search_budget=_GRADIENTS,
-            )
-            for dtype in ("float64", "bfloat16")
-        )
+        wide, narrow = verified(case, search_budget=_GRADIENTS)
         claims = (report.result("verdict").value for report in (wide, narrow))
         for true, own in zip(*claims, strict=True):
             found[true["verdict"], own["verdict"]] += 1

@@ -164,11 +164,13 @@ def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) 
         chosen = spread_rows(objective.num_chunks, max(2, size // cut), draw).tolist()
         return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
     rows = spread_by_weight(objective.weights, min(count, size), draw).unique()
-    # A chunk of all samples may have room for more; ranks that hold a model in parts cut alike.
-    if cut >= count and objective.sharded is None and objective.samples.counts is None:
-        cut = max(cut, rows_that_fit(objective))
     # In float64 and twice differentiated, a sample holds some times what it does in a gradient.
-    return [objective.rows(part) for part in rows.to(objective.device).split(max(1, cut // _CARE))]
+    at_once = max(1, cut // _CARE)
+    # A chunk of all samples may have room for more; ranks that hold a model in parts cut alike.
+    may_fit = cut >= count and objective.sharded is None and objective.samples.counts is None
+    if may_fit and len(rows) > at_once:
+        at_once = max(at_once, rows_that_fit(objective) // _CARE)
+    return [objective.rows(part) for part in rows.to(objective.device).split(at_once)]
 
 
 def whole_chunk(objective: Objective, size: int) -> tuple[Chunk, list[Chunk]]:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatkit.objective.model.captured import MOST_ENTRIES, defaults_of, enclosed_in, named_in
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _REGISTERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _DEEPEST = 6
 """Levels of objects that are looked through: settings lie near, and what lies far is a framework's,
 with clocks and counters of its own."""
-_MOST = 10_000
-"""Entries of a collection up to which it is looked through: longer ones are data."""
 _LARGEST = 2**40
 """Whole numbers beyond it are addresses and hashes, as configurations of transformers keep one:
 they differ from process to process."""
@@ -81,7 +81,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _few(entries: Any) -> Any:
-    return entries if len(entries) <= _MOST else ()
+    return entries if len(entries) <= MOST_ENTRIES else ()
 
 
 def _of_object(thing: Any) -> Iterator[tuple[str, Any]]:
@@ -116,28 +116,16 @@ def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     if _is_of_library(function):
         return
-    code = function.__code__
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # a variable that was not assigned yet
-            continue
-    yield from ((f"default {n}", part) for n, part in enumerate(function.__defaults__ or ()))
-    yield from (function.__kwdefaults__ or {}).items()
-    in_file = Path(code.co_filename).is_file()
+    yield from enclosed_in(function)
+    yield from defaults_of(function)
+    in_file = Path(function.__code__.co_filename).is_file()
     if not in_file:
-        yield "code", _told(code)
-    for name in _names(code) & function.__globals__.keys():
-        part = function.__globals__[name]
+        yield "code", _told(function.__code__)
+    for name, part in named_in(function):
         # Helpers of a notebook stand in no file either; those of a file are hashed with it.
         helps = isinstance(part, (types.FunctionType, type)) and not in_file
         if isinstance(part, _PLAIN) or helps:
             yield name, part
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
 
 
 def _told(code: types.CodeType) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatkit
-from benchmarks.bfloat16 import functions_of, make_case
+from benchmarks.bfloat16 import functions_of, make_case, objective_of
 from flatkit import Objective, Task
 from flatkit.flatness import m_sharpness
 from flatkit.landscape import Surface, barriers, load_surface, measure_landscape, surface_numbers
@@ -79,9 +79,7 @@ def test_every_point_of_a_line_has_the_truth_within_its_bars(seed):
     outputs, loss, theta = functions_of(case)
     decides = case.loss == "cross_entropy"
     right = (lambda place: outputs(place).argmax(1) == case.data[1]) if decides else None
-    objective = Objective(
-        case.model, case.loss, case.data, dtype=torch.bfloat16, chunk_size=case.chunk_size
-    )
+    objective = objective_of(case, torch.bfloat16)
     assert not outside(objective, truths_of(loss, right), theta)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import flatkit
-from benchmarks.bfloat16 import functions_of, make_case
+from benchmarks.bfloat16 import functions_of, make_case, verified
 from flatkit.flatness.quadratic_model import QuadraticModel
 from flatkit.measures.precision import Jump
 from flatkit.measures.session import Session
@@ -112,17 +112,7 @@ def verdicts(report: flatkit.Report) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", [1, 3])
 def test_no_verdict_contradicts_that_of_float64(seed):
-    case = make_case(seed)
-    wide, narrow = (
-        verify(
-            flatkit.Task(case.model, case.loss, case.data),
-            dtype=dtype,
-            chunk_size=case.chunk_size,
-            search_budget=20,
-            rho=[0.02, 0.15, 0.3],
-        )
-        for dtype in ("float64", "bfloat16")
-    )
+    wide, narrow = verified(make_case(seed), search_budget=20, rho=[0.02, 0.15, 0.3])
     ours, theirs = verdicts(narrow), verdicts(wide)
     assert {name for name in ours if {ours[name], theirs[name]} == {"holds", "fails"}} == set()
     assert "holds" in ours.values()

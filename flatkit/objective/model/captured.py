@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flatkit.objective.pytree import leaves
 
-_MOST = 10_000
+MOST_ENTRIES = 10_000
 """Entries of a collection up to which it is looked through: longer ones are data."""
 _MOST_SEEN = 100_000
 """Objects that are looked at: names of what lies beyond are not known, but its leaves are found."""
@@ -83,6 +83,29 @@ def held_by(functions: Iterable[Any]) -> dict[str, nn.Module | Tensor]:
     return found
 
 
+def enclosed_in(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the variables that a function has from around it, by name."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in cells:
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # a variable that was not assigned yet
+            continue
+
+
+def named_in(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the globals that the code of a function names, by name."""
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def defaults_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the values that the arguments of a function have where none is given."""
+    yield from ((f"default {n}", part) for n, part in enumerate(function.__defaults__ or ()))
+    yield from (function.__kwdefaults__ or {}).items()
+
+
 def functions_of(model: nn.Module) -> Iterator[Any]:
     """Yield the functions that run in a model: its methods, hooks, and those it keeps.
 
@@ -116,10 +139,10 @@ def _parts(name: str, thing: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(thing, Tensor):
         return ()
     if isinstance(thing, dict):
-        few = len(thing) <= _MOST  # pyright: ignore[reportUnknownArgumentType]
+        few = len(thing) <= MOST_ENTRIES  # pyright: ignore[reportUnknownArgumentType]
         return [(_joined(name, key), part) for key, part in thing.items()] if few else ()
     if isinstance(thing, (list, tuple, set, frozenset)):
-        few = len(thing) <= _MOST  # pyright: ignore[reportUnknownArgumentType]
+        few = len(thing) <= MOST_ENTRIES  # pyright: ignore[reportUnknownArgumentType]
         return [(_joined(name, key), part) for key, part in enumerate(thing)] if few else ()
     # Slots are left out: what lies there, the graph of the loss still shows as an unnamed leaf.
     held = getattr(thing, "__dict__", {})
@@ -136,17 +159,9 @@ def _held_by_module(name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _held_by_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    for name, cell in cells:
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # a variable that was not assigned yet
-            continue
-    for name in _names(function.__code__):
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
-    yield from ((f"default {n}", part) for n, part in enumerate(function.__defaults__ or ()))
-    yield from (function.__kwdefaults__ or {}).items()
+    yield from enclosed_in(function)
+    yield from named_in(function)
+    yield from defaults_of(function)
 
 
 def _names(code: types.CodeType) -> set[str]:
