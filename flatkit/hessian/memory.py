@@ -1,11 +1,13 @@
 """Bytes: how many a computation holds at once, and how many samples a budget allows."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatkit.hessian.workspace import scratch_bytes
@@ -22,12 +24,13 @@ class _Ledger(TorchDispatchMode):
 
     Attributes:
         history: these bytes at every operation, with the scratch space of its kernel.
+        bytes: of what lives.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._bytes = 0
+        self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.bytes = 0
         self.history: list[int] = []
 
     def __torch_dispatch__(
@@ -39,21 +42,21 @@ class _Ledger(TorchDispatchMode):
     ) -> Any:
         before = {_storage_id(t) for t in tensors_in((args, kwargs))}
         result = execute(func, args, kwargs)
-        self.sweep()
         for tensor in tensors_in(result):
             storage, key = tensor.untyped_storage(), _storage_id(tensor)
             # A view, or what was written in place, lies in the storage of an argument.
             if key not in before and key not in self._live:
-                self._live[key] = (StorageWeakRef(storage), storage.nbytes())
-                self._bytes += storage.nbytes()
-        self.history.append(self._bytes + scratch_bytes(func, args, result))
+                # A storage keeps one object in Python for as long as a graph holds it. Asking all
+                # of them at every operation would take time with the square of their number.
+                gone = partial(self._forget, key, storage.nbytes())
+                self._live[key] = weakref.ref(storage, gone)
+                self.bytes += storage.nbytes()
+        self.history.append(self.bytes + scratch_bytes(func, args, result))
         return result
 
-    def sweep(self) -> int:
-        """Forget what is gone, and return the bytes of what lives."""
-        for key in [key for key, (ref, _) in self._live.items() if ref.expired()]:
-            self._bytes -= self._live.pop(key)[1]
-        return self._bytes
+    def _forget(self, key: int, size: int, _: object) -> None:
+        del self._live[key]
+        self.bytes -= size
 
 
 def measure_bytes(function: Callable[[], Any]) -> tuple[int, int, Any]:
@@ -150,7 +153,7 @@ def _watch(function: Callable[[], Any]) -> tuple[tuple[int, ...], int, Any]:
     ledger = _Ledger()
     with ledger:
         result = function()
-    return tuple(ledger.history), ledger.sweep(), result
+    return tuple(ledger.history), ledger.bytes, result
 
 
 def _reach(low: Usage, high: Usage, budget: int, most: int) -> int:
