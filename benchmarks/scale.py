@@ -3,7 +3,8 @@
 `python -m benchmarks.scale` starts itself under torchrun with one and with two processes in turn
 and writes `benchmarks/results/scale.md`. The ratio of processor times (that of one process over the
 larger of two) is what sharing saves on an idle machine, without what waiting costs; that of
-wall-clock times needs as many idle cores as processes.
+wall-clock times needs as many idle cores as processes. The floor is what two cores give here: the
+gradient by torch alone over the samples of each process, which share their cores' caches and clock.
 """
 
 import argparse
@@ -32,7 +33,12 @@ from flatkit.landscape.subspaces import Subspace
 from flatkit.objective import Objective
 from flatkit.spectrum.lanczos import lanczos
 
-NAMES = {"eigenvalue": "top eigenvalue", "r1": "R1", "landscape": "landscape of losses"}
+NAMES = {
+    "floor": "bare gradients of torch, nothing sent",
+    "eigenvalue": "top eigenvalue",
+    "r1": "R1",
+    "landscape": "landscape of losses",
+}
 
 
 def jobs(samples: int, products: int, budget: int, points: int) -> dict[str, Callable[[], object]]:
@@ -63,7 +69,17 @@ def jobs(samples: int, products: int, budget: int, points: int) -> dict[str, Cal
     def r1() -> object:
         return max_gradient_norm(objective, rho=0.01, budget=budget, generator=seeded())
 
+    own = objective.ranks.part(samples)
+    x, y = data[0][own], data[1][own]
+
+    def floor() -> None:
+        for _ in range(budget):
+            for rows in torch.arange(len(x)).split(16):
+                torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            model.zero_grad()
+
     return {
+        "floor": floor,
         "eigenvalue": eigenvalue,
         "r1": r1,
         "landscape": job.measure,
