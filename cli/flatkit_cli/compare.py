@@ -1,8 +1,7 @@
 """The command `flatkit compare`."""
 
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +94,7 @@ def compare(
                 "nothing of saved reports is measured again; leave out the options of measuring, "
                 "or name checkpoints"
             )
-        comparison = _spoken(saved, list(subjects), groups=groups, repeats=repeats)
+        comparison = saved(list(subjects), groups=groups, repeats=repeats)
     else:
         from flatkit.comparison.compare import compare as run
         from flatkit.render.runs import RunLines, watcher_here
@@ -105,8 +104,7 @@ def compare(
                 "repeats is about names of saved reports; `groups` tells of checkpoints which are "
                 "repetitions"
             )
-        comparison = _spoken(
-            run,
+        comparison = run(
             list(subjects),
             progress=watcher_here(RunLines),
             command=["flatkit", *sys.argv[1:]],
@@ -132,15 +130,3 @@ def warn(comparison: "Comparison") -> None:
 
     for line in objective_differences(comparison):
         click.echo(f"warning: different functions were measured: {line}", err=True)
-
-
-def _spoken(make: "Callable[..., Comparison]", *given: Any, **more: Any) -> "Comparison":
-    """Return what a function makes, and say its warnings in a line each."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _say
-        warnings.simplefilter("always", UserWarning)
-        return make(*given, **more)
-
-
-def _say(message: Warning | str, *_: Any) -> None:
-    click.echo(f"warning: {message}", err=True)

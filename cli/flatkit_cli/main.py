@@ -6,13 +6,17 @@ Subcommands load when they are called, and torch when they run, so that help is 
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
 
 from flatkit.checks import nearest
 from flatkit.errors import FlatkitError, InvalidArgumentError, MismatchError, RankError
+from flatkit.results.names import showable
 from flatkit.version import __version__
 from flatkit_cli.launched import is_launched
 from flatkit_cli.options import flags_of, in_flags
@@ -96,7 +100,8 @@ def _run(arguments: list[str]) -> int:
     try:
         # Not standalone, where click would print errors itself and end the process. `obj` are the
         # words that `launch` gives to further processes.
-        code = cli.main(arguments, prog_name="flatkit", standalone_mode=False, obj=arguments)
+        with _warnings_as_lines():
+            code = cli.main(arguments, prog_name="flatkit", standalone_mode=False, obj=arguments)
         return code if isinstance(code, int) else 0
     # Before its parent: the help is the answer, and no line that begins with `error:`.
     except click.exceptions.NoArgsIsHelpError as error:
@@ -114,6 +119,19 @@ def _run(arguments: list[str]) -> int:
         return FAILURE
     except Exception as error:
         return _report(error, _flags(arguments), debug)
+
+
+@contextmanager
+def _warnings_as_lines() -> Generator[None]:
+    """Say warnings in a line each, without the place in the code, and flatkit's each time."""
+
+    def say(message: Warning | str, *_: Any) -> None:
+        click.echo(f"warning: {_one_line(str(message))}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module="flatkit")
+        warnings.showwarning = say
+        yield
 
 
 def with_flags(message: str, flags: Mapping[str, str], *, about_arguments: bool = True) -> str:
@@ -170,7 +188,7 @@ def _report(error: Exception, flags: Mapping[str, str], debug: bool) -> int:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return showable(" ".join(text.split()))
 
 
 def _hint(error: click.ClickException) -> str:

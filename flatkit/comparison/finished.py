@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -17,6 +18,7 @@ from flatkit.files.store import Store, forget
 from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.digest import parts_of
 from flatkit.objective.settings import ObjectiveSettings
+from flatkit.results.names import showable
 from flatkit.results.report import Report
 from flatkit.results.result import Result
 from flatkit.version import __version__
@@ -240,7 +242,7 @@ def _joined(first: Report, second: Report) -> Report:
 
 def _place(subject: Any) -> str:
     place = subject.path if isinstance(subject, Checkpoint) else subject
-    return str(Path(place).absolute())
+    return showable(str(Path(place).absolute()))  # SQLite takes no halves of pairs
 
 
 def _digest(subject: Any) -> str:
@@ -252,5 +254,5 @@ def _digest(subject: Any) -> str:
     else:
         return ""
     place = subject.path if isinstance(subject, Checkpoint) else subject
-    # With the place, which a report names.
-    return hashlib.sha256(f"{content} {place}".encode()).hexdigest()
+    # With the place, which a report names; of any bytes that a file may be called by.
+    return hashlib.sha256(content.encode() + b" " + os.fsencode(place)).hexdigest()

@@ -21,6 +21,7 @@ from flatkit.landscape.subspaces import Subspace
 from flatkit.landscape.surface import Surface
 from flatkit.objective.function import Objective
 from flatkit.objective.pytree import leaves
+from flatkit.results.names import showable
 from flatkit.version import __version__
 
 PointsDone = Callable[[int, int], object]
@@ -278,7 +279,7 @@ class LandscapeJob:
         return {
             "fingerprint": self.fingerprint,
             **self._header,
-            "markers": [dict(marker) for marker in self._markers],
+            "markers": [{**each, "name": showable(each["name"])} for each in self._markers],
             **({} if self._path is None else {"path": dict(self._path)}),
             "evaluation": self._evaluation,
             "complete": complete,

@@ -12,6 +12,7 @@ import numpy
 
 from flatkit.errors import ResultError
 from flatkit.files.atomic import write_atomically
+from flatkit.results.names import showable
 from flatkit.results.showing import Shown, no_such
 from flatkit.version import __version__
 
@@ -111,8 +112,8 @@ class Surface(Shown):
 
     @property
     def name(self) -> str:
-        """What was looked at."""
-        return str(self.header.get("name", "surface"))
+        """What was looked at, as of `showable`."""
+        return showable(str(self.header.get("name", "surface")))
 
     @property
     def lengths(self) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flatkit.errors import ResultError, UnknownNameError
 from flatkit.files.atomic import write_text_atomically
+from flatkit.results.names import showable
 from flatkit.results.report import Report
 from flatkit.results.schema import SCHEMA, check_kind, check_schema, json_text, parse, read_text
 from flatkit.results.showing import Shown, no_such, table_of
@@ -23,7 +24,7 @@ class Entry:
     """A report in a comparison.
 
     Attributes:
-        name: of the run, unique in the comparison, e.g. `gam, seed 1`.
+        name: of the run, unique in the comparison, e.g. `gam, seed 1`; as of `showable`.
         group: runs of one group are repetitions of one method, e.g. `gam`.
         report: its results.
         seed: of the training; runs of two groups with one seed are pairs. Empty if not known.
@@ -35,6 +36,11 @@ class Entry:
     report: Report
     seed: str = ""
     epoch: float | None = None
+
+    def __post_init__(self) -> None:
+        """Spell out what no table, page or figure can show."""
+        object.__setattr__(self, "name", showable(self.name))
+        object.__setattr__(self, "group", showable(self.group))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` reads, ready for JSON."""

@@ -1,5 +1,6 @@
-"""A name for every result of a report."""
+"""A name for every result of a report, and names that can be shown."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -34,6 +35,25 @@ def names_of(results: Sequence[Result]) -> dict[str, Result]:
         name = f"{result.measure}[{', '.join(parts)}]" if parts else result.measure
         named[_free(name, named)] = result
     return named
+
+
+def showable(name: str) -> str:
+    r"""Return a name in which what cannot be written in a table, a page or a figure is spelt out.
+
+    These are control characters, which also break SVG, and the halves of pairs by which Python
+    tells bytes in names of files that are no UTF-8.
+
+    >>> showable("gam, λ"), showable("a\x07b\n"), showable("caf\udce9")
+    ('gam, λ', 'a\\x07b\\n', 'caf\\udce9')
+    """
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _UNSEEN else each
+        for each in name
+    )
+
+
+_UNSEEN = ("Cc", "Cs")
+"""Categories of Unicode: control characters, and surrogates."""
 
 
 def _free(name: str, taken: dict[str, Result]) -> str:

@@ -1,7 +1,11 @@
 """`flatkit compare` on checkpoints, of flatkit and of others, from the shell."""
 
 import json
+import os
+import shutil
+import sys
 import textwrap
+import xml.dom.minidom
 from dataclasses import replace
 
 import pytest
@@ -85,6 +89,26 @@ def test_saved_groups_are_made_without_torch(files, capsys, monkeypatch):
     assert code == 0, err
     code, out, err = run(capsys, "compare", "c.json", "--groups", r"(.*)-seed", "--json", "-")
     assert code == 0 and Comparison.from_json(out).groups == ["gam", "sgd"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_cannot_be_written_are_spelt_out(files, capsys):
+    """A byte that is no UTF-8 ended the command after the measuring; a bell broke the SVG."""
+    names = [os.fsdecode(b"caf\xe9.pt"), "a\x07b.pt"]
+    for name, source in zip(names, sorted(files.glob("*/e.pt")), strict=False):
+        shutil.copy(source, files / name)
+    common = ["--task", "my_task.py:build", "--measures", "loss,loss_slice", "--budget", "40"]
+    written = ["--figures", "figures", "--json", "c.json", "--html", "c.html"]
+    code, _, err = run(capsys, "compare", *names, *common, *written)
+    assert code == 0, err
+    assert list(load_results("c.json")) == ["caf\\udce9", "a\\x07b"]
+    common = ["--task", "my_task.py:build", "--points", "3", "--out", "figures"]
+    code, _, err = run(capsys, "landscape", *names, *common)
+    assert code == 0, err
+    drawn = sorted((files / "figures").glob("*.svg"))
+    assert len(drawn) >= 3
+    for figure in drawn:
+        xml.dom.minidom.parse(str(figure))
 
 
 @pytest.mark.parametrize(
