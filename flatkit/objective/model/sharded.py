@@ -49,7 +49,7 @@ def own_box(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return what this rank holds of a tensor, in its own memory, and where that begins.
 
     Raises:
-        InvalidArgumentError: it is cut by a mesh of several dimensions.
+        InvalidArgumentError: it is cut by a mesh of several dimensions, or this torch is too old.
 
     >>> own_box(torch.ones(2, 1))
     (tensor([[1.],
@@ -57,6 +57,7 @@ def own_box(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """
     local, offsets = _local(tensor), [0] * tensor.ndim
     if _is_parts(tensor):
+        _check_torch()
         parts: Any = tensor
         if parts.device_mesh.ndim != 1:
             raise InvalidArgumentError("a mesh of several dimensions is not taken")
@@ -86,10 +87,7 @@ class ShardedModel:
     """
 
     def __init__(self, model: nn.Module, kind: Kind) -> None:
-        from torch.distributed import tensor  # takes a second, but for who has such a model
-
-        if not hasattr(tensor, "DTensor"):
-            raise InvalidArgumentError(f"a sharded model needs torch 2.5 or newer; {_PLAIN}")
+        _check_torch()
         self.model, self.kind = model, kind
         self._check_ranks()
         self.settle()
@@ -292,6 +290,13 @@ class ShardedModel:
                 f"all float64, and these are {', '.join(sorted(map(str, dtypes)))}; convert it "
                 f"before it is sharded, or {_PLAIN}"
             )
+
+
+def _check_torch() -> None:
+    from torch.distributed import tensor  # takes a second, but for who has such a model
+
+    if not hasattr(tensor, "DTensor"):
+        raise InvalidArgumentError(f"a sharded model needs torch 2.5 or newer; {_PLAIN}")
 
 
 def _is_fsdp(module: nn.Module) -> bool:
