@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from flatkit.errors import InvalidArgumentError
@@ -221,13 +222,39 @@ def join(parts: list[Tree], what: str = "batches") -> Tree:
 
 
 def same(first: Tree, second: Tree) -> bool:
-    """Whether two trees hold the same numbers.
+    """Whether two trees hold the same numbers; NaN, as of what is missing, is the same as NaN.
 
-    >>> same((torch.ones(2),), (torch.ones(2),))
+    >>> same((torch.tensor([1.0, float("nan")]),), (torch.tensor([1.0, float("nan")]),))
     True
     """
     pairs = zip(leaves(first), leaves(second), strict=True)
-    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+    return all(a.shape == b.shape and _equal(a, b) for a, b in pairs)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    # What is unequal to itself is NaN, and all else is compared bit for bit.
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def plain(batch: Any, size: int | None) -> Tree | None:
+    """Return a batch as a tree of tensors [size, ...]; None where it is no such tree.
+
+    Parts without any tensor, as texts, are left out.
+
+    Args:
+        batch: anything.
+        size: how many samples it holds; None if that is not known, but the same everywhere.
+
+    >>> plain({"x": torch.ones(2, 3), "text": "a"}, 2), plain([torch.ones(3)], 2)
+    ({'x': tensor([[1., 1., 1.],
+            [1., 1., 1.]])}, None)
+    """
+    tree = _tree(batch)
+    sizes = set() if tree is None else {len(x) if x.ndim else 0 for x in leaves(tree)}
+    # One first dimension for all tensors, and that of the batch: else no row is a sample.
+    if len(sizes) != 1 or 0 in sizes or (size is not None and sizes != {size}):
+        return None
+    return tree
 
 
 def dtype_like(dtype: torch.dtype, wanted: torch.dtype) -> torch.dtype:
@@ -263,3 +290,35 @@ def main_tensor(outputs: Any) -> Tensor | None:
         with_loss = len(outputs) > 1 and isinstance(outputs[0], Tensor) and outputs[0].ndim == 0
         found = outputs[int(with_loss)] if with_loss or len(outputs) == 1 else None
     return found if isinstance(found, Tensor) else None
+
+
+def _tree(batch: Any) -> Tree | None:
+    if isinstance(batch, Tensor):
+        return None if batch.is_nested or batch.layout != torch.strided else batch
+    if isinstance(batch, PackedSequence):
+        return None
+    if isinstance(batch, Mapping):
+        some = {key: part for key, part in batch.items() if _holds_tensors(part)}
+        parts = {str(key): _tree(part) for key, part in some.items()}
+        return None if _lacks(parts.values()) else like(batch, parts)
+    if isinstance(batch, (list, tuple)):
+        # None keeps its place: arguments by position after it would move up.
+        some = [part for part in batch if part is None or _holds_tensors(part)]
+        found = [part if part is None else _tree(part) for part in some]
+        given = [part for part, was in zip(found, some, strict=True) if was is not None]
+        fits = not _lacks(given) and (len(some) == len(batch) or not hasattr(batch, "_fields"))
+        return like(batch, found) if fits else None
+    return None
+
+
+def _holds_tensors(part: Any) -> bool:
+    """Whether there is a tensor in a part of a batch, also in an object of any kind."""
+    if part is None or isinstance(part, (str, bytes, int, float)):
+        return False
+    if isinstance(part, (list, tuple)):
+        return any(map(_holds_tensors, part))
+    return isinstance(part, Tensor) or bool(tensors_in(part))
+
+
+def _lacks(parts: Any) -> bool:
+    return any(part is None for part in parts)

@@ -187,10 +187,6 @@ REFUSED = {
     "no end": (Endless, "32 samples or more, or no end; say by `samples`"),
     "batches without end": (lambda: DataLoader(Endless(), 4), "no end; say by `samples`"),
     "samples of several lengths": (Ragged, "cannot be stacked"),
-    "batches of several lengths": (
-        lambda: DataLoader(RaggedStream(), batch_size=1),
-        "pad them to one length",
-    ),
     "a sampler that repeats": (
         lambda: DataLoader(Pairs(), sampler=WeightedRandomSampler([1.0] * N, N)),
         "WeightedRandomSampler",
@@ -198,11 +194,6 @@ REFUSED = {
     "numbers": (lambda: [1, 2, 3], "a list of int"),
     "texts alone": (lambda: [("a", "b")], "tensors"),
 }
-
-
-class RaggedStream(IterableDataset):
-    def __iter__(self):
-        return iter((torch.zeros(n + 1), 0) for n in range(3))
 
 
 @pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED.keys())

@@ -4,14 +4,12 @@ Inputs that they change in place, random numbers that they draw: what they do is
 user's tensors and states, at a price that only those pay that do it.
 """
 
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, final
 
-import numpy
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -20,6 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from flatkit.errors import InvalidArgumentError, UserCodeError
 from flatkit.objective.model.widening import Roundings
 from flatkit.objective.pytree import Tree, leaves, map_tree
+from flatkit.objective.reading.randomness import random_states
 from flatkit.objective.users_code import REENTRANT, users_code
 
 WATCHED = 8
@@ -71,7 +70,7 @@ def observe(
     (True, False, False)
     """
     # Copies, since whether they are changed is what is looked for.
-    given, wanted, before = _copied(inputs), _copied(targets), _random_states()
+    given, wanted, before = _copied(inputs), _copied(targets), random_states()
     inner, watch = loss.inner if isinstance(loss, Guarded) else loss, _Watch()
     roundings = Roundings()
     try:
@@ -89,7 +88,7 @@ def observe(
     return Habits(
         edits_inputs=_differ(given, inputs),
         attends=watch.attends,
-        draws=not _same_states(before, _random_states()),
+        draws=random_states() != before,
         sparse=any(getattr(node, "_saved_sparse", False) for node in _nodes(values.grad_fn)),
         rounds_to=roundings.dtype,
     )
@@ -228,19 +227,6 @@ def _differ(given: Tree, original: Tree) -> bool:
     """Whether copies were changed, also by NumPy, or by operations that happened to change none."""
     pairs = zip(leaves(given), leaves(original), strict=True)
     return any(copy._version > 0 or not torch.equal(copy, leaf) for copy, leaf in pairs)
-
-
-def _random_states() -> tuple[Any, ...]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    arrays = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
-    # The legacy state, which is the one that libraries draw from.
-    state: Any = numpy.random.get_state()  # noqa: NPY002
-    kind, keys, *rest = state
-    return random.getstate(), kind, bytes(keys), *rest, *(bytes(a.numpy()) for a in arrays)
-
-
-def _same_states(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    return first == second
 
 
 def _nodes(root: Any) -> Iterator[Any]:

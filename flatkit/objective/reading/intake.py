@@ -2,12 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from flatkit.errors import FlatkitError, InvalidArgumentError, UserCodeError
+from flatkit.errors import (
+    FlatkitError,
+    InvalidArgumentError,
+    NonAdditiveLossError,
+    UserCodeError,
+)
 from flatkit.objective.pytree import Bundle, Tree, first_unit, map_object, take
 from flatkit.objective.reading.division import (
     InputWay,
@@ -31,6 +37,10 @@ from flatkit.objective.reading.weighted_samples import (
     weighted,
 )
 from flatkit.objective.users_code import own_weights, users_code
+
+
+class _FilledUpError(Exception):
+    """A sample has another loss alone than filled up to the longest of its batch."""
 
 
 class Taken(NamedTuple):
@@ -85,6 +95,11 @@ def take_in(data: Data, taker: Taker, *, samples: int | None, seed: int) -> Take
     drawn = collect(data, samples=samples, seed=seed)
     try:
         return _first_that_fits(drawn, taker)
+    except _FilledUpError:  # how far they are depends on their batch, which so is part of L
+        whole = collect(data, samples=samples, seed=seed, cut=False)
+        if whole.mixed:
+            raise NonAdditiveLossError(_FILLED_UP) from None
+        return _first_that_fits(whole, taker)
     except FlatkitError as error:
         first = error
     if drawn.counts is None and _leaves_out(data):
@@ -239,34 +254,64 @@ def _fitted(
         # Once more with the weights: a loss that returns one number is refused here.
         fitted(loss, trial, trees[0] if bundled else take(trees[0], rows), trees)
     if drawn.probe is not None:
-        _check_means(drawn, way, ending, loss, form.how, taker)
+        losses = partial(_probed, drawn, way, ending, loss, taker)
+        if drawn.counts is None:
+            _check_filling(losses, len(drawn.probe.units), taker)
+        elif not (form.how or isinstance(loss, Weighted) or own_weights(loss)):
+            # Else a loss of flatkit's own, or of targets in another form: one value a sample.
+            _check_means(losses, drawn, taker)
     found = replace(found, converted=form.how or drawn.converted, around=around)
     return Taken(replace(found, targets=Bundle(trees) if bundled else trees[0]), loss, trial)
 
 
-def _check_means(
-    drawn: Samples, way: InputWay, ending: TargetWay, loss: Any, converted: str, taker: Taker
-) -> None:
+def _check_means(losses: Callable[[int], Any], drawn: Samples, taker: Taker) -> None:
     """Refuse batches whose loss is not the mean of those of their samples."""
-    if converted or isinstance(loss, Weighted) or own_weights(loss):
-        return  # losses of flatkit's own, or of targets in another form: one value a sample
-    picks: list[Pick] = [way.inputs, lambda batch: ending.targets(way.rest(batch))]
-    inputs, targets = (drawn.probe.map(pick) for pick in picks)
-    probe = replace(drawn, inputs=inputs, targets=targets, counts=torch.ones(3).long())
-    probe = replace(probe, indices=torch.arange(3)).to(taker.dtype, taker.device)
-
-    def loss_of(number: int) -> Any:
-        part = probe.rows(slice(number, number + 1))
-        with undisturbed():
-            return loss(taker.run(part.inputs.units[0]), part.targets.units[0])
-
-    eps = torch.finfo(taker.dtype).eps
     try:
         with users_code("the loss"):
-            losses = [loss_of(number) for number in range(3)]
+            found = [losses(number) for number in range(3)]
     except UserCodeError:  # it may take no single samples, and then nothing is known
         return
-    check_unit_means(losses, fixed=not drawn.mixed, tolerance=1e3 * eps)
+    check_unit_means(found, fixed=not drawn.mixed, tolerance=_slack(taker))
+
+
+def _check_filling(losses: Callable[[int], Any], count: int, taker: Taker) -> None:
+    """Tell samples whose loss depends on how far their batch is filled up.
+
+    Args:
+        losses: number -> the loss of a batch of one sample: alone, then filled up, and so on.
+        count: how many.
+        taker: the model and the loss.
+
+    Raises:
+        _FilledUpError: one is another.
+    """
+    for number in range(0, count, 2):
+        try:
+            with users_code("the loss"):
+                pair = [torch.as_tensor(losses(n)).double().mean() for n in (number, number + 1)]
+        except UserCodeError:  # it may take no single samples, and then nothing is known
+            return
+        alone, filled = map(float, pair)
+        if abs(alone - filled) > _slack(taker) * max(abs(alone), abs(filled)):
+            raise _FilledUpError
+
+
+def _slack(taker: Taker) -> float:
+    return 1e3 * torch.finfo(taker.dtype).eps
+
+
+def _probed(
+    drawn: Samples, way: InputWay, ending: TargetWay, loss: Any, taker: Taker, number: int
+) -> Any:
+    """Return the loss of one of the batches of a probe."""
+    picks: list[Pick] = [way.inputs, lambda batch: ending.targets(way.rest(batch))]
+    inputs, targets = (drawn.probe.map(pick) for pick in picks)
+    count = len(drawn.probe.units)
+    probe = replace(drawn, inputs=inputs, targets=targets, counts=torch.ones(count).long())
+    probe = replace(probe, indices=torch.arange(count)).rows(slice(number, number + 1))
+    part = probe.to(taker.dtype, taker.device)
+    with undisturbed():
+        return loss(taker.run(part.inputs.units[0]), part.targets.units[0])
 
 
 def _unfit(error: FlatkitError, example: Any, model: nn.Module) -> FlatkitError:
@@ -288,3 +333,10 @@ def _unfit(error: FlatkitError, example: Any, model: nn.Module) -> FlatkitError:
     )
     told.__cause__ = error
     return told
+
+
+_FILLED_UP = (
+    "the loss of a sample depends on how far the collate_fn of the DataLoader fills up its batch "
+    "(the model sees the padding), and batches are mixed anew on every pass; give shuffle=False, "
+    "so that they are part of what is measured, or a model that leaves the padding out"
+)

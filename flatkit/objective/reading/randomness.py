@@ -3,6 +3,7 @@
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy
 import torch
@@ -50,3 +51,20 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+def random_states() -> tuple[Any, ...]:
+    """Return the global random states, to tell whether anything was drawn between two of them.
+
+    >>> before = random_states()
+    >>> with undisturbed():
+    ...     drawn = random.random()
+    ...     random_states() == before
+    False
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    arrays = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
+    # The legacy state, which is the one that libraries draw from.
+    state: Any = numpy.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = state
+    return random.getstate(), kind, bytes(keys), *rest, *(bytes(a.numpy()) for a in arrays)

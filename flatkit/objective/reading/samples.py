@@ -5,8 +5,7 @@ a map-style data set of samples, an iterable one, or a `DataLoader` over either.
 be cut into samples are taken as the loader makes them.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeAlias
@@ -17,24 +16,30 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 
 from flatkit.checks import check_count
 from flatkit.errors import InvalidArgumentError, NonDeterministicError
-from flatkit.objective.pytree import Bundle, Tree, join, leaves, same, tensors_in
+from flatkit.objective.pytree import Bundle, Tree, join, leaves, plain, tensors_in
 from flatkit.objective.reading.batches import (
-    collated,
     counted,
     divided,
     inputs_in,
-    plain,
     targets_in,
     way_out,
+)
+from flatkit.objective.reading.making import (
+    Making,
+    can_be_cut,
+    check_repeats,
+    collated,
+    held_alone,
+    unknown_to_torch,
 )
 from flatkit.objective.reading.randomness import undisturbed
 from flatkit.objective.reading.sample_set import Drawn, Samples
 from flatkit.objective.reading.samplers import Chosen, chosen_by, processes_of
+from flatkit.objective.reading.stream import goes_its_own_way, stream_of
 from flatkit.objective.users_code import users_code
 
 Data: TypeAlias = Any
 """Tensors, a data set or a DataLoader: what `collect` takes."""
-Collate: TypeAlias = Callable[[list[Any]], Any]
 
 _ENDLESS = 2**20
 """Samples of data without a length after which they are taken for endless."""
@@ -93,7 +98,7 @@ def collect(data: Any, *, samples: int | None, seed: int, cut: bool = True) -> S
     with undisturbed(loader.generator if loader is not None else None), users_code("the data set"):
         # Such a loader may do anything between its data
         # set and its batches: these alone are asked for.
-        if loader is not None and _goes_its_own_way(loader):
+        if loader is not None and goes_its_own_way(loader):
             return _from_batches(loader, samples, cut=cut)
         if _has_length(source):
             found = _from_map(source, loader, samples, seed, cut=cut)
@@ -168,29 +173,76 @@ def _from_map(
     if cut and collate is default_collate and _is_of_tensors(source):
         batch = [tensor[chosen].contiguous() for tensor in source.tensors]
         return replace(_as_rows(batch, len(source), chosen), drawn=drawn)
-    _check_items(source, chosen[:2].tolist(), collate)
-    if cut and _can_be_cut(source, chosen[:2].tolist(), collate):
-        batch = collated([source[index] for index in chosen.tolist()], collate)
-        tree = plain(batch, len(chosen))
-        if tree is not None:
-            return replace(_as_rows(tree, len(source), chosen), drawn=drawn)
-    if loader is None:
-        units = [_batch_of([source[index]], collate) for index in chosen.tolist()]
+    making = Making(source, collate, by_loader=loader is not None)
+    _check_items(making, chosen)
+    batches = found.batches if samples is None else None
+    mixed = found.batches is None
+    if batches is None and loader is not None:
+        batches = [part.tolist() for part in chosen.split(_batch_size(loader))]
+    if cut and can_be_cut(making, chosen[:2].tolist()):
+        made = _rows_of(making, chosen, batches, mixed=mixed)
+        if made is not None:
+            return replace(made, drawn=drawn)
+    if batches is None:
+        units = [making.unit(index) for index in chosen.tolist()]
         counts = [counted(unit, 1) for unit in units]
         return _as_units(units, counts, chosen, len(source), drawn)
-    batches = found.batches if samples is None else None
-    if batches is None:
-        batches = [part.tolist() for part in chosen.split(_batch_size(loader))]
-    units = [collated([source[index] for index in batch], collate) for batch in batches]
+    units = [making.batch(batch) for batch in batches]
     counts = [counted(unit, len(batch)) for unit, batch in zip(units, batches, strict=True)]
-    order = torch.tensor([row % len(source) for batch in batches for row in batch])
-    made = _as_units(units, counts, order, len(source), drawn)
+    made = _as_units(units, counts, _positions(batches, making), len(source), drawn)
     # Two samples together and apart show whether the loss of a batch is the mean of theirs.
-    two = [source[row] for row in chosen[:2].tolist()]
+    two = chosen[:2].tolist()
     if len(two) < 2 or max(counts) < 2:
         return made
-    probe = Bundle([collated(items, collate) for items in (two, two[:1], two[1:])])
-    return replace(made, probe=probe, mixed=found.batches is None)
+    probe = Bundle([making.batch(rows) for rows in (two, two[:1], two[1:])])
+    return replace(made, probe=probe, mixed=mixed)
+
+
+def _rows_of(
+    making: Making, chosen: Tensor, batches: list[list[int]] | None, *, mixed: bool
+) -> Samples | None:
+    """Return samples as rows, made in one batch; in the loader's where they depend on these.
+
+    Args:
+        making: of batches.
+        chosen: the positions of the samples.
+        batches: those of each batch of the loader; None without one.
+        mixed: whether it makes other batches on every pass.
+
+    Returns:
+        None where the batches are no trees of rows of one shape.
+
+    Raises:
+        NonDeterministicError: samples depend on their batch, which is another on every pass.
+    """
+    tree = plain(making.batch(chosen.tolist()), len(chosen))
+    if tree is None:
+        return None
+    alone = held_alone(making, chosen, tree)
+    if not alone.coupled or batches is None:
+        probe = Bundle(alone.filled) if alone.filled else None
+        return replace(_as_rows(tree, len(making.source), chosen), probe=probe)
+    if mixed:
+        raise NonDeterministicError(
+            "what the collate_fn of the DataLoader, or the data set, makes of a sample depends on "
+            "the others of its batch, and batches are mixed anew on every pass; give "
+            "shuffle=False, so that they are part of what is measured"
+        )
+    parts = [plain(making.batch(batch), len(batch)) for batch in batches]
+    if not _joinable(parts):
+        return None
+    return _as_rows(join(parts), len(making.source), _positions(batches, making))
+
+
+def _joinable(parts: list[Tree | None]) -> bool:
+    """Whether batches are trees of rows of one shape."""
+    if any(part is None for part in parts):
+        return False
+    return len({tuple(leaf.shape[1:] for leaf in leaves(part)) for part in parts}) == 1
+
+
+def _positions(batches: list[list[int]], making: Making) -> Tensor:
+    return torch.tensor([row % len(making.source) for batch in batches for row in batch])
 
 
 def _is_of_tensors(source: Any) -> bool:
@@ -218,84 +270,17 @@ def _batch_size(loader: DataLoader[Any]) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _check_items(source: Any, rows: list[int], collate: Collate) -> None:
+def _check_items(making: Making, chosen: Tensor) -> None:
     """Refuse items that are no samples, and those that differ when they are asked for again."""
-    first, again = source[rows[0]], source[rows[0]]
+    (first,) = making.items(chosen[:1].tolist())
     sample = isinstance(first, (Mapping, Sequence, Tensor)) and not isinstance(first, str)
-    if collate is default_collate and not (sample or tensors_in(first)):
+    if making.collate is default_collate and not (sample or tensors_in(first)):
         raise InvalidArgumentError(
-            f"data must be {_KINDS}, got a {type(source).__name__} of {type(first).__name__}"
-            f"{way_out(first)}"
+            f"data must be {_KINDS}, got a {type(making.source).__name__} of "
+            f"{type(first).__name__}{way_out(first)}"
         )
     _refuse_what_has_no_rows("the data set", first)
-    one, two = (tensors_in(_batch_of([item], collate)) for item in (first, again))
-    if len(one) != len(two) or not same(one, two):
-        raise NonDeterministicError(
-            "the data set gives a different sample each time it is asked (random augmentation?); "
-            "give the data without augmentation"
-        )
-    if collate is default_collate:
-        return
-    one, two = (tensors_in(collated([source[row] for row in rows], collate)) for _ in range(2))
-    if len(one) != len(two) or not same(one, two):
-        raise NonDeterministicError(
-            "the collate_fn of the DataLoader makes another batch of the same samples each time "
-            "(mixup, random masks or crops?); give one that draws nothing at random"
-        )
-
-
-def _batch_of(items: list[Any], collate: Collate) -> Any:
-    """Return items as a batch; those that torch has no way to stack as they are."""
-    return items[0] if _unknown_to_torch(items[0], collate) else collated(items, collate)
-
-
-def _unknown_to_torch(item: Any, collate: Collate) -> bool:
-    known = isinstance(item, (Mapping, Sequence, Tensor))
-    return collate is default_collate and not known
-
-
-def _can_be_cut(source: Any, rows: list[int], collate: Collate) -> bool:
-    """Whether batches of one and of two samples are trees of as many rows.
-
-    Two sizes, because a batch [T, B, C] or a list of images of three channels may look like one of
-    another size by chance.
-    """
-    items = [source[row] for row in rows]
-    if _unknown_to_torch(items[0], collate):
-        return False
-    sizes = range(1, len(items) + 1)
-    return all(plain(collated(items[:size], collate), size) is not None for size in sizes)
-
-
-def _goes_its_own_way(loader: DataLoader[Any]) -> bool:
-    """Whether a subclass decides itself what it yields."""
-    own = type(loader)
-    return (
-        # By its methods, not its class: one that adds attributes alone yields what torch's does.
-        own.__iter__ is not DataLoader.__iter__ or own._get_iterator is not DataLoader._get_iterator  # pyright: ignore[reportPrivateUsage]
-    )
-
-
-class _Counted:
-    """A collate function that also says how many items went into a batch."""
-
-    def __init__(self, collate: Collate) -> None:
-        self._collate = collate
-
-    def __call__(self, items: list[Any]) -> tuple[int, Any]:
-        return len(items), self._collate(items)
-
-
-def _stream(loader: DataLoader[Any]) -> Iterator[tuple[int | None, Any]]:
-    """Yield the batches of a loader with their sizes; workers that it keeps stay as they are."""
-    private = copy.copy(loader)
-    # Workers that are kept alive belong to the user's loader, in the middle of its epoch perhaps.
-    private._iterator = None  # pyright: ignore[reportPrivateUsage]
-    if _goes_its_own_way(loader):
-        yield from ((None, batch) for batch in private)
-    else:
-        private.collate_fn = _Counted(loader.collate_fn)
-        yield from private
+    check_repeats(making, chosen)
 
 
 def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) -> Samples:
@@ -303,7 +288,7 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
     raw: list[Any] = []
     counts: list[int] = []
     trees: list[Any] = []
-    for size, batch in _stream(loader):
+    for size, batch in stream_of(loader):
         if samples is None and sum(counts) >= _ENDLESS:
             raise _endless()
         _refuse_what_has_no_rows("the batches", batch)
@@ -319,7 +304,7 @@ def _from_batches(loader: DataLoader[Any], samples: int | None, *, cut: bool) ->
     count = sum(counts)
     if samples is not None and count < samples:
         raise TooFewSamplesError(samples, count)
-    if all(tree is not None for tree in trees):
+    if _joinable(trees):
         return _first(_as_rows(join(trees), count), samples)
     drawn: Drawn = "all" if samples is None else "first"
     known = count if samples is None else None
@@ -347,7 +332,7 @@ def _from_items(stream: Iterable[Any], samples: int | None, *, cut: bool) -> Sam
     if isinstance(stream, DataLoader) and all(_is_batch_of_several(item) for item in items):
         return _first(_as_rows(join([plain(item, None) for item in items]), 0), None)
     tree = None
-    if cut and not _unknown_to_torch(items[0], default_collate):
+    if cut and not unknown_to_torch(items[0], default_collate):
         tree = plain(collated(items, default_collate), len(items))
     if tree is not None:
         return _first(_as_rows(tree, len(items)), samples)
