@@ -40,6 +40,12 @@ def fresh_interpreters(monkeypatch):
 
 
 @pytest.fixture
+def forked_interpreters(monkeypatch):
+    """Let such processes write where this test reads, and end with it."""
+    monkeypatch.setattr(workers, "_Worker", kept_workers.ForkedWorker)
+
+
+@pytest.fixture
 def equal_clock(monkeypatch):
     """Make all products as fast: which engine multiplies is decided by its measured speed."""
     ticks = itertools.count()

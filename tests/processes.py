@@ -3,10 +3,13 @@
 A fresh interpreter takes three seconds for its imports, a fork some hundredths.
 """
 
+import io
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -16,6 +19,7 @@ import torch
 from torch import nn
 
 from flatkit import Report, analyze, checkpoints
+from flatkit.comparison import workers
 from flatkit.files import Store
 from flatkit.hessian import HessianOperator
 from flatkit.landscape import LandscapeJob, LandscapeSettings, measure_into, plan_landscapes
@@ -24,6 +28,8 @@ from flatkit.objective import Objective, kept
 from flatkit.objective.digest import digest_of
 from flatkit.objective.kept import Passes
 from flatkit.spectrum.lanczos import lanczos
+from flatkit.studies import study as studies
+from flatkit.studies.settings import Study
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main
 
@@ -56,6 +62,32 @@ def finish(processes: Sequence[ForkServerProcess]) -> None:
     finally:
         for process in processes:
             process.kill()
+
+
+def command(
+    arguments: Sequence[str], said: str, folder: str = ".", encoding: str = "utf-8"
+) -> None:
+    """Be the command in a folder; its streams have an encoding and go to files that begin alike."""
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{said}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(encoding=encoding)
+    sys.argv = ["flatkit", *arguments]
+    code = main(list(arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve_calls(asked: Connection, answered: Connection, errors: Connection) -> None:
+    """Be a process of `flatkit.comparison.workers`, which has these streams."""
+    for number, stream in enumerate((asked, answered, errors)):
+        os.dup2(stream.fileno(), number)
+        stream.close()
+    sys.stdin = os.fdopen(0)  # multiprocessing has closed it
+    workers.serve()
 
 
 def store_until_killed(path: Path, identity: dict[str, Any], count: int) -> None:
@@ -108,6 +140,25 @@ def train_until_killed(settings: dict[str, Any], out: Path, fatal: int) -> None:
 
     torch.nn.modules.module.register_module_forward_pre_hook(count)
     train(TrainingConfig(**settings), out)
+
+
+def study_until_killed(asked: Study, out: Path, fatal: int) -> None:
+    """Carry a study out in this process, and kill it before the call number `fatal` of a layer."""
+    seen = 0
+
+    def count(module: nn.Module, inputs: Any) -> None:
+        nonlocal seen
+        seen += isinstance(module, nn.Linear)
+        if seen == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def here(self: Any, function: Any, calls: Any) -> Generator[tuple[int, Any]]:
+        for number, arguments in enumerate(calls):
+            yield number, function(*arguments)
+
+    studies.Processes.map = here  # type: ignore[method-assign]
+    nn.modules.module.register_module_forward_pre_hook(count)
+    studies.study(asked, out, jobs=1, progress=False)
 
 
 def measure_until_killed(checkpoint: Path, out: Path, settings: dict[str, Any], fatal: int) -> None:

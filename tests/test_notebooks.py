@@ -9,6 +9,14 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
+KEPT = f"""
+import sys
+sys.path.append({str(NOTEBOOKS[0].parent.parent)!r})
+from tests import kept_workers
+kept_workers.made = kept_workers.FRESH  # `%reset` leaves a main module that cannot be forked
+kept_workers.keep()
+"""
+"""Lets the interpreters that a notebook starts serve the next, too; they end with the kernel."""
 
 
 def outputs(notebook: Any) -> list[Any]:
@@ -32,17 +40,22 @@ def kernel():
     """One process for all notebooks: its imports take as long as a notebook."""
     client = NotebookClient(nbformat.v4.new_notebook(), timeout=300, kernel_name="python3")
     with client.setup_kernel():
+        execute(client, KEPT)
         yield client
+
+
+def execute(kernel: NotebookClient, source: str) -> None:
+    kernel.nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    kernel.reset_execution_trackers()
+    kernel.execute_cell(kernel.nb.cells[0], 0)
 
 
 def run(kernel: NotebookClient, notebook: Any, folder: Path) -> None:
     """Run all cells in a folder, without a name or a figure that another notebook has left."""
-    clean = (
-        f"%reset -f\n%cd -q {folder}\nimport matplotlib.pyplot as plt\nplt.close('all')\ndel plt"
+    execute(
+        kernel,
+        f"%reset -f\n%cd -q {folder}\nimport matplotlib.pyplot as plt\nplt.close('all')\ndel plt",
     )
-    kernel.nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(clean)])
-    kernel.reset_execution_trackers()
-    kernel.execute_cell(kernel.nb.cells[0], 0)
     kernel.nb = notebook
     kernel.reset_execution_trackers()
     for number, cell in enumerate(notebook.cells):

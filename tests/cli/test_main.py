@@ -12,6 +12,7 @@ import pytest
 import flatkit
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import main, with_flags
+from tests import processes
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -145,22 +146,22 @@ def test_interruption_is_exit_code_130(monkeypatch, capsys):
 
 
 def flatkit_in(folder, *arguments, encoding="utf-8"):
-    """Run the command in a process of its own, with streams of an encoding."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
-    settings = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "flatkit_cli.main", *arguments]
-    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, check=False)
+    """Run the command in a process of its own, with streams of an encoding; return what it says."""
+    said = folder / "said"
+    line = list(arguments), str(said), str(folder), encoding
+    process = processes.start(processes.command, *line)
+    process.join()
+    out, err = (said.with_suffix(f".{name}").read_bytes() for name in ("out", "err"))
+    assert process.exitcode == 0, err
+    return out
 
 
 def test_streams_without_greek_letters_get_words_and_json_stays_whole(run_folder):
     table = ["analyze", "ckpt.pt", "--measures", "top_eigenvalues,gradient_norm"]
-    done = flatkit_in(run_folder, *table, encoding="cp1252")
-    assert done.returncode == 0, done.stderr
-    text = done.stdout.decode("cp1252")
+    text = flatkit_in(run_folder, *table, encoding="cp1252").decode("cp1252")
     assert "top eigenvalue lambdamax" in text and "gradient norm |grad L|" in text
-    done = flatkit_in(run_folder, *table, "--json", "-", encoding="latin-1")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.decode("latin-1"))["results"]
+    text = flatkit_in(run_folder, *table, "--json", "-", encoding="latin-1").decode("latin-1")
+    assert json.loads(text)["results"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
@@ -168,8 +169,7 @@ def test_the_report_of_a_file_whose_name_is_no_text_is_kept(run_folder):
     named = os.fsdecode(b"strange-\xff.pt")
     shutil.copy(run_folder / "ckpt.pt", run_folder / named)
     more = ["--json", "strange.json", "--html", "strange.html"]
-    done = flatkit_in(run_folder, "analyze", named, "--measures", "loss", *more)
-    assert done.returncode == 0, done.stderr
+    flatkit_in(run_folder, "analyze", named, "--measures", "loss", *more)
     (entry,) = flatkit.load_results(run_folder / "strange.json").entries
     assert entry.report.checkpoint["path"] == named
     assert b"\\udcff" in (run_folder / "strange.html").read_bytes()

@@ -1,17 +1,16 @@
 """Runs the command line as one of several processes, without the seconds of a fresh interpreter."""
 
 import os
-import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from flatkit_cli.main import main
 from tests.devices.ports import free_port
-from tests.processes import start
+from tests.processes import command, start
 
 TASK = """
 import os, signal, time
@@ -77,28 +76,34 @@ def material(folder: Path) -> list[str]:
     return ["--task", f"{folder / 'task.py'}:build"]
 
 
-def run(rank: int, count: int, port: int, said: Path, arguments: Sequence[str]) -> None:
+def run(
+    rank: int,
+    count: int,
+    port: int,
+    said: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+) -> None:
     """Be one of the processes."""
     torch.set_num_threads(1)
-    for number, stream in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{said}.{rank}.{stream}", os.O_CREAT | os.O_WRONLY), number)
+    tempfile.tempdir = None  # read anew
+    os.environ |= environment
     if count > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    sys.argv = ["flatkit", *arguments]
-    code = main(list(arguments))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    command(arguments, f"{said}.{rank}")
 
 
-def together(said: Path, *arguments: Sequence[str]) -> list[Ended]:
+def together(said: Path, *arguments: Sequence[str], **environment: str) -> list[Ended]:
     """Run a command in as many processes as there are lists of arguments.
 
     As a launcher does, the others are ended when one has failed.
     """
     count, port = len(arguments), free_port()
-    processes = [start(run, r, count, port, said, list(a)) for r, a in enumerate(arguments)]
+    processes = [
+        start(run, rank, count, port, said, list(line), environment)
+        for rank, line in enumerate(arguments)
+    ]
     try:
         processes[0].join(timeout=200)
         for process in processes[1:]:

@@ -121,16 +121,15 @@ def test_a_rank_that_is_killed_is_named_and_the_command_goes_on(tmp_path, task):
     line = ["analyze", str(tmp_path / "a.pt"), "--task", f"{tmp_path / 'task.py'}:fatal", *FEW]
     line += ["--json", str(tmp_path / "r.json"), "--processes", "2"]
     (tmp_path / "tmp").mkdir()
-    around = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run(command(*line), capture_output=True, text=True, env=around)
-    assert done.returncode == 1 and not done.stdout
-    assert done.stderr.startswith("error: rank 1 of 2 was killed by SIGKILL"), done.stderr
-    assert done.stderr.count("\n") == 1
+    (ended,) = together(tmp_path / "said", line, TMPDIR=str(tmp_path / "tmp"))
+    assert ended.code == 1 and not ended.out
+    assert ended.err.startswith("error: rank 1 of 2 was killed by SIGKILL"), ended.err
+    assert ended.err.count("\n") == 1
     assert time.time() - (tmp_path / "killed").stat().st_mtime < 60
     assert not (tmp_path / "r.json").exists() and not list(tmp_path.glob("*.tmp"))
     assert not [path for path in (tmp_path / "tmp").iterdir() if "torchinductor" not in path.name]
-    again = subprocess.run(command(*line), capture_output=True, text=True)
-    assert again.returncode == 0 and "top eigenvalue" in again.stdout, again.stderr
+    (again,) = together(tmp_path / "said", line)
+    assert again.code == 0 and "top eigenvalue" in again.out, again.err
     assert results_in(tmp_path / "r.json") and not list(tmp_path.glob("*.lock"))
 
 
