@@ -214,6 +214,7 @@ def _at_radius(session: Session, rho: float) -> tuple[Result, Result, Result]:
     session.ball.search("loss", rho)
     session.ball.search("gradient_norm", rho)
     session.ball.look_for_kinks()
+    session.ball.make_model()  # a search that is over before asks for none
     r0 = zeroth_order_sharpness.at(session, rho)
     r1 = first_order_flatness.at(session, rho)
     if session.objective.narrow is not None:

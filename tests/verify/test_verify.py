@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,8 +43,18 @@ def quadratic(values, linear=None):
 
 
 def test_at_the_minimum_of_a_quadratic_every_claim_holds():
-    report = verify(quadratic([4.0, 2.0, 1.0]), tolerance=1e-8)
+    report = verify(quadratic([4.0, 2.0, 1.0]), tolerance=1e-8, search_budget=100)
     assert set(verdicts(report).values()) == {"holds"}, report.result("verdict").value
+
+
+def test_a_short_search_is_held_against_the_same_quadratic_model_as_a_long_one():
+    case = CASES[0]
+    task = flatkit.Task(case.build(), case.loss, case.data())
+    short, long = (
+        verify(task, rho=[0.1], search_budget=budget).result("zeroth_order_sharpness")
+        for budget in (5, 60)
+    )
+    assert short.settings["quadratic_model"] == long.settings["quadratic_model"] > 0
 
 
 def test_a_saddle_and_a_slope_are_told():
@@ -104,33 +115,38 @@ def test_an_untrained_network_is_no_minimum_and_float32_reports_its_rounding():
 def test_the_command_prints_claims_and_refuses_a_bad_radius(tmp_path, capsys):
     config = TrainingConfig(data="gaussians", epochs=2, device="cpu")
     checkpoint = str(train(config, tmp_path / "run").checkpoint)
-    options = ["--dtype", "float64", "--search-budget", "20", "--figures", str(tmp_path / "f")]
+    options = ["--dtype", "float64", "--search-budget", "5", "--figures", str(tmp_path / "f")]
     assert main(["verify", checkpoint, *options]) == 0
     assert "R0 ≤ R1" in capsys.readouterr().out and list((tmp_path / "f").glob("flatness.png"))
     assert main(["verify", checkpoint, "--rho", "0"]) == 2
     assert "rho" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("geometry", ["adaptive", "filter"])
-def test_adaptive_measures_do_not_change_when_layers_are_rescaled(geometry):
+RESCALED = ["first_order_flatness", "zeroth_order_sharpness", "average_sharpness"]
+
+
+@cache
+def rescaled(geometry):
+    """Measure a network of ReLU, and the same function after Dinh et al. (2017)."""
     case = CASES[1]
     other = case.build()
     assert isinstance(other, torch.nn.Sequential)
-    with torch.no_grad():  # Dinh et al. (2017): the same function of a ReLU network
+    with torch.no_grad():
         for layer, factor in ((0, 3.0), (2, 1 / 3.0)):
             other.get_parameter(f"{layer}.weight").mul_(factor)
         other.get_parameter("0.bias").mul_(3.0)
-    measures = ["first_order_flatness", "zeroth_order_sharpness", "average_sharpness"]
     tasks = [flatkit.Task(model, case.loss, case.data()) for model in (case.build(), other)]
-    found = {
-        shape: [
-            flatkit.analyze(task, measures=measures, rho=[0.01], geometry=shape, search_budget=2000)
-            for task in tasks
-        ]
-        for shape in (geometry, "l2")
-    }
-    for measure in measures:
-        same, moved = ([r.result(measure).value for r in found[shape]] for shape in found)
+    given = {"measures": RESCALED, "rho": [0.01], "search_budget": 300, "progress": False}
+    return [flatkit.analyze(task, geometry=geometry, **given) for task in tasks]
+
+
+@pytest.mark.parametrize("geometry", ["adaptive", "filter"])
+def test_adaptive_measures_do_not_change_when_layers_are_rescaled(geometry):
+    for measure in RESCALED:
+        same, moved = (
+            [report.result(measure).value for report in rescaled(shape)]
+            for shape in (geometry, "l2")
+        )
         assert same[0] == pytest.approx(same[1], rel=1e-3), measure
         assert moved[0] != pytest.approx(moved[1], rel=0.05), measure
 
@@ -201,7 +217,7 @@ def twin(model, data):
 
 def test_on_a_trained_network_both_limits_hold_to_one_percent():
     model, data = trained_tanh()
-    report = verify(flatkit.Task(model, "mse", data))
+    report = verify(flatkit.Task(model, "mse", data), search_budget=150)
     assert report.result("gradient_norm").value < 1e-6
     assert set(verdicts(report).values()) == {"holds"}, report.result("verdict").value
     flat = dict(model.named_parameters())
@@ -227,7 +243,7 @@ def test_on_a_trained_network_both_limits_hold_to_one_percent():
 def test_in_float32_rounding_is_reported_and_not_printed_as_a_result(equal_clock):
     model, data = trained_tanh(torch.float32)
     task = flatkit.Task(model, "mse", data)
-    blurred = verify(task, search_budget=BRIEF).result("rounding_radius").value
+    blurred = verify(task, rho=[0.1], search_budget=BRIEF).result("rounding_radius").value
     assert 1e-6 < blurred < 1e-1
     report = flatkit.analyze(
         task,
@@ -252,7 +268,7 @@ def test_where_rounding_hides_r0_no_claim_is_made_of_it():
     def loss(outputs, targets):  # beside so large a loss small increases vanish
         return ((outputs - targets) ** 2).mean(dim=1) + 1e4
 
-    report = verify(flatkit.Task(model, loss, data))
+    report = verify(flatkit.Task(model, loss, data), search_budget=100)
     hidden = [r for r in report.all("zeroth_order_sharpness") if r.status == "rounding"]
     shown = rendered(verdict_table("net", report))
     assert hidden and shown.count(" rounding ") >= len(hidden)
@@ -266,7 +282,7 @@ def test_a_series_is_measured_at_the_radii_of_its_last_checkpoint(tmp_path, caps
     train(config, tmp_path / "run")
     paths = sorted((tmp_path / "run").glob("epoch-*.pt"))
     assert len(paths) == 2
-    reports = list(verify_series(paths, dtype="float64", search_budget=20))
+    reports = list(verify_series(paths, dtype="float64", search_budget=5))
     radii = [
         {result.settings["rho"] for result in report.all("first_order_flatness")}
         for report in reports

@@ -119,7 +119,7 @@ def test_no_verdict_contradicts_that_of_float64(seed):
     assert narrow.objective["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
 def test_the_quadratic_model_of_the_truth_lies_within_its_error(seed):
     case, rho = make_case(seed), 0.2
     _, loss, theta = functions_of(case)
