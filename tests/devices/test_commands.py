@@ -62,7 +62,7 @@ def test_landscape_hands_its_points_out_and_writes_once(tmp_path, task):
 def test_verify_and_compare_are_those_of_one_process(tmp_path, task):
     both = [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
     lines = {
-        "verify": ["verify", both[0], *task, "--rho", "0.05"],
+        "verify": ["verify", both[0], *task, "--rho", "0.05", "--search-budget", "20"],
         "compare": ["compare", *both, *task, *FEW, "--jobs", "1"],
     }
     for name, line in lines.items():

@@ -20,7 +20,8 @@ from flatkit.spectrum import lobpcg, power_iteration, spectral_density
 from flatkit.spectrum.sampled import Sampled
 from flatkit_cli.main import main
 
-QUICK = (0, 1, 2, 3)
+QUICK = (1, 2, 3)
+"""Cases of every kind of network."""
 
 
 def network() -> nn.Module:
@@ -147,7 +148,7 @@ def test_noise_holds_what_all_samples_have_in_common():
     assert off <= measure_noise(objective).loss < 4 * off
 
 
-@pytest.mark.parametrize("seed", QUICK)
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), *QUICK])
 def test_a_search_in_a_ball_states_the_true_value_of_its_point(seed):
     for found in bounds(make_case(seed)):
         assert found.value == pytest.approx(found.there, rel=1e-4)  # bfloat16 is off by 4e-3
@@ -328,11 +329,12 @@ def test_what_has_no_bar_is_refused_with_the_way_out(call, said):
 def test_the_command_says_what_bfloat16_leaves_out(tmp_path, capsys):
     config = flatkit.training.TrainingConfig(data="gaussians", epochs=1, device="cpu")
     path = str(flatkit.training.train(config, tmp_path / "run").checkpoint)
-    few = ["--slice-points", "5", "--plane-points", "3"]
+    few = ["--slice-points", "5", "--plane-points", "3", "--budget", "60"]
     assert main(["analyze", path, "--dtype", "bfloat16", *few]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "bfloat16, cpu" in out and re.search(r"train loss [0-9.]+ rounding [0-9]", out)
     assert "rounding: of bfloat16" in out
     assert "not in bfloat16, whose noise they cannot state" in out
-    assert main(["verify", path, "--dtype", "bfloat16", "--search-budget", "5"]) == 0
+    few = ["--search-budget", "5", "--rho", "0.5"]
+    assert main(["verify", path, "--dtype", "bfloat16", *few]) == 0
     assert "dtype bfloat16" in " ".join(capsys.readouterr().out.split())

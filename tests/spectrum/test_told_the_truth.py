@@ -1,4 +1,7 @@
-"""Told the truth: the true error never exceeds the reported one, in 100 random cases each."""
+"""Told the truth: the true error never exceeds the reported one, in 100 random cases each.
+
+The first 20 have every kind of spectrum in both dtypes; `make test-all` runs the others.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,7 +14,7 @@ from flatkit.spectrum import Estimate, lanczos, lobpcg, power_iteration
 from flatkit.spectrum.operators import DenseOperator
 from tests.cases import random_symmetric
 
-SEEDS = range(100)
+SEEDS = [range(20), pytest.param(range(20, 100), marks=pytest.mark.slow)]
 METHODS: dict[str, Callable[..., Estimate]] = {
     "lanczos": lanczos,
     "value stop": lambda operator, **given: lanczos(operator, stop="value", **given),
@@ -45,9 +48,10 @@ def case(seed: int) -> tuple[torch.Tensor, np.ndarray]:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("k", [1, 4])
-def test_an_eigenvalue_lies_within_the_error_and_converged_ones_have_their_rank(name, k):
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
+def test_an_eigenvalue_lies_within_the_error_and_converged_ones_have_their_rank(name, k, seeds):
     ranked = 0
-    for seed in SEEDS:
+    for seed in seeds:
         matrix, truth = case(seed)
         if name == "smallest":
             truth = truth[::-1]
@@ -67,7 +71,7 @@ def test_an_eigenvalue_lies_within_the_error_and_converged_ones_have_their_rank(
             ranked += 1
             off = np.abs(values - truth[: len(values)])
             assert (off <= errors + 10 * 1e-4 * scale).all(), (seed, values, truth[:6])
-    assert ranked >= 60 or name in ("value stop", "power", "small basis")
+    assert ranked >= 0.6 * len(seeds) or name in ("value stop", "power", "small basis")
 
 
 @pytest.mark.parametrize("name", ["lanczos", "small basis", "lobpcg", "power"])
