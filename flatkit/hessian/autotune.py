@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flatkit.devices import give_back, ordinary_torch
 from flatkit.errors import FlatkitError, NonFiniteError
+from flatkit.hessian.probes import samples_of_probe
 from flatkit.hessian.products import (
     FORMULAS,
     EngineName,
@@ -24,7 +25,6 @@ from flatkit.hessian.reference import (
     Ways,
     find_reference,
     relative,
-    samples_of_probe,
     total,
     worst_error,
 )

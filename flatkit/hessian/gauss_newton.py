@@ -22,6 +22,7 @@ from flatkit.hessian.linearised import (
     outputs_head,
 )
 from flatkit.hessian.operator import finite
+from flatkit.hessian.probes import samples_of_probe
 from flatkit.hessian.products import EngineName
 from flatkit.hessian.reference import (
     Multiplies,
@@ -30,7 +31,6 @@ from flatkit.hessian.reference import (
     errors_along,
     find_reference,
     relative,
-    samples_of_probe,
 )
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective

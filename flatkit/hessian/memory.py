@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatkit.hessian.workspace import scratch_bytes
-from flatkit.objective.model.dispatch import execute, tensors_in
+from flatkit.objective.model.dispatch import Mode, execute, tensors_in
 
 _FIRST, _SECOND = 2, 8
 """Samples of the first two chunks; a single one may take other kernels than many."""
@@ -19,7 +18,7 @@ _STRIDE = 16
 """Times as many samples at most from one chunk to the next: bytes might be no line."""
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(Mode):
     """Counts the bytes of the tensors that were made inside and still live.
 
     Attributes:

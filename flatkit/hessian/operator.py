@@ -13,8 +13,9 @@ from flatkit.devices.ranks import Ranks
 from flatkit.errors import NonFiniteError
 from flatkit.hessian.autotune import Choice, Preference, choose, direction
 from flatkit.hessian.plan import Plan, make_plan
+from flatkit.hessian.probes import whole_chunk
 from flatkit.hessian.products import Engine, EngineName, Prepared, build_engine
-from flatkit.hessian.reference import FEW_FOR_ALL, errors_along, total, whole_chunk
+from flatkit.hessian.reference import FEW_FOR_ALL, errors_along, total
 from flatkit.objective.function import Objective
 from flatkit.objective.kept import PRODUCT, Asked, ask, recall
 from flatkit.objective.noise import in_other_chunks

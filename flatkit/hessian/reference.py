@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from flatkit.errors import UserCodeError
+from flatkit.hessian.probes import samples_of_probe, whole_chunk
 from flatkit.hessian.unsupported import UnsupportedError
 from flatkit.objective.function import Objective
-from flatkit.objective.model.sizing import rows_that_fit
 from flatkit.objective.passes import Chunk, differentiate
 from flatkit.objective.proofs.sample_weights import nearby
-from flatkit.objective.proofs.spread import spread_by_weight, spread_rows
 
 
 class Multiplies(Protocol):
@@ -31,13 +30,6 @@ Recipe: TypeAlias = Callable[[Objective, Tensor, Chunk], Multiplies]
 
 _DOUBLE_MAX = 20_000_000
 """Parameters up to which a copy in float64 is no burden."""
-_FEWEST, _SHARE, _WORK, _MOST = 2, 20, 1_000_000, 256
-"""Samples of a probe: so many at least; one in so many, or as many as make so much work (parameters
-times samples) if that is more; and so many at most. Rare samples that take another way through the
-model should be among them, and all of it, in float64 for the most part, cost less than one of the
-products that follow."""
-_CARE = 4
-"""Parts into which a chunk of the objective is cut for a probe."""
 _STEPS = {True: (0.01, 0.1, 1.0), False: (1.0, 2.0)}
 """Steps of differences in float64 or not, times the usual one. The shorter, the fewer kinks lie
 within them; in float32 rounding forbids it."""
@@ -144,47 +136,6 @@ class _Place:
         return str(self.theta.dtype).removeprefix("torch.")
 
 
-def rows_of_probe(objective: Objective, *, most: int = _MOST) -> int:
-    """Return how many samples, of which there may be fewer, `samples_of_probe` takes about."""
-    wanted = max(_FEWEST, objective.num_rows // _SHARE, _WORK // objective.num_parameters)
-    return min(wanted, most)
-
-
-def samples_of_probe(objective: Objective, *, most: int = _MOST, draw: int = 0) -> list[Chunk]:
-    """Return samples spread over all the data, in chunks, on which products are compared.
-
-    Args:
-        objective: whose samples.
-        most: so many at most.
-        draw: which of several draws.
-    """
-    count, cut = objective.num_rows, objective.chunk_size
-    size = rows_of_probe(objective, most=most)
-    if not objective.divisible:  # the chunks are part of the function: some whole ones
-        chosen = spread_rows(objective.num_chunks, max(2, size // cut), draw).tolist()
-        return [objective.rows(slice(cut * number, cut * (number + 1))) for number in chosen]
-    rows = spread_by_weight(objective.weights, min(count, size), draw).unique()
-    # In float64 and twice differentiated, a sample holds some times what it does in a gradient.
-    at_once = max(1, cut // _CARE)
-    # A chunk of all samples may have room for more; ranks that hold a model in parts cut alike.
-    may_fit = cut >= count and objective.sharded is None and objective.samples.counts is None
-    if may_fit and len(rows) > at_once:
-        at_once = max(at_once, rows_that_fit(objective) // _CARE)
-    return [objective.rows(part) for part in rows.to(objective.device).split(at_once)]
-
-
-def whole_chunk(objective: Objective, size: int) -> tuple[Chunk, list[Chunk]]:
-    """Return samples spread over all the data as one chunk, and in parts that float64 has room for.
-
-    Args:
-        objective: whose samples.
-        size: of the chunk; where there are fewer samples, all of them.
-    """
-    rows = spread_rows(objective.num_rows, min(size, objective.num_rows)).to(objective.device)
-    parts = rows.split(-(-len(rows) // _CARE))
-    return objective.rows(rows), [objective.rows(part) for part in parts]
-
-
 def find_reference(
     ways: Ways, objective: Objective, theta: Tensor, chunks: Sequence[Chunk], vector: Tensor
 ) -> tuple[Reference, Tensor | None]:
@@ -201,8 +152,7 @@ def find_reference(
         chunks: the samples.
         vector: a direction [P].
     """
-    refusal = _refusal_of_double(objective, theta, chunks)
-    place = _Place.at(objective, theta, chunks, in_double=refusal is None)
+    place, refusal = _most_exact(objective, theta, chunks)
     without = "" if refusal is None else f" (float64: {refusal})"
     given, short = vector[None].to(place.theta), _STEPS[place.in_double][0]
     rough, exact = torch.zeros_like(given), torch.zeros_like(given)
@@ -395,22 +345,36 @@ def _gradient(place: _Place, at: Tensor) -> Tensor:
         return total(differentiate(part, point) for part in parts)
 
 
-@torch.no_grad()
-def _refusal_of_double(objective: Objective, theta: Tensor, chunks: Sequence[Chunk]) -> str | None:
-    """Return why there is no float64 here; None if there is.
+def _most_exact(
+    objective: Objective, theta: Tensor, chunks: Sequence[Chunk]
+) -> tuple[_Place, str | None]:
+    """Return the place in float64, or that of the objective and why there is no float64."""
+    refusal = _no_double(objective, theta)
+    if refusal is None:
+        place = _Place.at(objective, theta, chunks, in_double=True)
+        refusal = _refusal_at(place)
+        if refusal is None:
+            return place, None
+    return _Place.at(objective, theta, chunks, in_double=False), refusal
 
-    One chunk does not speak for the others: masks are made where a sample is shorter than the rest.
-    """
+
+def _no_double(objective: Objective, theta: Tensor) -> str | None:
     if len(theta) > _DOUBLE_MAX:
         return "too large for a copy"
     if theta.device.type == "mps":
         return "not on this device"
-    if not objective.has_double:
-        return "not of a sharded model"
-    precise = objective.in_double()
+    return None if objective.has_double else "not of a sharded model"
+
+
+@torch.no_grad()
+def _refusal_at(place: _Place) -> str | None:
+    """Return why a model does not run in float64.
+
+    One chunk does not speak for the others: masks are made where a sample is shorter than the rest.
+    """
     try:
-        for chunk in chunks:
-            precise.chunk_loss(theta.double(), chunk.in_double())
+        for chunk in place.chunks:
+            place.objective.chunk_loss(place.theta, chunk)
     except UserCodeError as error:  # the model or the loss, which ran in float32
         return type(error.__cause__ or error).__name__
     return None

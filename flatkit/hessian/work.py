@@ -1,18 +1,19 @@
 """What a computation costs, by counting its multiplications: the same in every run."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, final
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from flatkit.objective.model.dispatch import execute
+from flatkit.objective.model.dispatch import Mode, execute
 from flatkit.objective.model.sizing import made_by
 
 
 @final
-class Work(TorchDispatchMode):
+class Work(Mode):
     """Counts what is computed inside.
 
     That is the floating-point operations of convolutions, matrix products and attention, which
@@ -42,16 +43,41 @@ class Work(TorchDispatchMode):
     ) -> Any:
         options = kwargs or {}
         result = execute(func, args, options)
-        counted = flop_registry.get(_without_place(getattr(func, "overloadpacket", func)))
+        counted, by_shapes = _formula_of(func)
         # torch counts a multiplication and its addition as two operations.
-        if counted is not None:
-            self.count += counted(*args, **options, out_val=result)
-        else:
+        if counted is None:
             self.count += sum(tensor.numel() for tensor in made_by(func, result))
+        elif by_shapes:
+            named = {name: _shapes(part) for name, part in options.items()}
+            self.count += counted(*_shapes(args), **named, out_shape=_shapes(result))
+        else:
+            self.count += counted(*args, **options, out_val=result)
         return result
 
 
-def _without_place(packet: Any) -> Any:
-    """Return the operation that does the same, and does not write into its first argument."""
+@cache
+def _formula_of(func: Any) -> tuple[Any, bool]:
+    """Return how torch counts an operation, if it does, and whether by the shapes of its tensors.
+
+    One in place counts as the one that is not.
+
+    Args:
+        func: what a `TorchDispatchMode` is told of.
+    """
+    packet = getattr(func, "overloadpacket", func)
     name = str(packet).partition(".")[2]
-    return getattr(torch.ops.aten, name[:-1], packet) if name.endswith("_") else packet
+    plain = getattr(torch.ops.aten, name[:-1], packet) if name.endswith("_") else packet
+    known = flop_registry.get(plain)
+    # What torch puts around most formulas makes shapes of trees of tensors, which takes ten times
+    # as long as a small product; `_shapes` does the same.
+    around = flop_registry[torch.ops.aten.mm].__code__
+    if known is not None and getattr(known, "__code__", None) is around:
+        return known.__wrapped__, True
+    return known, False
+
+
+def _shapes(part: Any) -> Any:
+    """Return an argument or a result with the shapes of tensors in their place."""
+    if isinstance(part, Tensor):
+        return part.shape
+    return [_shapes(each) for each in part] if type(part) in (tuple, list) else part

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flatkit.flatness.functions import product_cost
 from flatkit.hessian.memory import measure_bytes
 from flatkit.hessian.plan import kept_bytes
-from flatkit.hessian.reference import rows_of_probe
+from flatkit.hessian.probes import rows_of_probe
 from flatkit.measures.base import Measure
 from flatkit.measures.precision import looked_at
 from flatkit.measures.registry import MEASURES

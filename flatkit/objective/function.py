@@ -341,8 +341,9 @@ class Objective(PlacedModel, OverSamples):
         if self.exact is not None:
             return self.exact.in_double()
         precise = copy.copy(self)
-        if self.sharded is not None:
-            precise._counter, precise.engine_choices = Counter(), {}
+        precise._counter, precise.engine_choices = Counter(), {}
+        if self.sharded is not None or self.dtype == torch.float64:  # the same model will do
+            precise.kept = None
             return precise
         copier = Copier(torch.float64)
         precise._put_into(copier.copy(self._model))
@@ -350,7 +351,6 @@ class Objective(PlacedModel, OverSamples):
         precise.loss_function = moved(self.loss_function, copier.copied)
         precise.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         precise.theta = self.theta.double()
-        precise._counter, precise.engine_choices = Counter(), {}
         return precise
 
     @cached_property

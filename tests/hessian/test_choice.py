@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import flatkit
 from flatkit import HessianOperator, Objective
+from flatkit.hessian.probes import samples_of_probe
 from flatkit.hessian.products import FORMULAS
-from flatkit.hessian.reference import Reference, samples_of_probe
+from flatkit.hessian.reference import Reference
 from flatkit.objective.proofs.spread import spread_rows
 from flatkit.render.tables.report import report_table
 from flatkit.spectrum import lanczos, lobpcg, power_iteration

@@ -12,8 +12,8 @@ from benchmarks.bfloat16 import MEASURES, bounds, compare, make_case
 from flatkit import Objective
 from flatkit.errors import FlatkitError, InvalidArgumentError
 from flatkit.hessian import GaussNewtonOperator, HessianOperator
+from flatkit.hessian.probes import samples_of_probe
 from flatkit.hessian.products import ENGINES
-from flatkit.hessian.reference import samples_of_probe
 from flatkit.objective.noise import measure_noise, some_chunks
 from flatkit.results.status import Status
 from flatkit.spectrum import lobpcg, power_iteration, spectral_density

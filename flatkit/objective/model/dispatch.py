@@ -5,7 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Mode(TorchDispatchMode):
+    """Is told of the operations inside, and of no compiler.
+
+    torch keeps its compiler away from modes by importing it at the first operation, which takes
+    two seconds, and by a wrapper, which takes as long as a small operation. Here nothing compiles:
+    `ordinary_torch` runs compiled functions as they were written.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
@@ -30,4 +43,11 @@ def tensors_in(tree: Any) -> list[Tensor]:
     >>> len(tensors_in(([torch.zeros(1), 2], {"out": torch.zeros(1)})))
     2
     """
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    # By hand, as torch's own trees take longer than a small operation.
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    elif not isinstance(tree, (tuple, list)):
+        return []
+    return [tensor for part in tree for tensor in tensors_in(part)]  # pyright: ignore

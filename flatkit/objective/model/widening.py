@@ -1,14 +1,14 @@
 """Models that compute in 16 bits by themselves: noticed, and computed without."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from flatkit.objective.model.dispatch import execute, tensors_in
+from flatkit.objective.model.dispatch import Mode, execute, tensors_in
 
 _FULL = torch.float32
 """Of fewer bits no rounding passes unnoticed."""
@@ -25,7 +25,7 @@ def is_narrower(dtype: torch.dtype, than: torch.dtype = _FULL) -> bool:
 
 
 @final
-class Roundings(TorchDispatchMode):
+class Roundings(Mode):
     """Notices where numbers of 32 bits or more are rounded to fewer, by a cast or by autocast.
 
     What is made in 16 bits of nothing, such as a mask, is no rounding. What `Widening` leaves
@@ -64,7 +64,7 @@ class Roundings(TorchDispatchMode):
 
 
 @final
-class Widening(TorchDispatchMode):
+class Widening(Mode):
     """Lets operations compute in one dtype, whatever narrower one they were asked for.
 
     Casts, autocast, and what is made in a narrower dtype, in derivatives as well: all stand below
@@ -114,6 +114,7 @@ class Widening(TorchDispatchMode):
         return self._dtype.to_complex() if dtype.is_complex else self._dtype
 
 
+@cache
 def _shares_memory(func: Any) -> bool:
     """Whether an operation writes into an argument or returns a view of one."""
     # torch's own schema says so of every operation; a list of names would miss new ones.

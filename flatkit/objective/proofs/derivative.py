@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatkit.errors import UserCodeError, WrongGradientError
-from flatkit.objective.model.dispatch import execute
+from flatkit.objective.model.dispatch import Mode, execute
 from flatkit.objective.proofs.examination import Found
 from flatkit.objective.pytree import leaves
 from flatkit.objective.users_code import users_code
@@ -266,7 +265,7 @@ def _is_number(leaf: Tensor) -> bool:
     return leaf.is_floating_point() and leaf.numel() > 0
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Mode):
     """Notes whether anything is computed in fewer than 64 bits."""
 
     rounds = False
