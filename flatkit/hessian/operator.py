@@ -368,11 +368,12 @@ class HessianOperator(SymmetricOperator):
     def _prepared(self, name: EngineName, *, matvecs: int = 0) -> Iterator[Prepared]:
         """Yield the samples as prepared chunks of an engine, for so many products."""
         engine, plan = self._built(name), self.plan
-        for number, chunk in enumerate(self.objective.chunks(plan.chunk_size, matvecs=matvecs)):
+        self.objective.count(matvecs=matvecs)
+        for number, rows in enumerate(self.objective.parts(plan.chunk_size)):
             if number in self._kept:
                 yield self._kept[number]
                 continue
-            prepared = engine.prepare(chunk)
+            prepared = engine.prepare(self.objective.rows(rows))
             if number < plan.kept:
                 self._kept[number] = prepared
             yield prepared

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from flatkit.objective.model.dispatch import Mode, execute
+from flatkit.objective.model.dispatch import Mode, execute, map_leaves
 from flatkit.objective.model.sizing import made_by
 
 
@@ -48,8 +48,7 @@ class Work(Mode):
         if counted is None:
             self.count += sum(tensor.numel() for tensor in made_by(func, result))
         elif by_shapes:
-            named = {name: _shapes(part) for name, part in options.items()}
-            self.count += counted(*_shapes(args), **named, out_shape=_shapes(result))
+            self.count += counted(*_shapes(args), **_shapes(options), out_shape=_shapes(result))
         else:
             self.count += counted(*args, **options, out_val=result)
         return result
@@ -76,8 +75,6 @@ def _formula_of(func: Any) -> tuple[Any, bool]:
     return known, False
 
 
-def _shapes(part: Any) -> Any:
-    """Return an argument or a result with the shapes of tensors in their place."""
-    if isinstance(part, Tensor):
-        return part.shape
-    return [_shapes(each) for each in part] if type(part) in (tuple, list) else part
+def _shapes(tree: Any) -> Any:
+    """Return arguments or a result with the shapes of tensors in their place."""
+    return map_leaves(lambda leaf: leaf.shape if isinstance(leaf, Tensor) else leaf, tree)

@@ -9,6 +9,7 @@ from torch import Tensor
 from flatkit.devices.ranks import Ranks
 from flatkit.objective.passes import Chunk, Counter, chunk_of
 from flatkit.objective.proofs.spread import spread_rows
+from flatkit.objective.pytree import take
 from flatkit.objective.reading.sample_set import Samples
 from flatkit.results.cost import Cost
 
@@ -91,8 +92,13 @@ class OverSamples(ABC):
             gradients: how many gradients.
             matvecs: how many Hessian-vector products.
         """
-        size = self.chunk_size if size is None else size
         self.count(losses=losses, gradients=gradients, matvecs=matvecs)
+        for rows in self.parts(size):
+            yield self.rows(rows)
+
+    def parts(self, size: int | None = None) -> Iterator[slice]:
+        """Yield which samples each of the parts that `chunks` yields has."""
+        size = self.chunk_size if size is None else size
         if self.divisible:
             own = self.ranks.part(self.num_rows)
             starts = range(own.start, own.stop, size)
@@ -101,13 +107,17 @@ class OverSamples(ABC):
             # Where chunks are part of the function, ranks share out these, not samples.
             own, starts = slice(0, self.num_rows), starts[self.ranks.part(len(starts))]
         for start in starts:
-            yield self.rows(slice(start, min(start + size, own.stop)))
+            yield slice(start, min(start + size, own.stop))
 
     def rows(self, rows: slice | Tensor) -> Chunk:
         """Return some of the samples as a chunk."""
-        part = self.samples.rows(rows)
-        weights = self.weights[rows.cpu() if isinstance(rows, Tensor) else rows]
-        return chunk_of(part.inputs, part.targets, weights, part.counts)
+        # Not by `Samples.rows`: a pass does not ask for their numbers in the data.
+        inputs, targets = (take(tree, rows) for tree in (self.samples.inputs, self.samples.targets))
+        here = rows.cpu() if isinstance(rows, Tensor) else rows
+        counts = self.samples.counts
+        return chunk_of(
+            inputs, targets, self.weights[here], None if counts is None else counts[here]
+        )
 
     def chunks_of(self, rows: Tensor, size: int | None = None) -> Iterator[Chunk]:
         """Yield those of some rows, int64, that this rank goes through, in chunks.

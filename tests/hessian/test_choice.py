@@ -254,3 +254,13 @@ def test_a_probe_is_cut_as_the_memory_of_a_sample_asks(width, chunks):
     objective = Objective(model, "mse", data, examine=False)
     probe = samples_of_probe(objective, most=20)
     assert objective.chunk_size == 20 and len(probe) == chunks
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(3, [5, 5, 5, 5]), (2**21, [1] * 20)])
+def test_a_probe_of_a_small_network_is_cut_as_the_objective_is(width, sizes):
+    """A sample of the wide one makes 8 MiB: of 5 samples at once, one is taken for care."""
+    model = nn.Sequential(nn.Linear(1, width).requires_grad_(False), nn.Linear(width, 1))
+    model[1].weight.requires_grad_(False)
+    data = (torch.linspace(-1, 1, 20)[:, None], torch.zeros(20, 1))
+    objective = Objective(model, "mse", data, examine=False, chunk_size=5)
+    assert [chunk.size for chunk in samples_of_probe(objective, most=20)] == sizes

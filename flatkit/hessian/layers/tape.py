@@ -137,9 +137,9 @@ class Tape:
                 gradients[slot] = added(gradients.get(slot), part)
 
     def _views(self, vectors: Tensor) -> dict[str, Tensor]:
-        parts = vectors.split(self._space.sizes, dim=1)
+        parts, count = vectors.split(self._space.sizes, dim=1), len(vectors)
         return {
-            name: part.view(len(vectors), *shape)
+            name: part.view(count, *shape)
             for name, part, shape in zip(self._space.names, parts, self._space.shapes, strict=True)
         }
 

@@ -1,6 +1,6 @@
 """Operations that run under a `TorchDispatchMode`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,17 +37,42 @@ def execute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) ->
     return (torch.ops.aten.zeros.default if marks else func)(*args, **(kwargs or {}))
 
 
+def leaves_in(tree: Any) -> list[Any]:
+    """Return what the arguments or results of an operation are made of.
+
+    Of lists, tuples and dictionaries alone, as operations take no others: torch's own trees take
+    longer to go through than a small operation.
+
+    >>> leaves_in(([1, 2], {"out": None}))
+    [1, 2, None]
+    """
+    if isinstance(tree, dict):
+        tree = tree.values()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    elif not isinstance(tree, (tuple, list)):
+        return [tree]
+    return [leaf for part in tree for leaf in leaves_in(part)]  # pyright: ignore
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Return arguments or results of an operation with a function of each leaf.
+
+    >>> map_leaves(str, ([1, 2], {"out": None}))
+    (['1', '2'], {'out': 'None'})
+    """
+    if isinstance(tree, dict):
+        items: Any = tree.items()  # pyright: ignore[reportUnknownMemberType]
+        return {key: map_leaves(function, part) for key, part in items}
+    if isinstance(tree, (tuple, list)):
+        parts: Any = tree
+        found = [map_leaves(function, part) for part in parts]
+        return found if isinstance(tree, list) else tuple(found)
+    return function(tree)
+
+
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors among the arguments or results of an operation.
 
     >>> len(tensors_in(([torch.zeros(1), 2], {"out": torch.zeros(1)})))
     2
     """
-    # By hand, as torch's own trees take longer than a small operation.
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = tree.values()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    elif not isinstance(tree, (tuple, list)):
-        return []
-    return [tensor for part in tree for tensor in tensors_in(part)]  # pyright: ignore
+    return [leaf for leaf in leaves_in(tree) if isinstance(leaf, Tensor)]

@@ -6,14 +6,14 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from flatkit.objective.model.dispatch import Mode, execute, tensors_in
+from flatkit.objective.model.dispatch import Mode, execute, leaves_in, map_leaves, tensors_in
 
 _FULL = torch.float32
 """Of fewer bits no rounding passes unnoticed."""
 
 
+@cache  # a mode asks it of every tensor
 def is_narrower(dtype: torch.dtype, than: torch.dtype = _FULL) -> bool:
     """Whether real or complex numbers have fewer bits than others.
 
@@ -52,7 +52,7 @@ class Roundings(Mode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = execute(func, args, kwargs)
-        asked = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.dtype)]
+        asked = [leaf for leaf in leaves_in((args, kwargs)) if isinstance(leaf, torch.dtype)]
         found = [tensor.dtype for tensor in tensors_in(result)] + asked
         # Also a dtype that was asked for: under `Widening` the result no longer shows it.
         narrow = [dtype for dtype in found if is_narrower(dtype)]
@@ -91,14 +91,14 @@ class Widening(Mode):
     ) -> Any:
         given: Any = (args, kwargs or {})
         if func is not torch.ops.aten.view.dtype:  # which asks for other bits, not for rounding
-            given = tree_map(self._wide_dtype, given)
+            given = map_leaves(self._wide_dtype, given)
         if not _shares_memory(func):  # what is written or looked into is to remain the same
-            given = tree_map(self._wide_tensor, given)
+            given = map_leaves(self._wide_tensor, given)
         result = execute(func, *given)
         # What is made of tensors has their dtype; only what is made of nothing is still narrow.
         if tensors_in(given):
             return result
-        return tree_map(self._wide_tensor, result)  # made of nothing, in the default dtype
+        return map_leaves(self._wide_tensor, result)  # made of nothing, in the default dtype
 
     def _wide_dtype(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype) and is_narrower(leaf, self._dtype):
