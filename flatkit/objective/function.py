@@ -21,6 +21,7 @@ from flatkit.objective.losses import LossFunction, ModelLoss, as_sums, name_of
 from flatkit.objective.model.copier import Copier
 from flatkit.objective.model.habits import WATCHED, guarded, moved
 from flatkit.objective.model.layout import lay_out, prefers_channels_last
+from flatkit.objective.model.left import Left
 from flatkit.objective.model.one_function import make_one_function
 from flatkit.objective.model.placing import PlacedModel
 from flatkit.objective.model.private_model import BatchNormMode, private_copy
@@ -156,7 +157,7 @@ class Objective(PlacedModel, OverSamples):
         wide = torch.float32 if dtype in NARROW else dtype
         private = private_copy(model, batchnorm, wide, device)
         users = private.copier.copied(as_sums(named))
-        self.loss_function = guarded(users)
+        self.loss_function = guarded(users, Left.of(users, private.copier))
         self._put_into(private.model, private.sharded)
         free = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self.space = ParameterSpace.of(free)
@@ -318,7 +319,7 @@ class Objective(PlacedModel, OverSamples):
         other, copier = copy.copy(self), Copier()
         copier.adopt(self._model, model)
         other._put_into(model)
-        other.loss_function = moved(self.loss_function, copier.copied)
+        other.loss_function = moved(self.loss_function, copier.copied, copier.known)
         other.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         return other
 
@@ -348,7 +349,7 @@ class Objective(PlacedModel, OverSamples):
         copier = Copier(torch.float64)
         precise._put_into(copier.copy(self._model))
         precise._places.wide = self._places.wide and torch.float64
-        precise.loss_function = moved(self.loss_function, copier.copied)
+        precise.loss_function = moved(self.loss_function, copier.copied, copier.known)
         precise.elsewhere = self.elsewhere and self.elsewhere.moved(copier)
         precise.theta = self.theta.double()
         return precise
@@ -381,9 +382,9 @@ class Objective(PlacedModel, OverSamples):
         """Return what a chunk adds to L at a placed point, and how many of how many are right."""
         if self.is_joint:
             return joint_value(self, point, chunk)
-        outputs, decision = self.outputs(point, chunk), self.decision
-        right, asked = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
-        return float(self.share(outputs, chunk).detach()), right, asked
+        decision, outputs = self.decision, self.outputs(point, chunk)  # as it asks a loss: first
+        right = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
+        return float(self.share(outputs, chunk).detach()), *right
 
     def mean_of(self, theta: Tensor, rows: Tensor) -> float:
         """Return the loss of some samples at θ, where that is one number."""

@@ -82,8 +82,10 @@ def _refuse_what_needs_width(objective: "Objective", narrow: torch.dtype) -> Non
         InvalidArgumentError: it says why, and the way out.
     """
     name = _named(narrow)
+    elsewhere = objective.elsewhere
     reasons = {
-        "weights stand also outside of the model": objective.elsewhere is not None,
+        "weights stand also outside of the model": elsewhere is not None and bool(elsewhere.spots),
+        "the loss reads what the forward pass keeps in the model": elsewhere is not None,
         "batches that cannot be cut into samples are measured": objective.samples.counts
         is not None,
         "the weights of the model lie in parts on several ranks": objective.sharded is not None,

@@ -69,6 +69,29 @@ def held_by(functions: Iterable[Any]) -> dict[str, nn.Module | Tensor]:
     {'end': Linear(in_features=1, out_features=1, bias=True)}
     """
     found: dict[str, nn.Module | Tensor] = {}
+    for name, thing in _walked(functions):
+        # Without a name it is the function itself, and nothing that it holds.
+        if isinstance(thing, (nn.Module, Tensor)) and name:
+            found.setdefault(name, thing)
+    return found
+
+
+def reached_by(functions: Iterable[Any]) -> list[Any]:
+    """Return all that functions hold, and the modules inside of it, as of `held_by`.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> layer in reached_by([partial(print, end=nn.Sequential(layer))])
+    True
+    """
+    found: dict[int, Any] = {}
+    for _, thing in _walked(functions):
+        parts = thing.modules() if isinstance(thing, nn.Module) else [thing]
+        found |= {id(part): part for part in parts}
+    return list(found.values())
+
+
+def _walked(functions: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what functions hold, each once, with its name there."""
     seen: dict[int, Any] = {}
     stack: list[tuple[str, Any]] = [("", function) for function in functions]
     while stack and len(seen) < _MOST_SEEN:
@@ -76,11 +99,8 @@ def held_by(functions: Iterable[Any]) -> dict[str, nn.Module | Tensor]:
         if isinstance(thing, _UNTOUCHED) or id(thing) in seen:
             continue
         seen[id(thing)] = thing
-        # Without a name it is the function itself, and nothing that it holds.
-        if isinstance(thing, (nn.Module, Tensor)) and name:
-            found.setdefault(name, thing)
+        yield name, thing
         stack.extend(reversed(list(_parts(name, thing))))  # in their order
-    return found
 
 
 def enclosed_in(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -81,6 +81,9 @@ class Copier:
                 [tensor for _, tensor in registered(twin)],
                 strict=True,
             )
+            # What a forward pass may keep things in, for a loss that looks there.
+            kept = [(part, vars(twin).get(key)) for key, part in vars(module).items()]
+            pairs += [(a, b) for a, b in kept if isinstance(a, (dict, list)) and type(a) is type(b)]
             for thing, other in pairs:
                 self._seen[id(thing)], self._memo[id(thing)] = thing, other
 
@@ -318,6 +321,24 @@ def notes_on(model: nn.Module) -> dict[str, dict[str, Any]]:
     {}
     """
     return {name: dict(vars(p)) for name, p in model.named_parameters() if vars(p)}
+
+
+def parameter_places(model: nn.Module) -> dict[tuple[str, str], str]:
+    """Return every place of a parameter, by module and own name -> its name in `named_parameters`.
+
+    A module that stands in several places is visited once.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> parameter_places(nn.Sequential(layer, layer))
+    {('0', 'weight'): '0.weight'}
+    """
+    names: dict[int, str] = {}  # by ids; of several names the first is that of named_parameters
+    places: dict[tuple[str, str], str] = {}
+    for prefix, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{own}" if prefix else own
+            places[prefix, own] = names.setdefault(id(parameter), name)
+    return places
 
 
 def registered(module: nn.Module) -> list[tuple[str, Tensor]]:

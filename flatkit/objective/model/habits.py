@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
+from flatkit.objective.model.left import Left
 from flatkit.objective.model.widening import Roundings
 from flatkit.objective.pytree import Tree, leaves, map_tree
 from flatkit.objective.reading.randomness import random_states
@@ -71,7 +72,7 @@ def observe(
     """
     # Copies, since whether they are changed is what is looked for.
     given, wanted, before = _copied(inputs), _copied(targets), random_states()
-    inner, watch = loss.inner if isinstance(loss, Guarded) else loss, _Watch()
+    inner, watch = loss.as_it_is if isinstance(loss, Guarded) else loss, _Watch()
     roundings = Roundings()
     try:
         with watch, roundings, users_code("the loss"):
@@ -100,27 +101,35 @@ class Guarded:
 
     Args:
         inner: of (outputs, targets).
+        left: what a forward pass leaves in the model and the loss reads there, if it reads any.
 
     Attributes:
         edits: whether it changes them.
     """
 
-    def __init__(self, inner: Callable[[Any, Any], Any]) -> None:
-        self.inner, self.edits = inner, True
+    def __init__(self, inner: Callable[[Any, Any], Any], left: Left | None = None) -> None:
+        self.inner, self.left, self.edits = inner, left, True
 
     def __call__(self, outputs: Any, targets: Tree) -> Any:
         """Return what the loss returns."""
         if self.edits:
-            return self.inner(outputs, _copied(targets))
+            return self.as_it_is(outputs, _copied(targets))
         before = versions(targets)
-        values = self.inner(outputs, targets)
+        values = self.as_it_is(outputs, targets)
         if versions(targets) != before:
             raise unexpected_edit("the loss changes its targets")
         return values
 
+    def as_it_is(self, outputs: Any, targets: Tree) -> Any:
+        """Return what the loss returns, which may change the targets."""
+        if self.left is None:
+            return self.inner(outputs, targets)
+        with self.left.taken():
+            return self.inner(outputs, targets)
+
     def __getattr__(self, name: str) -> Any:
         # `copy` and `pickle` ask for such names before `inner` is set, and would ask without end.
-        if name == "inner" or (name.startswith("__") and name != "__name__"):
+        if name in ("inner", "left") or (name.startswith("__") and name != "__name__"):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -142,26 +151,41 @@ class Around:
         return str(getattr(self.loss, "__name__", self.loss))
 
 
-def guarded(loss: Any) -> Any:
+def guarded(loss: Any, left: Left | None = None) -> Any:
     """Return a loss that leaves its targets alone: those of flatkit do.
 
     >>> type(guarded(torch.nn.functional.mse_loss)).__name__
     'Guarded'
     """
-    return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss)
+    return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss, left)
 
 
-def moved(loss: Any, copy: Callable[[Any], Any]) -> Any:
+def left_for(loss: Any) -> Left | None:
+    """Return what a loss reads that forward passes leave in the model, if it reads any.
+
+    >>> left_for(guarded(torch.nn.functional.mse_loss))
+    """
+    while isinstance(loss, Around):
+        loss = loss.loss
+    return loss.left if isinstance(loss, Guarded) else None
+
+
+def moved(loss: Any, copy: Callable[[Any], Any], known: Callable[[Any], Any]) -> Any:
     """Return a loss, guarded or not, with a copy of what the user gave.
 
-    >>> moved(guarded(torch.nn.functional.mse_loss), lambda loss: print).inner
+    Args:
+        loss: of (outputs, targets).
+        copy: gives the copy of what the user gave.
+        known: gives the copy of what the private model holds, or None.
+
+    >>> moved(guarded(torch.nn.functional.mse_loss), lambda loss: print, lambda part: None).inner
     <built-in function print>
     """
     if isinstance(loss, Around):
-        return type(loss)(moved(loss.loss, copy))
+        return type(loss)(moved(loss.loss, copy, known))
     if not isinstance(loss, Guarded):
         return copy(loss)
-    other = Guarded(moved(loss.inner, copy))
+    other = Guarded(moved(loss.inner, copy, known), loss.left and loss.left.moved(known))
     other.edits = loss.edits
     return other
 

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_map as torch_tree_map
 from flatkit.devices import is_ordinary, ordinary_torch
 from flatkit.errors import UserCodeError
 from flatkit.objective.kept import Passes
-from flatkit.objective.model.copier import Copier, notes_on
+from flatkit.objective.model.copier import Copier, notes_on, parameter_places
 from flatkit.objective.model.elsewhere import Elsewhere
-from flatkit.objective.model.habits import Habits, observe, unexpected_edit, versions
+from flatkit.objective.model.habits import Habits, moved, observe, unexpected_edit, versions
 from flatkit.objective.model.sharded import ShardedModel
 from flatkit.objective.model.widening import Widening, is_narrower
 from flatkit.objective.parameters import ParameterSpace, check_like
@@ -239,7 +239,10 @@ class PlacedModel(ABC):
     def narrow_to(self, narrow: torch.dtype, *, by_itself: bool) -> None:
         """Let the model compute in a narrow dtype from now on, as it is or as it is converted."""
         elsewhere, self.narrow, self.by_itself = self.elsewhere, narrow, by_itself
-        self._put_into(self._model if by_itself else Copier(narrow).copy(self._model))
+        copier = Copier(narrow)
+        self._put_into(self._model if by_itself else copier.copy(self._model))
+        if not by_itself:  # the loss stays as it is, and reads what this copy leaves
+            self.loss_function = moved(self.loss_function, lambda loss: loss, copier.known)
         self.elsewhere, self._places.wide = elsewhere, None
 
     def inputs_of(self, chunk: Chunk) -> Tree:
@@ -386,24 +389,6 @@ class Places:
             if self.wide:
                 stack.enter_context(Widening(self.wide))
             yield
-
-
-def parameter_places(model: nn.Module) -> dict[tuple[str, str], str]:
-    """Return every place of a parameter, by module and own name -> its name in `named_parameters`.
-
-    A module that stands in several places is visited once.
-
-    >>> layer = nn.Linear(1, 1, bias=False)
-    >>> parameter_places(nn.Sequential(layer, layer))
-    {('0', 'weight'): '0.weight'}
-    """
-    names: dict[int, str] = {}  # by ids; of several names the first is that of named_parameters
-    places: dict[tuple[str, str], str] = {}
-    for prefix, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{own}" if prefix else own
-            places[prefix, own] = names.setdefault(id(parameter), name)
-    return places
 
 
 @final

@@ -11,6 +11,7 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.model.captured import graph_leaves, held_by, tensors_of
 from flatkit.objective.model.copier import registered
 from flatkit.objective.model.elsewhere import Elsewhere, Spot
+from flatkit.objective.model.habits import left_for
 from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import Chunk, chunk_of, share_of
 from flatkit.objective.proofs.examination import Check, Found, prove
@@ -69,11 +70,30 @@ def complete(function: "Objective", search: "Search", *, loss_parameters: bool) 
         function.elsewhere = found
         if found is None:
             return True, "all leaves of the graph of the loss are in θ", None
+        left = left_for(function.loss_function)
+        if left is not None and left.found and found.beyond_outputs:
+            _check_left(function)
+        if not found.spots:
+            return (
+                True,
+                "θ enters beside the outputs too: the loss reads what the model keeps",
+                None,
+            )
         names = _named(sorted({s.label for s in found.spots.values() if s.name is not None}))
         how = f"{names or 'constants'} stand in the user's own places too"
         return True, f"{how}; θ has {', '.join(added)} of the loss" if added else how, None
 
     return prove("complete", proof)
+
+
+def _check_left(function: "Objective") -> None:
+    """Refuse batches of several units, whose forward passes all come before their losses."""
+    if function.samples.counts is not None:
+        raise InvalidArgumentError(
+            "the loss reads what the forward pass keeps in attributes of the model, and batches "
+            "that cannot be cut into samples are measured, several of them in one pass; return "
+            "what is kept as one of the outputs"
+        )
 
 
 def _few(function: "Objective") -> list[Chunk]:
@@ -132,7 +152,7 @@ def _find(
     search.restore(watched.used)
     added = search.sort(foreign, trial, used, loss_parameters=loss_parameters)
     if not used:
-        return None, {}
+        return _beside_outputs(trial), {}
     found = _settled(run, search, search.narrowed(used), added)
     # Read in the forward pass by calls of torch, or by a way that only the graph shows.
     # What is in the outputs was read by the model, else by the loss alone.
@@ -155,11 +175,23 @@ def _settled(
             "or its attributes"
         )
     found.in_calls = any(search.spots[key].matters for key in found.used)
+    found.beyond_outputs = _enters_beside_outputs(trial)
+    return found
+
+
+def _beside_outputs(trial: Trial) -> Elsewhere | None:
+    """Return that θ enters beside the outputs, by what a model leaves for a loss, if it does."""
+    if not _enters_beside_outputs(trial):
+        return None
+    found = Elsewhere({}, [], in_calls=False)
+    found.beyond_outputs = True
+    return found
+
+
+def _enters_beside_outputs(trial: Trial) -> bool:
     above = {tensor.grad_fn for tensor in tensors_of(trial.outputs)} - {None}
     # The graph above the outputs is cut off: a point that is still found enters by another way.
-    rest = graph_leaves([trial.loss], below=above)
-    found.beyond_outputs = any(leaf is trial.point for leaf in rest)
-    return found
+    return any(leaf is trial.point for leaf in graph_leaves([trial.loss], below=above))
 
 
 class Search:
