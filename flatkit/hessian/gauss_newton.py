@@ -164,6 +164,8 @@ class _Positive(SymmetricOperator):
                 raise UnsupportedError("the weights lie in parts on several ranks")
             if self.objective.elsewhere is not None and self.objective.elsewhere.in_model:
                 raise UnsupportedError("weights enter beside the model's layers")
+            if self.objective.reads_kept:
+                raise UnsupportedError("the loss may read what the forward pass keeps in the model")
             names = names_of_inputs(self.objective.samples.inputs)
             return partial(by_layers, trace(self.objective.model, names), head)
 

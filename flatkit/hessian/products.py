@@ -185,6 +185,8 @@ def build_engine(name: EngineName, objective: Objective, theta: Tensor) -> Engin
         elsewhere = objective.elsewhere
         if elsewhere is not None and (elsewhere.in_model or elsewhere.beyond_outputs):
             raise UnsupportedError("weights enter beside the outputs of the model's layers")
+        if objective.reads_kept:
+            raise UnsupportedError("the loss may read what the forward pass keeps in the model")
         network = trace(objective.model, names_of_inputs(objective.samples.inputs))
         return Engine(partial(Tape, network, objective, theta), keeps=True, held=network.nbytes)
     if name not in FORMULAS:

@@ -74,6 +74,8 @@ class StackedPoints:
         watched = _watched_samples(objective)
         if objective.elsewhere is not None:
             raise CannotStackError("functions hold weights or constants of their own")
+        if objective.reads_kept:
+            raise CannotStackError("the loss may read what the forward pass keeps in the model")
         self._chain = Chain.of(objective.model, objective.space)
         _check_shapes(objective, self._chain, watched)
         self._plan = _plan(objective, self._chain)

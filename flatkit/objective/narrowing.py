@@ -49,11 +49,13 @@ def compute_narrowly(
     Args:
         objective: L, made and examined without it; that remains as its `exact`.
         asked: the dtype that the user named, if any.
-        own: in which the model computes by itself, if in a narrow one.
+        own: in which the model computes by itself, if in a narrow one; float32 within float64 is
+            none, as there all is computed in float64.
 
     Raises:
         InvalidArgumentError: it cannot; it says why, and the way out.
     """
+    own = own if own is not None and is_narrower(own) else None
     narrow = own if asked is None else asked if asked in NARROW else None
     if narrow is None:
         return

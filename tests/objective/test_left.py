@@ -148,6 +148,23 @@ def test_constants_of_a_batch_that_are_kept_are_those_of_the_copy_that_runs(dtyp
     assert objective.loss() == pytest.approx(expected, rel=0.02 if dtype.itemsize == 2 else 1e-6)
 
 
+def test_products_of_chunks_read_what_was_kept_of_each():
+    model, inputs = Masks(), X.float()
+    model.layer.weight.data.mul_(3)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets).pow(4) * model.mask).mean(1)
+
+    parameters = list(model.parameters())
+    total = loss(model(inputs), inputs).mean()
+    slopes = torch.autograd.grad(total, parameters, create_graph=True)
+    direction = [torch.ones_like(parameter) for parameter in parameters]
+    parts = torch.autograd.grad(slopes, parameters, direction)
+    expected = torch.cat([part.flatten() for part in parts])
+    operator = HessianOperator(Objective(model, loss, (inputs, inputs), chunk_size=6))
+    assert torch.allclose(operator @ torch.ones_like(expected), expected, rtol=1e-4)
+
+
 def test_in_16_bits_the_reason_is_named():
     model = Keeps("attribute")
     with pytest.raises(InvalidArgumentError, match="reads what the forward pass keeps"):

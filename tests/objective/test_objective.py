@@ -183,8 +183,23 @@ class Counting(nn.Module):
         return self.layer(x) * self.calls
 
 
+class Warming(nn.Linear):
+    """Keeps a count, and is another function until it has reached five."""
+
+    calls = 0
+
+    def forward(self, input):
+        self.calls = min(5, self.calls + 1)
+        return super().forward(input) * self.calls
+
+
 @pytest.mark.parametrize(
-    ("model", "cause"), [(Noisy(), "draws random numbers"), (Counting(), "keeps state")]
+    ("model", "cause"),
+    [
+        (Noisy(), "draws random numbers"),
+        (Counting(), "keeps state"),
+        (Warming(4, 3), "keeps state"),
+    ],
 )
 def test_a_model_that_is_not_a_function_is_refused_with_the_cause(model, cause):
     state = torch.random.get_rng_state()

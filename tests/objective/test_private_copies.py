@@ -542,3 +542,41 @@ def test_complex_weights_and_weights_without_entries_have_influences_and_slices(
     found = analyze(Odd(), "cross_entropy", DATA, measures=measures, progress=False)
     assert found.result("gradient_norm").settings["influence"]["blocks"] > 1
     assert found.result("loss_slice").value
+
+
+class OwnTensor(torch.Tensor):
+    """A tensor class of the user's own."""
+
+
+def test_a_free_parameter_of_an_own_tensor_class_is_named():
+    layer = nn.Linear(2, 1)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(OwnTensor))
+    data = (torch.randn(6, 2), torch.randn(6, 1))
+    with pytest.raises(InvalidArgumentError, match=r"weight is a parameter of .* OwnTensor"):
+        Objective(layer, "mse", data)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(torch.Tensor))
+    assert Objective(layer, "mse", data).num_parameters == 3
+
+
+class Noise(nn.Module):
+    """Adds the same noise in every call, from a generator that it makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden, generator = self.into(inputs), torch.Generator().manual_seed(3)
+        noise = torch.randn(hidden.shape, generator=generator, dtype=hidden.dtype)
+        return self.out(torch.tanh(hidden + hidden.exp() * noise))
+
+
+def test_a_generator_made_in_the_forward_pass_is_measured():
+    model, inputs, targets = Noise(), torch.randn(12, 4).double(), torch.arange(12) % 3
+    parameters = list(model.parameters())
+    loss = F.cross_entropy(model(inputs), targets)
+    slopes = torch.autograd.grad(loss, parameters, create_graph=True)
+    parts = torch.autograd.grad(slopes, parameters, [torch.ones_like(p) for p in parameters])
+    expected = torch.cat([part.flatten() for part in parts])
+    operator = HessianOperator(Objective(model, "cross_entropy", (inputs, targets)))
+    assert torch.allclose(operator @ torch.ones_like(expected), expected, rtol=1e-10)

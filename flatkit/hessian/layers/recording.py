@@ -123,6 +123,8 @@ class Recording:
 
     def _attribute(self, node: fx.Node) -> Iterator[Step]:
         name, value = self._network.tensor(str(node.target))
+        if not isinstance(value, Tensor):  # torch.fx keeps other constants too, as generators are
+            raise UnsupportedError(f"the model gives a {type(value).__name__} to an operation")
         self._values[node] = value.detach()
         if name in self._free:
             yield from self._made(node, Weight(name), ())

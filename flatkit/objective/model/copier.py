@@ -199,7 +199,9 @@ class Copier:
         # Always a copy: `to` alone returns the user's own tensor where nothing changes.
         twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)
         if isinstance(tensor, nn.Parameter):
-            twin = type(tensor)(twin, tensor.requires_grad)
+            # One of a tensor class of its own counts as a parameter by a mark alone.
+            kind = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter
+            twin = kind(twin, tensor.requires_grad)
             vars(twin).update(vars(tensor))
         else:
             # Also where it was computed: should the model use it, it is found among the leaves.
@@ -279,6 +281,7 @@ def refuse_uncopyable(model: nn.Module) -> None:
             refuse_without_values(tensor, f"{path}.{name}" if path else name)
         for name, tensor in tensors:
             _refuse_sparse(tensor, f"{path}.{name}" if path else name)
+            _refuse_own_class(tensor, f"{path}.{name}" if path else name)
 
 
 def refuse_without_values(tensor: Tensor, name: str = "a tensor") -> None:
@@ -308,6 +311,18 @@ def _refuse_sparse(parameter: Tensor, name: str) -> None:
             f"{name} is a sparse parameter, of {parameter.layout}: let its values be the parameter "
             "and make the sparse tensor of them in `forward`, torch.sparse_coo_tensor(places, "
             "self.values, shape); make it dense, tensor.to_dense(); or hold it constant, "
+            "requires_grad_(False)"
+        )
+
+
+def _refuse_own_class(parameter: Tensor, name: str) -> None:
+    """Refuse free parameters whose class may change what operations do: θ is a plain vector."""
+    kind = type(parameter)
+    if parameter.requires_grad and not issubclass(kind, nn.Parameter):
+        raise InvalidArgumentError(
+            f"{name} is a parameter of the tensor class {kind.__name__}, which may compute "
+            "otherwise than a plain tensor does: make it plain, "
+            "nn.Parameter(parameter.detach().as_subclass(torch.Tensor)), or hold it constant, "
             "requires_grad_(False)"
         )
 

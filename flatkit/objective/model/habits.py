@@ -37,8 +37,8 @@ class Habits:
         attends: attention is computed, which has kernels without a second derivative.
         values_only: it raises where gradients are recorded (it asks tensors for arrays of NumPy),
             and else does not: it has a value, and no derivative.
-        rounds_to: a dtype of 16 bits or fewer in which it computes by itself, under autocast or
-            after a cast, whatever the dtype of its weights is.
+        rounds_to: a dtype of fewer bits than θ has in which it computes by itself, under autocast
+            or after a cast, whatever the dtype of its weights is.
     """
 
     edits_inputs: bool = True
@@ -50,7 +50,11 @@ class Habits:
 
 
 def observe(
-    run: Callable[[Tree], Any], loss: Callable[[Any, Any], Any], inputs: Tree, targets: Tree
+    run: Callable[[Tree], Any],
+    loss: Callable[[Any, Any], Any],
+    inputs: Tree,
+    targets: Tree,
+    full: torch.dtype = torch.float32,
 ) -> Habits:
     """Return the habits of a model and a loss at some samples. Cost: one forward pass of them.
 
@@ -62,6 +66,7 @@ def observe(
         loss: of (outputs, targets); a guarded one is told what was found.
         inputs: of some samples; copies of them are given to the model.
         targets: of the same.
+        full: of θ: what is computed in fewer bits is noticed.
 
     Raises:
         InvalidArgumentError: the model checkpoints its activations in the re-entrant way.
@@ -73,7 +78,7 @@ def observe(
     # Copies, since whether they are changed is what is looked for.
     given, wanted, before = _copied(inputs), _copied(targets), random_states()
     inner, watch = loss.as_it_is if isinstance(loss, Guarded) else loss, _Watch()
-    roundings = Roundings()
+    roundings = Roundings(full)
     try:
         with watch, roundings, users_code("the loss"):
             values = inner(run(given), wanted)

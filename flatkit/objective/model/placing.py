@@ -21,7 +21,14 @@ from flatkit.errors import UserCodeError
 from flatkit.objective.kept import Passes
 from flatkit.objective.model.copier import Copier, notes_on, parameter_places
 from flatkit.objective.model.elsewhere import Elsewhere
-from flatkit.objective.model.habits import Habits, moved, observe, unexpected_edit, versions
+from flatkit.objective.model.habits import (
+    Habits,
+    left_for,
+    moved,
+    observe,
+    unexpected_edit,
+    versions,
+)
 from flatkit.objective.model.sharded import ShardedModel
 from flatkit.objective.model.widening import Widening, is_narrower
 from flatkit.objective.parameters import ParameterSpace, check_like
@@ -77,6 +84,12 @@ class PlacedModel(ABC):
     @elsewhere.setter
     def elsewhere(self, places: "Elsewhere | None") -> None:
         self._places.elsewhere = places
+
+    @property
+    def reads_kept(self) -> bool:
+        """Whether the loss may read what a pass of the model keeps in it, beside its outputs."""
+        left = left_for(self.loss_function)
+        return left is not None and left.found
 
     @property
     def sharded(self) -> ShardedModel | None:
@@ -272,7 +285,7 @@ class PlacedModel(ABC):
                 return outputs_of(self._model, given)
 
         with self.placed():
-            habits = observe(run, loss, first_unit(inputs), first_unit(targets))
+            habits = observe(run, loss, first_unit(inputs), first_unit(targets), self.dtype)
         habits = replace(habits, values_only=self._places.habits.values_only)
         self._places.habits = replace(habits, draws=False)
         return habits

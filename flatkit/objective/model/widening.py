@@ -26,10 +26,13 @@ def is_narrower(dtype: torch.dtype, than: torch.dtype = _FULL) -> bool:
 
 @final
 class Roundings(Mode):
-    """Notices where numbers of 32 bits or more are rounded to fewer, by a cast or by autocast.
+    """Notices where numbers are rounded to fewer bits, by a cast or by autocast.
 
     What is made in 16 bits of nothing, such as a mask, is no rounding. What `Widening` leaves
     without effect is noticed too.
+
+    Args:
+        full: the dtype of which no number may be rounded.
 
     Attributes:
         dtype: to which was rounded, of several the coarsest; None if nothing was.
@@ -40,9 +43,10 @@ class Roundings(Mode):
     torch.bfloat16
     """
 
-    def __init__(self) -> None:
+    def __init__(self, full: torch.dtype = _FULL) -> None:
         super().__init__()
         self.dtype: torch.dtype | None = None
+        self._full = full
 
     def __torch_dispatch__(
         self,
@@ -55,12 +59,16 @@ class Roundings(Mode):
         asked = [leaf for leaf in leaves_in((args, kwargs)) if isinstance(leaf, torch.dtype)]
         found = [tensor.dtype for tensor in tensors_in(result)] + asked
         # Also a dtype that was asked for: under `Widening` the result no longer shows it.
-        narrow = [dtype for dtype in found if is_narrower(dtype)]
-        if narrow and any(_is_wide(t.dtype) for t in tensors_in((args, kwargs))):
+        narrow = [dtype for dtype in found if is_narrower(dtype, self._full)]
+        if narrow and any(self._is_full(t.dtype) for t in tensors_in((args, kwargs))):
             known = [] if self.dtype is None else [self.dtype]
             # Of several the coarsest counts: float8 hides what bfloat16 does.
             self.dtype = max(narrow + known, key=lambda dtype: torch.finfo(dtype).eps)
         return result
+
+    def _is_full(self, dtype: torch.dtype) -> bool:
+        inexact = dtype.is_floating_point or dtype.is_complex
+        return inexact and not is_narrower(dtype, self._full)
 
 
 @final
@@ -120,7 +128,3 @@ def _shares_memory(func: Any) -> bool:
     # torch's own schema says so of every operation; a list of names would miss new ones.
     given = getattr(getattr(func, "_schema", None), "arguments", ())
     return any(argument.alias_info is not None for argument in given)
-
-
-def _is_wide(dtype: torch.dtype) -> bool:
-    return (dtype.is_floating_point or dtype.is_complex) and not is_narrower(dtype)

@@ -11,7 +11,6 @@ from flatkit.errors import InvalidArgumentError
 from flatkit.objective.model.captured import graph_leaves, held_by, tensors_of
 from flatkit.objective.model.copier import registered
 from flatkit.objective.model.elsewhere import Elsewhere, Spot
-from flatkit.objective.model.habits import left_for
 from flatkit.objective.parameters import ParameterSpace
 from flatkit.objective.passes import Chunk, chunk_of, share_of
 from flatkit.objective.proofs.examination import Check, Found, prove
@@ -70,8 +69,7 @@ def complete(function: "Objective", search: "Search", *, loss_parameters: bool) 
         function.elsewhere = found
         if found is None:
             return True, "all leaves of the graph of the loss are in θ", None
-        left = left_for(function.loss_function)
-        if left is not None and left.found and found.beyond_outputs:
+        if function.reads_kept and found.beyond_outputs:
             _check_left(function)
         if not found.spots:
             return (

@@ -16,6 +16,7 @@ from flatkit.objective.proofs.smoothness import prove_smooth
 from flatkit.objective.proofs.splitting import Look, prove_apart, prove_parts, telling_rows
 from flatkit.objective.proofs.tables import padded_tables
 from flatkit.objective.pytree import Tree, leaves
+from flatkit.objective.reading.randomness import random_states
 
 if TYPE_CHECKING:
     from flatkit.objective.function import Objective
@@ -195,7 +196,8 @@ def check_deterministic(first: Tensor, value: Callable[[], Tensor], *, eps: floa
         # Threads may add in another order, which is no more than rounding.
         return float((one - other).abs().max()) <= 16 * eps * float(one.abs().max())
 
-    second = value()
+    before, second = random_states(), value()
+    draws = random_states() != before
     if agree(first, second) or not bool(first.isfinite().all()):
         return
     torch.manual_seed(0)
@@ -205,7 +207,7 @@ def check_deterministic(first: Tensor, value: Callable[[], Tensor], *, eps: floa
     cause = (
         "the forward pass draws random numbers although dropout layers are off (functional "
         "dropout with training=True, or noise added to activations); switch it off"
-        if agree(once, value())
+        if draws and agree(once, value())
         else "the model or the loss keeps state between calls, or a kernel is not "
         "deterministic; make the forward pass a function of its input"
     )

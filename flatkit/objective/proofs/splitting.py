@@ -112,7 +112,7 @@ class Look:
         """Return the gap of the loss alone, given the outputs; None if these cannot be cut."""
         function = self.function
         outputs = function.outputs(self.theta, self.chunk)
-        loss, slack = function.loss_function, function.slack
+        loss, slack = function.losses, function.slack
         return loss_splits(loss, outputs, self.chunk, self.weights, slack)
 
 
