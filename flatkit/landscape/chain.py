@@ -169,7 +169,10 @@ class Chain:
             if node.op == "placeholder":
                 values[node.name] = inputs
             elif node.op == "get_attr":
-                values[node.name] = self.network.tensor(str(node.target))[1].detach()
+                constant = self.network.tensor(str(node.target))[1]
+                if not isinstance(constant, Tensor):  # a generator draws others in every call
+                    raise CannotStackError(f"the model holds a {type(constant).__name__}")
+                values[node.name] = constant.detach()
             elif node.op == "call_module":
                 values[node.name] = self.network.modules[str(node.target)](*args, **kwargs)
             elif node.op == "call_method":

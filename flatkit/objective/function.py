@@ -383,8 +383,8 @@ class Objective(PlacedModel, OverSamples):
         if self.is_joint:
             return joint_value(self, point, chunk)
         decision, outputs = self.decision, self.outputs(point, chunk)  # as it asks a loss: first
-        right = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
-        return float(self.share(outputs, chunk).detach()), *right
+        right, asked = (0, 0) if decision is None else decision.right(outputs, chunk.targets)
+        return float(self.share(outputs, chunk).detach()), right, asked
 
     def mean_of(self, theta: Tensor, rows: Tensor) -> float:
         """Return the loss of some samples at θ, where that is one number."""

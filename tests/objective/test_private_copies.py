@@ -580,3 +580,23 @@ def test_a_generator_made_in_the_forward_pass_is_measured():
     expected = torch.cat([part.flatten() for part in parts])
     operator = HessianOperator(Objective(model, "cross_entropy", (inputs, targets)))
     assert torch.allclose(operator @ torch.ones_like(expected), expected, rtol=1e-10)
+
+
+class NoisyInputs(nn.Module):
+    """Adds noise before the first layer, which several points at once would compute once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        noise = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(3))
+        return self.layers(inputs + noise)
+
+
+def test_a_landscape_over_noise_of_a_generator_is_that_of_one_function():
+    model, inputs, targets = NoisyInputs(), torch.randn(12, 4), torch.arange(12) % 3
+    task = model, "cross_entropy", (inputs, targets)
+    report = analyze(*task, measures=["loss_plane"], plane_points=3, extent=0.5)
+    loss = F.cross_entropy(model(inputs), targets).item()
+    assert report["loss_plane"].value["loss"][1][1] == pytest.approx(loss, rel=1e-6)

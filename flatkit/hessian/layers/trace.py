@@ -96,8 +96,8 @@ class Network:
         """The bytes of the network's own copies of parameters and buffers."""
         return sum(map(_bytes_of, self.constants.values()))
 
-    def tensor(self, target: str) -> tuple[str, Tensor]:
-        """Return the canonical name and the value of a parameter or buffer by path."""
+    def tensor(self, target: str) -> tuple[str, Any]:
+        """Return the canonical name and the value of a parameter, buffer or constant by path."""
         path, _, leaf = target.rpartition(".")
         value = getattr(self.modules[path], leaf)
         return self.names.get(id(value), target), value

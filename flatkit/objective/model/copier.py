@@ -200,7 +200,7 @@ class Copier:
         twin = tensor.detach().to(device=self._device, dtype=dtype, copy=True)
         if isinstance(tensor, nn.Parameter):
             # One of a tensor class of its own counts as a parameter by a mark alone.
-            kind = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter
+            kind = type(tensor) if nn.Parameter in type(tensor).__mro__ else nn.Parameter
             twin = kind(twin, tensor.requires_grad)
             vars(twin).update(vars(tensor))
         else:
