@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from flatkit.errors import InvalidArgumentError, UserCodeError
-from flatkit.objective.model.left import Left
 from flatkit.objective.model.widening import Roundings
 from flatkit.objective.pytree import Tree, leaves, map_tree
 from flatkit.objective.reading.randomness import random_states
 from flatkit.objective.users_code import REENTRANT, users_code
+
+if TYPE_CHECKING:
+    from flatkit.objective.model.left import Left
 
 WATCHED = 8
 """Samples at which habits are looked at, spread over all."""
@@ -112,7 +114,7 @@ class Guarded:
         edits: whether it changes them.
     """
 
-    def __init__(self, inner: Callable[[Any, Any], Any], left: Left | None = None) -> None:
+    def __init__(self, inner: Callable[[Any, Any], Any], left: "Left | None" = None) -> None:
         self.inner, self.left, self.edits = inner, left, True
 
     def __call__(self, outputs: Any, targets: Tree) -> Any:
@@ -156,7 +158,7 @@ class Around:
         return str(getattr(self.loss, "__name__", self.loss))
 
 
-def guarded(loss: Any, left: Left | None = None) -> Any:
+def guarded(loss: Any, left: "Left | None" = None) -> Any:
     """Return a loss that leaves its targets alone: those of flatkit do.
 
     >>> type(guarded(torch.nn.functional.mse_loss)).__name__
@@ -165,7 +167,7 @@ def guarded(loss: Any, left: Left | None = None) -> Any:
     return loss if type(loss).__module__.startswith("flatkit.") else Guarded(loss, left)
 
 
-def left_for(loss: Any) -> Left | None:
+def left_for(loss: Any) -> "Left | None":
     """Return what a loss reads that forward passes leave in the model, if it reads any.
 
     >>> left_for(guarded(torch.nn.functional.mse_loss))

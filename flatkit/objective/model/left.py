@@ -7,12 +7,14 @@ that holds the user's model would find there what an earlier call has left: a co
 from collections import deque
 from collections.abc import Callable, Generator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor, nn
 
 from flatkit.objective.model.captured import reached_by
-from flatkit.objective.model.copier import Copier
+
+if TYPE_CHECKING:
+    from flatkit.objective.model.copier import Copier
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module: parameters, hooks and modes are placed otherwise."""
@@ -50,7 +52,7 @@ class Left:
         ]
 
     @classmethod
-    def of(cls, loss: Any, copier: Copier) -> "Left | None":
+    def of(cls, loss: Any, copier: "Copier") -> "Left | None":
         """Return what a loss may read; None where it reaches nothing that was copied.
 
         Args:
