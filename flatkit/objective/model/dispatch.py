@@ -12,8 +12,8 @@ class Mode(TorchDispatchMode):
     """Is told of the operations inside, and of no compiler.
 
     torch keeps its compiler away from modes by importing it at the first operation, which takes
-    two seconds, and by a wrapper, which takes as long as a small operation. Here nothing compiles:
-    `ordinary_torch` runs compiled functions as they were written.
+    more than a second, and by a wrapper. Here nothing compiles: `ordinary_torch` runs compiled
+    functions as they were written.
     """
 
     @classmethod
