@@ -16,7 +16,9 @@ from flatkit_cli.main import cli
 def shown(tmp_path_factory):
     """Run the demo with a smaller network on a fifth of the images, and with short searches."""
     whole = read_study("demo")
-    brief = {**whole.analyze, "search_budget": 20}
+    brief = {**whole.analyze, "search_budget": 10, "samples": 60, "trace_tolerance": 0.1}
+    brief |= {"slice_points": 7, "plane_points": 7}
+    line = ["demo", "--out", "demo", "--seeds", "2", "--formats", "png", "--dpi", "60"]
     small = {"data_kwargs": {"test_fraction": 0.8}, "batch_size": 16, "epochs": 2}
     small["model_kwargs"] = {"hidden": (16,), "activation": "relu"}
     folder = tmp_path_factory.mktemp("demo")
@@ -24,8 +26,8 @@ def shown(tmp_path_factory):
         fast = replace(whole, train={**whole.train, **small}, analyze=brief)
         patch.setattr(demo, "read_study", lambda name: fast)
         patch.chdir(folder)
-        done = CliRunner().invoke(cli, ["demo", "--out", "demo", "--seeds", "2"])
-        again = CliRunner().invoke(cli, ["demo", "--out", "demo", "--seeds", "2"])
+        done = CliRunner().invoke(cli, line)
+        again = CliRunner().invoke(cli, line)
     assert done.exit_code == again.exit_code == 0, done.output
     return folder / "demo", done, again
 

@@ -30,6 +30,7 @@ def build():
 SHORTER = {
     "analyze": "--measures loss,first_order_flatness --budget 10 --rho 0.01",
     "landscape": "--points 3 --no-figures",
+    "compare runs/": "--measures loss,first_order_flatness --budget 10 --rho 0.01",
     "verify": "--search-budget 10 --rho 0.01",
     "train --data": "--epochs 1",
     "train --task": "--batch-size 8 --epochs 1",

@@ -19,7 +19,7 @@ def test_intervals_over_seeds_hold_as_often_as_they_say():
 
 
 def test_intervals_over_samples_hold_the_values_of_the_population():
-    trials = 8
+    trials = 5
     found = shares(trials, trial)
     assert len(found) == 19  # nine quantities, of one run and of the difference of two, and a mean
     # All intervals of one problem are one draw at the least.

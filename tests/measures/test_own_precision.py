@@ -353,11 +353,11 @@ def test_what_has_no_bar_is_refused_with_the_way_out(call, said):
 
 def test_the_usual_measures_without_a_bar_are_left_out_and_come_with_float32():
     usual = analyzed(
-        measures=AnalysisSettings().measures, budget=300, slice_points=5, plane_points=3
+        measures=AnalysisSettings().measures, budget=40, slice_points=5, plane_points=3
     )
     assert "average_sharpness" in usual.analysis["not_in_bfloat16"]
     assert "average_sharpness" not in {result.measure for result in usual}
-    wide = analyzed(measures=["average_sharpness", "loss"], dtype="float32")
+    wide = analyzed(measures=["average_sharpness", "loss"], budget=40, dtype="float32")
     loss, _, _ = truth("autocast")
     assert wide.result("loss").error_kind == "exact"
     assert abs(wide.result("loss").value - loss) < 1e-6

@@ -335,13 +335,13 @@ def test_a_name_is_no_tag_of_the_page(tmp_path):
 def test_pictures_are_the_same_bytes_again_and_vectors_are_written(tmp_path):
     surfaces = [plane("sgd", 3.0), plane(), line(), trajectory()]
     formats = ("png", "svg", "pdf")
-    written = save_pictures(surfaces, tmp_path / "a", formats=formats, style="heat")
+    written = save_pictures(surfaces, tmp_path / "a", formats=formats, style="heat", dpi=50)
     stems = {path.stem for path in written}
     planes = {f"{kind}-plane-{q}" for kind in ("random", "pca") for q in surfaces[0].quantities}
     reliefs = {f"{kind}-plane-loss-3d" for kind in ("random", "pca")}
     assert stems == {"random-line"} | planes | reliefs
     assert len(written) == 3 * len(stems)
-    again = save_pictures(surfaces[2:], tmp_path / "b", formats=formats, style="heat")
+    again = save_pictures(surfaces[2:], tmp_path / "b", formats=formats, style="heat", dpi=50)
     assert {path.stem for path in again} > {"random-line", "pca-plane-loss", "pca-plane-loss-3d"}
     for path in again:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
@@ -367,7 +367,8 @@ class Forbidden:
         assert name.split(".")[0] != "torch", "torch was imported"
 sys.meta_path.insert(0, Forbidden())
 from flatkit_cli.main import main
-code = main(["plot", *{[str(f) for f in files]!r}, "--figures", {str(tmp_path / "f")!r}])
+few = ["--dpi", "50", "--figures", {str(tmp_path / "f")!r}]
+code = main(["plot", *{[str(f) for f in files]!r}, *few])
 assert code == 0 and "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
