@@ -42,8 +42,8 @@ class Held(Silent):
         self.ledger, self.vector, self.most = ledger, vector, 0
 
     def look(self, schedule):
-        self.ledger.sweep()
-        held = sum(size // self.vector for _, size in self.ledger._live.values())
+        alive = [storage for ref in self.ledger._live.values() if (storage := ref()) is not None]
+        held = sum(storage.nbytes() // self.vector for storage in alive)
         self.most = max(self.most, held)
 
 

@@ -94,7 +94,7 @@ def test_one_group_has_no_pairs_and_a_table_without_rows(format):
 
 def test_the_name_of_a_file_with_a_line_break_ends_no_table_of_markdown():
     text = comparison(("a\nb", "c")).table("markdown")
-    assert "\n| a b | " in text
+    assert "\n| a\\nb | " in text
 
 
 @pytest.mark.parametrize("names", [NAMES, tuple("abcdefghi")])
