@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from flatkit.objective.model.dispatch import tensors_in
 
 _aten = torch.ops.aten
 _FAST = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,7 +41,7 @@ def scratch_bytes(operation: Any, arguments: Sequence[Any], result: Any) -> int:
     """
     kind = getattr(operation, "overloadpacket", None)
     if kind in (_aten.mkldnn_rnn_layer, _aten.mkldnn_rnn_layer_backward):
-        tensors = [item for item in tree_leaves((arguments, result)) if isinstance(item, Tensor)]
+        tensors = tensors_in((arguments, result))
         return sum(tensor.nbytes for tensor in tensors) // 2
     if kind is _aten.convolution:
         images, weight, settings = [arguments[0]], arguments[1], arguments[3:]

@@ -88,7 +88,7 @@ class Left:
         """
         undone: list[tuple[Any, Any, Any, Any]] = []
         for mine, copied, marks in self._before:
-            if _marks(copied) != marks:
+            if not _unchanged(_marks(copied), marks):
                 undone.append((mine, copied, _content(mine), _content(copied)))
                 self.found = True
         try:
@@ -118,31 +118,20 @@ def _content(holder: Any) -> Any:
     return list(holder)
 
 
-def _marks(holder: Any) -> Any:
+def _marks(holder: Any) -> list[tuple[Any, Any, int]]:
     """Return what tells whether a collection, or a tensor in it, was changed."""
     content = _content(holder)
     entries = content.items() if isinstance(content, dict) else enumerate(content)
     # The values themselves are held, so that no id is used again.
-    return _Marks([(key, value, _version(value)) for key, value in entries])
+    return [(key, value, _version(value)) for key, value in entries]
 
 
-class _Marks(list[tuple[Any, Any, int]]):
-    """Entries that are compared by identity, not by their own idea of being equal."""
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Marks)
-            and len(self) == len(other)
-            and all(
-                a[0] == b[0] and a[1] is b[1] and a[2] == b[2]
-                for a, b in zip(self, other, strict=True)
-            )
-        )
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
+def _unchanged(marks: list[tuple[Any, Any, int]], before: list[tuple[Any, Any, int]]) -> bool:
+    """Whether all entries are the same objects, whatever is equal by their own idea of it."""
+    pairs = zip(marks, before, strict=False)
+    return len(marks) == len(before) and all(
+        a[0] == b[0] and a[1] is b[1] and a[2] == b[2] for a, b in pairs
+    )
 
 
 def _version(value: Any) -> int:
