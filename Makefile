@@ -10,9 +10,10 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format type quick test test-all test-oldest test-newest coverage mutate \
+.PHONY: help install demo lint format type quick test test-long test-all test-oldest test-newest coverage mutate \
 	docs bench faults architectures fuzz-models real-weights experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
+OF_CI := -m 'not slow and not gpu'
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,21 +52,24 @@ quick: $(READY) ## doctests and the tests of the rooms that differ from main; un
 test: $(READY) ## the everyday tests
 	$(BIN)/python $(PYTEST)
 
-test-all: $(READY) ## also the slow experiments
+test-long: $(READY) ## what these leave to CI: notebooks, the demo, studies, jobs of several processes, many seeds
+	$(BIN)/python $(PYTEST) -m 'long and not slow and not gpu'
+
+test-all: $(READY) ## both, and the slow experiments
 	$(BIN)/python $(PYTEST) -m 'not gpu'
 
 test-oldest: ## the tests with the oldest versions that pyproject accepts (OLDEST=python3.10)
 	$(OLDEST) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]'
-	.venv-oldest/bin/python $(PYTEST)
+	.venv-oldest/bin/python $(PYTEST) $(OF_CI)
 
 test-newest: ## the tests with the newest versions that pip finds (TORCH=torch==2.13.0 keeps that one)
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade '$(TORCH)' -e '.[test]'
-	.venv-newest/bin/python $(PYTEST)
+	.venv-newest/bin/python $(PYTEST) $(OF_CI)
 
-coverage: $(READY) ## the everyday tests, and which lines they reach; fails below the floor
-	$(BIN)/python $(PYTEST) --cov --cov-report=term:skip-covered
+coverage: $(READY) ## all tests that CI runs, and which lines they reach; fails below the floor
+	$(BIN)/python $(PYTEST) $(OF_CI) --cov --cov-report=term:skip-covered
 
 mutate: $(READY) ## break N seeded places of the mathematics, see which faults the tests miss
 	nice $(BIN)/python -m benchmarks.mutation --count $(N)

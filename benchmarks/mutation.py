@@ -37,7 +37,7 @@ REPORT = ROOT / "benchmarks" / "results" / "mutation.md"
 # Their processes are started anew and do not see the changed module.
 NOT_SEEN = ("tests/optim/test_data_parallel.py",)
 # The rewriting of assertions would read a module anew, past what stands in its place.
-OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain")
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "-m", "not slow and not gpu")
 KINDS = ("killed", "endless", "survived", "not-run")
 # Before the forks, so that none of them has to.
 IMPORTED_ONCE = ("hypothesis", "scipy.optimize", "torch._dynamo")

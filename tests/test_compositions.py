@@ -1,9 +1,12 @@
 """Whatever is put together is measured right or refused, and nothing of the user's changes."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.compositions import CHOICES, Composition, judge
+
+pytestmark = pytest.mark.long
 
 COMPOSITIONS = st.builds(
     Composition, **{name: st.sampled_from(list(among)) for name, among in CHOICES.items()}

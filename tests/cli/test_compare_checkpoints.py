@@ -91,6 +91,7 @@ def test_saved_groups_are_made_without_torch(files, capsys, monkeypatch):
     assert code == 0 and Comparison.from_json(out).groups == ["gam", "sgd"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
 def test_names_that_cannot_be_written_are_spelt_out(files, capsys):
     """A byte that is no UTF-8 ended the command after the measuring; a bell broke the SVG."""

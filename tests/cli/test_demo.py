@@ -11,6 +11,8 @@ from flatkit.studies.settings import read_study
 from flatkit_cli import demo
 from flatkit_cli.main import cli
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):

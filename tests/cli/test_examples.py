@@ -15,6 +15,8 @@ from flatkit.results import Report, Result
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.main import cli, main
 
+pytestmark = pytest.mark.long
+
 TASK = """
 import torch
 from torch import nn

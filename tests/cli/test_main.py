@@ -156,6 +156,7 @@ def flatkit_in(folder, *arguments, encoding="utf-8"):
     return out
 
 
+@pytest.mark.long
 def test_streams_without_greek_letters_get_words_and_json_stays_whole(run_folder):
     table = ["analyze", "ckpt.pt", "--measures", "top_eigenvalues,gradient_norm"]
     text = flatkit_in(run_folder, *table, encoding="cp1252").decode("cp1252")
@@ -164,6 +165,7 @@ def test_streams_without_greek_letters_get_words_and_json_stays_whole(run_folder
     assert json.loads(text)["results"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
 def test_the_report_of_a_file_whose_name_is_no_text_is_kept(run_folder):
     named = os.fsdecode(b"strange-\xff.pt")
@@ -183,6 +185,7 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_who_closes_the_pipe_has_the_files_all_the_same(run_folder):
     """`flatkit compare ... --markdown table.md | true` wrote no table and no figures."""
     checkpoint, report = (str(run_folder / name) for name in ("ckpt.pt", "r.json"))

@@ -150,6 +150,7 @@ def test_reports_of_different_functions_are_flagged(changed, named, tmp_path, ca
     assert "warning: different functions" in err
 
 
+@pytest.mark.long
 def test_plot_draws_the_figures_without_torch(tmp_path):
     (path,) = save(tmp_path, gam=report())
     code = (
@@ -179,6 +180,7 @@ def test_help_and_the_modules_of_the_commands_import_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.long
 def test_drawing_twice_gives_the_same_bytes_in_another_process(tmp_path, capsys):
     (path,) = save(tmp_path, gam=report())
     assert run(capsys, "plot", path, "--figures", tmp_path / "a")[0] == 0

@@ -5,6 +5,8 @@ from scipy.stats import binom
 
 from benchmarks.sampling import seeds_trial, shares, trial
 
+pytestmark = pytest.mark.long
+
 UNLIKELY = 1e-4
 
 

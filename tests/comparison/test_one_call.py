@@ -24,6 +24,8 @@ from flatkit.measures.registry import MEASURES as MEASURES_KNOWN
 from flatkit.render.runs import RunLines, RunsProgress
 from flatkit.results import Comparison, Entry, Report, Result
 
+pytestmark = pytest.mark.long
+
 MEASURES = ["loss", "top_eigenvalues", "trace"]
 TASK = """
     import torch

@@ -177,6 +177,7 @@ def test_holm_and_combined_errors():
     assert found.p == pytest.approx(2 * stats.t.sf(0.8 / 0.5, 7))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
 def test_few_seeds_beside_many_blocks_of_samples_err_in_about_5_percent(ratio):
     random, trials = np.random.default_rng(2), 5000
@@ -190,6 +191,7 @@ def test_few_seeds_beside_many_blocks_of_samples_err_in_about_5_percent(ratio):
     assert 0.03 * trials < wrong < 0.0625 * trials
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.9])
 def test_small_p_of_few_seeds_are_not_too_bold_whatever_their_share(share):
     random, trials = np.random.default_rng(3), 200_000

@@ -16,6 +16,8 @@ from flatkit.render.figures.track import track_figure
 from flatkit.training import TrainingConfig, train
 from flatkit_cli.track import track as track_command
 
+pytestmark = pytest.mark.long
+
 SETTINGS = {
     "data": "gaussians",
     "data_kwargs": {"samples": 60},

@@ -16,7 +16,7 @@ from flatkit.results.comparison import load_results
 from tests.devices.commands import material, together
 from tests.devices.ports import free_port
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 FEW = ["--measures", "loss,top_eigenvalues,max_gradient_norm", "--rho", "0.1", "--budget", "120"]
 
 

@@ -31,6 +31,7 @@ from tests.devices.ranks_worker import (
 from tests.processes import start
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.distributed,
     pytest.mark.skipif(not sharded_models.KINDS, reason="no fully_shard in this torch"),
 ]

@@ -22,7 +22,7 @@ from tests.devices.ranks_worker import (
 from tests.devices.sharded_models import analysis, passes
 from tests.processes import finish, start
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 Results = list[dict[str, Any]]
 KINDS = ("one chunk", "chunks", "weights", "norm")
 

@@ -21,7 +21,7 @@ from tests.devices.commands import together
 from tests.devices.ports import free_port
 from tests.processes import finish, start
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 SMALL: dict[str, Any] = {
     "data": "gaussians",
     "data_kwargs": {"samples": 60},

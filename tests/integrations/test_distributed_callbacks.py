@@ -11,7 +11,7 @@ from tests.devices.ports import free_port
 from tests.integrations import distributed_fit
 from tests.processes import finish, start
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 
 
 def fit(library: str, folder: Path, processes: int) -> list[dict[str, float]]:

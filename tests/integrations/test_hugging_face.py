@@ -116,6 +116,7 @@ def by_hand(kind: str, batches, max_norm: float = 1.0) -> tuple[nn.Module, list[
     return model, losses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_trainer_reaches_the_same_weights_as_a_plain_loop(tmp_path, kind):
     trainer = fit(kind, tmp_path)

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from flatkit.integrations.hugging_face import CurvatureCallback
     from tests.integrations.test_hugging_face import bert, rows
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the library
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # of the library
 
 TAGS = {f"curvature/{name}" for name in ("top_eigenvalue", "trace", "gradient_norm", "loss")}
 

@@ -22,7 +22,8 @@ with warnings.catch_warnings():
 
     from flatkit.integrations.lightning import CurvatureCallback
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, about loaders and workers
+# Warnings of the library, about loaders and workers.
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
 class Net(PerturbedModuleMixin, lightning.LightningModule):

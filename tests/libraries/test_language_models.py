@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 LINES = [
     "the cat sat on the mat and looked at the moon",

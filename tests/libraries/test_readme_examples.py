@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 README = Path(__file__).parent.parent.parent / "README.md"
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
 def example(title: str) -> str:

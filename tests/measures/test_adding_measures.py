@@ -98,6 +98,7 @@ def test_every_measure_stands_in_the_file_of_its_name_and_says_what_it_is():
             assert settings_of(part) and all(one.help for one in settings_of(part).values())
 
 
+@pytest.mark.long
 def test_a_package_adds_a_measure_that_help_table_comparison_and_figures_show(tmp_path):
     install(tmp_path, TOY)
     checkpoint = train(

@@ -20,6 +20,8 @@ from flatkit.spectrum import lobpcg, power_iteration, spectral_density
 from flatkit.spectrum.sampled import Sampled
 from flatkit_cli.main import main
 
+pytestmark = pytest.mark.long
+
 QUICK = (1, 2, 3)
 """Cases of every kind of network."""
 

@@ -30,6 +30,8 @@ from flatkit.results.comparison import Comparison, Entry
 from flatkit.results.report import Report
 from flatkit_cli.main import main
 
+pytestmark = pytest.mark.long
+
 STEPS = [[-0.8], [-0.2], [0.0], [0.3], [1.0]]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "accuracy", "gradient_norm")
 

@@ -18,6 +18,8 @@ from flatkit.measures.settings import AnalysisSettings
 from flatkit.objective.noise import measure_noise
 from flatkit.results.status import Status
 
+pytestmark = pytest.mark.long
+
 BFLOAT, HALF = torch.bfloat16, torch.float16
 
 

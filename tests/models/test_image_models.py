@@ -64,6 +64,7 @@ def test_every_network_takes_the_usual_images_and_all_its_parameters_matter(name
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "kwargs"), SMALL)
 def test_hessian_products_of_every_network_agree_with_differences_of_gradients(name, kwargs):
     torch.manual_seed(0)

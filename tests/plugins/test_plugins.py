@@ -14,6 +14,8 @@ import pytest
 from flatkit.landscape import load_surface
 from flatkit.render.axes import axis_label
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent.parent
 SITE = Path(__file__).parent / "site"
 

@@ -47,6 +47,7 @@ class Parts(HTMLParser):
             self.cells.setdefault(self._in["data-label"] or "", []).append(data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_a_page_names_nothing_outside_itself(name):
     text = shown(name)
@@ -160,6 +161,7 @@ def test_reports_and_comparisons_write_themselves(tmp_path):
         ONE.to_html(tmp_path)
 
 
+@pytest.mark.long
 def test_compare_writes_a_page_without_torch(tmp_path, capsys):
     files = [str(SEVERAL.save(tmp_path / "a.json")), str(ONE.save(tmp_path / "b.json"))]
     arguments = ["compare", *files, "--html", str(tmp_path / "new" / "page.html")]

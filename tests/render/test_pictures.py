@@ -24,6 +24,8 @@ from flatkit.render.figures.surfaces_3d import surface_3d_figure
 from flatkit.render.page import save_page
 from flatkit.render.tables.surfaces import numbers_table
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent.parent
 RANDOM = {
     "kind": "random",

@@ -68,6 +68,7 @@ def test_eigenvalues_of_long_operators_in_32_bits_are_right_to_their_errors(meth
         assert abs(value - true) <= min(error, slack * true)
 
 
+@pytest.mark.long
 def test_traces_of_long_operators_in_32_bits_are_right_to_their_errors():
     operator = Diagonal([3e4, 2e4, 1e4], LONG)
     exact = float(operator.entries.double().sum())

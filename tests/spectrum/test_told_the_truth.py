@@ -1,6 +1,6 @@
 """Told the truth: the true error never exceeds the reported one, in 100 random cases each.
 
-The first 20 have every kind of spectrum in both dtypes; `make test-all` runs the others.
+The first 20 have every kind of spectrum in both dtypes; `make test-long` runs the others.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from flatkit.spectrum import Estimate, lanczos, lobpcg, power_iteration
 from flatkit.spectrum.operators import DenseOperator
 from tests.cases import random_symmetric
 
-SEEDS = [range(20), pytest.param(range(20, 100), marks=pytest.mark.slow)]
+SEEDS = [range(20), pytest.param(range(20, 100), marks=pytest.mark.long)]
 METHODS: dict[str, Callable[..., Estimate]] = {
     "lanczos": lanczos,
     "value stop": lambda operator, **given: lanczos(operator, stop="value", **given),

@@ -28,6 +28,8 @@ from flatkit.studies.watching import DoneRun, SilentStudy
 from flatkit.training.evaluation import evaluate
 from tests.processes import start, study_until_killed
 
+pytestmark = pytest.mark.long
+
 TRAIN = {
     "data": "gaussians",
     "data_kwargs": {"samples": 60},

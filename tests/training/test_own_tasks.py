@@ -445,6 +445,7 @@ def small_study(**changes) -> Study:
     return Study(**{**usual, **changes})
 
 
+@pytest.mark.long
 def test_a_study_of_an_own_task_measures_what_was_trained(folder):
     outcome = study(small_study(), "study", jobs=1)
     entries = outcome.comparisons["noisy"].entries

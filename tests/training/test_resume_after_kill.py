@@ -12,6 +12,8 @@ from flatkit import checkpoints
 from flatkit.training import TrainingConfig, read_history, train
 from tests.processes import start, train_until_killed
 
+pytestmark = pytest.mark.long
+
 CNN: dict[str, Any] = {
     "data": "digits",
     "data_kwargs": {"test_fraction": 0.9},

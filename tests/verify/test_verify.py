@@ -140,6 +140,7 @@ def rescaled(geometry):
     return [flatkit.analyze(task, geometry=geometry, **given) for task in tasks]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("geometry", ["adaptive", "filter"])
 def test_adaptive_measures_do_not_change_when_layers_are_rescaled(geometry):
     for measure in RESCALED:
@@ -240,6 +241,7 @@ def test_on_a_trained_network_both_limits_hold_to_one_percent():
     assert 2 * zeroth.value / rho**2 == pytest.approx(exact, rel=0.01)
 
 
+@pytest.mark.long
 def test_in_float32_rounding_is_reported_and_not_printed_as_a_result(equal_clock):
     model, data = trained_tanh(torch.float32)
     task = flatkit.Task(model, "mse", data)
@@ -262,6 +264,7 @@ def test_in_float32_rounding_is_reported_and_not_printed_as_a_result(equal_clock
     assert value == pytest.approx(truth, rel=0.01)
 
 
+@pytest.mark.long
 def test_where_rounding_hides_r0_no_claim_is_made_of_it():
     model, data = trained_tanh(torch.float32)
 
@@ -277,6 +280,7 @@ def test_where_rounding_hides_r0_no_claim_is_made_of_it():
     assert f"ρ = {smallest:.3g}" not in claim["reason"]
 
 
+@pytest.mark.long
 def test_a_series_is_measured_at_the_radii_of_its_last_checkpoint(tmp_path, capsys):
     config = TrainingConfig(data="gaussians", epochs=2, save_every=1, device="cpu")
     train(config, tmp_path / "run")

@@ -17,6 +17,8 @@ from flatkit.spectrum.operators import DenseOperator
 from flatkit.verify import verify
 from flatkit.verify.claims import Facts, Rung, judge
 
+pytestmark = pytest.mark.long
+
 CALM = Jump(0.0, 1e-3, 1e-3)
 FACTS = Facts(4.0, 1e-3, True, 1.0, 1e-3, 1e-6, 1e-6, CALM)
 RUNGS = [Rung(rho, 2.0, 4.0, 2.0, 4.0) for rho in (0.01, 0.1)]

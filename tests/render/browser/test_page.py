@@ -12,9 +12,12 @@ api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of fl
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium; tests/render/browser/install.sh installs it"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium; tests/render/browser/install.sh installs it"
+    ),
+]
 WIDTHS = (1280, 390)
 
 
