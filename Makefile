@@ -10,7 +10,7 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format type quick test test-long test-all test-oldest test-newest coverage mutate \
+.PHONY: help install demo lint format type quick test test-ci test-all test-oldest test-newest coverage mutate \
 	docs bench faults architectures fuzz-models real-weights experiment notebooks clean
 PYTEST := -m pytest -q -n auto --dist worksteal
 OF_CI := -m 'not slow and not gpu'
@@ -52,10 +52,10 @@ quick: $(READY) ## doctests and the tests of the rooms that differ from main; un
 test: $(READY) ## the everyday tests
 	$(BIN)/python $(PYTEST)
 
-test-long: $(READY) ## what these leave to CI: notebooks, the demo, studies, jobs of several processes, many seeds
-	$(BIN)/python $(PYTEST) -m 'long and not slow and not gpu'
+test-ci: $(READY) ## also notebooks, the demo, studies, jobs of several processes, many seeds: all that CI runs
+	$(BIN)/python $(PYTEST) $(OF_CI)
 
-test-all: $(READY) ## both, and the slow experiments
+test-all: $(READY) ## also the slow experiments
 	$(BIN)/python $(PYTEST) -m 'not gpu'
 
 test-oldest: ## the tests with the oldest versions that pyproject accepts (OLDEST=python3.10)

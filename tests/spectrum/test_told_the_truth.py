@@ -1,6 +1,6 @@
 """Told the truth: the true error never exceeds the reported one, in 100 random cases each.
 
-The first 20 have every kind of spectrum in both dtypes; `make test-long` runs the others.
+The first 20 have every kind of spectrum in both dtypes; `make test-ci` runs the others.
 """
 
 from collections.abc import Callable
