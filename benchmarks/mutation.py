@@ -36,7 +36,8 @@ RECORDS = ROOT / ".mutation"
 REPORT = ROOT / "benchmarks" / "results" / "mutation.md"
 # Their processes are started anew and do not see the changed module.
 NOT_SEEN = ("tests/optim/test_data_parallel.py",)
-# The rewriting of assertions would read a module anew, past what stands in its place.
+# The rewriting of assertions would read a module anew, past what stands in its place. Tests marked
+# `long` belong to it: some faults one case of a hundred alone notices.
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "-m", "not slow and not gpu")
 KINDS = ("killed", "endless", "survived", "not-run")
 # Before the forks, so that none of them has to.
